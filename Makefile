@@ -1,0 +1,43 @@
+# `make` lists what there is. Everything runs from a bare clone with python3 >= 3.10 and nothing else.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+TRAIN = $(BIN)/python -m tinychat.train
+.DEFAULT_GOAL := help
+.PHONY: help install run test test-slow test-gpu lint ui clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+# The environment is made again when the dependencies change.
+$(VENV)/.installed: setup.cfg pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("tinychat needs python >= 3.10, this is " + sys.version.split()[0] + "; try make PYTHON=python3.11") if sys.version_info < (3, 10) else None'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[test,gpt2]'
+	touch $@
+
+install: $(VENV)/.installed ## make .venv and install tinychat with its dependencies
+
+run: install ## the main job, offline: tinyworld -> BPE tokenizer -> pretrain `mini` -> perplexity, samples, report
+	HF_HUB_OFFLINE=1 $(TRAIN) stage=tokenizer
+	HF_HUB_OFFLINE=1 $(TRAIN) stage=pretrain
+	HF_HUB_OFFLINE=1 $(TRAIN) stage=eval
+
+test: install ## lint, types and all tests that need neither minutes nor a GPU
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 -m 'not slow and not gpu and not ui'
+
+test-slow: install ## the tests that take minutes
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
+
+test-gpu: install ## the tests that need a CUDA device
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m gpu
+
+ui: install ## open MLflow's pages on the runs under outputs/
+	$(BIN)/mlflow ui --backend-store-uri sqlite:///outputs/mlflow.db
+
+clean: ## remove the environment and build leftovers (outputs/ stays)
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,212 @@
+"""Checkpoints: a Hugging Face folder, a lineage file, and (for the newest ones) all that an exact resume needs.
+
+    step-000100/
+        model.safetensors  config.json  tokenizer.json ...   what AutoModelForCausalLM and AutoTokenizer load
+        lineage.json                                         where it comes from
+        manifest.json                                        sizes of all files: a checkpoint cut short is noticed
+        trainer_state/                                       step, counters, optimizer, random numbers
+
+A checkpoint is written under a temporary name, synced to disk, and renamed: a crash or a full disk leaves the ones
+before it as they were.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+
+from tinychat import runs
+from tinychat.engine import Engine
+from tinychat.errors import UserError
+from tinychat.world import World
+
+TRAINER_FILE = "trainer.json"
+
+
+@dataclass
+class Checkpointer:
+    """Saves and prunes the checkpoints of one run. Every rank has one and calls its methods together."""
+
+    run_dir: Path
+    world: World
+    keep_last: int
+    keep_best: int
+
+    @property
+    def folder(self) -> Path:
+        return self.run_dir / runs.CHECKPOINTS
+
+    def save(
+        self,
+        step: int,
+        engine: Engine,
+        tokenizer: Any,
+        trainer: dict[str, Any],
+        lineage: dict[str, Any],
+        score: float | None = None,
+    ) -> Path:
+        """Write checkpoint `step` and prune older ones; a lower score is better. Returns its folder.
+
+        Raises UserError on every rank when any rank cannot write (a full disk, say); older checkpoints survive.
+        """
+        final = self.folder / f"step-{step:06d}"
+        temporary = self.folder / f".saving-step-{step:06d}"
+        weights = (
+            engine.full_state_dict()
+        )  # a collective: outside the guarded part, so that no rank is left waiting
+
+        def write_shared() -> None:
+            shutil.rmtree(temporary, ignore_errors=True)
+            (temporary / runs.TRAINER_STATE).mkdir(parents=True)
+            engine.model.save_pretrained(temporary, state_dict=weights, safe_serialization=True)
+            tokenizer.save_pretrained(temporary)
+            (temporary / runs.LINEAGE).write_text(json.dumps(lineage, indent=1), encoding="utf-8")
+            state = json.dumps({"step": step, "world_size": self.world.size, **trainer})
+            (temporary / runs.TRAINER_STATE / TRAINER_FILE).write_text(state, encoding="utf-8")
+
+        def write_own() -> None:
+            torch.save(random_state(), temporary / runs.TRAINER_STATE / f"random-rank{self.world.rank}.pt")
+            engine.save_state(temporary / runs.TRAINER_STATE)
+
+        def publish() -> None:
+            runs.write_manifest(temporary, score)
+            _sync_tree(temporary)
+            if final.exists():  # the same step again, after a resume from an older checkpoint
+                _remove(final)
+            os.replace(temporary, final)
+            _sync_folder(self.folder)
+
+        try:
+            self._together(write_shared if self.world.is_main else None, final)
+            self._together(write_own, final)
+            self._together(publish if self.world.is_main else None, final)
+        except UserError:
+            if self.world.is_main:
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        if self.world.is_main:
+            self._prune()
+        self.world.barrier()
+        return final
+
+    def _together(self, action: Callable[[], None] | None, target: Path) -> None:
+        """Run an action that may fail on this rank; if it failed on any, raise on all."""
+        problem: Exception | None = None
+        try:
+            if action is not None:
+                action()
+        except (OSError, SafetensorError, RuntimeError) as error:
+            problem = error
+        if self.world.max(float(problem is not None)) > 0:
+            last = runs.list_checkpoints(self.run_dir)
+            kept = (
+                f"{last[-1]} is intact; free space and continue with resume=auto"
+                if last
+                else "no checkpoint before it"
+            )
+            reason = str(problem).splitlines()[0] if problem else "another rank could not write"
+            raise UserError(f"could not save {target}: {reason}; {kept}") from problem
+
+    def _prune(self) -> None:
+        every = runs.list_checkpoints(self.run_dir)
+        newest = set(every[-self.keep_last :])
+        scored = [(score, path) for path in every if (score := runs.checkpoint_score(path)) is not None]
+        best = {path for _, path in sorted(scored, key=lambda pair: pair[0])[: self.keep_best]}
+        for path in every:
+            if path in newest:
+                continue
+            if path not in best:
+                _remove(path)
+            elif (path / runs.TRAINER_STATE).exists():
+                runs.write_manifest(path, runs.checkpoint_score(path), without=runs.TRAINER_STATE)
+                _remove(path / runs.TRAINER_STATE)
+
+    def latest(self) -> Path | None:
+        """The newest checkpoint that a resume can start from; raises UserError if a file of it was cut short."""
+        able = runs.resumable_checkpoints(self.run_dir)
+        if not able:
+            return None
+        runs.verify_checkpoint(able[-1])
+        return able[-1]
+
+    def load(self, path: Path, engine: Engine, same_ranks: bool) -> dict[str, Any]:
+        """Put engine and random numbers back as they were; returns the trainer's own counters.
+
+        same_ranks: the engine's state is split over ranks (ZeRO), so their number must not have changed.
+        """
+        folder = path / runs.TRAINER_STATE
+        trainer = runs.read_json(folder / TRAINER_FILE)
+        if trainer is None:
+            raise UserError(
+                f"{folder / TRAINER_FILE}: missing or unreadable; remove {path} to resume from the one before"
+            )
+        if same_ranks and trainer["world_size"] != self.world.size:
+            raise UserError(
+                f"{path} was saved by {trainer['world_size']} DeepSpeed ranks and cannot be resumed by {self.world.size}; "
+                f"use launch.nproc={trainer['world_size']}, or start anew from its weights with init_from={path}"
+            )
+        engine.load_state(folder)
+        own = folder / f"random-rank{self.world.rank}.pt"
+        if own.exists():
+            restore_random_state(torch.load(own, weights_only=True))
+        return trainer
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every global random generator, as tensors and plain numbers (loads with weights_only=True)."""
+    version, internal, gauss = random.getstate()
+    numpy_state = np.random.get_state(legacy=True)
+    state: dict[str, Any] = {
+        "python": (version, list(internal), gauss),
+        "numpy": (torch.from_numpy(numpy_state[1].astype(np.int64)), *numpy_state[2:]),  # type: ignore[index,union-attr]
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    keys, *rest = state["numpy"]
+    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        elif path.is_dir():
+            _sync_folder(path)
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    """Delete a folder so that it is gone as a checkpoint at once, even if the deletion is interrupted."""
+    doomed = path.with_name(f".removing-{path.name}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    os.replace(path, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)

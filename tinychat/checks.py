@@ -1,0 +1,187 @@
+"""Checks over several fields, before anything is allocated, spawned or written.
+
+Each check yields one line: the key, the value found, what would work. All problems are reported together. Nothing here
+imports torch; what needs the model, the tokenizer or the device is checked by the stage before it trains.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator
+from pathlib import Path
+
+from tinychat import ds_config, schema
+from tinychat.errors import UserError
+from tinychat.schema import Arch, Config, Device, LaunchKind, OptimKind, Precision, Schedule
+
+
+def check(config: Config) -> None:
+    """Raise one UserError naming every problem of the configuration."""
+    problems = [line for part in CHECKS for line in part(config)]
+    if problems:
+        raise UserError("\n       ".join(problems))
+
+
+def world_size(config: Config) -> int:
+    return config.launch.nproc * config.launch.nnodes
+
+
+def _positive(config: Config) -> Iterator[str]:
+    stage = config.stage
+    at_least_one = [
+        "max_steps",
+        "batch_size",
+        "micro_batch_size",
+        "log_every",
+        "eval_batch_size",
+        "sample_tokens",
+    ]
+    not_negative = ["warmup_steps", "eval_every", "grad_clip", "lr", "min_lr_ratio"]
+    for key in at_least_one:
+        value = getattr(stage, key, None)
+        if value is not None and value < 1:
+            yield f"stage.{key}={value}: must be at least 1"
+    for key in not_negative:
+        value = getattr(stage, key, None)
+        if value is not None and value < 0:
+            yield f"stage.{key}={value}: must not be negative"
+    for key in ("context_length", "eval_tokens"):
+        value = getattr(stage, key, None)
+        if value is not None and value < 2:
+            yield f"stage.{key}={value}: must be at least 2"
+    for name, value in (
+        ("checkpoint.every", config.checkpoint.every),
+        ("checkpoint.keep_best", config.checkpoint.keep_best),
+    ):
+        if value < 0:
+            yield f"{name}={value}: must not be negative"
+    if config.checkpoint.keep_last < 1:
+        yield f"checkpoint.keep_last={config.checkpoint.keep_last}: must be at least 1, or nothing could be resumed"
+    if config.resume not in ("never", "auto") and not Path(config.resume).is_dir():
+        yield f"resume={config.resume}: neither never, auto nor a run folder"
+    for name, text in (("experiment_name", config.experiment_name), ("run_name", config.run_name or "x")):
+        if not text or "/" in text or text.startswith("."):
+            yield f"{name}={text!r}: must be a plain folder name"
+
+
+def _batches(config: Config) -> Iterator[str]:
+    stage = config.stage
+    if not isinstance(stage, schema.TrainLoop) or min(stage.batch_size, stage.micro_batch_size) < 1:
+        return
+    ranks = world_size(config)
+    per_forward = stage.micro_batch_size * ranks
+    if stage.batch_size % per_forward:
+        fits = [size for size in range(1, stage.batch_size + 1) if stage.batch_size % (size * ranks) == 0]
+        works = (
+            f"micro_batch_size may be {', '.join(map(str, fits[-6:]))}"
+            if fits
+            else f"batch_size may be {ranks * max(1, round(stage.batch_size / ranks))}"
+        )
+        yield (
+            f"stage.batch_size={stage.batch_size} does not divide into forward passes of micro_batch_size="
+            f"{stage.micro_batch_size} on {ranks} rank{'s' if ranks > 1 else ''}; {works}"
+        )
+
+
+def _schedule(config: Config) -> Iterator[str]:
+    stage = config.stage
+    if not isinstance(stage, schema.TrainLoop):
+        return
+    if stage.warmup_steps > stage.max_steps:
+        yield f"stage.warmup_steps={stage.warmup_steps} is more than stage.max_steps={stage.max_steps}"
+    if stage.schedule is Schedule.wsd and not 0 <= stage.decay_fraction <= 1:
+        yield f"stage.decay_fraction={stage.decay_fraction}: a share between 0 and 1"
+    if stage.min_lr_ratio > 1:
+        yield f"stage.min_lr_ratio={stage.min_lr_ratio}: at most 1"
+
+
+def _model(config: Config) -> Iterator[str]:
+    model, stage = config.model, config.stage
+    if model.arch is Arch.pretrained:
+        if not model.path and config.init_from is None and stage.name == "pretrain":
+            yield "model.path=null: model=pretrained needs a folder or hub id, as model.path=FOLDER"
+    else:
+        for key in ("n_layer", "n_embd", "n_head", "context_length"):
+            value = getattr(model, key)
+            if value is None or value < 1:
+                yield f"model.{key}={value}: must be at least 1"
+                return
+        if model.n_embd % model.n_head:
+            yield f"model.n_embd={model.n_embd} is not a multiple of model.n_head={model.n_head}"
+        if model.n_kv_head and model.n_head % model.n_kv_head:
+            yield f"model.n_head={model.n_head} is not a multiple of model.n_kv_head={model.n_kv_head}"
+    if not 0 <= model.dropout < 1:
+        yield f"model.dropout={model.dropout}: at least 0 and below 1"
+    wanted = getattr(stage, "context_length", None)
+    if wanted and model.context_length and config.init_from is None and wanted > model.context_length:
+        yield (
+            f"stage.context_length={wanted} is longer than the model's: model.context_length={model.context_length}; "
+            "lower the first or raise the second"
+        )
+
+
+def _tokenizer(config: Config) -> Iterator[str]:
+    tokenizer = config.tokenizer
+    if (
+        tokenizer.path
+        and tokenizer.path.startswith((".", "/", "~"))
+        and not Path(tokenizer.path).expanduser().exists()
+    ):
+        yield f"tokenizer.path={tokenizer.path}: no such file or folder"
+    if config.stage.name == "tokenizer" and tokenizer.kind is not schema.TokenizerKind.bpe:
+        yield f"stage=tokenizer trains a byte-level BPE; tokenizer={tokenizer.name} is not trained, use tokenizer=bpe"
+
+
+def _data(config: Config) -> Iterator[str]:
+    data = config.data
+    for key in ("path", "val_path"):
+        value = getattr(data, key)
+        if value and not Path(value).expanduser().exists() and not glob.glob(str(Path(value).expanduser())):
+            yield f"data.{key}={value}: no such file or folder (looked from {Path.cwd()})"
+    if data.source is schema.Source.text and not data.path:
+        yield "data.path=null: data=text needs a file, folder or glob, as data.path=my_texts/"
+    if not 0 < data.val_fraction <= 0.5:
+        yield f"data.val_fraction={data.val_fraction}: more than 0 and at most 0.5"
+    for key in ("max_docs", "max_val_docs"):
+        value = getattr(data, key)
+        if value is not None and value < 1:
+            yield f"data.{key}={value}: must be at least 1"
+
+
+def _optim(config: Config) -> Iterator[str]:
+    optim = config.optim
+    if len(optim.betas) != 2 or not all(0 <= beta < 1 for beta in optim.betas):
+        yield f"optim.betas={list(optim.betas)}: two numbers, each at least 0 and below 1"
+    if optim.kind is OptimKind.muon and None in (
+        optim.muon_lr_ratio,
+        optim.muon_momentum,
+        optim.muon_ns_steps,
+    ):
+        yield "optim.kind=muon needs optim.muon_lr_ratio, muon_momentum and muon_ns_steps; optim=muon sets them"
+
+
+def _launch(config: Config) -> Iterator[str]:
+    launch = config.launch
+    if min(launch.nproc, launch.nnodes) < 1:
+        yield f"launch.nproc={launch.nproc} launch.nnodes={launch.nnodes}: each at least 1"
+        return
+    if launch.kind is LaunchKind.inline and world_size(config) > 1:
+        yield f"launch=inline is one process, launch.nproc={launch.nproc} launch.nnodes={launch.nnodes}; use launch=torchrun"
+    if not 0 <= launch.node_rank < launch.nnodes:
+        yield f"launch.node_rank={launch.node_rank}: from 0 to launch.nnodes-1={launch.nnodes - 1}"
+    if launch.nnodes > 1 and not launch.rdzv_endpoint:
+        yield f"launch.nnodes={launch.nnodes} needs launch.rdzv_endpoint=HOST:PORT of node 0"
+    if launch.nnodes > 1 and not config.run_dir:
+        yield f"launch.nnodes={launch.nnodes} needs run_dir=FOLDER, the same on every node"
+    if config.device is Device.cpu and config.precision is Precision.fp16:
+        yield "precision=fp16 does not work on the CPU; use precision=bf16 or fp32"
+
+
+def _deepspeed(config: Config) -> Iterator[str]:
+    if config.ds.enabled:
+        yield from ds_config.problems(config.ds.config, config.optim.kind is OptimKind.muon)
+    elif config.ds.config:
+        yield f"ds=none takes no DeepSpeed keys, found ds.config.{next(iter(config.ds.config))}; pick ds=zero0..zero3"
+
+
+CHECKS = (_positive, _batches, _schedule, _model, _tokenizer, _data, _optim, _launch, _deepspeed)

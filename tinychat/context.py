@@ -1,0 +1,74 @@
+"""What a stage gets beside its configuration: where it runs, where it writes, and when to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tinychat.tracking import Tracker
+from tinychat.world import World
+
+
+@dataclass
+class StopFlag:
+    """Set by SIGTERM or Ctrl-C; the stage looks at it between steps, saves, and returns."""
+
+    run_dir: Path
+    signal_number: int = 0
+
+    @contextlib.contextmanager
+    def listening(self, insist: bool) -> Iterator[StopFlag]:
+        """Take the two signals over; with `insist`, a second Ctrl-C ends the process at once."""
+
+        def stop(number: int, _frame: Any) -> None:
+            if any(self.run_dir.glob("error-rank*.json")):
+                os._exit(1)  # another rank has failed: nothing more can be computed together
+            if self.signal_number and insist and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            if not self.signal_number:
+                print(f"\n{signal.Signals(number).name}: saving, then stopping", file=sys.stderr, flush=True)
+            self.signal_number = number
+
+        previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield self
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+@dataclass
+class StageResult:
+    """What a stage hands back."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    objective: str | None = None  # name of the metric that sweeps look at
+    checkpoint: Path | None = None
+    stopped: bool = False  # ended early because of a signal, everything saved
+    facts: dict[str, Any] = field(default_factory=dict)  # for the report: parameters, tokens, device
+
+
+@dataclass
+class Context:
+    """One rank's surroundings during a stage."""
+
+    run_dir: Path
+    world: World
+    tracker: Tracker | None  # rank 0 alone has one
+    parents: dict[str, str | None]  # see tinychat.parents
+    stop: StopFlag
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Record metrics of a step; every rank may call, rank 0 writes."""
+        if self.tracker is not None:
+            self.tracker.log_metrics(step, metrics)
+
+    def should_stop(self) -> bool:
+        """Whether any rank was told to stop. A collective: every rank calls it at the same step."""
+        return self.world.max(float(self.stop.signal_number > 0)) > 0

@@ -1,0 +1,160 @@
+"""curves.png: what was logged, one panel a quantity, over the optimizer steps."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tinychat.tracking.metrics_log import Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Series = list[tuple[int, float]]  # (step, value), by step
+logger = logging.getLogger(__name__)
+
+# last name of a metric -> title with unit; panels come in this order, any other quantity after them
+_TITLES = {
+    "loss": "loss (nats per token)",
+    "ppl": "perplexity",
+    "lr": "learning rate",
+    "tokens_per_s": "speed (tokens/s)",
+    "grad_norm": "gradient norm",
+    "bits_per_byte": "bits per byte",
+    "memory_gb": "peak memory (GB)",
+    "mfu": "model FLOPs utilisation",
+}
+_LOG_SCALE = {"ppl"}
+_NOT_DRAWN = {"data/tokens", "data/epoch", "eval/tokens", "perf/step_seconds", "perf/samples_per_s"}
+_COLORS = {"train": "#3b76af", "eval": "#d1602c"}
+_OTHER_COLORS = ("#4c956c", "#7b5ea7", "#8c6d31", "#5f6b75")
+_FROM_ZERO = {"tokens_per_s", "memory_gb", "lr", "mfu", "grad_norm"}
+_STEADY = 0.02  # relative range up to which a perf/ quantity is left to the table
+_MANY_POINTS = 120  # from here on a running mean is drawn over the points
+_MAX_PANELS = 12
+
+
+def series_of(rows: Sequence[Row]) -> dict[str, Series]:
+    """The points of every metric by step; the last one counts where a step was logged twice."""
+    points: dict[str, dict[int, float]] = {}
+    for row in rows:
+        for name, value in row.metrics.items():
+            points.setdefault(name, {})[row.step] = value
+    return {name: sorted(values.items()) for name, values in points.items()}
+
+
+def panels_of(series: dict[str, Series]) -> list[tuple[str, list[str]]]:
+    """[(quantity, metric names)]: train/loss and eval/loss share a panel. One point, or a steady speed, has none."""
+    panels: dict[str, list[str]] = {}
+    for name in series:
+        if name not in _NOT_DRAWN and not _is_steady(name, series[name]):
+            panels.setdefault(name.rpartition("/")[2], []).append(name)
+    drawn = {quantity: names for quantity, names in panels.items() if max(_finite(series[name]) for name in names) > 1}
+    order = list(_TITLES)
+    ranked = sorted(drawn.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order))
+    return ranked[:_MAX_PANELS]
+
+
+def _finite(points: Series) -> int:
+    return sum(math.isfinite(value) for _, value in points)
+
+
+def _is_steady(name: str, points: Series) -> bool:
+    values = [value for _, value in points]
+    return name.startswith("perf/") and max(values) - min(values) <= _STEADY * max(values)
+
+
+def write_curves(rows: Sequence[Row], path: Path) -> bool:
+    """Draw `rows` to a PNG; False where there is nothing to draw or matplotlib does not work."""
+    series = series_of(rows)
+    panels = panels_of(series)
+    if not panels:
+        return False
+    try:
+        _draw(series, panels, path)
+    except Exception as error:  # a broken matplotlib costs the picture, not the report
+        logger.warning("no %s: %s: %s", path.name, type(error).__name__, str(error).partition("\n")[0])
+        return False
+    return True
+
+
+def _draw(series: dict[str, Series], panels: list[tuple[str, list[str]]], path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    columns = 1 if len(panels) == 1 else 2
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(5.2 * columns, 3.1 * lines), dpi=130, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
+    FigureCanvasAgg(figure)
+    last = max(points[-1][0] for points in series.values())
+    for index, (quantity, names) in enumerate(panels):
+        axes = figure.add_subplot(lines, columns, index + 1)
+        _panel(axes, quantity, {name: series[name] for name in names})
+        axes.set_xlim(-0.02 * last, 1.02 * last)
+    figure.savefig(path, facecolor="white")
+
+
+def _panel(axes: Axes, quantity: str, metrics: dict[str, Series]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    spare = iter(_OTHER_COLORS)
+    for name, points in metrics.items():
+        prefix = name.partition("/")[0]
+        _line(axes, prefix, points, _COLORS.get(prefix) or next(spare, "#555555"))
+    axes.set_title(_TITLES.get(quantity, quantity.replace("_", " ")), fontsize=10, loc="left")
+    axes.set_xlabel("optimizer step", fontsize=8)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axes.tick_params(labelsize=8)
+    axes.grid(True, color="#e4e4e4", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    _scale(axes, quantity)
+    if len(metrics) > 1:
+        axes.legend(fontsize=8, frameon=False)
+
+
+def _line(axes: Axes, label: str, points: Series, color: str) -> None:
+    steps = [step for step, _ in points]
+    values = [value if math.isfinite(value) else math.nan for _, value in points]
+    if len(points) < _MANY_POINTS or label == "schedule":
+        marker = "o" if len(points) <= 30 else None
+        axes.plot(steps, values, color=color, linewidth=1.4, marker=marker, markersize=3, label=label)
+        return
+    window = max(len(points) // 40, 2)
+    axes.plot(steps, values, color=color, linewidth=0.7, alpha=0.3)
+    mean = _running_mean(values, window)
+    axes.plot(steps, mean, color=color, linewidth=1.4, label=f"{label} (mean of {2 * window + 1} points)")
+
+
+def _running_mean(values: Sequence[float], window: int) -> list[float]:
+    """Mean of up to 2 * window + 1 points around each; fewer at the ends, the same number on both sides."""
+    means = []
+    for i in range(len(values)):
+        half = min(window, i, len(values) - 1 - i)
+        means.append(sum(values[i - half : i + half + 1]) / (2 * half + 1))
+    return means
+
+
+def _scale(axes: Axes, quantity: str) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, ScalarFormatter
+
+    low, high = axes.get_ylim()
+    if quantity in _LOG_SCALE:
+        axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        subs = (1.0,) if high / low > 1000 else (1.0, 2.0, 5.0) if high / low > 4 else tuple(range(1, 10))
+        axes.yaxis.set_major_locator(LogLocator(subs=subs))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
+    elif high >= 1000:
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    else:
+        plain = ScalarFormatter(useOffset=False)
+        plain.set_powerlimits((-6, 6))  # 0.0003, not 3 and a power of ten in the corner
+        axes.yaxis.set_major_formatter(plain)
+    if quantity in _FROM_ZERO:
+        axes.set_ylim(bottom=0)

@@ -1,0 +1,78 @@
+"""Blocks of the context's length, cut from one stream of tokens, in a seeded order that can be entered
+anywhere."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from tinychat.errors import UserError
+
+
+class PackedBlocks:
+    """Training batches as a pure function of the step.
+
+    The stream is taken as a ring of N tokens. In each epoch it is cut into n_blocks = N // context_length
+    blocks from a seeded offset on, and the blocks come in a seeded order: every token is a target once an
+    epoch, but for the fewer than context_length that fill no block, other ones each time. The rows of a step
+    depend on the step, the batch size and the seed alone, so a resumed run goes on exactly, and any number of
+    ranks share the same global batch.
+    """
+
+    def __init__(self, tokens: np.ndarray, context_length: int, seed: int) -> None:
+        """`tokens`: [N], any integer type, a memmap stays on the disk. Raises UserError where they fill no
+        block."""
+        if len(tokens) <= context_length:
+            raise UserError(
+                f"the training text has {len(tokens):,} tokens, too few for a block of stage.context_length="
+                f"{context_length}; give more text or a context of at most {max(1, len(tokens) - 1)}"
+            )
+        self.tokens, self.context_length, self.seed = tokens, context_length, seed
+        self.n_blocks = len(tokens) // context_length
+        self._orders: dict[int, tuple[int, np.ndarray]] = {}
+
+    def epoch_of(self, step: int, batch_size: int) -> float:
+        """Epochs gone through before `step` (0-based), with the fraction."""
+        return step * batch_size / self.n_blocks
+
+    def batch(
+        self, step: int, batch_size: int, rank: int = 0, world_size: int = 1
+    ) -> dict[str, torch.Tensor]:
+        """Rows [rank * B / world_size, (rank + 1) * B / world_size) of the global batch of B = batch_size
+        sequences.
+
+        Returns int64 `input_ids` and `targets`, each [B / world_size, T]; targets[b, t] follows input_ids[b,
+        t].
+        """
+        if batch_size % world_size:
+            raise UserError(
+                f"stage.batch_size={batch_size} does not divide over {world_size} ranks; "
+                f"use {max(1, batch_size // world_size) * world_size} or another multiple of {world_size}"
+            )
+        rows = batch_size // world_size
+        first = step * batch_size + rank * rows
+        block: np.ndarray = np.empty((rows, self.context_length + 1), np.int64)
+        for row in range(rows):
+            self._read(self._start(first + row), block[row])
+        both = torch.from_numpy(block)
+        return {"input_ids": both[:, :-1].contiguous(), "targets": both[:, 1:].contiguous()}
+
+    def _start(self, sample: int) -> int:
+        """Where in the stream the sample (0-based, counted over all epochs) begins."""
+        epoch, position = divmod(sample, self.n_blocks)
+        offset, order = self._order(epoch)
+        return (offset + int(order[position]) * self.context_length) % len(self.tokens)
+
+    def _order(self, epoch: int) -> tuple[int, np.ndarray]:
+        """The epoch's offset and permutation; the latest two are kept, as a batch may lie across an epoch's
+        end."""
+        if epoch not in self._orders:
+            random = np.random.Generator(np.random.PCG64([self.seed % 2**64, epoch]))
+            drawn = int(random.integers(len(self.tokens))), random.permutation(self.n_blocks)
+            self._orders = dict([*self._orders.items(), (epoch, drawn)][-2:])
+        return self._orders[epoch]
+
+    def _read(self, start: int, row: np.ndarray) -> None:
+        there = self.tokens[start : start + len(row)]
+        row[: len(there)] = there
+        row[len(there) :] = self.tokens[: len(row) - len(there)]

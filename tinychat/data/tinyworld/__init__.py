@@ -1,0 +1,10 @@
+"""tinyworld: an embedded, seeded world of short stories that needs no network and no files.
+
+`story(seed, split, index)` gives one `Story` (its structure and its text); `stories(seed, split, n)` the
+texts of many.
+"""
+
+from tinychat.data.tinyworld.generate import stories, story
+from tinychat.data.tinyworld.scene import Story
+
+__all__ = ["Story", "stories", "story"]

@@ -1,0 +1,43 @@
+"""Training engines: plain PyTorch and DeepSpeed behind one protocol."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from tinychat.engine.base import Batch, Engine, LossFn, StepStats, resolve_precision
+from tinychat.engine.optim import build_optimizer
+from tinychat.engine.plain import PlainEngine
+from tinychat.schema import DsConfig, OptimConfig, Precision, TrainLoop
+from tinychat.world import World
+
+__all__ = ["Batch", "Engine", "LossFn", "StepStats", "build_engine", "evaluation_engine", "resolve_precision"]
+
+
+def build_engine(
+    model: Any, optim: OptimConfig, ds: DsConfig, loop: TrainLoop, precision: Precision, world: World
+) -> Engine:
+    """Put a model (fp32, on the CPU) on its device and make it trainable as the configuration says.
+
+    Raises UserError for a precision that the device does not have.
+    """
+    dtype = resolve_precision(precision, world.device)
+    model.to(world.device)
+    if loop.activation_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    optimizer = build_optimizer(model, optim, loop.lr, dtype)
+    if not ds.enabled:
+        return PlainEngine(model, optimizer, world, dtype, loop.grad_clip)
+    from tinychat.engine.deepspeed_engine import DeepSpeedEngine  # DeepSpeed takes seconds to import
+
+    grad_accum_steps = loop.batch_size // (loop.micro_batch_size * world.size)
+    return DeepSpeedEngine(
+        model, optimizer, world, dtype, loop.grad_clip, ds.config, loop.micro_batch_size, grad_accum_steps
+    )
+
+
+def evaluation_engine(model: Any, precision: Precision, world: World) -> Engine:
+    """An engine that only measures; its optimizer holds nothing and is never stepped."""
+    optimizer = torch.optim.SGD(model.to(world.device).parameters(), lr=0.0)
+    return PlainEngine(model, optimizer, world, resolve_precision(precision, world.device), grad_clip=0.0)

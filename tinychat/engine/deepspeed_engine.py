@@ -1,0 +1,156 @@
+"""DeepSpeed: ZeRO 0 to 3 with offload, behind the same protocol as plain PyTorch."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tinychat.engine.base import Batch, Engine, LossFn, StepStats, eval_mode
+from tinychat.engine.muon import MuonAdamW
+from tinychat.errors import UserError
+from tinychat.world import World
+
+TAG = "deepspeed"
+
+
+class DeepSpeedEngine(Engine):
+    """A DeepSpeed engine with our own optimizer, learning rate and loss normalisation.
+
+    bf16 and fp16 hold the weights in that type and fp32 masters in the partitioned optimizer.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        optimizer: torch.optim.Optimizer,
+        world: World,
+        dtype: torch.dtype,
+        grad_clip: float,
+        config: dict[str, Any],
+        micro_batch_size: int,
+        grad_accum_steps: int,
+    ):
+        deepspeed = import_deepspeed(world)
+        self.optimizer, self.world, self.dtype = optimizer, world, dtype
+        self.stage = config.get("zero_optimization", {}).get("stage", 0)
+        self.grad_clip = grad_clip or math.inf
+        # Stage 0 in fp32 has no wrapper around the optimizer: clipping and the norm are ours there.
+        self.own_clip = self.stage == 0 and dtype is torch.float32
+        full = {
+            **copy.deepcopy(config),
+            "train_micro_batch_size_per_gpu": micro_batch_size,
+            "gradient_accumulation_steps": grad_accum_steps,
+            "gradient_clipping": 0.0 if self.own_clip else grad_clip,
+            "bf16": {"enabled": dtype is torch.bfloat16},
+            "fp16": {**config.get("fp16", {}), "enabled": dtype is torch.float16},
+            "steps_per_print": None,
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+        }
+        with _zero_rates(optimizer):
+            self.engine, *_ = deepspeed.initialize(
+                model=model, optimizer=optimizer, config=full, dist_init_required=False
+            )
+        self.model = self.engine.module
+        if isinstance(optimizer, MuonAdamW):
+            optimizer.attach_zero(self.engine.optimizer, world.device)
+
+    def train_step(self, micro_batches: Sequence[Batch], loss_fn: LossFn) -> StepStats:
+        self.engine.train()
+        total, norm = 0.0, 0.0
+        for index, batch in enumerate(micro_batches):
+            loss = loss_fn(self.engine, batch)
+            total += loss.item()
+            # DeepSpeed averages gradients over the ranks where the loss is a sum.
+            self.engine.backward(loss * self.world.size, scale_wrt_gas=False)
+            if self.own_clip and index == len(micro_batches) - 1:
+                norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.grad_clip).item()
+            self.engine.step()
+        if not self.own_clip:
+            norm = float(self.engine.get_global_grad_norm() or 0.0)
+        return StepStats(
+            self.world.sum(total)[0], norm, bool(getattr(self.engine.optimizer, "overflow", False))
+        )
+
+    @contextlib.contextmanager
+    def inference(self) -> Iterator[Any]:
+        # Called through DeepSpeed's wrapper-free module: ZeRO-3's hooks on it fetch the weights layer by layer.
+        with eval_mode(self.model), torch.no_grad():
+            yield self.model
+
+    def save_state(self, folder: Path) -> None:
+        self.engine.save_checkpoint(str(folder), tag=TAG)
+
+    def load_state(self, folder: Path) -> None:
+        path, _ = self.engine.load_checkpoint(str(folder), tag=TAG)
+        if path is None:
+            raise UserError(
+                f"{folder}: DeepSpeed finds none of its state there; remove this checkpoint to use the one before"
+            )
+
+    def full_state_dict(self) -> dict[str, torch.Tensor]:
+        """fp32 masters where there are any. Every rank takes part."""
+        import deepspeed
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        masters: dict[torch.Tensor, torch.Tensor] = {}
+        wrapper = self.engine.optimizer
+        if hasattr(wrapper, "fp32_groups"):  # bf16 without ZeRO: whole masters
+            for low, high in zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True):
+                masters.update(zip(low, high, strict=True))
+        found = {}
+        for name, p in self.model.named_parameters():
+            full = masters.get(p)
+            if full is None and (hasattr(p, "_z3_optimizer") or getattr(p, "_dp_group", None) is not None):
+                full = safe_get_full_fp32_param(p)
+            with deepspeed.zero.GatheredParameters([p], enabled=full is None and hasattr(p, "ds_id")):
+                if self.world.is_main:
+                    found[name] = (p if full is None else full).detach().float().cpu().clone()
+        return found
+
+    def close(self) -> None:
+        self.engine.destroy()
+
+
+@contextlib.contextmanager
+def _zero_rates(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Building ZeRO 3 and bf16 engines calls optimizer.step() on zero gradients, which would decay the weights and
+    count as Adam's first step: with a rate of zero the weights stay, and afterwards all state is zero again."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    yield
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    for state in optimizer.state.values():
+        for value in state.values():
+            if torch.is_tensor(value):
+                value.zero_()
+
+
+def import_deepspeed(world: World) -> Any:
+    """The module, set up for this device; call before anything else of it is imported."""
+    on_cpu = world.device.type == "cpu"
+    os.environ.setdefault("DS_ACCELERATOR", "cpu" if on_cpu else "cuda")
+    for name, value in {"RANK": world.rank, "LOCAL_RANK": world.local_rank, "WORLD_SIZE": world.size}.items():
+        os.environ.setdefault(name, str(value))  # without all five it asks for MPI
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", "0")
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    if on_cpu:
+        from deepspeed.ops import __compatible_ops__
+
+        # Else the first start compiles a shared-memory operator for 50 s (private: hence the narrow version range).
+        __compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed("gloo" if on_cpu else "nccl", verbose=False)
+    return deepspeed

@@ -1,0 +1,44 @@
+"""Which update rule each weight gets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from tinychat.engine.muon import MuonAdamW
+from tinychat.schema import OptimConfig, OptimKind
+
+
+def build_optimizer(model: Any, cfg: OptimConfig, lr: float, dtype: torch.dtype) -> torch.optim.Optimizer:
+    """AdamW over everything, or Muon over the hidden matrices and AdamW over the rest.
+
+    Weight decay falls on hidden matrices alone. Every group carries its `peak_lr`. `dtype` is the arithmetic of Muon's
+    orthogonalisation.
+    """
+    hidden, rest = split_parameters(model)
+    muon = cfg.kind is OptimKind.muon
+    hidden_lr = lr * (cfg.muon_lr_ratio or 1.0) if muon else lr
+    groups: list[dict[str, Any]] = [
+        {"params": hidden, "lr": hidden_lr, "peak_lr": hidden_lr, "weight_decay": cfg.weight_decay},
+        {"params": rest, "lr": lr, "peak_lr": lr, "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    adamw = {"betas": tuple(cfg.betas), "eps": cfg.eps, "fused": True}
+    if not muon:
+        return torch.optim.AdamW(groups, lr=lr, **adamw)
+    for group in groups:
+        group["use_muon"] = group["params"] is hidden
+    return MuonAdamW(groups, lr, cfg.muon_momentum, cfg.muon_ns_steps, dtype, adamw)
+
+
+def split_parameters(model: Any) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
+    """(matrices of the hidden layers, everything else: embeddings, output head, norms, biases)."""
+    outside = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+    head = model.get_output_embeddings()
+    if head is not None:
+        outside.add(id(head.weight))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    hidden = [p for p in trained if p.dim() == 2 and id(p) not in outside]
+    chosen = {id(p) for p in hidden}
+    return hidden, [p for p in trained if id(p) not in chosen]

@@ -1,0 +1,74 @@
+"""Loss and perplexity of a model on a stream of tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from tinychat.data.cache import TokenCache
+from tinychat.errors import UserError
+from tinychat.world import World
+
+NOT_COUNTED = -100
+# (input_ids [B, T], targets [B, T]) -> negative log-likelihoods [B, T] in nats, 0 where the target is -100
+NllFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@torch.no_grad()
+def perplexity(
+    nll_fn: NllFunction,
+    cache: TokenCache,
+    context_length: int,
+    batch_size: int,
+    world: World,
+    max_tokens: int | None = None,
+) -> dict[str, float]:
+    """Predict each token after the first exactly once, in windows of `context_length` tokens that do not
+    overlap.
+
+    batch_size: windows per call on one rank. max_tokens: predict only the first so many; None: all. The
+    result depends on neither batch size nor number of ranks, and every rank calls nll_fn equally often
+    (sharded models need that; a rank with nothing left gets one window without targets). A token at the start
+    of a window sees little before it, so a longer context gives a lower loss.
+
+    Returns eval/loss (nats per token), eval/ppl = exp(loss), eval/bits_per_byte (the loss in bits, divided by
+    this tokenizer's bytes per token on this text: comparable between tokenizers), eval/tokens (predicted).
+    Raises UserError for fewer than two tokens.
+    """
+    if cache.n_tokens < 2:
+        raise UserError(
+            f"the text to evaluate on has {cache.n_tokens} tokens, at least 2 are needed: {cache.path}"
+        )
+    predicted = min(max_tokens or cache.n_tokens, cache.n_tokens - 1)
+    windows = -(-predicted // context_length)
+    total = torch.zeros((), dtype=torch.float64, device=world.device)
+    for start in range(0, windows, batch_size * world.size):
+        first = start + world.rank * batch_size
+        end = max(first + 1, min(first + batch_size, windows))
+        rows = [window(cache.tokens, row, context_length, last=predicted) for row in range(first, end)]
+        inputs, targets = (torch.stack(part).to(world.device) for part in zip(*rows, strict=True))
+        total += nll_fn(inputs, targets).sum(dtype=torch.float64)
+    loss = world.sum(total.item())[0] / predicted
+    return {
+        "eval/loss": loss,
+        "eval/ppl": float(np.exp(np.float64(loss))),
+        "eval/bits_per_byte": loss / math.log(2) * cache.n_tokens / max(cache.n_bytes, 1),
+        "eval/tokens": float(predicted),
+    }
+
+
+def window(
+    tokens: np.ndarray, index: int, context_length: int, last: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs and targets [context_length] of the `index`-th window over tokens 0 ... last. Past the end
+    targets are -100 (and inputs 0, which no counted position can see)."""
+    start = index * context_length
+    piece = torch.from_numpy(tokens[start : min(start + context_length, last) + 1].astype(np.int64))
+    inputs = torch.zeros(context_length, dtype=torch.int64)
+    targets = torch.full((context_length,), NOT_COUNTED, dtype=torch.int64)
+    counted = max(len(piece) - 1, 0)
+    inputs[:counted], targets[:counted] = piece[:-1], piece[1:]
+    return inputs, targets

@@ -1,0 +1,217 @@
+"""Models from the configuration, and what they consist of.
+
+All are transformers' own classes, so that every checkpoint loads wherever transformers models do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen3Config,
+)
+
+from tinychat.errors import UserError
+from tinychat.models.load import load_config, load_model
+from tinychat.schema import Arch, ModelConfig
+
+VOCAB_MULTIPLE = 64  # matrix products over a vocabulary that is a multiple of this are faster
+# A pretrained model's own tokenizer may be given a padding and chat tokens; more new entries mean a wrong
+# tokenizer.
+MOST_ADDED_TOKENS = 8
+RMS_NORM_EPS = 1e-5  # of the RMS norms of Llama-shaped models
+NEEDED = {
+    Arch.gpt2: ("n_layer", "n_embd", "n_head", "context_length", "tie_embeddings", "init_std"),
+    Arch.llama: (
+        "n_layer",
+        "n_embd",
+        "n_head",
+        "n_kv_head",
+        "n_inner",
+        "context_length",
+        "tie_embeddings",
+        "rope_theta",
+        "init_std",
+    ),
+}
+NEEDED[Arch.qwen3] = NEEDED[Arch.llama]
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """Numbers of parameters. A matrix used at both ends (tied embeddings) counts once."""
+
+    total: int
+    embedding: int  # token and position embeddings, and the output head
+    other: int  # attention, MLPs, norms: what the arithmetic per token grows with
+
+
+def model_vocab_size(config: ModelConfig, tokenizer_len: int) -> int:
+    """Rows of the embedding for a tokenizer of `tokenizer_len` entries: the configured number, or where that
+    is null the next multiple of 64. A pretrained model keeps its own, so there it is `tokenizer_len`.
+
+    Raises UserError for a tokenizer with more entries than the model has.
+    """
+    if config.arch is Arch.pretrained:
+        return tokenizer_len
+    if config.vocab_size is None:
+        return -(-tokenizer_len // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+    if tokenizer_len > config.vocab_size:
+        raise UserError(
+            f"model.vocab_size={config.vocab_size}: the tokenizer has {tokenizer_len} entries; "
+            f"use model.vocab_size={tokenizer_len} or more, or null"
+        )
+    return config.vocab_size
+
+
+def build_model(
+    config: ModelConfig, vocab_size: int, pad_token_id: int, eos_token_id: int
+) -> PreTrainedModel:
+    """The configured model in fp32 with scaled-dot-product attention, ready to train.
+
+    Weights are drawn from torch's global generator, which the caller seeds. arch=pretrained loads
+    config.path, and gives it rows for the few special tokens (`vocab_size` entries in all) its tokenizer may
+    have been given. Raises UserError for a configuration that no model has.
+    """
+    if config.arch is Arch.pretrained:
+        model = load_model(_pretrained_path(config), dropout=config.dropout)
+        grow_vocabulary(model, vocab_size)
+    else:
+        shape = hf_config(config, vocab_size, pad_token_id, eos_token_id)
+        model = AutoModelForCausalLM.from_config(shape, attn_implementation="sdpa", dtype=torch.float32)
+    return model.train()
+
+
+def _pretrained_path(config: ModelConfig) -> str:
+    if config.path is None:
+        raise UserError("model.path=null: model=pretrained needs a folder or hub id, as model.path=FOLDER")
+    return config.path
+
+
+def grow_vocabulary(model: PreTrainedModel, tokenizer_len: int) -> None:
+    """Add embedding rows for special tokens that a pretrained model's tokenizer was given.
+
+    Raises UserError where more are missing than such tokens explain: then it is another model's tokenizer.
+    """
+    have = model.get_input_embeddings().weight.shape[0]
+    if tokenizer_len <= have:
+        return
+    if tokenizer_len - have > MOST_ADDED_TOKENS:
+        raise UserError(
+            f"the tokenizer has {tokenizer_len} entries, the pretrained model {have}; "
+            "use the model's own: tokenizer=pretrained tokenizer.path=FOLDER"
+        )
+    model.resize_token_embeddings(tokenizer_len, pad_to_multiple_of=VOCAB_MULTIPLE, mean_resizing=False)
+
+
+def hf_config(config: ModelConfig, vocab_size: int, pad_token_id: int, eos_token_id: int) -> PreTrainedConfig:
+    """The configuration in transformers' words."""
+    for key in NEEDED[config.arch]:
+        if getattr(config, key) is None:
+            raise UserError(f"model.{key}=null: model.arch={config.arch.value} needs a value")
+    _check_heads(config)
+    common = {
+        "vocab_size": vocab_size,
+        "tie_word_embeddings": config.tie_embeddings,
+        "initializer_range": config.init_std,
+        "pad_token_id": pad_token_id,
+        "bos_token_id": eos_token_id,  # documents follow an end of text, so it also begins one
+        "eos_token_id": eos_token_id,
+    }
+    if config.arch is Arch.gpt2:
+        return GPT2Config(
+            n_layer=config.n_layer,
+            n_embd=config.n_embd,
+            n_head=config.n_head,
+            n_inner=config.n_inner,  # None: 4 * n_embd
+            n_positions=config.context_length,
+            activation_function="gelu_pytorch_tanh",  # the function of GPT-2's gelu_new in one fused kernel
+            attn_pdrop=config.dropout,
+            resid_pdrop=config.dropout,
+            embd_pdrop=config.dropout,
+            **common,
+        )
+    llama_shaped = {
+        "num_hidden_layers": config.n_layer,
+        "hidden_size": config.n_embd,
+        "num_attention_heads": config.n_head,
+        "num_key_value_heads": config.n_kv_head,
+        "head_dim": cast(int, config.n_embd) // cast(int, config.n_head),
+        "intermediate_size": config.n_inner,
+        "max_position_embeddings": config.context_length,
+        "rms_norm_eps": RMS_NORM_EPS,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "attention_dropout": config.dropout,
+    }
+    return (LlamaConfig if config.arch is Arch.llama else Qwen3Config)(**llama_shaped, **common)
+
+
+def _check_heads(config: ModelConfig) -> None:
+    width, heads = cast(int, config.n_embd), cast(int, config.n_head)
+    if width % heads:
+        raise UserError(f"model.n_embd={width}: must be a multiple of model.n_head={heads}")
+    if config.arch is Arch.gpt2:
+        if config.n_kv_head not in (None, heads):
+            raise UserError(
+                f"model.n_kv_head={config.n_kv_head}: GPT-2 has no grouped-query attention; use null"
+            )
+        return
+    if heads % cast(int, config.n_kv_head):
+        raise UserError(f"model.n_head={heads}: must be a multiple of model.n_kv_head={config.n_kv_head}")
+    if width // heads % 2:
+        raise UserError(
+            f"model.n_embd={width}: rotary embeddings need an even width per head, "
+            f"{heads} heads make it {width // heads}"
+        )
+
+
+def count_parameters(model: nn.Module) -> ParameterCount:
+    """Parameters of a model on any device, the meta device included."""
+    embeddings = {
+        id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)
+    }
+    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    if head is not None:
+        embeddings |= {id(p) for p in head.parameters()}
+    total = sum(p.numel() for p in model.parameters())
+    embedding = sum(p.numel() for p in model.parameters() if id(p) in embeddings)
+    return ParameterCount(total=total, embedding=embedding, other=total - embedding)
+
+
+def configured_parameters(config: ModelConfig, vocab_size: int) -> ParameterCount:
+    """What count_parameters would find in the configured model, without allocating it."""
+    if config.arch is Arch.pretrained:
+        shape = load_config(_pretrained_path(config))
+    else:
+        shape = hf_config(config, vocab_size, pad_token_id=0, eos_token_id=0)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(shape)
+    return count_parameters(model)
+
+
+def describe(model: PreTrainedModel) -> str:
+    """One line in plain words: shape, context, vocabulary, parameters with embeddings apart."""
+    shape, count = model.config, count_parameters(model)
+    name = {"gpt2": "GPT-2", "llama": "Llama", "qwen3": "Qwen3"}.get(shape.model_type, shape.model_type)
+    heads = f"{shape.num_attention_heads} heads"
+    shared = getattr(shape, "num_key_value_heads", None)
+    if shared is not None and shared != shape.num_attention_heads:
+        heads += f" sharing {shared} keys and values"
+    return (
+        f"{name}, {shape.num_hidden_layers} layers of width {shape.hidden_size}, {heads}, "
+        f"context {shape.max_position_embeddings:,} tokens, vocabulary {shape.vocab_size:,}: "
+        f"{_millions(count.total)} parameters "
+        f"({_millions(count.embedding)} embeddings, {_millions(count.other)} other)"
+    )
+
+
+def _millions(number: int) -> str:
+    return f"{number / 1e6:.2f} M" if number >= 1e5 else f"{number:,}"

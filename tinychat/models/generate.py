@@ -1,0 +1,230 @@
+"""Continuing text with a model: transformers' generate, seeded, within the context, streamed character by
+character.
+
+torch's global random state is the same afterwards as before, so that samples taken during training do not
+change it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Iterator
+
+import torch
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+from transformers.generation.streamers import BaseStreamer
+
+from tinychat.models.sampling import SamplingOptions
+
+UNFINISHED = (
+    "\ufffd"  # what decoding gives for the first bytes of a character whose other bytes are yet to come
+)
+OVERLAP = 6  # tokens before a new one that decide how it decodes (leading spaces, split characters)
+
+
+def fit_to_context(prompt_tokens: int, max_new_tokens: int, context: int) -> tuple[int, int]:
+    """(prompt tokens kept, new tokens) so that both fit into `context` tokens.
+
+    New tokens are given up first, down to half of the context; then the prompt's beginning is.
+    """
+    new = min(max_new_tokens, max(context - prompt_tokens, context // 2))
+    return min(prompt_tokens, context - new), new
+
+
+def continue_texts(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: list[str], options: SamplingOptions
+) -> list[str]:
+    """The text that follows each prompt (without the prompt), all prompts in one left-padded batch.
+
+    It ends at an end of text, after max_new_tokens, or where the context is full. An empty prompt starts a
+    new text.
+    """
+    if not prompts:
+        return []
+    encoded = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+    kept, new = fit_to_context(
+        max(map(len, encoded)), options.max_new_tokens, model.config.max_position_embeddings
+    )
+    encoded = [ids[-kept:] for ids in encoded]
+    padded = tokenizer.pad({"input_ids": encoded}, padding_side="left", return_tensors="pt")
+    # A pretrained model may have no row for its tokenizer's added padding token; masked, any token serves.
+    input_ids = padded["input_ids"].masked_fill(padded["attention_mask"] == 0, _pad_id(model, tokenizer))
+    output = _generate(model, tokenizer, input_ids, padded["attention_mask"], options, new)
+    texts = []
+    for ids, row in zip(encoded, output[:, input_ids.shape[1] :].tolist(), strict=True):
+        decoder = IncrementalText(tokenizer, ids)
+        texts.append("".join([decoder.add(token) for token in row]) + decoder.rest())
+    return texts
+
+
+def stream_text(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompt: str, options: SamplingOptions
+) -> Iterator[str]:
+    """The same continuation of one prompt, in pieces as they are generated.
+
+    Closing the iterator (or an exception in the loop that reads it, Ctrl-C included) stops the generation.
+    """
+    ids = prompt_ids(tokenizer, prompt)
+    kept, new = fit_to_context(len(ids), options.max_new_tokens, model.config.max_position_embeddings)
+    input_ids = torch.tensor([ids[-kept:]])
+    pieces: queue.Queue[str | BaseException | None] = queue.Queue()
+    stop = threading.Event()
+    streamer = _QueueStreamer(IncrementalText(tokenizer, ids[-kept:]), pieces)
+
+    def work() -> None:
+        try:
+            _generate(model, tokenizer, input_ids, torch.ones_like(input_ids), options, new, streamer, stop)
+        except BaseException as error:
+            pieces.put(error)  # raised again in the thread that reads
+        finally:
+            pieces.put(None)
+
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    try:
+        while (piece := pieces.get()) is not None:
+            if isinstance(piece, BaseException):
+                raise piece
+            if piece:
+                yield piece
+    finally:
+        stop.set()
+        worker.join()
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerFast, prompt: str) -> list[int]:
+    """Token ids of a prompt, with whatever the tokenizer itself puts before a text. An empty one becomes an
+    end of text, which in training stands before every document."""
+    return tokenizer(prompt, verbose=False)["input_ids"] or [tokenizer.eos_token_id]
+
+
+class IncrementalText:
+    """Decodes tokens one at a time, each character as soon as all its bytes are there; special tokens are
+    left out.
+
+    Tokens are decoded together with the few before them, as a token's text depends on those (after Hugging
+    Face's text-generation-inference). `prefix` are the tokens of the prompt.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, prefix: list[int]):
+        self._tokenizer = tokenizer
+        self._ids = prefix[-OVERLAP:]
+        self._start, self._done = 0, len(self._ids)
+
+    def add(self, token: int) -> str:
+        """The text that is complete with this token, often "" in the middle of a character."""
+        self._ids.append(token)
+        text = self._new_text()
+        if not text or text.endswith(UNFINISHED):
+            return ""
+        self._start, self._done = self._done, len(self._ids)
+        return text
+
+    def rest(self) -> str:
+        """What is left when no token follows, half characters as U+FFFD."""
+        text = self._new_text()
+        self._start = self._done = len(self._ids)
+        return text
+
+    def _new_text(self) -> str:
+        before = self._decode(self._ids[self._start : self._done])
+        return self._decode(self._ids[self._start :])[len(before) :]
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+class _QueueStreamer(BaseStreamer):
+    """Receives tokens from generate and puts their text into a queue. The first call carries the prompt."""
+
+    def __init__(self, text: IncrementalText, pieces: queue.Queue):
+        self._text, self._pieces, self._prompt_seen = text, pieces, False
+
+    def put(self, value: torch.Tensor) -> None:
+        if self._prompt_seen:
+            for token in value.flatten().tolist():
+                self._pieces.put(self._text.add(token))
+        self._prompt_seen = True
+
+    def end(self) -> None:
+        self._pieces.put(self._text.rest())
+
+
+class _StopWhenSet(StoppingCriteria):
+    def __init__(self, event: threading.Event):
+        self._event = event
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: object) -> torch.Tensor:
+        return torch.full((input_ids.shape[0],), self._event.is_set(), device=input_ids.device)
+
+
+def _generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    options: SamplingOptions,
+    new_tokens: int,
+    streamer: BaseStreamer | None = None,
+    stop: threading.Event | None = None,
+) -> torch.Tensor:
+    """input_ids [B, T] left-padded -> [B, T + new]; the model's mode is kept."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), seeded(options.seed, model.device):
+            return model.generate(
+                input_ids.to(model.device),
+                attention_mask=attention_mask.to(model.device),
+                generation_config=_generation_config(model, tokenizer, options, new_tokens),
+                streamer=streamer,
+                stopping_criteria=StoppingCriteriaList([_StopWhenSet(stop)] if stop else []),
+            )
+    finally:
+        model.train(was_training)
+
+
+def _generation_config(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, options: SamplingOptions, new_tokens: int
+) -> GenerationConfig:
+    """Every option is set here, so that none is taken from what a published model brings along."""
+    ends = model.generation_config.eos_token_id
+    all_ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+    beyond = list(
+        range(len(tokenizer), model.get_input_embeddings().weight.shape[0])
+    )  # rows that are no token
+    sampling = {"temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p}
+    return GenerationConfig(
+        max_new_tokens=new_tokens,
+        do_sample=not options.greedy,
+        repetition_penalty=options.repetition_penalty,
+        eos_token_id=sorted(all_ends),
+        pad_token_id=_pad_id(model, tokenizer),
+        suppress_tokens=beyond or None,
+        **({} if options.greedy else sampling),
+    )
+
+
+def _pad_id(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> int:
+    rows = model.get_input_embeddings().weight.shape[0]
+    return tokenizer.pad_token_id if tokenizer.pad_token_id < rows else tokenizer.eos_token_id
+
+
+@contextlib.contextmanager
+def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Random numbers from `seed` (None: an unpredictable one), and the global state as it was afterwards."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        if seed is None:
+            torch.seed()
+        else:
+            torch.manual_seed(seed)
+        yield

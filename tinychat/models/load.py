@@ -1,0 +1,146 @@
+"""Loading models that exist: checkpoints, other people's folders, hub repositories.
+
+Only safetensors are read: pickled weights can run code when they are opened. Weights that are missing or left
+over are errors here; transformers would fill them with random numbers and go on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging as hf_logging
+
+from tinychat import hub
+from tinychat.errors import UserError
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+DROPOUTS = ("attn_pdrop", "resid_pdrop", "embd_pdrop", "attention_dropout")
+SHOWN = 3  # weights named in a message
+
+
+def load_model(path: str, dropout: float | None = None) -> PreTrainedModel:
+    """The model in a folder or hub repository: fp32, scaled-dot-product attention, in evaluation mode.
+
+    `dropout` replaces every dropout rate of the architecture; None keeps them. Raises UserError for a folder
+    that is missing, is no model, is cut short, or does not hold exactly the model's weights.
+    """
+    folder = model_folder(path)
+    config = load_config(str(folder))
+    check_weights(folder)
+    if dropout is not None:
+        for key in DROPOUTS:
+            if hasattr(config, key):
+                setattr(config, key, dropout)
+    try:
+        with _quiet():
+            model, found = AutoModelForCausalLM.from_pretrained(
+                str(folder),
+                config=config,
+                dtype=torch.float32,
+                attn_implementation="sdpa",
+                use_safetensors=True,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,  # reported below, with the names
+                output_loading_info=True,
+            )
+    except Exception as error:  # transformers raises nearly anything on a malformed folder
+        raise UserError(f"model {folder}: cannot be loaded: {_one_line(error)}") from None
+    _check_loaded(folder, found)
+    return model
+
+
+def model_folder(path: str) -> Path:
+    """The local folder of a path or hub id."""
+    folder = Path(path).expanduser()
+    if not folder.exists() and hub.is_hub_id(path):
+        return hub.repository_folder(
+            path, hub.MODEL_FILES, "give a folder with config.json and model.safetensors"
+        )
+    if not folder.is_dir():
+        raise UserError(
+            f"model {path}: {'is a file; give its folder' if folder.exists() else 'no such folder'}"
+        )
+    return folder
+
+
+def load_config(path: str) -> PreTrainedConfig:
+    """The transformers configuration in a model's folder or hub repository."""
+    folder = model_folder(path)
+    file = folder / CONFIG
+    if not file.is_file():
+        raise UserError(f"model {folder}: holds no {CONFIG}; give a folder written by save_pretrained")
+    try:
+        json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"model {file}: broken JSON ({error})") from None
+    try:
+        return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    except Exception as error:  # unknown architectures, values out of range, code of its own
+        raise UserError(f"model {file}: {_one_line(error)}") from None
+
+
+def check_weights(folder: Path) -> None:
+    """Raise UserError unless the folder has whole safetensors files; reads only their headers."""
+    if (folder / INDEX).is_file():
+        try:
+            names = sorted(
+                set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+            )
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise UserError(f"model {folder / INDEX}: broken index ({_one_line(error)})") from None
+    else:
+        names = [WEIGHTS]
+    for name in names:
+        file = folder / name
+        if not file.is_file():
+            others = sorted(p.name for p in folder.glob("*.bin")) + sorted(
+                p.name for p in folder.glob("*.pt*")
+            )
+            pickles = f"; {others[0]} is not read, as pickles can run code" if others else ""
+            raise UserError(f"model {folder}: holds no {name}{pickles}")
+        try:
+            with safe_open(str(file), framework="pt"):
+                pass
+        except (SafetensorError, OSError, ValueError) as error:
+            raise UserError(
+                f"model {file}: cut short or no safetensors file ({file.stat().st_size:,} bytes; "
+                f"{_one_line(error)}); copy it again or take an earlier checkpoint"
+            ) from None
+
+
+def _check_loaded(folder: Path, found: dict) -> None:
+    for kind, problem in (
+        ("mismatched_keys", "weights of another shape than config.json says"),
+        ("missing_keys", "weights missing"),
+        ("unexpected_keys", "weights that the model does not have"),
+    ):
+        names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in found.get(kind) or ())
+        if names:
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            raise UserError(f"model {folder}: {problem}: {', '.join(names[:SHOWN])}{more}")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bar and its table of problems, which _check_loaded turns into one line."""
+    verbosity, bar = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(verbosity)
+        if bar:
+            hf_logging.enable_progress_bar()
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

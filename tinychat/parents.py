@@ -1,0 +1,107 @@
+"""What a stage builds on: the tokenizer and the checkpoint that `auto` and null stand for.
+
+Resolved once, in the parent process, before anything is allocated; written beside the run's configuration so that a
+resumed run keeps the parents it began with.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tinychat import runs
+from tinychat.errors import UserError
+from tinychat.schema import Arch, Config, TokenizerKind
+
+FILE = "parents.json"
+# Which stages' checkpoints `init_from=auto` takes, the most wanted first.
+AUTO_PARENTS: dict[str, tuple[str, ...]] = {"eval": ("pretrain",), "pretrain": ("pretrain",)}
+
+
+def find_parents(config: Config) -> dict[str, str | None]:
+    """{"init_from": checkpoint folder or hub id or None, "tokenizer": folder or None}.
+
+    Raises UserError, with the command that makes the missing parent.
+    """
+    init_from = _init_from(config)
+    return {"init_from": init_from, "tokenizer": None if init_from else _tokenizer(config)}
+
+
+def _init_from(config: Config) -> str | None:
+    spec = config.init_from
+    if spec is None:
+        if config.stage.name == "eval":
+            raise UserError(
+                "init_from=null: stage=eval measures a checkpoint; give init_from=FOLDER or init_from=auto"
+            )
+        return None
+    if spec == "auto":
+        return str(_newest_checkpoint(config))
+    if spec.startswith("runs:/"):
+        return str(runs.resolve_checkpoint(_mlflow_run_dir(spec, config)))
+    if Path(spec).expanduser().exists() or not _looks_like_hub_id(spec):
+        return str(runs.resolve_checkpoint(spec).resolve())
+    return spec
+
+
+def _looks_like_hub_id(spec: str) -> bool:
+    return spec.count("/") == 1 and not spec.startswith((".", "/", "~")) and not spec.startswith("outputs/")
+
+
+def _newest_checkpoint(config: Config) -> Path:
+    stages = AUTO_PARENTS.get(config.stage.name, ())
+    for stage in stages:
+
+        def wanted(other: dict, stage: str = stage) -> bool:
+            return other["stage"]["name"] == stage and other["model"]["name"] == config.model.name
+
+        found = runs.newest_run(Path(config.paths.outputs), config.experiment_name, wanted, finished=True)
+        if found:
+            return runs.resolve_checkpoint(str(found)).resolve()
+    raise UserError(
+        f"init_from=auto: no finished {' or '.join(stages)} run of model={config.model.name} in experiment "
+        f"{config.experiment_name!r}; make one: python -m tinychat.train stage={stages[0]} model={config.model.name}"
+        f"{_experiment(config)}; or name a folder: init_from=FOLDER"
+    )
+
+
+def _tokenizer(config: Config) -> str | None:
+    tokenizer, data = config.tokenizer, config.data
+    if tokenizer.kind is not TokenizerKind.bpe or config.stage.name == "tokenizer":
+        return None
+    if config.model.arch is Arch.pretrained and config.stage.name != "corpus":
+        raise UserError(
+            f"tokenizer={tokenizer.name}: a pretrained model needs its own; use tokenizer=pretrained "
+            f"tokenizer.path={config.model.path}"
+        )
+    if tokenizer.path:
+        return str(runs.resolve_checkpoint(tokenizer.path).resolve())
+
+    def wanted(other: dict) -> bool:
+        return (
+            other["stage"]["name"] == "tokenizer"
+            and other["tokenizer"]["vocab_size"] == tokenizer.vocab_size
+            and (other["data"]["name"], other["data"]["path"]) == (data.name, data.path)
+        )
+
+    found = runs.newest_run(Path(config.paths.outputs), config.experiment_name, wanted, finished=True)
+    if found:
+        return str(runs.resolve_checkpoint(str(found)).resolve())
+    own = f" data.path={data.path}" if data.path else ""
+    raise UserError(
+        f"tokenizer=bpe: none of {tokenizer.vocab_size} entries was trained on data={data.name} yet in experiment "
+        f"{config.experiment_name!r}; train it: python -m tinychat.train stage=tokenizer data={data.name}{own} "
+        f"tokenizer.vocab_size={tokenizer.vocab_size}{_experiment(config)}; or give tokenizer.path=FOLDER"
+    )
+
+
+def _experiment(config: Config) -> str:
+    return "" if config.experiment_name == "default" else f" experiment_name={config.experiment_name}"
+
+
+def _mlflow_run_dir(spec: str, config: Config) -> str:
+    """The run folder behind a `runs:/ID` address, from the tag that tinychat sets on each of its MLflow runs."""
+    from tinychat.tracking import run_folder_of  # MLflow takes seconds to import: only when asked for
+
+    return run_folder_of(
+        spec.removeprefix("runs:/").split("/")[0], config.tracker, Path(config.paths.outputs)
+    )

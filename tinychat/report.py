@@ -1,0 +1,204 @@
+"""report.md and report.html: a run told from the files of its folder, nothing in it that was not measured."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tinychat.curves import Series, series_of, write_curves
+from tinychat.tracking.metrics_log import MetricsLog
+from tinychat.tracking.vocabulary import METRICS
+
+logger = logging.getLogger(__name__)
+_SUMMED_UP = ("tokenizer", "data", "optim", "ds", "launch")  # config groups shown by their names
+_SCALARS = ("precision", "device", "seed", "init_from")
+_NOT_SHOWN = {"metrics", "config"}  # of result.json and lineage.json: told elsewhere
+
+
+@dataclass
+class Report:
+    """What the two templates show; an empty part is left out."""
+
+    title: str
+    subtitle: str = ""
+    command: str = ""
+    facts: list[tuple[str, str]] = field(default_factory=list)
+    results: list[tuple[str, str, str]] = field(default_factory=list)  # metric, value, meaning
+    summary: list[tuple[str, str, str, str, str, str]] = field(default_factory=list)  # metric, first ... points
+    curves: bool = False
+    samples: list[tuple[str, str]] = field(default_factory=list)  # prompt, continuation
+    lineage: list[tuple[str, str]] = field(default_factory=list)
+    config: str = ""
+
+
+def write_report(run_dir: Path) -> Path | None:
+    """Write curves.png, report.md and report.html into `run_dir`; the path of the last, None when that fails.
+
+    Reads config.yaml, command.txt, metrics.jsonl, result.json, samples.json and lineage.json, each where it exists.
+    """
+    try:
+        report = collect(run_dir)
+        (run_dir / "report.md").write_text(_render("report.md.j2", report), encoding="utf-8")
+        image = base64.b64encode((run_dir / "curves.png").read_bytes()).decode() if report.curves else ""
+        (run_dir / "report.html").write_text(_render("report.html.j2", report, image=image), encoding="utf-8")
+    except OSError as error:
+        logger.warning("no report in %s: %s", run_dir, error)
+        return None
+    return run_dir / "report.html"
+
+
+def collect(run_dir: Path) -> Report:
+    """Read the run folder and draw its curves."""
+    config_text = _text(run_dir / "config.yaml")
+    config = _mapping(config_text, yaml.safe_load)
+    result = _mapping(_text(run_dir / "result.json"), json.loads)
+    lineage = _mapping(_text(run_dir / "lineage.json"), json.loads)
+    rows = MetricsLog(run_dir / "metrics.jsonl").read()
+    series = series_of(rows)
+    names = [_name_of(config.get(group)) for group in ("stage", "model", "data")]
+    return Report(
+        title=str(config.get("run_name") or run_dir.name),
+        subtitle=" · ".join(name for name in names if name),
+        command=_text(run_dir / "command.txt").strip(),
+        facts=_facts(config, result),
+        results=_results(result, series),
+        summary=_summary(series),
+        curves=write_curves(rows, run_dir / "curves.png"),
+        samples=_samples(_text(run_dir / "samples.json")),
+        lineage=list(_flat({key: value for key, value in lineage.items() if key not in _NOT_SHOWN})),
+        config=config_text.strip(),
+    )
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _mapping(text: str, parse: Any) -> dict[str, Any]:
+    try:
+        value = parse(text)
+    except (ValueError, yaml.YAMLError):  # empty, or cut short
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _name_of(group: Any) -> str:
+    return str(group.get("name") or "") if isinstance(group, Mapping) else ""
+
+
+def _facts(config: dict[str, Any], result: dict[str, Any]) -> list[tuple[str, str]]:
+    """What was run: the config's choices, then what result.json says beside its metrics."""
+    facts = []
+    for group in ("stage", "model", *_SUMMED_UP):
+        name = _name_of(config.get(group))
+        path = config[group].get("path") if name else None
+        if name and name != "none":
+            facts.append((group, f"{name} ({path})" if path else name))
+    facts += [(key.replace("_", " "), str(config[key])) for key in _SCALARS if config.get(key) is not None]
+    told = dict(facts)
+    for key, value in _flat({k: v for k, v in result.items() if k not in _NOT_SHOWN and k not in METRICS}):
+        # what was measured (device: cuda) outweighs what was asked for (device: auto)
+        told[key.replace("_", " ").replace(".", " ")] = value
+    return list(told.items())
+
+
+def _results(result: dict[str, Any], series: dict[str, Series]) -> list[tuple[str, str, str]]:
+    """The metrics of result.json; without them the last held-out ones that were logged."""
+    metrics = result.get("metrics")
+    found = {key: value for key, value in result.items() if key in METRICS}
+    if isinstance(metrics, dict):
+        found.update(metrics)
+    if not found:
+        found = {name: points[-1][1] for name, points in series.items() if not name.startswith(("train", "perf"))}
+        found = {name: value for name, value in found.items() if not name.startswith("schedule")}
+    return [(name, format_value(value), METRICS.get(name, "")) for name, value in found.items() if value is not None]
+
+
+def _summary(series: dict[str, Series]) -> list[tuple[str, str, str, str, str, str]]:
+    lines = []
+    for name, points in series.items():
+        values = [value for _, value in points]
+        finite = [value for value in values if math.isfinite(value)] or [math.nan]
+        cells = (values[0], values[-1], min(finite), max(finite))
+        first, last, low, high = (format_value(value) for value in cells)
+        lines.append((name, first, last, low, high, str(len(points))))
+    return lines
+
+
+def _samples(text: str) -> list[tuple[str, str]]:
+    try:
+        items = json.loads(text)
+    except ValueError:
+        return []
+    if not isinstance(items, list):
+        return []
+    pairs = [(item.get("prompt"), item.get("continuation")) for item in items if isinstance(item, dict)]
+    return [(str(prompt or ""), str(continuation)) for prompt, continuation in pairs if continuation is not None]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested mappings as (`a.b`, text); null and empty values are left out."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        elif isinstance(value, list):
+            if value:
+                yield f"{prefix}{name}", ", ".join(_plain(item) for item in value)
+        elif value is not None and value != "":
+            yield f"{prefix}{name}", format_value(value)
+
+
+def _plain(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else format_value(value)
+
+
+def format_value(value: Any) -> str:
+    """12,345,678; 3.6857; 0.0003; yes; text as it is."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value.is_integer() and abs(value) < 1e15 else f"{value:,.5g}"
+    return str(value)
+
+
+def _render(template: str, report: Report, **values: str) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=template.endswith(".html.j2"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["cell"] = _cell
+    environment.filters["fence"] = _fence
+    return environment.get_template(template).render(report=report, **values)
+
+
+def _cell(text: str) -> str:
+    """Text for a Markdown table: no markup of its own, one line."""
+    escaped = html.escape(text, quote=False).replace("\\", "\\\\").replace("|", "\\|").replace("`", "\\`")
+    return " ".join(escaped.replace("*", "\\*").replace("_", "\\_").split())
+
+
+def _fence(text: str, language: str = "") -> str:
+    """A Markdown code block with a fence longer than any run of backticks in the text."""
+    longest = max((len(run) for run in "".join(c if c == "`" else " " for c in text).split()), default=0)
+    fence = "`" * max(longest + 1, 3)
+    return f"{fence}{language}\n{text}\n{fence}"

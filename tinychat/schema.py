@@ -1,0 +1,285 @@
+"""The typed configuration: one dataclass per config group, registered in Hydra's ConfigStore.
+
+Types and one-line meanings live here. **Defaults live in conf/ alone**: every field is MISSING here, so a YAML file that
+forgets one fails when it is composed. Nothing in this module imports torch, because the parent process answers `--help`
+and typing mistakes before torch would have loaded. Checks that span several fields are in tinychat.checks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+
+class Precision(Enum):
+    """Arithmetic of the forward and backward pass; master weights and optimizer state stay fp32."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+class Device(Enum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Schedule(Enum):
+    """Shape of the learning rate after its warm-up."""
+
+    constant = "constant"
+    linear = "linear"
+    cosine = "cosine"
+    wsd = "wsd"  # warm-up, stable, decay
+
+
+class Arch(Enum):
+    gpt2 = "gpt2"
+    llama = "llama"
+    qwen3 = "qwen3"
+    pretrained = "pretrained"
+
+
+class TokenizerKind(Enum):
+    bpe = "bpe"
+    gpt2 = "gpt2"
+    pretrained = "pretrained"
+
+
+class Source(Enum):
+    tinyworld = "tinyworld"
+    tinystories = "tinystories"
+    text = "text"
+
+
+class OptimKind(Enum):
+    adamw = "adamw"
+    muon = "muon"
+
+
+class TrackerKind(Enum):
+    mlflow = "mlflow"
+    none = "none"
+
+
+class LaunchKind(Enum):
+    inline = "inline"
+    torchrun = "torchrun"
+
+
+@dataclass
+class PathsConfig:
+    """Where things are written."""
+
+    outputs: str = MISSING  # folder of all runs and of the tracking database
+    cache: str = MISSING  # folder of tokenized data; may be deleted at any time
+
+
+@dataclass
+class ModelConfig:
+    """A transformers model, built from scratch or (arch=pretrained) taken from a folder or hub id."""
+
+    name: str = MISSING
+    arch: Arch = MISSING
+    path: str | None = MISSING  # pretrained: folder, run folder or hub id
+    n_layer: int | None = MISSING
+    n_embd: int | None = MISSING  # hidden size
+    n_head: int | None = MISSING
+    n_kv_head: int | None = MISSING  # fewer than n_head: grouped-query attention (llama, qwen3)
+    n_inner: int | None = MISSING  # width of the MLP
+    context_length: int | None = MISSING  # longest sequence in tokens
+    vocab_size: int | None = MISSING  # null: the tokenizer's, rounded up to a multiple of 64
+    tie_embeddings: bool | None = MISSING  # input embedding and output head are one matrix
+    dropout: float = MISSING
+    rope_theta: float | None = MISSING  # llama, qwen3: base of the rotary position embedding
+    init_std: float | None = MISSING
+
+
+@dataclass
+class TokenizerConfig:
+    """What turns text into tokens. Padding is never the end-of-text token."""
+
+    name: str = MISSING
+    kind: TokenizerKind = MISSING
+    path: str | None = (
+        MISSING  # folder or hub id; bpe: null takes the newest stage=tokenizer run of this experiment
+    )
+    vocab_size: int | None = MISSING  # bpe: entries, special tokens included
+    train_mb: float | None = MISSING  # bpe: megabytes of text it is trained on
+
+
+@dataclass
+class DataConfig:
+    """Where documents come from."""
+
+    name: str = MISSING
+    source: Source = MISSING
+    path: str | None = (
+        MISSING  # own file, folder or glob; null: the hub (tinystories) or the generator (tinyworld)
+    )
+    val_path: str | None = MISSING  # held-out documents; null: the source's own split, else a seeded hold-out
+    val_fraction: float = MISSING  # share of documents held out where the source has no validation split
+    text_column: str = MISSING  # column or key that holds the text
+    max_docs: int | None = MISSING  # training documents read at most
+    max_val_docs: int | None = MISSING  # validation documents read at most
+    seed: int = MISSING  # of the hold-out and of generated documents
+
+
+@dataclass
+class OptimConfig:
+    """The update rule. Learning rates and schedules belong to the stage."""
+
+    name: str = MISSING
+    kind: OptimKind = MISSING
+    betas: list[float] = MISSING  # AdamW
+    eps: float = MISSING  # AdamW
+    weight_decay: float = MISSING  # on matrices; embeddings, norms and biases have none
+    muon_lr_ratio: float | None = MISSING  # muon: learning rate of the hidden matrices / stage.lr
+    muon_momentum: float | None = MISSING
+    muon_ns_steps: int | None = MISSING  # Newton-Schulz iterations
+
+
+@dataclass
+class DsConfig:
+    """DeepSpeed. `config` is DeepSpeed's own; batch, precision, clipping and optimizer fields are derived."""
+
+    name: str = MISSING
+    enabled: bool = MISSING
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class TrackerConfig:
+    name: str = MISSING
+    kind: TrackerKind = MISSING
+    uri: str | None = MISSING  # null: $MLFLOW_TRACKING_URI, else sqlite under paths.outputs
+    system_metrics: bool = MISSING  # CPU, memory, GPU every ten seconds
+
+
+@dataclass
+class LaunchConfig:
+    """How the ranks of one job are started."""
+
+    name: str = MISSING
+    kind: LaunchKind = MISSING
+    nproc: int = MISSING  # ranks on this node
+    nnodes: int = MISSING
+    node_rank: int = MISSING  # of this machine, 0-based
+    rdzv_endpoint: str | None = MISSING  # host:port on node 0 where more than one node meets
+    timeout_minutes: float = MISSING  # a collective or rendezvous that takes longer is an error
+
+
+@dataclass
+class CheckpointConfig:
+    every: int = MISSING  # optimizer steps between checkpoints; 0: only at the end
+    keep_last: int = MISSING  # newest checkpoints kept, with everything a resume needs
+    keep_best: int = MISSING  # best checkpoints kept beside them, by the stage's own metric
+
+
+@dataclass
+class TokenizerStage:
+    """Train a byte-level BPE tokenizer and report how well it fits."""
+
+    name: str = MISSING
+    report_docs: int = MISSING  # held-out documents the report measures
+
+
+@dataclass
+class CorpusStage:
+    """Tokenize into the cache and report; nothing is trained."""
+
+    name: str = MISSING
+
+
+@dataclass
+class TrainLoop:
+    """What every stage that trains a model has."""
+
+    name: str = MISSING
+    lr: float = MISSING  # peak learning rate
+    schedule: Schedule = MISSING
+    warmup_steps: int = MISSING
+    decay_fraction: float = MISSING  # wsd: share of all steps, at the end, over which the rate falls
+    min_lr_ratio: float = MISSING  # last learning rate / peak
+    max_steps: int = MISSING  # optimizer steps
+    batch_size: int = MISSING  # sequences per optimizer step, over all ranks
+    micro_batch_size: int = MISSING  # sequences per forward pass on one rank
+    grad_clip: float = MISSING  # bound on the global gradient norm; 0: off
+    activation_checkpointing: bool = (
+        MISSING  # recompute activations in the backward pass: less memory, more time
+    )
+    log_every: int = MISSING  # steps
+    eval_every: int = MISSING  # steps; 0: only at the end
+
+
+@dataclass
+class PretrainStage(TrainLoop):
+    """Next-token prediction on packed documents."""
+
+    context_length: int | None = MISSING  # tokens per sequence; null: the model's
+    eval_batch_size: int = MISSING  # sequences per forward pass in evaluation
+    eval_tokens: int | None = MISSING  # validation tokens read during training; the last evaluation reads all
+    samples: list[str] = MISSING  # prompts continued at the end, "" for none
+    sample_tokens: int = MISSING
+
+
+@dataclass
+class EvalStage:
+    """Loss and perplexity of a checkpoint."""
+
+    name: str = MISSING
+    context_length: int | None = MISSING
+    eval_batch_size: int = MISSING
+    eval_tokens: int | None = MISSING
+    samples: list[str] = MISSING
+    sample_tokens: int = MISSING
+
+
+@dataclass
+class Config:
+    """One job, whole."""
+
+    experiment_name: str = MISSING  # runs of one experiment find each other; also the MLflow experiment
+    run_name: str | None = MISSING  # null: stage-model-data
+    run_dir: str | None = MISSING  # null: a new folder under paths.outputs
+    seed: int = MISSING
+    init_from: str | None = MISSING  # null | auto | folder | runs:/id | hub id: weights to start from
+    resume: str = MISSING  # never | auto (newest unfinished run of this configuration) | run folder
+    device: Device = MISSING
+    precision: Precision = MISSING
+    compile: bool = MISSING  # torch.compile the model
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    ds: DsConfig = field(default_factory=DsConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    stage: Any = MISSING  # one of STAGES, by stage.name
+
+
+STAGES = {"tokenizer": TokenizerStage, "corpus": CorpusStage, "pretrain": PretrainStage, "eval": EvalStage}
+
+
+def register() -> None:
+    """Put the dataclasses into Hydra's ConfigStore: `schema` types the root, `schema/stage/NAME` each stage."""
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    for name, node in STAGES.items():
+        store.store(group="schema/stage", name=name, node=node)
+
+
+def to_config(node: DictConfig) -> Config:
+    """The composed (or reloaded) configuration as dataclasses; raises OmegaConf's errors on a wrong key or type."""
+    typed = OmegaConf.structured(Config)
+    typed.stage = OmegaConf.structured(STAGES[node.stage.name])
+    return OmegaConf.to_object(OmegaConf.merge(typed, node))  # type: ignore[return-value]

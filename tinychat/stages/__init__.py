@@ -1,0 +1,1 @@
+"""The stages: one file each, whose `run(config, context)` reads from top to bottom."""

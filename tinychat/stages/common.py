@@ -1,0 +1,151 @@
+"""What several stages do the same way: tokenizer and model from their parents, the token cache, evaluation, samples."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tinychat import runs
+from tinychat.console import peak_memory_gb
+from tinychat.context import Context
+from tinychat.data.cache import TokenCache, token_cache
+from tinychat.data.sources import Split, text_source
+from tinychat.engine import Engine
+from tinychat.errors import UserError
+from tinychat.evaluation.perplexity import perplexity
+from tinychat.models.build import build_model, describe, load_model, model_vocab_size
+from tinychat.models.flops import matmul_rate
+from tinychat.models.generate import SamplingOptions, continue_texts
+from tinychat.models.logprobs import token_nll
+from tinychat.schema import Config, DataConfig
+from tinychat.text.tokenizer import load_saved_tokenizer, load_tokenizer
+from tinychat.world import World
+
+log = logging.getLogger("tinychat")
+
+
+def get_tokenizer(config: Config, context: Context) -> Any:
+    """The tokenizer of the checkpoint the stage starts from, else the configured one."""
+    if start := context.parents["init_from"]:
+        return load_saved_tokenizer(start)
+    return load_tokenizer(config.tokenizer, context.parents["tokenizer"])
+
+
+def get_model(config: Config, context: Context, tokenizer: Any) -> Any:
+    """The model to start from: a checkpoint's, or one built (from scratch or pretrained) from the model group."""
+    if start := context.parents["init_from"]:
+        model = load_model(start)
+        if model.get_input_embeddings().num_embeddings < len(tokenizer):
+            raise UserError(
+                f"init_from={start}: its vocabulary of {model.get_input_embeddings().num_embeddings} is smaller than its "
+                f"tokenizer's {len(tokenizer)}; the folder is not whole"
+            )
+    else:
+        size = model_vocab_size(config.model, len(tokenizer))
+        model = build_model(config.model, size, tokenizer.pad_token_id, tokenizer.eos_token_id)
+    log.info("model: %s", describe(model))
+    return model
+
+
+def context_length(wanted: int | None, model: Any) -> int:
+    """Tokens per sequence: the stage's, else the model's. Raises UserError when the model cannot take so many."""
+    most = model.config.max_position_embeddings
+    if wanted is not None and wanted > most:
+        raise UserError(
+            f"stage.context_length={wanted} is longer than the model's {most}; lower it to at most {most}"
+        )
+    return wanted or most
+
+
+def get_tokens(
+    data: DataConfig, split: Split, tokenizer: Any, config: Config, context: Context
+) -> TokenCache:
+    """The split's token cache; built by whichever rank or run comes first."""
+    source = text_source(data, split)
+    tokens = token_cache(source, tokenizer, Path(config.paths.cache), progress=context.world.is_main)
+    log.info("%s: %s", split, tokens.describe())
+    return tokens
+
+
+def data_facts(tokens: TokenCache) -> dict[str, Any]:
+    """What lineage says of a split."""
+    return {"fingerprint": tokens.fingerprint, "documents": tokens.n_docs, "tokens": tokens.n_tokens}
+
+
+def evaluate(
+    engine: Engine, tokens: TokenCache, length: int, batch_size: int, max_tokens: int | None, context: Context
+) -> dict[str, float]:
+    """eval/loss, eval/ppl, ... over validation tokens, the work shared among the ranks."""
+    with engine.inference() as model:
+        return perplexity(
+            lambda input_ids, targets: token_nll(model, input_ids, targets),
+            tokens,
+            length,
+            batch_size,
+            context.world,
+            max_tokens,
+        )
+
+
+def write_samples(
+    engine: Engine, tokenizer: Any, prompts: list[str], new_tokens: int, seed: int, context: Context
+) -> list[dict[str, str]]:
+    """Continue the prompts (every rank computes, rank 0 writes samples.json and the tracker's table)."""
+    if not prompts:
+        return []
+    options = SamplingOptions(temperature=0.8, top_k=50, seed=seed, max_new_tokens=new_tokens)
+    with engine.inference() as model, torch.no_grad():
+        texts = continue_texts(model, tokenizer, prompts, options)
+    rows = [{"prompt": prompt, "continuation": text} for prompt, text in zip(prompts, texts, strict=True)]
+    if context.tracker is not None:
+        content = json.dumps(rows, indent=1, ensure_ascii=False)
+        runs.write_text_atomic(context.run_dir / "samples.json", content)
+        context.tracker.log_table("samples", ["prompt", "continuation"], [list(row.values()) for row in rows])
+        for row in rows:
+            log.info("sample: %s|%s", row["prompt"], row["continuation"].replace("\n", " / "))
+    return rows
+
+
+class Speedometer:
+    """Tokens per second, step time and utilisation since the last reading, evaluation and saving left out."""
+
+    def __init__(
+        self, flops_per_token: float, length: int, dtype: torch.dtype, world: World, batch_size: int
+    ):
+        self.tokens_per_step = batch_size * length
+        self.batch_size = batch_size
+        self.flops_per_step = flops_per_token * self.tokens_per_step
+        self.peak = matmul_rate(world.device, dtype) * world.size
+        self.device = world.device
+        self._steps, self._begin = 0, time.perf_counter()
+
+    def step_done(self) -> int:
+        """Count an optimizer step; returns how many since the last reading."""
+        self._steps += 1
+        return self._steps
+
+    def read(self) -> dict[str, float]:
+        now = time.perf_counter()
+        seconds = (now - self._begin) / self._steps
+        self._steps, self._begin = 0, now
+        return {
+            "perf/tokens_per_s": self.tokens_per_step / seconds,
+            "perf/samples_per_s": self.batch_size / seconds,
+            "perf/step_seconds": seconds,
+            "perf/mfu": self.flops_per_step / seconds / self.peak,
+            "perf/memory_gb": peak_memory_gb(str(self.device)),
+        }
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time spent inside does not count as training."""
+        begin = time.perf_counter()
+        yield
+        self._begin += time.perf_counter() - begin

@@ -1,0 +1,62 @@
+"""stage=tokenizer: train a byte-level BPE on the data, save it where AutoTokenizer finds it, report how well it fits."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+
+from tinychat import lineage, runs
+from tinychat.context import Context, StageResult
+from tinychat.data.sources import text_source
+from tinychat.schema import Config
+from tinychat.text.bpe import train_bpe
+from tinychat.text.report import tokenizer_report
+
+log = logging.getLogger("tinychat")
+
+
+def run(config: Config, context: Context) -> StageResult:
+    source = text_source(config.data, "train")
+    limit = None if config.tokenizer.train_mb is None else int(config.tokenizer.train_mb * 1e6)
+    log.info("training a BPE of %d entries on %s", config.tokenizer.vocab_size, source.description)
+    tokenizer = train_bpe(first_bytes(source.documents(), limit), config.tokenizer.vocab_size, progress=True)
+
+    folder = context.run_dir / "tokenizer"
+    temporary = context.run_dir / ".saving-tokenizer"
+    shutil.rmtree(temporary, ignore_errors=True)
+    tokenizer.save_pretrained(temporary)
+    origin = lineage.describe(
+        context.run_dir, context.parents, {"train": {"fingerprint": source.fingerprint()}}
+    )
+    (temporary / runs.LINEAGE).write_text(json.dumps(origin, indent=1), encoding="utf-8")
+    runs.write_manifest(temporary, score=None)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(temporary, folder)
+
+    held_out = list(
+        itertools.islice(text_source(config.data, "validation").documents(), config.stage.report_docs)
+    )
+    found = tokenizer_report(tokenizer, held_out)
+    for line in found.lines():
+        log.info("%s", line)
+    (context.run_dir / "tokenizer_report.json").write_text(
+        json.dumps(found.to_dict(), indent=1, ensure_ascii=False)
+    )
+    context.log(0, found.metrics())
+    return StageResult(
+        found.metrics(), "tokenizer/bytes_per_token", folder, facts={"vocabulary": len(tokenizer)}
+    )
+
+
+def first_bytes(texts: Iterator[str], limit: int | None) -> Iterator[str]:
+    """Documents until `limit` bytes of UTF-8 have been given; None: all."""
+    total = 0
+    for text in texts:
+        yield text
+        total += len(text.encode())
+        if limit is not None and total >= limit:
+            return

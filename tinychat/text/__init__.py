@@ -1,0 +1,13 @@
+"""Text to tokens and back.
+
+bpe (training a byte-level BPE) -> tokenizer (loading any tokenizer, encoding documents) -> report (how well
+one fits).
+"""
+
+from __future__ import annotations
+
+END_OF_TEXT = "<|endoftext|>"  # after each document; also what a text without a beginning is continued from
+PAD = "<|pad|>"  # never the end of text: a masked pad must not hide where a document really ends
+CHAT_START = "<|im_start|>"  # before the role of a chat message
+CHAT_END = "<|im_end|>"  # after a chat message
+RESERVED = (END_OF_TEXT, PAD, CHAT_START, CHAT_END)

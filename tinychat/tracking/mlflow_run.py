@@ -1,0 +1,186 @@
+"""One run in an MLflow store: made or found again, filled, closed. Used by one thread; raises what MLflow raises."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tinychat.tracking.base import RunInfo, Status
+from tinychat.tracking.metrics_log import Row
+from tinychat.tracking.params import MAX_TAG
+from tinychat.tracking.store import artifact_location, load_mlflow, prepare_store, shown
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+    from mlflow.tracking import MlflowClient
+
+METRICS_PER_CALL = 1000  # MLflow's own limits
+PARAMS_PER_CALL = 100
+TABLES_TAG = "mlflow.loggedArtifacts"  # where MLflow's interface and load_table look for tables
+SYSTEM = "system/"  # prefix of what MLflow's monitor measures
+logger = logging.getLogger(__name__)
+
+
+class MlflowRun:
+    """`open` may be called again after a failure: it goes on where it stopped, and never makes a second run."""
+
+    def __init__(self, run: RunInfo, uri: str, system_metrics: bool) -> None:
+        self.run_id: str | None = None
+        self.is_open = False
+        self._run, self._uri, self._system_metrics = run, uri, system_metrics
+        self._tried = False
+        self._client: MlflowClient
+        self._monitor: SystemMetricsMonitor | None = None
+        self._present: dict[str, set[int]] = {}  # steps in the store from before a resume
+
+    def open(self, params: dict[str, str], tags: dict[str, str]) -> None:
+        """Find the run this folder had in this store, or make one; then parameters, tags, config, system metrics."""
+        load_mlflow()
+        from mlflow.tracking import MlflowClient
+
+        prepare_store(self._uri)
+        self._client = MlflowClient(tracking_uri=self._uri)
+        experiment = self._experiment()
+        found = self._earlier_run(experiment)
+        if found is None:
+            made = {**tags, "run_dir": str(self._run.run_dir.absolute())[:MAX_TAG]}
+            found = self._client.create_run(experiment, tags=made, run_name=self._run.run_name)
+            self.run_id = found.info.run_id
+        else:
+            self.run_id = found.info.run_id
+            self._continue(found, tags)
+        self._write_identity()
+        self._send_params(params, found)
+        config = self._run.run_dir / "config.yaml"
+        if config.exists():
+            self._client.log_artifact(self.run_id, str(config))
+        self._start_monitor()
+        self.is_open = True
+
+    def _experiment(self) -> str:
+        from mlflow.exceptions import MlflowException
+
+        name = self._run.experiment_name
+        experiment = self._client.get_experiment_by_name(name)
+        if experiment is None:
+            try:
+                return self._client.create_experiment(name, artifact_location(self._uri, self._run.outputs))
+            except MlflowException:  # another process was faster
+                experiment = self._client.get_experiment_by_name(name)
+                if experiment is None:
+                    raise
+        if experiment.lifecycle_stage == "deleted":
+            self._client.restore_experiment(experiment.experiment_id)
+        return experiment.experiment_id
+
+    def _earlier_run(self, experiment: str) -> Run | None:
+        """The run of this folder, by tracking.json or by its tag; None for a new run or another store."""
+        from mlflow.exceptions import MlflowException
+
+        first, self._tried = not self._tried, True
+        if first and self._run.resume_step is None:
+            return None
+        run_id = self.run_id or self._saved_run_id()
+        if run_id is not None:
+            try:
+                run = self._client.get_run(run_id)
+                if run.info.lifecycle_stage == "active":
+                    return run
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+        folder = str(self._run.run_dir.absolute())[:MAX_TAG]
+        if "'" in folder:  # MLflow's filter has no way to quote it
+            return None
+        runs = self._client.search_runs([experiment], f"tags.run_dir = '{folder}'", max_results=1)
+        return runs[0] if runs else None
+
+    def _saved_run_id(self) -> str | None:
+        try:
+            saved = json.loads((self._run.run_dir / "tracking.json").read_text())
+            return saved["run_id"] if saved["uri"] == shown(self._uri) else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _continue(self, run: Run, tags: dict[str, str]) -> None:
+        """Open a run again and learn which points it has."""
+        from mlflow.entities import RunTag
+
+        if run.info.status != "RUNNING":
+            self._client.update_run(run.info.run_id, status="RUNNING")
+        self._client.log_batch(run.info.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        for name in run.data.metrics:
+            if not name.startswith(SYSTEM):
+                history = self._client.get_metric_history(run.info.run_id, name)
+                self._present[name] = {point.step for point in history}
+
+    def _write_identity(self) -> None:
+        path = self._run.run_dir / "tracking.json"
+        identity = {"uri": shown(self._uri), "experiment": self._run.experiment_name, "run_id": self.run_id}
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(identity, indent=2) + "\n")
+        os.replace(temporary, path)
+
+    def _send_params(self, params: dict[str, str], run: Run) -> None:
+        """Parameters cannot be changed in MLflow: on a resume new ones are added, changed ones become tags."""
+        from mlflow.entities import Param, RunTag
+
+        had = run.data.params
+        new = [Param(key, value) for key, value in params.items() if key not in had]
+        for start in range(0, len(new), PARAMS_PER_CALL):
+            self._client.log_batch(self.run_id, params=new[start : start + PARAMS_PER_CALL])
+        changed = {key: value for key, value in params.items() if had.get(key, value) != value}
+        tags = [RunTag(f"resumed.{key}"[:250], value) for key, value in changed.items()]
+        for start in range(0, len(tags), PARAMS_PER_CALL):
+            self._client.log_batch(self.run_id, tags=tags[start : start + PARAMS_PER_CALL])
+
+    def _start_monitor(self) -> None:
+        if not self._system_metrics or self._monitor is not None:
+            return
+        try:
+            from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+            self._monitor = SystemMetricsMonitor(self.run_id, resume_logging=True, tracking_uri=self._uri)
+            self._monitor.start()
+        except Exception as error:  # psutil missing, or a driver that answers oddly
+            logger.info("no system metrics: %s", error)
+
+    def send_rows(self, rows: Sequence[Row], sent: Callable[[], None]) -> None:
+        """Send the points the store does not have yet, with their own time; `sent` is called after each batch."""
+        from mlflow.entities import Metric
+
+        points = [
+            Metric(name, value, round(row.time * 1000), row.step)
+            for row in rows
+            for name, value in row.metrics.items()
+            if row.step not in self._present.get(name, ())
+        ]
+        for start in range(0, len(points), METRICS_PER_CALL):
+            self._client.log_batch(self.run_id, metrics=points[start : start + METRICS_PER_CALL])
+            sent()
+
+    def send_table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
+        """As MLflow's log_table stores it, but replacing an earlier one: a resumed run shows its samples once."""
+        file = f"{name}.json"
+        self._client.log_dict(self.run_id, {"columns": columns, "data": rows}, file)
+        tables = json.loads(self._client.get_run(self.run_id).data.tags.get(TABLES_TAG, "[]"))
+        if not any(table["path"] == file for table in tables):
+            tables.append({"path": file, "type": "table"})
+            self._client.set_tag(self.run_id, TABLES_TAG, json.dumps(tables))
+
+    def send_file(self, path: Path, folder: str | None) -> None:
+        """Raises FileNotFoundError for a file that is gone."""
+        if not path.exists():
+            raise FileNotFoundError(f"{path} does not exist")
+        send = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
+        send(self.run_id, str(path), folder)
+
+    def close(self, status: Status) -> None:
+        if self._monitor is not None:
+            self._monitor.finish()
+        self._client.set_terminated(self.run_id, status)

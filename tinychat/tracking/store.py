@@ -1,0 +1,96 @@
+"""Which MLflow store a run goes to, and its database created once, whole, by one process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from filelock import FileLock
+
+_SQLITE = "sqlite:///"
+_ENVIRONMENT = {  # only where the user has not set them
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # MLflow's own defaults keep a dead server busy for minutes
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "8",  # seconds
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "GIT_PYTHON_REFRESH": "quiet",  # no word about a missing git program
+}
+
+
+def resolve_uri(uri: str | None, outputs: Path) -> str:
+    """`uri`, else $MLFLOW_TRACKING_URI, else OUTPUTS/mlflow.db. A relative SQLite path becomes absolute."""
+    chosen = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}{Path(outputs) / 'mlflow.db'}"
+    path = sqlite_path(chosen)
+    return chosen if path is None else f"{_SQLITE}{path.absolute()}"
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The database file of a plain SQLite URI; None for any other store."""
+    rest = uri.removeprefix(_SQLITE)
+    if rest == uri or not rest or "?" in rest or rest.startswith((":memory:", "file:")):
+        return None
+    return Path(rest)
+
+
+def artifact_location(uri: str, outputs: Path) -> str | None:
+    """Where a new experiment keeps its files: beside a database; a server (None) has a place of its own."""
+    if uri.startswith(("http://", "https://", "databricks", "uc:")):
+        return None
+    path = sqlite_path(uri)
+    folder = path.parent if path else Path(outputs).absolute()
+    return (folder / "mlartifacts").as_uri()
+
+
+def shown(uri: str) -> str:
+    """`uri` without the password it may hold."""
+    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", uri)
+
+
+def load_mlflow() -> None:
+    """Import MLflow with short timeouts and without its log lines; MLFLOW_LOGGING_LEVEL brings them back."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import mlflow.tracking  # noqa: F401
+
+    if "MLFLOW_LOGGING_LEVEL" not in os.environ:
+        for name in ("mlflow", "alembic", "sqlalchemy", "urllib3.connectionpool"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def prepare_store(uri: str) -> None:
+    """Create the SQLite database of `uri` when there is none: some 6 seconds, once. Other stores are left alone.
+
+    Any number of processes may call it at once. The schema is made under a temporary name and renamed when whole, so
+    a database that exists is complete. Raises OSError or sqlite3.Error where it cannot be written.
+    """
+    path = sqlite_path(uri)
+    if path is None:
+        return
+    if not _exists(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            if not _exists(path):
+                _create(path)
+    with closing(sqlite3.connect(path, timeout=20)) as connection:
+        connection.execute("BEGIN IMMEDIATE")  # a store that cannot be written says so at once
+        connection.rollback()
+
+
+def _exists(path: Path) -> bool:
+    return path.exists() and (path.is_dir() or path.stat().st_size > 0)
+
+
+def _create(path: Path) -> None:
+    load_mlflow()
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    for stale in path.parent.glob(f"{path.name}.*.tmp*"):
+        stale.unlink()
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    store = SqlAlchemyStore(f"{_SQLITE}{temporary}", (path.parent / "mlartifacts").as_uri())
+    store.engine.dispose()
+    os.replace(temporary, path)

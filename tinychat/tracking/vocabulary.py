@@ -1,0 +1,34 @@
+"""The names of every metric, once: code, MLflow, metrics.jsonl and the report use these and no others."""
+
+from __future__ import annotations
+
+METRICS: dict[str, str] = {
+    "train/loss": "mean negative log-likelihood of the tokens trained on, in nats per token",
+    "train/grad_norm": "global gradient norm before clipping",
+    "eval/loss": "mean negative log-likelihood of held-out tokens, in nats per token",
+    "eval/ppl": "perplexity of held-out tokens, exp(eval/loss)",
+    "eval/bits_per_byte": "held-out bits per byte of text; comparable between tokenizers",
+    "eval/tokens": "held-out tokens measured",
+    "schedule/lr": "learning rate of the step",
+    "data/tokens": "tokens trained on so far",
+    "data/epoch": "passes over the training data so far",
+    "data/documents": "documents in the token cache",
+    "data/bytes": "bytes of text in the token cache",
+    "tokenizer/bytes_per_token": "bytes of held-out text per token",
+    "tokenizer/tokens_per_word": "tokens per word of held-out text",
+    "tokenizer/unknown_tokens": "unknown tokens in held-out text (0 for a byte-level tokenizer)",
+    "tokenizer/vocabulary_used": "share of the entries that occur in held-out text, 0 to 1",
+    "tokenizer/documents_exact": "share of held-out documents that come back from their tokens unchanged, 0 to 1",
+    "perf/tokens_per_s": "tokens trained on per second, over all ranks",
+    "perf/samples_per_s": "sequences trained on per second, over all ranks",
+    "perf/mfu": "arithmetic of the model per second / peak of the device, 0 to 1",
+    "perf/memory_gb": "peak memory of rank 0 in GB (1e9 bytes): resident on CPU, allocated on CUDA",
+    "perf/step_seconds": "seconds per optimizer step",
+}
+
+
+def check_names(names: object) -> None:
+    """Raise ValueError for a metric name that METRICS does not list."""
+    unknown = sorted(set(names) - METRICS.keys())  # type: ignore[call-overload]
+    if unknown:
+        raise ValueError(f"metric {unknown[0]!r} is not in tinychat.tracking.vocabulary.METRICS; add it there")

@@ -1,0 +1,86 @@
+"""The entrypoint: compose the configuration, check it, start the job, return its objective.
+
+    python -m tinychat.train stage=pretrain model=mini
+
+Imports only schema, checks, launch and runs, so that `--help` and a typing mistake answer at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from tinychat import checks, launch, schema
+from tinychat.errors import UserError
+
+
+def config_folder() -> str:
+    """conf/ beside the package in a checkout, tinychat/conf in an installed wheel."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / "config.yaml").is_file():
+            return str(folder)
+    raise UserError(f"conf/ was found neither in {package} nor beside it; install tinychat again")
+
+
+def job(node: DictConfig) -> float | None:
+    """One job of a single run or multirun; returns the stage's objective for a sweeper."""
+    config = schema.to_config(node)
+    checks.check(config)
+    return launch.run_job(config, node)
+
+
+def explain(error: Exception) -> str:
+    """Hydra's and OmegaConf's messages as one line: what was wrong, and what would have worked."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    key = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("full_key:")), "")
+    noise = (
+        "full_key:",
+        "object_type=",
+        "reference_type=",
+        "Config search path:",
+        "provider=",
+        "To append to your",
+    )
+    text = " ".join(line for line in lines if line and not line.startswith(noise))
+    if isinstance(error, MissingConfigException) or "Available options in" in text:
+        text += _nearest_option(text)
+    elif key and key not in text:
+        text = f"{key}: {text}"
+    return re.sub(r"\s+", " ", text)
+
+
+def _nearest_option(text: str) -> str:
+    match = re.search(r"Could not find '([^']+)/([^'/]+)'.*Available options in '[^']+': (.*)", text)
+    if not match:
+        return ""
+    near = difflib.get_close_matches(match.group(2), match.group(3).split(), n=1, cutoff=0.4)
+    return f". Did you mean {match.group(1)}={near[0]}?" if near else ""
+
+
+def main() -> None:
+    """Console entry. Exit status: 0 done, 1 an error that was explained, 130 or 143 stopped by a signal."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us; explain() prints them
+    schema.register()
+    try:
+        hydra.main(config_path=config_folder(), config_name="config")(job)()
+    except launch.Stopped as stop:
+        sys.exit(stop.status)
+    except (UserError, launch.JobFailed) as error:
+        sys.exit(f"error: {error}")
+    except (HydraException, OmegaConfBaseException) as error:
+        sys.exit(f"error: {explain(error)}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

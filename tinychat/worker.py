@@ -1,0 +1,140 @@
+"""One rank of one job: the resolved configuration in, one stage run, result.json out. Imports no Hydra.
+
+python -m tinychat.worker RUN_DIR        (started by tinychat.launch; RANK and WORLD_SIZE from torchrun)
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from tinychat import lineage, parents, report, runs
+from tinychat.console import setup_logging
+from tinychat.context import Context, StageResult, StopFlag
+from tinychat.errors import UserError
+from tinychat.schema import Config, to_config
+from tinychat.seeding import seed_everything
+from tinychat.tracking import RunInfo, Tracker, make_tracker, run_tags
+from tinychat.world import World, join_world
+
+log = logging.getLogger("tinychat")
+
+STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
+
+
+def run(run_dir: Path, insist: bool = True) -> int:
+    """Run the stage of a prepared run folder on this rank.
+
+    Returns the exit status: 0 done, 128 + signal when it was told to stop and has saved. What goes wrong is raised.
+    """
+    config = to_config(OmegaConf.load(run_dir / runs.CONFIG))  # type: ignore[arg-type]
+    world = join_world(config.device, config.launch.timeout_minutes)
+    lock = runs.RunLock(run_dir) if world.is_main else None
+    setup_logging(run_dir, world.rank)
+    stop = StopFlag(run_dir)
+    try:
+        with stop.listening(insist):
+            return _run_stage(config, run_dir, world, stop)
+    finally:
+        world.close()
+        if lock is not None:
+            lock.release()
+
+
+def _run_stage(config: Config, run_dir: Path, world: World, stop: StopFlag) -> int:
+    start = time.perf_counter()
+    seed_everything(config.seed)
+    found = runs.read_json(run_dir / parents.FILE) or {}
+    tracker = _start_tracker(config, run_dir, found) if world.is_main else None
+    context = Context(run_dir, world, tracker, found, stop)
+    log.info("%s in %s", config.stage.name, run_dir)
+    status, result, problem = "failed", StageResult(), None
+    try:
+        stage = importlib.import_module(f"tinychat.stages.{config.stage.name}")
+        result = stage.run(config, context)
+        status = "stopped" if result.stopped else "finished"
+    except BaseException as error:
+        problem = str(error) or type(error).__name__
+        raise
+    finally:
+        if tracker is not None:
+            minutes = (time.perf_counter() - start) / 60
+            _write_result(run_dir, result, status, problem, minutes)
+            _finish(run_dir, tracker, STATUS[status])
+    return 128 + stop.signal_number if result.stopped else 0
+
+
+def _start_tracker(config: Config, run_dir: Path, found: dict[str, str | None]) -> Tracker:
+    name = config.run_name or runs.default_run_name(config)
+    resume_step = runs.resume_step(run_dir)
+    info = RunInfo(run_dir, Path(config.paths.outputs), config.experiment_name, name, resume_step)
+    tracker = make_tracker(config.tracker, info)
+    versions = lineage.versions()
+    tags = run_tags(
+        config.stage.name,
+        config.model.name,
+        config.data.name,
+        found.get("init_from"),
+        versions.get("git_commit"),
+    )
+    params = OmegaConf.to_container(OmegaConf.load(run_dir / runs.CONFIG))
+    tracker.start(params, tags)  # type: ignore[arg-type]
+    return tracker
+
+
+def _write_result(
+    run_dir: Path, result: StageResult, status: str, problem: str | None, minutes: float
+) -> None:
+    content = {
+        "status": status,
+        "objective": result.metrics.get(result.objective) if result.objective else None,
+        "objective_name": result.objective,
+        "metrics": result.metrics,
+        "checkpoint": os.path.relpath(result.checkpoint, run_dir) if result.checkpoint else None,
+        "minutes": round(minutes, 3),
+        "error": problem,
+        "facts": result.facts,
+    }
+    runs.write_text_atomic(run_dir / runs.RESULT, json.dumps(content, indent=1))
+
+
+def _finish(run_dir: Path, tracker: Tracker, status: str) -> None:
+    """Report and last uploads; a failure here must not hide or undo what the stage did."""
+    try:
+        report.write_report(run_dir)
+        for name in ("report.md", "report.html", "curves.png", runs.RESULT, runs.LINEAGE, "log.txt"):
+            if (run_dir / name).exists():
+                tracker.log_artifact(run_dir / name)
+    except Exception as error:
+        log.warning("report: %s: %s", type(error).__name__, error)
+    tracker.finish(status)
+
+
+def main() -> None:
+    """A rank in a process of its own. An error is written beside the run for the parent to print, once."""
+    run_dir, rank = Path(sys.argv[1]), int(os.environ.get("RANK", 0))
+    try:
+        status = run(run_dir, insist=False)
+    except BaseException as error:
+        content = {
+            "rank": rank,
+            "time": time.time(),
+            "user": isinstance(error, UserError),
+            "message": str(error),
+            "traceback": traceback.format_exc(),
+        }
+        runs.write_text_atomic(run_dir / f"error-rank{rank}.json", json.dumps(content))
+        os._exit(1)  # at once: the interpreter's own shutdown would wait for the other ranks
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()
