@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError
 
 from tinychat import runs
@@ -68,7 +69,7 @@ class Checkpointer:
         def write_shared() -> None:
             shutil.rmtree(temporary, ignore_errors=True)
             (temporary / runs.TRAINER_STATE).mkdir(parents=True)
-            engine.model.save_pretrained(temporary, state_dict=weights, safe_serialization=True)
+            save_weights(engine.model, weights, temporary)
             tokenizer.save_pretrained(temporary)
             (temporary / runs.LINEAGE).write_text(json.dumps(lineage, indent=1), encoding="utf-8")
             state = json.dumps({"step": step, "world_size": self.world.size, **trainer})
@@ -160,6 +161,19 @@ class Checkpointer:
         if own.exists():
             restore_random_state(torch.load(own, weights_only=True))
         return trainer
+
+
+def save_weights(model: Any, weights: dict[str, torch.Tensor], folder: Path) -> None:
+    """config.json, generation_config.json and model.safetensors, as transformers lays them out.
+
+    Not model.save_pretrained: that imports DeepSpeed wherever it is installed.
+    """
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
+    tied = list(getattr(model, "_tied_weights_keys", None) or [])
+    save_torch_state_dict(weights, str(folder), shared_tensors_to_discard=tied)
 
 
 def random_state() -> dict[str, Any]:

@@ -140,8 +140,8 @@ def _data(config: Config) -> Iterator[str]:
             yield f"data.{key}={value}: no such file or folder (looked from {Path.cwd()})"
     if data.source is schema.Source.text and not data.path:
         yield "data.path=null: data=text needs a file, folder or glob, as data.path=my_texts/"
-    if not 0 < data.val_fraction <= 0.5:
-        yield f"data.val_fraction={data.val_fraction}: more than 0 and at most 0.5"
+    if not 0 <= data.val_fraction <= 0.5:
+        yield f"data.val_fraction={data.val_fraction}: at least 0 and at most 0.5"
     for key in ("max_docs", "max_val_docs"):
         value = getattr(data, key)
         if value is not None and value < 1:

@@ -221,7 +221,7 @@ class _Formatter(logging.Formatter):
 
 
 def setup_logging(run_dir: Path | None, rank: int) -> None:
-    """Send log lines to the terminal (stderr) and to RUN_DIR/log.txt: tinychat's from INFO, the libraries' from WARNING.
+    """Send log lines to the terminal (stderr) and to RUN_DIR/log.txt: tinychat's from INFO, others' from WARNING.
 
     Ranks other than 0 log warnings only. Calling it again (the next run of one process) replaces the handlers.
     """

@@ -30,9 +30,7 @@ def refused(path: Path, column: str = "text") -> str:
 
 
 def jsonl(texts: list[str]) -> str:
-    return "".join(
-        json.dumps({"id": i, "text": text}, ensure_ascii=False) + "\n" for i, text in enumerate(texts)
-    )
+    return "".join(json.dumps({"id": i, "text": text}, ensure_ascii=False) + "\n" for i, text in enumerate(texts))
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -64,9 +62,7 @@ def test_json_across_the_buffer(tmp_path: Path) -> None:
 def test_csv(tmp_path: Path, name: str, delimiter: str) -> None:
     plain = tmp_path / "plain"
     with open(plain, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file, delimiter=delimiter).writerows(
-            [["id", "text"], *([i, text] for i, text in enumerate(TEXTS))]
-        )
+        csv.writer(file, delimiter=delimiter).writerows([["id", "text"], *([i, text] for i, text in enumerate(TEXTS))])
     assert read(write(tmp_path / name, plain.read_bytes())) == TEXTS
 
 
@@ -75,9 +71,7 @@ def test_parquet(tmp_path: Path) -> None:
     import pyarrow.parquet
 
     texts = TEXTS * 700  # more than one batch
-    pyarrow.parquet.write_table(
-        pa.table({"id": list(range(len(texts))), "text": texts}), tmp_path / "a.parquet"
-    )
+    pyarrow.parquet.write_table(pa.table({"id": list(range(len(texts))), "text": texts}), tmp_path / "a.parquet")
     meter = Meter()
     assert list(read_documents(tmp_path / "a.parquet", "text", meter)) == texts
     assert meter.bytes_read == pytest.approx((tmp_path / "a.parquet").stat().st_size, rel=0.01)
@@ -108,7 +102,7 @@ def test_long_document_between_separators_stays_whole(tmp_path: Path) -> None:
 def test_txt_without_separators_is_one_document_or_running_text(tmp_path: Path) -> None:
     essay = "\n\n".join(f"Paragraph {i}." for i in range(2_000))
     assert read(write(tmp_path / "essay.txt", essay)) == [essay]
-    novel = "\n\n".join(f"Paragraph {i}, " + "long " * 40 for i in range(2_000))
+    novel = "\n\n".join(f"Paragraph {i}, " + "long lines\n" * 20 + "and its end." for i in range(2_000))
     pieces = read(write(tmp_path / "novel.txt", novel))
     assert "\n\n".join(pieces) == novel
     assert {len(piece) // documents.PIECE for piece in pieces[:-1]} == {1}

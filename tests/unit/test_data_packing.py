@@ -53,11 +53,9 @@ def test_every_token_is_a_target_once_an_epoch(epoch: int) -> None:
 
 
 def test_order_and_cuts_differ_between_epochs_and_seeds() -> None:
-    starts = [
-        rows(blocks(seed), 10 * epoch, 10 * epoch + 10, 10)[:, 0] for seed, epoch in ((1, 0), (1, 1), (2, 0))
-    ]
+    starts = [rows(blocks(seed), 10 * epoch, 10 * epoch + 10, 10)[:, 0] for seed, epoch in ((1, 0), (1, 1), (2, 0))]
     for i, one in enumerate(starts):
-        assert not torch.equal(one, one.sort().values)  # shuffled
+        assert ((one[1:] - one[:-1]) % N == T).sum() < 10  # shuffled: hardly one follows the one before
         for other in starts[i + 1 :]:
             assert not torch.equal(one, other)
             assert set(one.tolist()) != set(other.tolist())  # cut elsewhere
@@ -75,11 +73,7 @@ def test_random_access_equals_sequential() -> None:
 def test_resume_in_the_middle_of_an_epoch_with_another_number_of_ranks() -> None:
     want = rows(blocks(), 17, 40)
     resumed = [blocks() for _ in range(4)]
-    got = [
-        part.batch(step, B, rank, 4)["input_ids"]
-        for step in range(17, 40)
-        for rank, part in enumerate(resumed)
-    ]
+    got = [part.batch(step, B, rank, 4)["input_ids"] for step in range(17, 40) for rank, part in enumerate(resumed)]
     assert torch.equal(torch.cat(got), want)
 
 

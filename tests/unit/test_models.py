@@ -400,7 +400,7 @@ def test_generating_leaves_the_random_state_and_the_mode_alone(model, tokenizer)
 
 def test_options_reach_the_model(model, tokenizer):
     def text(**options) -> str:
-        return continue_texts(model, tokenizer, ["the cat"], SamplingOptions(max_new_tokens=50, **options))[0]
+        return continue_texts(model, tokenizer, ["the cat"], SamplingOptions(max_new_tokens=25, **options))[0]
 
     likeliest = text(greedy=True)
     assert text(top_k=1, temperature=5.0) == likeliest

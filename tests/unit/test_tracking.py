@@ -348,6 +348,7 @@ def test_unreachable_store_is_one_warning_and_training_goes_on(
     uri: str, word: str, outputs: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if uri == "read-only":
+        monkeypatch.chdir(outputs)  # MLflow makes a folder of the name "file:" there
         uri = f"sqlite:///file:{outputs}/mlflow.db?mode=ro&uri=true"
     tracker = tracker_of(outputs, uri=uri)
     tracker.start({"a": 1}, TAGS)

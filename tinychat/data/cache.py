@@ -55,9 +55,7 @@ class TokenCache:
         return f"{self.n_docs:,} documents, {self.n_tokens:,} tokens, {per_token:.2f} bytes of text per token"
 
 
-def token_cache(
-    source: TextSource, tokenizer: PreTrainedTokenizerFast, cache_dir: Path, progress: bool
-) -> TokenCache:
+def token_cache(source: TextSource, tokenizer: PreTrainedTokenizerFast, cache_dir: Path, progress: bool) -> TokenCache:
     """The source's tokens, from the cache or made now. Of several processes that ask at once, one makes it
     and the others wait. `progress` shows a bar or log lines.
 
@@ -65,9 +63,7 @@ def token_cache(
     full or cannot be written; nothing half-made is left.
     """
     if tokenizer.eos_token_id is None:
-        raise UserError(
-            "the tokenizer has no end-of-text token (eos_token), which parts documents; use another one"
-        )
+        raise UserError("the tokenizer has no end-of-text token (eos_token), which parts documents; use another one")
     identity = {
         "version": CACHE_VERSION,
         "fingerprint": source.fingerprint(cache_dir),

@@ -78,18 +78,14 @@ def _text_of(path: Path, place: str, row: Any, column: str) -> str:
             text.encode()
         except UnicodeEncodeError as error:
             half = f"half a surrogate pair (\\u{ord(text[error.start]):04x})"
-            raise UserError(
-                f"{path}, {place}: {column} has {half}, which is no character; mend or remove it"
-            ) from None
+            raise UserError(f"{path}, {place}: {column} has {half}, which is no character; mend or remove it") from None
     return text
 
 
 def no_column(path: Path, place: str, column: str, has: list[Any]) -> UserError:
     names = ", ".join(map(str, has[:8])) + (", ..." if len(has) > 8 else "")
     works = f"; choose one with data.text_column={has[0]}" if has else ""
-    return UserError(
-        f"{path}, {place}: no column {column!r} (data.text_column); it has {names or 'none'}{works}"
-    )
+    return UserError(f"{path}, {place}: no column {column!r} (data.text_column); it has {names or 'none'}{works}")
 
 
 def _short(value: Any) -> str:
@@ -98,10 +94,7 @@ def _short(value: Any) -> str:
 
 
 def _txt(path: Path, meter: Meter) -> Iterator[str]:
-    lines = (
-        Line(line.number, line.text.replace("\r\n", "\n"))
-        for line in read_lines(path, meter, long_lines="cut")
-    )
+    lines = (Line(line.number, line.text.replace("\r\n", "\n")) for line in read_lines(path, meter, long_lines="cut"))
     head: list[Line] = []
     seen, separated = 0, False
     for line in lines:
@@ -154,9 +147,7 @@ def _json_rows(path: Path, meter: Meter) -> Iterator[tuple[str, Any]]:
     buffer, position, counted, line, row = "", 0, 0, 1, 0
     in_list, closed, at_end = False, False, False
     while True:
-        while position < len(buffer) and (
-            buffer[position].isspace() or (in_list and buffer[position] == ",")
-        ):
+        while position < len(buffer) and (buffer[position].isspace() or (in_list and buffer[position] == ",")):
             position += 1
         if position < len(buffer):
             symbol = buffer[position]

@@ -57,13 +57,9 @@ def find_files(path: str, key: str = "data.path") -> list[Path]:
         if not matches:
             raise UserError(f"{key}={path}: no such file or folder (looked from {Path.cwd()})")
         if not found:
-            raise UserError(
-                f"{key}={path}: none of the {len(matches)} matches is a usable file; use {USABLE}"
-            )
+            raise UserError(f"{key}={path}: none of the {len(matches)} matches is a usable file; use {USABLE}")
     if not any(file.stat().st_size for file in found):
-        raise UserError(
-            f"{key}={path}: {'the file is' if len(found) == 1 else 'all files are'} empty (0 bytes)"
-        )
+        raise UserError(f"{key}={path}: {'the file is' if len(found) == 1 else 'all files are'} empty (0 bytes)")
     return found
 
 
@@ -130,8 +126,6 @@ def _base(root: Path) -> Path:
 
 def _exact(files: list[Path], names: set[str]) -> list[Path]:
     def is_exact(file: Path) -> bool:
-        return any(
-            _stem(file).startswith(name) and _SHARD.fullmatch(_stem(file)[len(name) :]) for name in names
-        )
+        return any(_stem(file).startswith(name) and _SHARD.fullmatch(_stem(file)[len(name) :]) for name in names)
 
     return [file for file in files if is_exact(file)] or files

@@ -32,9 +32,7 @@ class HubTexts:
             for row in rows:
                 if self.column not in row:
                     has = ", ".join(row)
-                    raise UserError(
-                        f"{self.repository}: no column {self.column!r} (data.text_column); it has {has}"
-                    )
+                    raise UserError(f"{self.repository}: no column {self.column!r} (data.text_column); it has {has}")
                 yield row[self.column]
         except UserError:
             raise

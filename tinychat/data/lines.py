@@ -35,9 +35,7 @@ def read_lines(path: Path, meter: Counts, long_lines: Literal["cut", "refuse"]) 
         stream: IO[bytes] = gzip.GzipFile(fileobj=raw) if path.suffix.lower() == ".gz" else raw  # type: ignore[assignment]
         while chunk := _read(stream, path, number, CUT if long_lines == "cut" else MAX_LINE):
             if len(chunk) >= MAX_LINE:
-                raise UserError(
-                    f"{path}, line {number}: longer than {MAX_LINE >> 20} MB; split the file into rows"
-                )
+                raise UserError(f"{path}, line {number}: longer than {MAX_LINE >> 20} MB; split the file into rows")
             text = _decode(decoder, chunk, path, number, offset)
             if offset == 0:
                 text = text.removeprefix("\ufeff")
@@ -58,9 +56,7 @@ def _read(stream: IO[bytes], path: Path, number: int, limit: int) -> bytes:
         raise UserError(f"{path}: compressed file cut short after line {number - 1}; copy it again") from None
     except (gzip.BadGzipFile, zlib.error) as error:
         reason = str(error)[:80]
-        raise UserError(
-            f"{path}: not a sound gzip file ({reason}) after line {number - 1}; copy it again"
-        ) from None
+        raise UserError(f"{path}: not a sound gzip file ({reason}) after line {number - 1}; copy it again") from None
     if not chunk and number == 1 and isinstance(stream, gzip.GzipFile) and path.stat().st_size == 0:
         raise UserError(f"{path}: compressed file cut short (0 bytes); copy it again")
     return chunk

@@ -35,9 +35,7 @@ class PackedBlocks:
         """Epochs gone through before `step` (0-based), with the fraction."""
         return step * batch_size / self.n_blocks
 
-    def batch(
-        self, step: int, batch_size: int, rank: int = 0, world_size: int = 1
-    ) -> dict[str, torch.Tensor]:
+    def batch(self, step: int, batch_size: int, rank: int = 0, world_size: int = 1) -> dict[str, torch.Tensor]:
         """Rows [rank * B / world_size, (rank + 1) * B / world_size) of the global batch of B = batch_size
         sequences.
 

@@ -25,7 +25,7 @@ class TokenizingProgress:
     def __enter__(self) -> TokenizingProgress:
         if self.enabled and sys.stderr.isatty():
             self._bar = _bar()
-            self._task = self._bar.add_task(f"tokenizing {self.title}", total=self.total, rate="")
+            self._task = self._bar.add_task(self.title, total=self.total, rate="")
             self._bar.start()
         return self
 
@@ -35,19 +35,19 @@ class TokenizingProgress:
 
     def update(self, docs: int, tokens: int, bytes_read: int) -> None:
         now = time.monotonic()
-        rate = f"{docs:,} documents, {tokens / 1e6:.2f} M tokens, {_rate(tokens, now - self._start)}"
+        rate = f"{tokens / 1e6:.2f} M tokens, {_rate(tokens, now - self._start)}"
         done = bytes_read if self.in_bytes else docs
         if self._bar:
             self._bar.update(self._task, completed=done, rate=rate)
         elif self.enabled and now - self._last_line >= LINE_EVERY:
             self._last_line = now
             share = f"{min(1.0, done / self.total):4.0%}, " if self.total else ""
-            log.info("tokenizing %s: %s%s", self.title, share, rate)
+            log.info("tokenizing %s: %s%s documents, %s", self.title, share, f"{docs:,}", rate)
 
 
 def _rate(tokens: int, seconds: float) -> str:
     per_second = tokens / max(seconds, 1e-9)
-    return f"{per_second / 1e6:.2f} M tokens/s" if per_second >= 1e5 else f"{per_second:,.0f} tokens/s"
+    return f"{per_second / 1e6:.2f} M/s" if per_second >= 1e5 else f"{per_second:,.0f}/s"
 
 
 def _bar() -> Any:
@@ -56,7 +56,7 @@ def _bar() -> Any:
 
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
+        BarColumn(bar_width=12),
         TaskProgressColumn(),
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),

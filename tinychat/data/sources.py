@@ -49,9 +49,7 @@ class TextSource:
 
     name: str  # data.name-split
     description: str  # what was taken, for the log
-    size_bytes: (
-        int | None
-    )  # of the files as they lie on disk; None where the source is generated or on the hub
+    size_bytes: int | None  # of the files as they lie on disk; None where the source is generated or on the hub
     read: Callable[[Meter], Iterator[str]]
     identify: Callable[[Path | None], str]
     hold_out: HoldOut | None
@@ -125,18 +123,14 @@ def _own(config: DataConfig, split: Split, path: str) -> TextSource:
         return _from_files(config, split, found.validation, found.left_out, None)
     if not found.train:
         other = (found.validation + found.left_out)[0]
-        raise UserError(
-            f"data.path={path}: no training files, only such as {other.name}; to use it, data.path={other}"
-        )
+        raise UserError(f"data.path={path}: no training files, only such as {other.name}; to use it, data.path={other}")
     hold_out = None if found.validation or config.val_path else _hold_out(config, split)
     return _from_files(config, split, found.train, found.left_out, hold_out)
 
 
 def _hold_out(config: DataConfig, split: Split) -> HoldOut:
     if not 0 < config.val_fraction <= 0.5:
-        raise UserError(
-            f"data.val_fraction={config.val_fraction}: must be over 0 and at most 0.5, such as 0.05"
-        )
+        raise UserError(f"data.val_fraction={config.val_fraction}: must be over 0 and at most 0.5, such as 0.05")
     return HoldOut(config.seed, config.val_fraction, split)
 
 
@@ -165,9 +159,7 @@ def _from_files(
     description = f"{_names(taken)} ({_megabytes(size)}{_held_out_in_words(hold_out)})"
     if left_out:
         description += f", left out: {_names(left_out)}"
-    return TextSource(
-        f"{config.name}-{split}", description, size, read, identify, hold_out, _max_docs(config, split)
-    )
+    return TextSource(f"{config.name}-{split}", description, size, read, identify, hold_out, _max_docs(config, split))
 
 
 def _from_hub(config: DataConfig, split: Split) -> TextSource:

@@ -61,7 +61,7 @@ class Engine(ABC):
 
     @abstractmethod
     def full_state_dict(self) -> dict[str, torch.Tensor]:
-        """The fp32 weights by name on rank 0 (others may get {}), as the model's own state_dict has them."""
+        """fp32 weights and buffers by name on rank 0 (others may get {}); a tied weight comes once."""
 
     def set_lr(self, factor: float) -> None:
         """Set every group's learning rate to `factor` times its peak."""
@@ -82,6 +82,12 @@ def eval_mode(model: Any) -> Iterator[Any]:
         yield model
     finally:
         model.train(training)
+
+
+def persistent_buffers(model: Any) -> dict[str, torch.Tensor]:
+    """The part of a model's state_dict that is no parameter."""
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    return {name: value for name, value in model.state_dict().items() if name not in parameters}
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from tinychat.engine.base import Batch, Engine, LossFn, StepStats, eval_mode
+from tinychat.engine.base import Batch, Engine, LossFn, StepStats, eval_mode, persistent_buffers
 from tinychat.engine.muon import MuonAdamW
 from tinychat.errors import UserError
 from tinychat.world import World
@@ -106,7 +106,7 @@ class DeepSpeedEngine(Engine):
         if hasattr(wrapper, "fp32_groups"):  # bf16 without ZeRO: whole masters
             for low, high in zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True):
                 masters.update(zip(low, high, strict=True))
-        found = {}
+        found = persistent_buffers(self.model) if self.world.is_main else {}
         for name, p in self.model.named_parameters():
             full = masters.get(p)
             if full is None and (hasattr(p, "_z3_optimizer") or getattr(p, "_dp_group", None) is not None):

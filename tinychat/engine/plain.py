@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tinychat.engine.base import Batch, Engine, LossFn, StepStats, eval_mode
+from tinychat.engine.base import Batch, Engine, LossFn, StepStats, eval_mode, persistent_buffers
 from tinychat.world import World
 
 STATE_FILE = "engine.pt"
@@ -71,4 +71,5 @@ class PlainEngine(Engine):
         self.scaler.load_state_dict(state["scaler"])
 
     def full_state_dict(self) -> dict[str, torch.Tensor]:
-        return self.model.state_dict() if self.world.is_main else {}
+        weights = {name: p.detach() for name, p in self.model.named_parameters()}
+        return weights | persistent_buffers(self.model) if self.world.is_main else {}

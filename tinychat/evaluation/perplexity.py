@@ -52,9 +52,11 @@ def perplexity(
         inputs, targets = (torch.stack(part).to(world.device) for part in zip(*rows, strict=True))
         total += nll_fn(inputs, targets).sum(dtype=torch.float64)
     loss = world.sum(total.item())[0] / predicted
+    with np.errstate(over="ignore"):  # a model that is lost has infinite perplexity
+        ppl = float(np.exp(np.float64(loss)))
     return {
         "eval/loss": loss,
-        "eval/ppl": float(np.exp(np.float64(loss))),
+        "eval/ppl": ppl,
         "eval/bits_per_byte": loss / math.log(2) * cache.n_tokens / max(cache.n_bytes, 1),
         "eval/tokens": float(predicted),
     }

@@ -70,6 +70,7 @@ class Mirror(threading.Thread):
         self._item: Item | None = None  # taken from the queue and not yet sent
         self._stopping = threading.Event()
         self._status: Status = "FINISHED"
+        self._ended = 0.0
         self._failures = 0
         self._warned = False
         self._params: dict[str, str] = {}
@@ -80,7 +81,7 @@ class Mirror(threading.Thread):
         self._params, self._tags = flatten(params), fit_tags(tags)
 
     def stop(self, status: Status) -> None:
-        self._status = status
+        self._status, self._ended = status, time.time()
         self._stopping.set()
 
     def run(self) -> None:
@@ -106,7 +107,7 @@ class Mirror(threading.Thread):
         self._send_rows()
         self._send_items(stopping)
         if stopping:
-            self._store.close(self._status)
+            self._store.close(self._status, self._ended)
 
     def _send_rows(self) -> None:
         """Send the whole lines after the offset. A repeat after a failure is harmless: equal points are stored once."""

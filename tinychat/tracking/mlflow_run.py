@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ class MlflowRun:
         self.is_open = False
         self._run, self._uri, self._system_metrics = run, uri, system_metrics
         self._tried = False
+        self._began = time.time()
         self._client: MlflowClient
         self._monitor: SystemMetricsMonitor | None = None
         self._present: dict[str, set[int]] = {}  # steps in the store from before a resume
@@ -49,7 +51,8 @@ class MlflowRun:
         found = self._earlier_run(experiment)
         if found is None:
             made = {**tags, "run_dir": str(self._run.run_dir.absolute())[:MAX_TAG]}
-            found = self._client.create_run(experiment, tags=made, run_name=self._run.run_name)
+            began = round(self._began * 1000)
+            found = self._client.create_run(experiment, began, made, self._run.run_name)
             self.run_id = found.info.run_id
         else:
             self.run_id = found.info.run_id
@@ -69,7 +72,8 @@ class MlflowRun:
         experiment = self._client.get_experiment_by_name(name)
         if experiment is None:
             try:
-                return self._client.create_experiment(name, artifact_location(self._uri, self._run.outputs))
+                location = artifact_location(self._uri, self._run.outputs)
+                return self._client.create_experiment(name, location)
             except MlflowException:  # another process was faster
                 experiment = self._client.get_experiment_by_name(name)
                 if experiment is None:
@@ -180,7 +184,8 @@ class MlflowRun:
         send = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
         send(self.run_id, str(path), folder)
 
-    def close(self, status: Status) -> None:
+    def close(self, status: Status, ended: float) -> None:
+        """Set the status; `ended` is in seconds since the epoch."""
         if self._monitor is not None:
             self._monitor.finish()
-        self._client.set_terminated(self.run_id, status)
+        self._client.set_terminated(self.run_id, status, round(ended * 1000))

@@ -17,6 +17,7 @@ _ENVIRONMENT = {  # only where the user has not set them
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "8",  # seconds
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "GIT_PYTHON_REFRESH": "quiet",  # no word about a missing git program
 }
 

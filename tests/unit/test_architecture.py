@@ -1,0 +1,80 @@
+"""Imports go one way, and the parent process stays light."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+from tests.conftest import REPOSITORY
+
+PACKAGE = REPOSITORY / "tinychat"
+# Each layer may import from itself and from the layers before it. docs/architecture.md tells why.
+LAYERS: list[set[str]] = [
+    {"errors", "schema"},
+    {"ds_config", "hub", "seeding"},
+    {"checks", "runs", "world"},
+    {"text"},
+    {"models", "data"},
+    {"evaluation"},
+    {"engine", "tracking", "parents", "console", "lineage"},
+    {"report", "checkpoint", "context"},
+    {"stages"},
+    {"worker"},
+    {"launch"},
+    {"train", "chat"},
+]
+# What the parent may load before a job starts.
+LIGHT = {"train", "checks", "ds_config", "errors", "launch", "parents", "runs", "schema"}
+HEAVY = {"torch", "transformers", "tokenizers", "datasets", "deepspeed", "mlflow", "numpy", "matplotlib", "peft"}
+
+
+def unit(path: Path) -> str:
+    relative = path.relative_to(PACKAGE)
+    return relative.parts[0].removesuffix(".py")
+
+
+def imports(path: Path, inside_functions: bool) -> set[str]:
+    tree = ast.parse(path.read_text())
+    nodes = ast.walk(tree) if inside_functions else iter(tree.body)
+    found: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_imports_go_one_way() -> None:
+    rank = {name: index for index, names in enumerate(LAYERS) for name in names}
+    wrong = []
+    for path in PACKAGE.rglob("*.py"):
+        own = unit(path)
+        if own == "__init__":
+            continue
+        assert own in rank, f"tinychat/{own} has no layer: add it to LAYERS and to docs/architecture.md"
+        for name in imports(path, inside_functions=True):
+            if not name.startswith("tinychat."):
+                continue
+            other = name.split(".")[1]
+            # launch hands over to the worker and parents asks the tracker for a run, both inside a function
+            if other in rank and rank[other] > rank[own]:
+                wrong.append(f"{path.relative_to(PACKAGE)} imports {name}")
+    assert wrong == []
+
+
+def test_the_parent_process_imports_nothing_heavy() -> None:
+    for name in LIGHT:
+        loaded = {module.split(".")[0] for module in imports(PACKAGE / f"{name}.py", inside_functions=False)}
+        assert not loaded & HEAVY, f"{name}.py"
+
+
+def test_ranks_import_no_hydra() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        if unit(path) not in ("train", "launch", "schema"):
+            assert not any(name.startswith("hydra") for name in imports(path, inside_functions=True)), path
+
+
+def test_modules_stay_readable() -> None:
+    long = {path.name: lines for path in PACKAGE.rglob("*.py") if (lines := len(path.read_text().splitlines())) > 330}
+    assert long == {}
