@@ -102,15 +102,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         metavar="X",
         help="above 1 discourages tokens already there (default %(default)s: off)",
     )
-    sampling.add_argument(
-        "--greedy", action="store_true", help="always the likeliest token; ignores the three above"
-    )
-    sampling.add_argument(
-        "--seed", type=int, metavar="N", help="the same text each time (default: another each time)"
-    )
-    parser.add_argument(
-        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="default %(default)s"
-    )
+    sampling.add_argument("--greedy", action="store_true", help="always the likeliest token; ignores the three above")
+    sampling.add_argument("--seed", type=int, metavar="N", help="the same text each time (default: another each time)")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default %(default)s")
     return parser.parse_args([_underscored(argument) for argument in arguments])
 
 
@@ -150,6 +144,7 @@ def piped_prompt() -> str | None:
 
 def load(checkpoint: str, device_name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """Model and tokenizer of a checkpoint, run folder or hub id, on the device. Raises UserError."""
+    path = checkpoint if hub.is_hub_id(checkpoint) else str(runs.resolve_checkpoint(checkpoint))
     import torch
 
     from tinychat.models.load import load_model
@@ -159,7 +154,6 @@ def load(checkpoint: str, device_name: str) -> tuple[PreTrainedModel, PreTrained
         raise UserError("--device cuda: torch sees no GPU here; use --device cpu")
     if device_name == "auto":
         device_name = "cuda" if torch.cuda.is_available() else "cpu"
-    path = checkpoint if hub.is_hub_id(checkpoint) else str(runs.resolve_checkpoint(checkpoint))
     tokenizer = load_saved_tokenizer(path)
     return load_model(path).to(device_name), tokenizer
 

@@ -62,9 +62,7 @@ class Checkpointer:
         """
         final = self.folder / f"step-{step:06d}"
         temporary = self.folder / f".saving-step-{step:06d}"
-        weights = (
-            engine.full_state_dict()
-        )  # a collective: outside the guarded part, so that no rank is left waiting
+        weights = engine.full_state_dict()  # a collective: outside the guarded part, so that no rank is left waiting
 
         def write_shared() -> None:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -111,9 +109,7 @@ class Checkpointer:
         if self.world.max(float(problem is not None)) > 0:
             last = runs.list_checkpoints(self.run_dir)
             kept = (
-                f"{last[-1]} is intact; free space and continue with resume=auto"
-                if last
-                else "no checkpoint before it"
+                f"{last[-1]} is intact; free space and continue with resume=auto" if last else "no checkpoint before it"
             )
             reason = str(problem).splitlines()[0] if problem else "another rank could not write"
             raise UserError(f"could not save {target}: {reason}; {kept}") from problem
@@ -153,8 +149,8 @@ class Checkpointer:
             )
         if same_ranks and trainer["world_size"] != self.world.size:
             raise UserError(
-                f"{path} was saved by {trainer['world_size']} DeepSpeed ranks and cannot be resumed by {self.world.size}; "
-                f"use launch.nproc={trainer['world_size']}, or start anew from its weights with init_from={path}"
+                f"{path} was saved by {trainer['world_size']} DeepSpeed ranks, it cannot be resumed by "
+                f"{self.world.size}; use launch.nproc={trainer['world_size']}, or start from its weights: init_from={path}"
             )
         engine.load_state(folder)
         own = folder / f"random-rank{self.world.rank}.pt"

@@ -106,10 +106,11 @@ def _model(config: Config) -> Iterator[str]:
             if value is None or value < 1:
                 yield f"model.{key}={value}: must be at least 1"
                 return
-        if model.n_embd % model.n_head:
-            yield f"model.n_embd={model.n_embd} is not a multiple of model.n_head={model.n_head}"
-        if model.n_kv_head and model.n_head % model.n_kv_head:
-            yield f"model.n_head={model.n_head} is not a multiple of model.n_kv_head={model.n_kv_head}"
+        width, heads, kv_heads = model.n_embd or 1, model.n_head or 1, model.n_kv_head or 1
+        if width % heads:
+            yield f"model.n_embd={width} is not a multiple of model.n_head={heads}"
+        if heads % kv_heads:
+            yield f"model.n_head={heads} is not a multiple of model.n_kv_head={kv_heads}"
     if not 0 <= model.dropout < 1:
         yield f"model.dropout={model.dropout}: at least 0 and below 1"
     wanted = getattr(stage, "context_length", None)
@@ -122,11 +123,7 @@ def _model(config: Config) -> Iterator[str]:
 
 def _tokenizer(config: Config) -> Iterator[str]:
     tokenizer = config.tokenizer
-    if (
-        tokenizer.path
-        and tokenizer.path.startswith((".", "/", "~"))
-        and not Path(tokenizer.path).expanduser().exists()
-    ):
+    if tokenizer.path and tokenizer.path.startswith((".", "/", "~")) and not Path(tokenizer.path).expanduser().exists():
         yield f"tokenizer.path={tokenizer.path}: no such file or folder"
     if config.stage.name == "tokenizer" and tokenizer.kind is not schema.TokenizerKind.bpe:
         yield f"stage=tokenizer trains a byte-level BPE; tokenizer={tokenizer.name} is not trained, use tokenizer=bpe"
@@ -166,7 +163,7 @@ def _launch(config: Config) -> Iterator[str]:
         yield f"launch.nproc={launch.nproc} launch.nnodes={launch.nnodes}: each at least 1"
         return
     if launch.kind is LaunchKind.inline and world_size(config) > 1:
-        yield f"launch=inline is one process, launch.nproc={launch.nproc} launch.nnodes={launch.nnodes}; use launch=torchrun"
+        yield f"launch=inline is one process, found launch.nproc={launch.nproc} nnodes={launch.nnodes}; use launch=torchrun"
     if not 0 <= launch.node_rank < launch.nnodes:
         yield f"launch.node_rank={launch.node_rank}: from 0 to launch.nnodes-1={launch.nnodes - 1}"
     if launch.nnodes > 1 and not launch.rdzv_endpoint:

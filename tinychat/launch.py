@@ -60,7 +60,7 @@ def run_job(config: Config, node: DictConfig) -> float | None:
         _write_inputs(run_dir, config, node)
     if config.launch.kind is LaunchKind.torchrun:
         _run_ranks(_torchrun_command(config, run_dir), run_dir, config)
-    elif _in_multirun():
+    elif in_multirun():
         _run_ranks([sys.executable, "-m", "tinychat.worker", str(run_dir)], run_dir, config)
     else:
         from tinychat import worker  # torch and transformers load here
@@ -113,7 +113,8 @@ def _fresh_folder(run_dir: Path, config: Config) -> Path:
         if runs.is_live(run_dir):
             runs.RunLock(run_dir)  # raises, naming the process
         raise UserError(
-            f"run_dir={run_dir} already holds a run, nothing was written; add resume=auto to continue it, or choose another"
+            f"run_dir={run_dir} already holds a run, nothing was written; add resume=auto to continue it, "
+            "or choose another folder"
         )
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -143,11 +144,7 @@ def _refuse_other_configuration(run_dir: Path, resolved: dict[str, Any]) -> None
 
 def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(tree, dict) and tree:
-        return {
-            name: leaf
-            for key, value in tree.items()
-            for name, leaf in _flatten(value, f"{prefix}{key}.").items()
-        }
+        return {name: leaf for key, value in tree.items() for name, leaf in _flatten(value, f"{prefix}{key}.").items()}
     return {prefix[:-1]: tree}
 
 
@@ -178,7 +175,8 @@ def _command() -> str:
     return "python -m tinychat.train " + shlex.join(sys.argv[1:])
 
 
-def _in_multirun() -> bool:
+def in_multirun() -> bool:
+    """Whether Hydra runs several jobs (-m)."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
@@ -207,9 +205,7 @@ def _rank_environment(config: Config) -> dict[str, str]:
     # torchrun would give each rank a single thread; share the cores instead.
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // config.launch.nproc)))
     environment.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(STOP_GRACE_SECONDS))
-    environment.setdefault(
-        "LOGLEVEL", "CRITICAL"
-    )  # the agent's own lines; ranks report their errors themselves
+    environment.setdefault("LOGLEVEL", "CRITICAL")  # the agent's own lines; ranks report their errors themselves
     return environment
 
 

@@ -30,9 +30,7 @@ def _init_from(config: Config) -> str | None:
     spec = config.init_from
     if spec is None:
         if config.stage.name == "eval":
-            raise UserError(
-                "init_from=null: stage=eval measures a checkpoint; give init_from=FOLDER or init_from=auto"
-            )
+            raise UserError("init_from=null: stage=eval measures a checkpoint; give init_from=FOLDER or init_from=auto")
         return None
     if spec == "auto":
         return str(_newest_checkpoint(config))
@@ -100,8 +98,7 @@ def _experiment(config: Config) -> str:
 
 def _mlflow_run_dir(spec: str, config: Config) -> str:
     """The run folder behind a `runs:/ID` address, from the tag that tinychat sets on each of its MLflow runs."""
-    from tinychat.tracking import run_folder_of  # MLflow takes seconds to import: only when asked for
+    from tinychat.tracking.store import resolve_uri, run_folder_of
 
-    return run_folder_of(
-        spec.removeprefix("runs:/").split("/")[0], config.tracker, Path(config.paths.outputs)
-    )
+    uri = resolve_uri(config.tracker.uri, Path(config.paths.outputs))
+    return run_folder_of(spec.removeprefix("runs:/").split("/")[0], uri)

@@ -73,7 +73,7 @@ class RunLock:
             owner = self._file.read().strip() or "another process"
             self._file.close()
             raise UserError(
-                f"run folder {run_dir} is in use by {owner}; wait for it, stop it, or leave run_dir out for a new folder"
+                f"run folder {run_dir} is in use by {owner}; wait for it, stop it, or choose another folder"
             ) from None
         self._file.truncate(0)
         self._file.write(f"process {os.getpid()}")
@@ -131,9 +131,7 @@ def iter_runs(outputs: Path, experiment: str) -> Iterator[tuple[Path, dict[str, 
             yield folder, config  # type: ignore[misc]
 
 
-def newest_run(
-    outputs: Path, experiment: str, wanted: Callable[[dict[str, Any]], bool], finished: bool
-) -> Path | None:
+def newest_run(outputs: Path, experiment: str, wanted: Callable[[dict[str, Any]], bool], finished: bool) -> Path | None:
     """The newest run whose configuration is `wanted` and that has finished (or, finished=False, has not)."""
     for folder, config in iter_runs(outputs, experiment):
         if not wanted(config):
@@ -153,9 +151,7 @@ def checkpoint_step(path: Path) -> int | None:
 def list_checkpoints(run_dir: Path) -> list[Path]:
     """Complete checkpoints of a run, oldest first (a half-written one has a temporary name and is not listed)."""
     folder = run_dir / CHECKPOINTS
-    found = (
-        [path for path in folder.iterdir() if checkpoint_step(path) is not None] if folder.is_dir() else []
-    )
+    found = [path for path in folder.iterdir() if checkpoint_step(path) is not None] if folder.is_dir() else []
     return sorted(found, key=lambda path: checkpoint_step(path) or 0)
 
 
@@ -190,9 +186,7 @@ def resolve_checkpoint(spec: str) -> Path:
     for candidate in candidates:
         verify_checkpoint(candidate)
         return candidate
-    raise UserError(
-        f"checkpoint {spec}: holds no checkpoint (no config.json, and no {CHECKPOINTS}/step-* below it)"
-    )
+    raise UserError(f"checkpoint {spec}: holds no checkpoint (no config.json, and no {CHECKPOINTS}/step-* below it)")
 
 
 def write_manifest(checkpoint: Path, score: float | None, without: str | None = None) -> None:
@@ -217,12 +211,6 @@ def verify_checkpoint(checkpoint: Path) -> None:
         found = path.stat().st_size if path.is_file() else None
         if found != size:
             state = "is missing" if found is None else f"has {found} bytes, {size} were written"
-            others = [
-                other.name for other in list_checkpoints(checkpoint.parent.parent) if other != checkpoint
-            ]
-            hint = (
-                f"; use {others[-1]} beside it (remove the damaged folder to resume from there)"
-                if others
-                else ""
-            )
+            others = [other.name for other in list_checkpoints(checkpoint.parent.parent) if other != checkpoint]
+            hint = f"; use {others[-1]} beside it (remove the damaged folder to resume from there)" if others else ""
             raise UserError(f"checkpoint {checkpoint} is damaged: {name} {state}{hint}")

@@ -1,8 +1,9 @@
 """The typed configuration: one dataclass per config group, registered in Hydra's ConfigStore.
 
-Types and one-line meanings live here. **Defaults live in conf/ alone**: every field is MISSING here, so a YAML file that
-forgets one fails when it is composed. Nothing in this module imports torch, because the parent process answers `--help`
-and typing mistakes before torch would have loaded. Checks that span several fields are in tinychat.checks.
+Types and one-line meanings live here. **Defaults live in conf/ alone**: every field is MISSING here, so a YAML
+file that forgets one fails when it is composed. Nothing in this module imports torch, because the parent process
+answers `--help` and typing mistakes before torch would have loaded. Checks that span several fields are in
+tinychat.checks.
 """
 
 from __future__ import annotations
@@ -106,9 +107,7 @@ class TokenizerConfig:
 
     name: str = MISSING
     kind: TokenizerKind = MISSING
-    path: str | None = (
-        MISSING  # folder or hub id; bpe: null takes the newest stage=tokenizer run of this experiment
-    )
+    path: str | None = MISSING  # folder or hub id; bpe: null takes the newest stage=tokenizer run of this experiment
     vocab_size: int | None = MISSING  # bpe: entries, special tokens included
     train_mb: float | None = MISSING  # bpe: megabytes of text it is trained on
 
@@ -119,9 +118,7 @@ class DataConfig:
 
     name: str = MISSING
     source: Source = MISSING
-    path: str | None = (
-        MISSING  # own file, folder or glob; null: the hub (tinystories) or the generator (tinyworld)
-    )
+    path: str | None = MISSING  # own file, folder or glob; null: the hub (tinystories) or the generator (tinyworld)
     val_path: str | None = MISSING  # held-out documents; null: the source's own split, else a seeded hold-out
     val_fraction: float = MISSING  # share of documents held out where the source has no validation split
     text_column: str = MISSING  # column or key that holds the text
@@ -210,9 +207,7 @@ class TrainLoop:
     batch_size: int = MISSING  # sequences per optimizer step, over all ranks
     micro_batch_size: int = MISSING  # sequences per forward pass on one rank
     grad_clip: float = MISSING  # bound on the global gradient norm; 0: off
-    activation_checkpointing: bool = (
-        MISSING  # recompute activations in the backward pass: less memory, more time
-    )
+    activation_checkpointing: bool = MISSING  # recompute activations in the backward pass: less memory, more time
     log_every: int = MISSING  # steps
     eval_every: int = MISSING  # steps; 0: only at the end
 
@@ -273,9 +268,9 @@ def register() -> None:
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
-    store.store(name="schema", node=Config)
+    store.store(name="schema", node=Config, replace=True)
     for name, node in STAGES.items():
-        store.store(group="schema/stage", name=name, node=node)
+        store.store(group="schema/stage", name=name, node=node, replace=True)
 
 
 def to_config(node: DictConfig) -> Config:

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 import hydra
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -38,32 +38,41 @@ def job(node: DictConfig) -> float | None:
     return launch.run_job(config, node)
 
 
-def explain(error: Exception) -> str:
+def single_or_multi(node: DictConfig) -> float | None:
+    """The job. In a single run its error goes around Hydra, which would print a line of its own before it."""
+    if launch.in_multirun():
+        return job(node)
+    try:
+        return job(node)
+    except Exception as error:
+        errors.append(error)
+        return None
+
+
+errors: list[Exception] = []
+
+
+def explain(error: BaseException) -> str:
     """Hydra's and OmegaConf's messages as one line: what was wrong, and what would have worked."""
-    lines = [line.strip() for line in str(error).splitlines()]
+    chain = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    lines = [line.strip() for part in chain for line in str(part).splitlines()]
     key = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("full_key:")), "")
-    noise = (
-        "full_key:",
-        "object_type=",
-        "reference_type=",
-        "Config search path:",
-        "provider=",
-        "To append to your",
-    )
-    text = " ".join(line for line in lines if line and not line.startswith(noise))
-    if isinstance(error, MissingConfigException) or "Available options in" in text:
-        text += _nearest_option(text)
-    elif key and key not in text:
-        text = f"{key}: {text}"
-    return re.sub(r"\s+", " ", text)
+    noise = ("full_key:", "object_type=", "reference_type=", "Config search path:", "provider=", "To append to your")
+    wanted = dict.fromkeys(line for line in lines if line and not line.startswith(noise))
+    text = re.sub(r"\s+", " ", re.sub(r"(?<![.:?])\n(?=[A-Z])", ". ", "\n".join(wanted)))
+    if "Available options in" in text:
+        text += "." + _nearest_option(text)
+    return text if not key or key in text else f"{key}: {text}"
 
 
 def _nearest_option(text: str) -> str:
     match = re.search(r"Could not find '([^']+)/([^'/]+)'.*Available options in '[^']+': (.*)", text)
     if not match:
         return ""
-    near = difflib.get_close_matches(match.group(2), match.group(3).split(), n=1, cutoff=0.4)
-    return f". Did you mean {match.group(1)}={near[0]}?" if near else ""
+    near = difflib.get_close_matches(match.group(2), match.group(3).rstrip(".").split(), n=1, cutoff=0.4)
+    return f" Did you mean {match.group(1)}={near[0]}?" if near else ""
 
 
 def main() -> None:
@@ -71,7 +80,9 @@ def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us; explain() prints them
     schema.register()
     try:
-        hydra.main(config_path=config_folder(), config_name="config")(job)()
+        hydra.main(config_path=config_folder(), config_name="config")(single_or_multi)()
+        if errors:
+            raise errors[0]
     except launch.Stopped as stop:
         sys.exit(stop.status)
     except (UserError, launch.JobFailed) as error:

@@ -20,14 +20,15 @@ from tinychat import lineage, parents, report, runs
 from tinychat.console import setup_logging
 from tinychat.context import Context, StageResult, StopFlag
 from tinychat.errors import UserError
+from tinychat.malloc import keep_freed_memory
 from tinychat.schema import Config, to_config
 from tinychat.seeding import seed_everything
-from tinychat.tracking import RunInfo, Tracker, make_tracker, run_tags
+from tinychat.tracking import RunInfo, Status, Tracker, make_tracker, run_tags
 from tinychat.world import World, join_world
 
 log = logging.getLogger("tinychat")
 
-STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
+STATUS: dict[str, Status] = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 
 
 def run(run_dir: Path, insist: bool = True) -> int:
@@ -37,6 +38,8 @@ def run(run_dir: Path, insist: bool = True) -> int:
     """
     config = to_config(OmegaConf.load(run_dir / runs.CONFIG))  # type: ignore[arg-type]
     world = join_world(config.device, config.launch.timeout_minutes)
+    if world.device.type == "cpu":
+        keep_freed_memory()
     lock = runs.RunLock(run_dir) if world.is_main else None
     setup_logging(run_dir, world.rank)
     stop = StopFlag(run_dir)
@@ -90,9 +93,7 @@ def _start_tracker(config: Config, run_dir: Path, found: dict[str, str | None]) 
     return tracker
 
 
-def _write_result(
-    run_dir: Path, result: StageResult, status: str, problem: str | None, minutes: float
-) -> None:
+def _write_result(run_dir: Path, result: StageResult, status: str, problem: str | None, minutes: float) -> None:
     content = {
         "status": status,
         "objective": result.metrics.get(result.objective) if result.objective else None,
@@ -106,7 +107,7 @@ def _write_result(
     runs.write_text_atomic(run_dir / runs.RESULT, json.dumps(content, indent=1))
 
 
-def _finish(run_dir: Path, tracker: Tracker, status: str) -> None:
+def _finish(run_dir: Path, tracker: Tracker, status: Status) -> None:
     """Report and last uploads; a failure here must not hide or undo what the stage did."""
     try:
         report.write_report(run_dir)

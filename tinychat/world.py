@@ -61,8 +61,8 @@ def join_world(device: Device, timeout_minutes: float) -> World:
         raise UserError("device=cuda: torch finds no CUDA device here; use device=cpu or device=auto")
     if use_cuda and local_rank >= torch.cuda.device_count():
         raise UserError(
-            f"launch.nproc={os.environ.get('LOCAL_WORLD_SIZE', size)} is more than the {torch.cuda.device_count()} GPUs "
-            "of this machine; lower it, or use device=cpu"
+            f"launch.nproc={os.environ.get('LOCAL_WORLD_SIZE', size)} is more than the {torch.cuda.device_count()} "
+            "GPUs of this machine; lower it, or use device=cpu"
         )
     own = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     if use_cuda:

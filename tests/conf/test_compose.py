@@ -22,7 +22,7 @@ OPTIONS = [f"{group}={path.stem}" for group in GROUPS for path in sorted((CONF /
 
 def composed(*overrides: str) -> schema.Config:
     schema.register()
-    with initialize_config_dir(str(CONF), version_base=None):
+    with initialize_config_dir(str(CONF)):
         return schema.to_config(compose("config", list(overrides)))
 
 
@@ -58,7 +58,10 @@ def refusal(*overrides: str) -> str:
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["stage.batch_size=6", "stage.micro_batch_size=4"], ["stage.batch_size=6", "micro_batch_size may be 1, 2, 3, 6"]),
+        (
+            ["stage.batch_size=6", "stage.micro_batch_size=4"],
+            ["stage.batch_size=6", "micro_batch_size may be 1, 2, 3, 6"],
+        ),
         (["stage.context_length=4096"], ["stage.context_length=4096", "model.context_length=512"]),
         (["model.n_head=3"], ["model.n_embd=256", "model.n_head=3"]),
         (["data=text"], ["data.path=null", "data.path=my_texts/"]),
@@ -66,7 +69,10 @@ def refusal(*overrides: str) -> str:
         (["data.val_fraction=0.9"], ["data.val_fraction=0.9", "0.5"]),
         (["launch.nproc=2"], ["launch=torchrun"]),
         (["device=cpu", "precision=fp16"], ["precision=fp16", "bf16"]),
-        (["ds=zero2", "+ds.config.zero_optimization.offload_param={device: cpu}"], ["offload_param", "stage 3", "stage 2"]),
+        (
+            ["ds=zero2", "+ds.config.zero_optimization.offload_param={device: cpu}"],
+            ["offload_param", "stage 3", "stage 2"],
+        ),
         (["ds=zero2", "+ds.config.train_batch_size=8"], ["train_batch_size", "stage.batch_size"]),
         (["ds=zero2", "+ds.config.zero_optimizaton={}"], ["zero_optimizaton", "did you mean zero_optimization?"]),
         (["ds=zero2", "+ds.config.zero_optimization.overlap_com=true"], ["did you mean overlap_comm?"]),

@@ -1,6 +1,6 @@
-"""Trains a tiny model in several ways within one process group and prints each way's losses. Started by test_trajectory.
+"""Trains a tiny model in several ways within one process group and prints each way's losses. See test_trajectory.
 
-    python -m torch.distributed.run --standalone --nproc_per_node 2 tests/distributed/driver.py muon '["none", "zero3"]' 2
+python -m torch.distributed.run --standalone --nproc_per_node 2 tests/distributed/driver.py muon '["none", "zero3"]' 2
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ def losses(kind: str, ds: str, micro_batch_size: int, world: World, precision: P
         splits = zip(*(rows[key][own].split(micro_batch_size) for key in ("input_ids", "targets")), strict=True)
         micro_batches = [{"input_ids": ids, "targets": targets} for ids, targets in splits]
         engine.set_lr(1 - step / STEPS)
-        done = engine.train_step(micro_batches, lambda model, part: token_nll(model, **part).sum() / total)  # noqa: B023
+        done = engine.train_step(
+            micro_batches, lambda model, part: token_nll(model, **part, for_sum=True).sum() / total
+        )
         found += [done.loss, done.grad_norm]
     weights = engine.full_state_dict()
     found.append(float(sum(value.double().abs().sum() for value in weights.values())))

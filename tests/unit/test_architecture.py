@@ -11,12 +11,12 @@ PACKAGE = REPOSITORY / "tinychat"
 # Each layer may import from itself and from the layers before it. docs/architecture.md tells why.
 LAYERS: list[set[str]] = [
     {"errors", "schema"},
-    {"ds_config", "hub", "seeding"},
+    {"ds_config", "hub", "seeding", "malloc"},
     {"checks", "runs", "world"},
     {"text"},
     {"models", "data"},
     {"evaluation"},
-    {"engine", "tracking", "parents", "console", "lineage"},
+    {"engine", "tracking", "parents", "console", "lineage", "curves"},
     {"report", "checkpoint", "context"},
     {"stages"},
     {"worker"},

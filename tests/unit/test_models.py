@@ -1,4 +1,5 @@
-"""Models: the configured shapes, parameter counts, checkpoints that load elsewhere, broken folders, generation."""
+"""Models: the configured shapes, parameter counts, checkpoints that load elsewhere, broken folders,
+generation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Perplexity: the same number as a loop over single tokens, whatever the batch, the ranks and the last window."""
+"""Perplexity: the same number as a loop over single tokens, whatever the batch, the ranks and the last
+window."""
 
 from __future__ import annotations
 

@@ -17,11 +17,7 @@ from tinychat.text.bpe import MIN_VOCAB_SIZE, train_bpe
 from tinychat.text.report import SAMPLES, decode_exactly, round_trips, tokenizer_report
 from tinychat.text.tokenizer import encode_documents, load_tokenizer, tokenizer_fingerprint
 
-TEXTS = [
-    f"The {a} cat saw a {b} dog and they played in the garden."
-    for a in ("big", "red")
-    for b in ("old", "sad")
-]
+TEXTS = [f"The {a} cat saw a {b} dog and they played in the garden." for a in ("big", "red") for b in ("old", "sad")]
 HARD = [*SAMPLES.values(), "", "\x00\x7f\u200d", "e\u0301 é", "\r\n\r\n"]
 
 
@@ -93,9 +89,7 @@ def test_gpt2_without_folder_and_package_asks_the_hub_and_says_what_else_works(m
     monkeypatch.setattr(tokenizer.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", "/nonexistent")
-    monkeypatch.setattr(
-        "huggingface_hub.snapshot_download", lambda *a, **k: (_ for _ in ()).throw(OSError("x"))
-    )
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: (_ for _ in ()).throw(OSError("x")))
     with pytest.raises(UserError) as error:
         load_tokenizer(configured(TokenizerKind.gpt2))
     message = one_line(error)
@@ -147,10 +141,7 @@ def test_round_trip_is_exact(either, text):
 
 def test_any_unicode_survives(either):
     random.seed(0)
-    points = [
-        chr(random.choice([random.randrange(0xD800), random.randrange(0xE000, 0x110000)]))
-        for _ in range(3000)
-    ]
+    points = [chr(random.choice([random.randrange(0xD800), random.randrange(0xE000, 0x110000)])) for _ in range(3000)]
     assert round_trips(either, "".join(points))
 
 
@@ -172,9 +163,7 @@ def test_half_a_surrogate_pair_is_named(small):
     assert "\\ud83d" in one_line(error)
 
 
-@pytest.mark.parametrize(
-    "model", [None, GPT2Config(), LlamaConfig(), Qwen3Config()], ids=lambda m: type(m).__name__
-)
+@pytest.mark.parametrize("model", [None, GPT2Config(), LlamaConfig(), Qwen3Config()], ids=lambda m: type(m).__name__)
 def test_autotokenizer_loads_what_was_saved_whatever_model_lies_beside(either, model, tmp_path):
     either.model_max_length = 512
     again = AutoTokenizer.from_pretrained(saved(either, tmp_path, model))

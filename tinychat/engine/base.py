@@ -70,7 +70,7 @@ class Engine(ABC):
 
     def close(self) -> None:
         """Free what the engine holds beside the model."""
-        return None
+        return
 
 
 @contextlib.contextmanager
@@ -97,9 +97,7 @@ def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype
     """
     if precision is Precision.auto:
         if device.type == "cuda":
-            return (
-                torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-            )
+            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
         return torch.bfloat16 if cpu_has_bf16() else torch.float32
     if precision is Precision.fp16 and device.type == "cpu":
         raise UserError("precision=fp16 does not work on the CPU; use precision=bf16 or fp32")

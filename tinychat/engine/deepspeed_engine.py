@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import copy
 import logging
 import math
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from tinychat.errors import UserError
 from tinychat.world import World
 
 TAG = "deepspeed"
+FORCE_SAFE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
 class DeepSpeedEngine(Engine):
@@ -76,9 +79,7 @@ class DeepSpeedEngine(Engine):
             self.engine.step()
         if not self.own_clip:
             norm = float(self.engine.get_global_grad_norm() or 0.0)
-        return StepStats(
-            self.world.sum(total)[0], norm, bool(getattr(self.engine.optimizer, "overflow", False))
-        )
+        return StepStats(self.world.sum(total)[0], norm, bool(getattr(self.engine.optimizer, "overflow", False)))
 
     @contextlib.contextmanager
     def inference(self) -> Iterator[Any]:
@@ -90,7 +91,8 @@ class DeepSpeedEngine(Engine):
         self.engine.save_checkpoint(str(folder), tag=TAG)
 
     def load_state(self, folder: Path) -> None:
-        path, _ = self.engine.load_checkpoint(str(folder), tag=TAG)
+        with _tensors_only():
+            path, _ = self.engine.load_checkpoint(str(folder), tag=TAG)
         if path is None:
             raise UserError(
                 f"{folder}: DeepSpeed finds none of its state there; remove this checkpoint to use the one before"
@@ -136,6 +138,23 @@ def _zero_rates(optimizer: torch.optim.Optimizer) -> Iterator[None]:
                 value.zero_()
 
 
+@contextlib.contextmanager
+def _tensors_only() -> Iterator[None]:
+    """DeepSpeed loads its state as pickles that may run code; inside, only tensors and its own plain classes load."""
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    allowed = [LossScaler, DynamicLossScaler, fragment_address, ZeroStageEnum, collections.defaultdict, dict, set]
+    before = os.environ.get(FORCE_SAFE)
+    os.environ[FORCE_SAFE] = "1"
+    try:
+        with torch.serialization.safe_globals(allowed):
+            yield
+    finally:
+        os.environ.pop(FORCE_SAFE) if before is None else os.environ.update({FORCE_SAFE: before})
+
+
 def import_deepspeed(world: World) -> Any:
     """The module, set up for this device; call before anything else of it is imported."""
     on_cpu = world.device.type == "cpu"
@@ -146,7 +165,8 @@ def import_deepspeed(world: World) -> Any:
     os.environ.setdefault("MASTER_PORT", "0")
     import deepspeed
 
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # it warns of any optimizer that is not its own
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     if on_cpu:
         from deepspeed.ops import __compatible_ops__
 

@@ -27,6 +27,7 @@ def build_optimizer(model: Any, cfg: OptimConfig, lr: float, dtype: torch.dtype)
     adamw = {"betas": tuple(cfg.betas), "eps": cfg.eps, "fused": True}
     if not muon:
         return torch.optim.AdamW(groups, lr=lr, **adamw)
+    assert cfg.muon_momentum is not None and cfg.muon_ns_steps is not None  # tinychat.checks
     for group in groups:
         group["use_muon"] = group["params"] is hidden
     return MuonAdamW(groups, lr, cfg.muon_momentum, cfg.muon_ns_steps, dtype, adamw)

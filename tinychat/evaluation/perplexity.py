@@ -39,9 +39,7 @@ def perplexity(
     Raises UserError for fewer than two tokens.
     """
     if cache.n_tokens < 2:
-        raise UserError(
-            f"the text to evaluate on has {cache.n_tokens} tokens, at least 2 are needed: {cache.path}"
-        )
+        raise UserError(f"the text to evaluate on has {cache.n_tokens} tokens, at least 2 are needed: {cache.path}")
     predicted = min(max_tokens or cache.n_tokens, cache.n_tokens - 1)
     windows = -(-predicted // context_length)
     total = torch.zeros((), dtype=torch.float64, device=world.device)
@@ -62,9 +60,7 @@ def perplexity(
     }
 
 
-def window(
-    tokens: np.ndarray, index: int, context_length: int, last: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def window(tokens: np.ndarray, index: int, context_length: int, last: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Inputs and targets [context_length] of the `index`-th window over tokens 0 ... last. Past the end
     targets are -100 (and inputs 0, which no counted position can see)."""
     start = index * context_length

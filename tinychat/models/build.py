@@ -72,9 +72,7 @@ def model_vocab_size(config: ModelConfig, tokenizer_len: int) -> int:
     return config.vocab_size
 
 
-def build_model(
-    config: ModelConfig, vocab_size: int, pad_token_id: int, eos_token_id: int
-) -> PreTrainedModel:
+def build_model(config: ModelConfig, vocab_size: int, pad_token_id: int, eos_token_id: int) -> PreTrainedModel:
     """The configured model in fp32 with scaled-dot-product attention, ready to train.
 
     Weights are drawn from torch's global generator, which the caller seeds. arch=pretrained loads
@@ -160,9 +158,7 @@ def _check_heads(config: ModelConfig) -> None:
         raise UserError(f"model.n_embd={width}: must be a multiple of model.n_head={heads}")
     if config.arch is Arch.gpt2:
         if config.n_kv_head not in (None, heads):
-            raise UserError(
-                f"model.n_kv_head={config.n_kv_head}: GPT-2 has no grouped-query attention; use null"
-            )
+            raise UserError(f"model.n_kv_head={config.n_kv_head}: GPT-2 has no grouped-query attention; use null")
         return
     if heads % cast(int, config.n_kv_head):
         raise UserError(f"model.n_head={heads}: must be a multiple of model.n_kv_head={config.n_kv_head}")
@@ -175,9 +171,7 @@ def _check_heads(config: ModelConfig) -> None:
 
 def count_parameters(model: nn.Module) -> ParameterCount:
     """Parameters of a model on any device, the meta device included."""
-    embeddings = {
-        id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)
-    }
+    embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     if head is not None:
         embeddings |= {id(p) for p in head.parameters()}

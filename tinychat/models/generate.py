@@ -24,9 +24,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from tinychat.models.sampling import SamplingOptions
 
-UNFINISHED = (
-    "\ufffd"  # what decoding gives for the first bytes of a character whose other bytes are yet to come
-)
+UNFINISHED = "\ufffd"  # what decoding gives for the first bytes of a character whose other bytes are yet to come
 OVERLAP = 6  # tokens before a new one that decide how it decodes (leading spaces, split characters)
 
 
@@ -50,9 +48,7 @@ def continue_texts(
     if not prompts:
         return []
     encoded = [prompt_ids(tokenizer, prompt) for prompt in prompts]
-    kept, new = fit_to_context(
-        max(map(len, encoded)), options.max_new_tokens, model.config.max_position_embeddings
-    )
+    kept, new = fit_to_context(max(map(len, encoded)), options.max_new_tokens, model.config.max_position_embeddings)
     encoded = [ids[-kept:] for ids in encoded]
     padded = tokenizer.pad({"input_ids": encoded}, padding_side="left", return_tensors="pt")
     # A pretrained model may have no row for its tokenizer's added padding token; masked, any token serves.
@@ -198,9 +194,7 @@ def _generation_config(
     """Every option is set here, so that none is taken from what a published model brings along."""
     ends = model.generation_config.eos_token_id
     all_ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-    beyond = list(
-        range(len(tokenizer), model.get_input_embeddings().weight.shape[0])
-    )  # rows that are no token
+    beyond = list(range(len(tokenizer), model.get_input_embeddings().weight.shape[0]))  # rows that are no token
     sampling = {"temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p}
     return GenerationConfig(
         max_new_tokens=new_tokens,

@@ -61,13 +61,9 @@ def model_folder(path: str) -> Path:
     """The local folder of a path or hub id."""
     folder = Path(path).expanduser()
     if not folder.exists() and hub.is_hub_id(path):
-        return hub.repository_folder(
-            path, hub.MODEL_FILES, "give a folder with config.json and model.safetensors"
-        )
+        return hub.repository_folder(path, hub.MODEL_FILES, "give a folder with config.json and model.safetensors")
     if not folder.is_dir():
-        raise UserError(
-            f"model {path}: {'is a file; give its folder' if folder.exists() else 'no such folder'}"
-        )
+        raise UserError(f"model {path}: {'is a file; give its folder' if folder.exists() else 'no such folder'}")
     return folder
 
 
@@ -91,9 +87,7 @@ def check_weights(folder: Path) -> None:
     """Raise UserError unless the folder has whole safetensors files; reads only their headers."""
     if (folder / INDEX).is_file():
         try:
-            names = sorted(
-                set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
-            )
+            names = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise UserError(f"model {folder / INDEX}: broken index ({_one_line(error)})") from None
     else:
@@ -101,9 +95,7 @@ def check_weights(folder: Path) -> None:
     for name in names:
         file = folder / name
         if not file.is_file():
-            others = sorted(p.name for p in folder.glob("*.bin")) + sorted(
-                p.name for p in folder.glob("*.pt*")
-            )
+            others = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.pt*"))
             pickles = f"; {others[0]} is not read, as pickles can run code" if others else ""
             raise UserError(f"model {folder}: holds no {name}{pickles}")
         try:

@@ -1,26 +1,32 @@
 """The one function that turns a model, tokens and targets into log-probabilities.
 
-Every stage and both sides of RL go through it.
+Every stage and both sides of RL go through it. No [B, T, V] tensor is kept: the head and the cross-entropy are computed
+together, a chunk of tokens at a time, and only where there is a target.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 IGNORED = -100
+CHUNK_ELEMENTS = 1 << 27  # logits that live at once: 256 MiB in bf16
 
 
 def token_nll(
     model: Any,
-    input_ids: torch.Tensor,
-    targets: torch.Tensor,
-    position_ids: torch.Tensor | None = None,
-    attention_mask: torch.Tensor | None = None,
+    input_ids: Tensor,
+    targets: Tensor,
+    position_ids: Tensor | None = None,
+    attention_mask: Tensor | None = None,
     temperature: float = 1.0,
-) -> torch.Tensor:
+    for_sum: bool = False,
+) -> Tensor:
     """Negative log-likelihood of each target.
 
     Args:
@@ -30,14 +36,133 @@ def token_nll(
         position_ids: (B, T); given by the caller under left padding.
         attention_mask: (B, T) of 0 and 1.
         temperature: divides the logits.
+        for_sum: the loss will weigh all targets alike (a sum or a mean): the gradient is then made in the forward pass,
+            which saves computing the logits a second time. Other losses stay right, and become slower.
 
     Returns:
         (B, T) fp32, in nats; 0 where the target is IGNORED.
     """
-    logits = model(
-        input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask, use_cache=False
-    ).logits
-    flat = F.cross_entropy(
-        logits.float().flatten(0, 1) / temperature, targets.flatten(), ignore_index=IGNORED, reduction="none"
-    )
-    return flat.view_as(targets)
+    inner = getattr(model, "module", model)
+    # The head is called by the model's own forward, so that DDP's and ZeRO's hooks see it; it returns the losses.
+    with _head_returns_nll(inner, targets, temperature, for_sum):
+        return model(
+            input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask, use_cache=False
+        ).logits
+
+
+@contextlib.contextmanager
+def _head_returns_nll(model: Any, targets: Tensor, temperature: float, for_sum: bool) -> Iterator[None]:
+    head = model.get_output_embeddings()
+    original = head.forward
+    fused = type(head) is torch.nn.Linear and head.bias is None
+
+    def forward(hidden: Tensor) -> Tensor:
+        if fused:
+            return linear_nll(hidden, head.weight, targets, temperature, for_sum)
+        logits = original(hidden).float().flatten(0, 1) / temperature
+        nll = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="none")
+        return nll.view_as(targets)
+
+    head.forward = forward
+    try:
+        yield
+    finally:
+        head.forward = original
+
+
+def linear_nll(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, for_sum: bool) -> Tensor:
+    """Cross-entropy of softmax(hidden @ weight.T / temperature), (B, T) fp32, 0 where the target is IGNORED.
+
+    hidden (B, T, D), weight (V, D), targets (B, T). Under autocast the products run in its type.
+    """
+    kind = hidden.device.type
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+    kept = targets != IGNORED
+    with torch.autocast(kind, enabled=False):
+        nll = _LinearNLL.apply(hidden[kept], weight, targets[kept], temperature, for_sum)
+    return torch.zeros(targets.shape, dtype=torch.float32, device=hidden.device).masked_scatter(kept, nll)
+
+
+class _LinearNLL(torch.autograd.Function):
+    """(N, D), (V, D), (N,) -> (N,)."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, for_sum: bool) -> Tensor:
+        eager = for_sum and any(ctx.needs_input_grad[:2])
+        nll = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+        gradients = _empty_gradients(hidden, weight) if eager else None
+        for part in _chunks(len(hidden), len(weight)):
+            e, total, own = _exp_logits(hidden[part], weight, targets[part], temperature)
+            nll[part] = (total.log() - own)[:, 0]
+            if gradients is not None:
+                scale = torch.full_like(total, 1 / temperature)
+                _add_gradients(e, total, own, hidden[part], weight, targets[part], scale, gradients, part)
+            del e
+        ctx.save_for_backward(hidden, weight, targets, *(gradients or ()))
+        ctx.temperature = temperature
+        return nll
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        hidden, weight, targets, *eager = ctx.saved_tensors
+        if eager and len(grad) and bool((grad == grad[0]).all()):
+            grad_hidden, grad_weight = eager
+            return grad_hidden * grad[0].to(hidden.dtype), (grad_weight * grad[0]).to(weight.dtype), None, None, None
+        gradients = _empty_gradients(hidden, weight)
+        for part in _chunks(len(hidden), len(weight)):
+            e, total, own = _exp_logits(hidden[part], weight, targets[part], ctx.temperature)
+            scale = grad[part, None] / ctx.temperature
+            _add_gradients(e, total, own, hidden[part], weight, targets[part], scale, gradients, part)
+            del e
+        return gradients[0], gradients[1].to(weight.dtype), None, None, None
+
+
+def _chunks(tokens: int, vocabulary: int) -> Iterator[slice]:
+    size = max(1, CHUNK_ELEMENTS // vocabulary)
+    for start in range(0, tokens, size):
+        yield slice(start, start + size)
+
+
+def _empty_gradients(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(hidden), torch.zeros_like(weight, dtype=torch.float32)
+
+
+def _exp_logits(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """exp(z - max z) (n, V) in hidden's type; its row sums and the target's z - max z, both fp32 (n, 1)."""
+    z = hidden @ weight.t()
+    if temperature != 1.0:
+        z.div_(temperature)
+    top = z.amax(-1, keepdim=True)
+    own = z.gather(1, targets[:, None]).float() - top.float()
+    e = z.sub_(top).exp_()
+    # A CPU sums bf16 in fp32 inside and rounds once; asking it for fp32 takes a far slower path.
+    total = e.sum(-1, keepdim=True, dtype=torch.float32) if e.is_cuda else e.sum(-1, keepdim=True).float()
+    return e, total, own
+
+
+def _add_gradients(
+    e: Tensor,
+    total: Tensor,
+    own: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    scale: Tensor,
+    gradients: tuple[Tensor, Tensor],
+    part: slice,
+) -> None:
+    """Add scale · d nll / d (hidden, weight) of one chunk; scale is (n, 1) fp32. Overwrites e.
+
+    d nll / d z = softmax(z) - onehot, here times the row sum: the division moves from (n, V) to (n, D).
+    """
+    grad_hidden, grad_weight = gradients
+    e.scatter_(1, targets[:, None], (own.exp() - total).to(e.dtype))
+    scale = scale / total
+    grad_hidden[part] = (e @ weight) * scale
+    scaled = (hidden * scale).to(hidden.dtype)
+    if weight.is_cuda:
+        grad_weight.add_(e.t() @ scaled)
+    else:  # the CPU's product is faster with the long side last
+        grad_weight.add_((scaled.t() @ e).t())

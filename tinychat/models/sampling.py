@@ -23,9 +23,7 @@ class SamplingOptions:
         if self.max_new_tokens < 1:
             raise UserError(f"max_new_tokens={self.max_new_tokens}: must be at least 1")
         if not 0 < self.temperature < float("inf"):
-            raise UserError(
-                f"temperature={self.temperature}: must be above 0; greedy takes the likeliest token"
-            )
+            raise UserError(f"temperature={self.temperature}: must be above 0; greedy takes the likeliest token")
         if self.top_k < 0:
             raise UserError(f"top_k={self.top_k}: must be at least 1, or 0 for all tokens")
         if not 0 < self.top_p <= 1:

@@ -42,10 +42,11 @@ def get_model(config: Config, context: Context, tokenizer: Any) -> Any:
     """The model to start from: a checkpoint's, or one built (from scratch or pretrained) from the model group."""
     if start := context.parents["init_from"]:
         model = load_model(start)
-        if model.get_input_embeddings().num_embeddings < len(tokenizer):
+        entries = model.get_input_embeddings().num_embeddings
+        if entries < len(tokenizer):
             raise UserError(
-                f"init_from={start}: its vocabulary of {model.get_input_embeddings().num_embeddings} is smaller than its "
-                f"tokenizer's {len(tokenizer)}; the folder is not whole"
+                f"init_from={start}: the model has {entries} entries, its tokenizer {len(tokenizer)}; "
+                "the folder holds another model's tokenizer"
             )
     else:
         size = model_vocab_size(config.model, len(tokenizer))
@@ -58,15 +59,11 @@ def context_length(wanted: int | None, model: Any) -> int:
     """Tokens per sequence: the stage's, else the model's. Raises UserError when the model cannot take so many."""
     most = model.config.max_position_embeddings
     if wanted is not None and wanted > most:
-        raise UserError(
-            f"stage.context_length={wanted} is longer than the model's {most}; lower it to at most {most}"
-        )
+        raise UserError(f"stage.context_length={wanted} is longer than the model's {most}; lower it to at most {most}")
     return wanted or most
 
 
-def get_tokens(
-    data: DataConfig, split: Split, tokenizer: Any, config: Config, context: Context
-) -> TokenCache:
+def get_tokens(data: DataConfig, split: Split, tokenizer: Any, config: Config, context: Context) -> TokenCache:
     """The split's token cache; built by whichever rank or run comes first."""
     source = text_source(data, split)
     tokens = token_cache(source, tokenizer, Path(config.paths.cache), progress=context.world.is_main)
@@ -116,9 +113,7 @@ def write_samples(
 class Speedometer:
     """Tokens per second, step time and utilisation since the last reading, evaluation and saving left out."""
 
-    def __init__(
-        self, flops_per_token: float, length: int, dtype: torch.dtype, world: World, batch_size: int
-    ):
+    def __init__(self, flops_per_token: float, length: int, dtype: torch.dtype, world: World, batch_size: int):
         self.tokens_per_step = batch_size * length
         self.batch_size = batch_size
         self.flops_per_step = flops_per_token * self.tokens_per_step

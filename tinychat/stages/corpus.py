@@ -9,9 +9,7 @@ from tinychat.stages.common import get_tokenizer, get_tokens
 
 def run(config: Config, context: Context) -> StageResult:
     tokenizer = get_tokenizer(config, context)
-    caches = {
-        split: get_tokens(config.data, split, tokenizer, config, context) for split in ("train", "validation")
-    }
+    caches = {split: get_tokens(config.data, split, tokenizer, config, context) for split in ("train", "validation")}
     train = caches["train"]
     metrics = {
         "data/tokens": float(train.n_tokens),

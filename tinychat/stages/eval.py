@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tinychat.context import Context, StageResult
 from tinychat.console import format_eval
+from tinychat.context import Context, StageResult
 from tinychat.engine import evaluation_engine
 from tinychat.schema import Config
 from tinychat.stages.common import (

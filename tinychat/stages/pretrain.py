@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 
-import torch
-
 from tinychat import lineage, runs
 from tinychat.checkpoint import Checkpointer
 from tinychat.console import Progress
@@ -48,9 +46,7 @@ def run(config: Config, context: Context) -> StageResult:
     if world.is_main:
         runs.write_text_atomic(context.run_dir / runs.LINEAGE, json.dumps(origin, indent=1))
 
-    checkpointer = Checkpointer(
-        context.run_dir, world, config.checkpoint.keep_last, config.checkpoint.keep_best
-    )
+    checkpointer = Checkpointer(context.run_dir, world, config.checkpoint.keep_last, config.checkpoint.keep_best)
     checkpoint = checkpointer.latest()
     first, metrics = 0, {}
     if checkpoint is not None:
@@ -83,7 +79,7 @@ def run(config: Config, context: Context) -> StageResult:
             ]
             # Each micro-batch and rank adds its share of the mean over all tokens of the step.
             done = engine.train_step(
-                micro_batches, lambda model, batch: token_nll(model, **batch).sum() / tokens_per_step
+                micro_batches, lambda model, batch: token_nll(model, **batch, for_sum=True).sum() / tokens_per_step
             )
             if not math.isfinite(done.loss):
                 raise UserError(_not_finite(step, done.loss, stage.lr, checkpointer))
@@ -113,9 +109,7 @@ def run(config: Config, context: Context) -> StageResult:
             stopped = context.should_stop()
             if last or stopped or (config.checkpoint.every and step % config.checkpoint.every == 0):
                 with speed.paused():
-                    checkpoint = checkpointer.save(
-                        step, engine, tokenizer, {"metrics": metrics}, origin, score
-                    )
+                    checkpoint = checkpointer.save(step, engine, tokenizer, {"metrics": metrics}, origin, score)
                 progress.pause_ended(step)
             if stopped:
                 break
@@ -137,4 +131,6 @@ def run(config: Config, context: Context) -> StageResult:
 def _not_finite(step: int, loss: float, lr: float, checkpointer: Checkpointer) -> str:
     kept = checkpointer.latest()
     safe = f"the last good checkpoint is {kept}" if kept else "no checkpoint was saved before it"
-    return f"loss is {loss} at step {step}; {safe}; try a lower stage.lr (now {lr:g}), a longer warm-up, or precision=fp32"
+    return (
+        f"loss is {loss} at step {step}; {safe}; try a lower stage.lr (now {lr:g}), a longer warm-up, or precision=fp32"
+    )

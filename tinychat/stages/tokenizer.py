@@ -1,4 +1,4 @@
-"""stage=tokenizer: train a byte-level BPE on the data, save it where AutoTokenizer finds it, report how well it fits."""
+"""stage=tokenizer: train a byte-level BPE on the data, save it for AutoTokenizer, report how well it fits."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from tinychat import lineage, runs
 from tinychat.context import Context, StageResult
 from tinychat.data.sources import text_source
+from tinychat.errors import UserError
 from tinychat.schema import Config
 from tinychat.text.bpe import train_bpe
 from tinychat.text.report import tokenizer_report
@@ -22,34 +23,29 @@ log = logging.getLogger("tinychat")
 def run(config: Config, context: Context) -> StageResult:
     source = text_source(config.data, "train")
     limit = None if config.tokenizer.train_mb is None else int(config.tokenizer.train_mb * 1e6)
-    log.info("training a BPE of %d entries on %s", config.tokenizer.vocab_size, source.description)
-    tokenizer = train_bpe(first_bytes(source.documents(), limit), config.tokenizer.vocab_size, progress=True)
+    entries = config.tokenizer.vocab_size
+    if entries is None:
+        raise UserError("tokenizer.vocab_size=null: stage=tokenizer needs the number of entries, as 4096")
+    log.info("training a BPE of %d entries on %s", entries, source.description)
+    tokenizer = train_bpe(first_bytes(source.documents(), limit), entries, progress=True)
 
     folder = context.run_dir / "tokenizer"
     temporary = context.run_dir / ".saving-tokenizer"
     shutil.rmtree(temporary, ignore_errors=True)
     tokenizer.save_pretrained(temporary)
-    origin = lineage.describe(
-        context.run_dir, context.parents, {"train": {"fingerprint": source.fingerprint()}}
-    )
+    origin = lineage.describe(context.run_dir, context.parents, {"train": {"fingerprint": source.fingerprint()}})
     (temporary / runs.LINEAGE).write_text(json.dumps(origin, indent=1), encoding="utf-8")
     runs.write_manifest(temporary, score=None)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(temporary, folder)
 
-    held_out = list(
-        itertools.islice(text_source(config.data, "validation").documents(), config.stage.report_docs)
-    )
+    held_out = list(itertools.islice(text_source(config.data, "validation").documents(), config.stage.report_docs))
     found = tokenizer_report(tokenizer, held_out)
     for line in found.lines():
         log.info("%s", line)
-    (context.run_dir / "tokenizer_report.json").write_text(
-        json.dumps(found.to_dict(), indent=1, ensure_ascii=False)
-    )
+    (context.run_dir / "tokenizer_report.json").write_text(json.dumps(found.to_dict(), indent=1, ensure_ascii=False))
     context.log(0, found.metrics())
-    return StageResult(
-        found.metrics(), "tokenizer/bytes_per_token", folder, facts={"vocabulary": len(tokenizer)}
-    )
+    return StageResult(found.metrics(), "tokenizer/bytes_per_token", folder, facts={"vocabulary": len(tokenizer)})
 
 
 def first_bytes(texts: Iterator[str], limit: int | None) -> Iterator[str]:

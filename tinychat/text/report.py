@@ -92,9 +92,7 @@ def tokenizer_report(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> To
         tokens_per_word=tokens / max(sum(len(text.split()) for text in texts), 1),
         unknown_tokens=0 if unknown is None else used[unknown],
         vocabulary_used=len(used) / len(tokenizer),
-        documents_exact=sum(
-            decode_exactly(tokenizer, ids) == text for ids, text in zip(encoded, texts, strict=True)
-        ),
+        documents_exact=sum(decode_exactly(tokenizer, ids) == text for ids, text in zip(encoded, texts, strict=True)),
         samples_exact={name: round_trips(tokenizer, sample) for name, sample in SAMPLES.items()},
         longest_tokens=[decode_exactly(tokenizer, [token]) for token in longest],
     )

@@ -162,9 +162,7 @@ def _separate_padding(tokenizer: PreTrainedTokenizerFast, name: str) -> None:
     """Give it a padding token other than its end of text: one of its own where it has one, else `<|pad|>`."""
     if tokenizer.eos_token is None:
         if END_OF_TEXT not in tokenizer.get_vocab():
-            raise UserError(
-                f"tokenizer {name}: has no end-of-text token; set eos_token in tokenizer_config.json"
-            )
+            raise UserError(f"tokenizer {name}: has no end-of-text token; set eos_token in tokenizer_config.json")
         tokenizer.eos_token = END_OF_TEXT
     if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
         known = tokenizer.get_vocab()

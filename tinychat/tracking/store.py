@@ -11,6 +11,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from tinychat.errors import UserError
+
 _SQLITE = "sqlite:///"
 _ENVIRONMENT = {  # only where the user has not set them
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # MLflow's own defaults keep a dead server busy for minutes
@@ -95,3 +97,20 @@ def _create(path: Path) -> None:
     store = SqlAlchemyStore(f"{_SQLITE}{temporary}", (path.parent / "mlartifacts").as_uri())
     store.engine.dispose()
     os.replace(temporary, path)
+
+
+def run_folder_of(run_id: str, uri: str) -> str:
+    """The run folder behind an MLflow run, from the tag that every tinychat run has.
+
+    Raises UserError for an unknown run, a store that does not answer, or a run that tinychat did not make.
+    """
+    load_mlflow()
+    import mlflow
+
+    try:
+        tags = mlflow.MlflowClient(uri).get_run(run_id).data.tags
+    except Exception as error:  # each kind of store has its own
+        raise UserError(f"runs:/{run_id}: {shown(uri)} says: {str(error).splitlines()[0]}") from None
+    if "run_dir" not in tags:
+        raise UserError(f"runs:/{run_id}: not a run of tinychat (it has no run_dir tag); give a checkpoint folder")
+    return tags["run_dir"]

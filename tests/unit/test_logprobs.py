@@ -1,0 +1,102 @@
+"""The fused head against the textbook, in value and gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+
+from tinychat.models import logprobs
+from tinychat.models.logprobs import IGNORED, linear_nll, token_nll
+
+
+def textbook(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    logits = (hidden @ weight.T / temperature).flatten(0, 1)
+    return F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="none").view_as(targets)
+
+
+@pytest.fixture
+def case() -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(3, 7, 16), torch.randn(50, 16)
+    targets = torch.randint(50, (3, 7))
+    targets[0, :3] = IGNORED
+    return hidden.requires_grad_(), weight.requires_grad_(), targets
+
+
+@pytest.mark.parametrize("chunk_elements", [1 << 27, 50 * 4])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("for_sum", [True, False])
+@pytest.mark.parametrize("weighing", ["sum", "per token"])
+def test_values_and_gradients_match_the_textbook(
+    case: tuple[Tensor, Tensor, Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    chunk_elements: int,
+    temperature: float,
+    for_sum: bool,
+    weighing: str,
+) -> None:
+    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", chunk_elements)
+    hidden, weight, targets = case
+    weights = torch.full((3, 7), 0.3) if weighing == "sum" else torch.rand(3, 7)
+    expected = textbook(hidden, weight, targets, temperature)
+    wanted = torch.autograd.grad((expected * weights).sum(), (hidden, weight))
+    found = linear_nll(hidden, weight, targets, temperature, for_sum)
+    gradients = torch.autograd.grad((found * weights).sum(), (hidden, weight))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    for gradient, exact in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(gradient, exact, atol=1e-5, rtol=1e-4)
+
+
+def test_nothing_to_predict_is_zero_with_zero_gradient(case: tuple[Tensor, Tensor, Tensor]) -> None:
+    hidden, weight, targets = case
+    nll = linear_nll(hidden, weight, torch.full_like(targets, IGNORED), 1.0, True)
+    nll.sum().backward()
+    assert nll.abs().sum() == 0
+    assert weight.grad is not None
+    assert weight.grad.abs().sum() == 0
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        GPT2Config(n_layer=2, n_embd=32, n_head=2, n_positions=32, vocab_size=64, bos_token_id=0, eos_token_id=0),
+        LlamaConfig(
+            num_hidden_layers=2,
+            hidden_size=32,
+            num_attention_heads=2,
+            intermediate_size=48,
+            vocab_size=64,
+            tie_word_embeddings=False,
+        ),
+    ],
+    ids=["gpt2, tied", "llama, untied"],
+)
+def test_a_models_losses_are_transformers_own(shape: GPT2Config | LlamaConfig) -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(shape).eval()
+    ids = torch.randint(64, (2, 20))
+    expected = model(input_ids=ids, labels=ids)
+    expected.loss.backward()
+    wanted = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    targets = torch.cat([ids[:, 1:], torch.full((2, 1), IGNORED)], 1)
+    loss = token_nll(model, ids, targets, for_sum=True).sum() / (targets != IGNORED).sum()
+    loss.backward()
+    assert loss.item() == pytest.approx(expected.loss.item(), abs=1e-6)
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.grad, wanted[name], atol=1e-6, rtol=1e-4)
+    assert model(input_ids=ids).logits.shape == (2, 20, 64), "the head is itself again afterwards"
+
+
+def test_bf16_autocast_stays_near_fp32(case: tuple[Tensor, Tensor, Tensor]) -> None:
+    hidden, weight, targets = case
+    exact = textbook(hidden, weight, targets, 1.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = linear_nll(hidden, weight, targets, 1.0, True)
+    found.sum().backward()
+    assert (found - exact).abs().max() < 0.1
+    assert weight.grad is not None
+    assert weight.grad.dtype is torch.float32
