@@ -15,7 +15,7 @@ from pathlib import Path
 
 import hydra
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tinychat import checks, launch, schema
@@ -29,6 +29,17 @@ def config_folder() -> str:
         if (folder / "config.yaml").is_file():
             return str(folder)
     raise UserError(f"conf/ was found neither in {package} nor beside it; install tinychat again")
+
+
+def groups() -> str:
+    """A line for each config group: its options, and the words that conf/config.yaml has for it."""
+    folder = Path(config_folder())
+    defaults = (folder / "config.yaml").read_text(encoding="utf-8")
+    lines = []
+    for group, said in re.findall(r"^  - (\w+): \S+ # (.+)$", defaults, re.M):
+        options = sorted(path.stem for path in (folder / group).glob("*.yaml"))
+        lines.append(f"  {group:<11}{said}\n             {', '.join(options)}")
+    return "\n".join(lines)
 
 
 def job(node: DictConfig) -> float | None:
@@ -79,6 +90,7 @@ def main() -> None:
     """Console entry. Exit status: 0 done, 1 an error that was explained, 130 or 143 stopped by a signal."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us; explain() prints them
     schema.register()
+    OmegaConf.register_resolver("tinychat.groups", groups, replace=True)
     try:
         hydra.main(config_path=config_folder(), config_name="config")(single_or_multi)()
         if errors:

@@ -44,14 +44,15 @@ class Shards:
     """
 
     shapes: tuple[torch.Size, ...]
+    parts: tuple[int, ...]  # see MuonAdamW
     per_matrix: bool
     group: Any
     device: torch.device  # where collectives and products run (offloaded partitions lie on the CPU)
 
-    def matrices(self, full: torch.Tensor) -> Iterator[tuple[torch.Tensor, Callable[[torch.Tensor], Any]]]:
-        """For each matrix of full (world, n): the matrix, and a function that writes a new one in its place."""
+    def matrices(self, full: torch.Tensor) -> Iterator[tuple[torch.Tensor, int, Callable[[torch.Tensor], Any]]]:
+        """For each matrix of full (world, n): the matrix, its parts, and a function that writes a new one there."""
         world, offset = full.size(0), 0
-        for shape in self.shapes:
+        for shape, parts in zip(self.shapes, self.parts, strict=True):
             if self.per_matrix:
                 width = math.ceil(shape.numel() / world)
                 piece = full[:, offset : offset + width]
@@ -61,11 +62,11 @@ class Shards:
                     padding = piece.numel() - new.numel()
                     piece.copy_(torch.nn.functional.pad(new.reshape(-1), (0, padding)).view_as(piece))
 
-                yield piece.reshape(-1)[: shape.numel()].view(shape), put
+                yield piece.reshape(-1)[: shape.numel()].view(shape), parts, put
             else:
                 matrix = full.view(-1)[offset : offset + shape.numel()].view(shape)
                 offset += shape.numel()
-                yield matrix, matrix.copy_
+                yield matrix, parts, matrix.copy_
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -74,6 +75,9 @@ class MuonAdamW(torch.optim.Optimizer):
     Muon needs whole matrices, its momentum does not: under ZeRO the momentum stays in shards like all optimizer state
     (and is saved so); the update alone is gathered, each rank orthogonalises its share of the matrices, and a
     reduce-scatter gives every rank its piece. All of it comes after ZeRO's unscaling and clipping.
+
+    A weight that holds several matrices side by side (GPT-2's queries, keys and values) says so in its attribute
+    `muon_parts`; each part is orthogonalised alone.
     """
 
     def __init__(
@@ -113,7 +117,7 @@ class MuonAdamW(torch.optim.Optimizer):
         update = p.grad.lerp(state["momentum_buffer"], self.momentum)  # type: ignore[union-attr] # Nesterov
         p.mul_(1 - group["lr"] * group["weight_decay"])
         if p.dim() == 2:
-            p.add_(self._orthogonal(update), alpha=-group["lr"])
+            p.add_(self._orthogonal(update, getattr(p, "muon_parts", 1)), alpha=-group["lr"])
         elif p in self.shards:
             p.add_(self._orthogonal_shard(update, self.shards[p]).to(p), alpha=-group["lr"])
         elif update.any():
@@ -124,15 +128,19 @@ class MuonAdamW(torch.optim.Optimizer):
         world, rank = dist.get_world_size(shards.group), dist.get_rank(shards.group)
         full = torch.empty(world, update.numel(), dtype=torch.float32, device=shards.device)
         dist.all_gather(list(full), update.to(full), group=shards.group)
-        for index, (matrix, put) in enumerate(shards.matrices(full)):
-            put(self._orthogonal(matrix) if index % world == rank else torch.zeros_like(matrix))
+        for index, (matrix, parts, put) in enumerate(shards.matrices(full)):
+            put(self._orthogonal(matrix, parts) if index % world == rank else torch.zeros_like(matrix))
         own = torch.empty_like(full[0])
         dist.reduce_scatter(own, list(full), group=shards.group)  # one term of each sum is not zero: exact
         return own
 
-    def _orthogonal(self, update: torch.Tensor) -> torch.Tensor:
+    def _orthogonal(self, update: torch.Tensor, parts: int) -> torch.Tensor:
         # 0.2 is the root mean square of a typical AdamW update; an orthogonal (m, n) matrix has 1/sqrt(max(m, n)).
-        return orthogonalize(update, self.ns_steps, self.ns_dtype) * (0.2 * math.sqrt(max(update.shape)))
+        done = [
+            orthogonalize(part, self.ns_steps, self.ns_dtype) * (0.2 * math.sqrt(max(part.shape)))
+            for part in update.chunk(parts, dim=1)
+        ]
+        return done[0] if parts == 1 else torch.cat(done, dim=1)
 
     def attach_zero(self, zero: Any, device: torch.device) -> None:
         """Learn from DeepSpeed's optimizer which matrices lie in which flat partition (none without partitions)."""
@@ -150,4 +158,5 @@ class MuonAdamW(torch.optim.Optimizer):
             return
         for flat, parameters in zip(flats, members, strict=True):
             shapes = tuple(getattr(p, "ds_shape", p.shape) for p in parameters)
-            self.shards[flat] = Shards(shapes, per_matrix, zero.dp_process_group, device)
+            parts = tuple(getattr(p, "muon_parts", 1) for p in parameters)
+            self.shards[flat] = Shards(shapes, parts, per_matrix, zero.dp_process_group, device)

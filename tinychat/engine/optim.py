@@ -41,5 +41,8 @@ def split_parameters(model: Any) -> tuple[list[torch.nn.Parameter], list[torch.n
         outside.add(id(head.weight))
     trained = [p for p in model.parameters() if p.requires_grad]
     hidden = [p for p in trained if p.dim() == 2 and id(p) not in outside]
+    for name, p in model.named_parameters():
+        if name.endswith("attn.c_attn.weight"):  # GPT-2: queries, keys and values side by side, (in, 3 · out)
+            p.muon_parts = 3
     chosen = {id(p) for p in hidden}
     return hidden, [p for p in trained if id(p) not in chosen]
