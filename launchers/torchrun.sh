@@ -10,7 +10,7 @@ set -euo pipefail
 
 : "${NNODES:=1}" "${NODE_RANK:=0}" "${PYTHON:=python}"
 if [ -z "${NPROC:-}" ]; then
-    NPROC=$(nvidia-smi --list-gpus 2>/dev/null | wc -l)
+    NPROC=$({ nvidia-smi --list-gpus 2>/dev/null || true; } | wc -l)
     [ "$NPROC" -gt 0 ] || NPROC=1
 fi
 arguments=(launch=torchrun "launch.nproc=$NPROC" "launch.nnodes=$NNODES" "launch.node_rank=$NODE_RANK")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,8 +22,11 @@ TINY_MODEL = (
     "model.n_inner=64",
     "model.context_length=64",
 )
+# The shape of GPT-2, which has dropout at more places than Llama and no grouped keys.
+TINY_GPT2 = ("model=gpt6x512", *TINY_MODEL[:3], "model.context_length=64")
 TINY_DATA = ("data.max_docs=120", "data.max_val_docs=20")
 TINY_STAGE = ("stage.batch_size=4", "stage.micro_batch_size=2", "stage.sample_tokens=4", "stage.warmup_steps=2")
+TORCHRUN = ("launch=torchrun", "launch.nproc=2")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side
@@ -37,10 +43,20 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny(tokenizer_folder: Path) -> tuple[str, ...]:
     """Overrides under which a whole pretraining takes seconds."""
-    return (*TINY_MODEL, *TINY_DATA, *TINY_STAGE, f"tokenizer.path={tokenizer_folder}", "tracker=none")
+    return (*TINY_MODEL, *tiny_but_model(tokenizer_folder))
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2(tokenizer_folder: Path) -> tuple[str, ...]:
+    """The same with GPT-2's shape."""
+    return (*TINY_GPT2, *tiny_but_model(tokenizer_folder))
+
+
+def tiny_but_model(tokenizer_folder: Path) -> tuple[str, ...]:
+    return (*TINY_DATA, *TINY_STAGE, f"tokenizer.path={tokenizer_folder}", "tracker=none")
 
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -50,23 +66,83 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 def train(tmp_path: Path) -> Command:
     """Run `python -m tinychat.train` with overrides, in an empty folder."""
 
-    def run(*overrides: str, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "tinychat.train", *overrides],
-            cwd=tmp_path,
-            env=environment_of(**environment),
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
+    def run(*overrides: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        return run_train(tmp_path, *overrides, **options)
 
     return run
+
+
+def run_train(
+    folder: Path, *overrides: str, timeout: float = 300, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run `python -m tinychat.train` in a folder to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "tinychat.train", *overrides],
+        cwd=folder,
+        env=environment_of(**environment),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def start_train(folder: Path, *overrides: str) -> subprocess.Popen[str]:
+    """Start `python -m tinychat.train` in a process group of its own; what it says goes to FOLDER/stderr.txt."""
+    with open(folder / "stderr.txt", "w") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "tinychat.train", *overrides],
+            cwd=folder,
+            env=environment_of(),
+            stdout=subprocess.DEVNULL,
+            stderr=file,
+            text=True,
+            start_new_session=True,
+        )
 
 
 def environment_of(**more: str) -> dict[str, str]:
     """The environment of a subprocess that imports this checkout from any folder."""
     return {**os.environ, "PYTHONPATH": str(REPOSITORY), "HYDRA_FULL_ERROR": "1", **more}
+
+
+def wait_until(condition: Callable[[], Any], process: subprocess.Popen[str], seconds: float = 120) -> None:
+    """Poll until the condition holds; fails when the process ends or the time is over before."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, f"the process ended with {process.returncode} before (see stderr.txt)"
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.002)
+
+
+def rows(run_dir: Path) -> list[dict[str, Any]]:
+    """The whole lines of metrics.jsonl."""
+    try:
+        text = (run_dir / "metrics.jsonl").read_text()
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def curve(run_dir: Path, name: str = "train/loss") -> dict[int, float]:
+    """Step -> value; fails when a step is there twice."""
+    points = [(row["step"], row[name]) for row in rows(run_dir) if name in row]
+    assert len(dict(points)) == len(points), f"doubles in {run_dir}: {points}"
+    return dict(points)
+
+
+def result_of(run_dir: Path) -> dict[str, Any]:
+    return json.loads((run_dir / "result.json").read_text())
+
+
+def error_line(done: subprocess.CompletedProcess[str]) -> str:
+    """The one `error: ` line of a command that failed as it should: status 1, no traceback, nothing after the line."""
+    lines = done.stderr.splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert done.returncode == 1, done.stderr[-3000:]
+    assert "Traceback" not in done.stderr, done.stderr[-3000:]
+    assert errors == lines[-1:], done.stderr[-3000:]
+    return errors[0]
 
 
 def only_run(folder: Path) -> Path:

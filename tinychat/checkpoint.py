@@ -65,7 +65,7 @@ class Checkpointer:
         weights = engine.full_state_dict()  # a collective: outside the guarded part, so that no rank is left waiting
 
         def write_shared() -> None:
-            shutil.rmtree(temporary, ignore_errors=True)
+            self._clean()
             (temporary / runs.TRAINER_STATE).mkdir(parents=True)
             save_weights(engine.model, weights, temporary)
             tokenizer.save_pretrained(temporary)
@@ -99,20 +99,23 @@ class Checkpointer:
         return final
 
     def _together(self, action: Callable[[], None] | None, target: Path) -> None:
-        """Run an action that may fail on this rank; if it failed on any, raise on all."""
-        problem: Exception | None = None
+        """Run an action that may fail on this rank; if it failed on any, raise the same on all."""
+        problem = ""
         try:
             if action is not None:
                 action()
         except (OSError, SafetensorError, RuntimeError) as error:
-            problem = error
-        if self.world.max(float(problem is not None)) > 0:
+            problem = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = next(filter(None, self.world.texts(problem)), None)
+        if reason is not None:
             last = runs.list_checkpoints(self.run_dir)
-            kept = (
-                f"{last[-1]} is intact; free space and continue with resume=auto" if last else "no checkpoint before it"
-            )
-            reason = str(problem).splitlines()[0] if problem else "another rank could not write"
-            raise UserError(f"could not save {target}: {reason}; {kept}") from problem
+            kept = f"{last[-1]} is intact" if last else "no checkpoint was saved before it"
+            raise UserError(f"could not save {target}: {reason}; {kept}; free space and continue with resume=auto")
+
+    def _clean(self) -> None:
+        """Remove what a save or removal that was cut off has left."""
+        for leftover in (*self.folder.glob(".saving-*"), *self.folder.glob(".removing-*")):
+            shutil.rmtree(leftover, ignore_errors=True)
 
     def _prune(self) -> None:
         every = runs.list_checkpoints(self.run_dir)
@@ -148,9 +151,10 @@ class Checkpointer:
                 f"{folder / TRAINER_FILE}: missing or unreadable; remove {path} to resume from the one before"
             )
         if same_ranks and trainer["world_size"] != self.world.size:
+            saved = trainer["world_size"]
             raise UserError(
-                f"{path} was saved by {trainer['world_size']} DeepSpeed ranks, it cannot be resumed by "
-                f"{self.world.size}; use launch.nproc={trainer['world_size']}, or start from its weights: init_from={path}"
+                f"{path} was saved by {saved} DeepSpeed ranks, it cannot be resumed by {self.world.size}; "
+                f"use launch.nproc={saved}, or start from its weights: init_from={path}"
             )
         engine.load_state(folder)
         own = folder / f"random-rank{self.world.rank}.pt"

@@ -163,7 +163,8 @@ def _launch(config: Config) -> Iterator[str]:
         yield f"launch.nproc={launch.nproc} launch.nnodes={launch.nnodes}: each at least 1"
         return
     if launch.kind is LaunchKind.inline and world_size(config) > 1:
-        yield f"launch=inline is one process, found launch.nproc={launch.nproc} nnodes={launch.nnodes}; use launch=torchrun"
+        found = f"launch.nproc={launch.nproc} nnodes={launch.nnodes}"
+        yield f"launch=inline is one process, found {found}; use launch=torchrun"
     if not 0 <= launch.node_rank < launch.nnodes:
         yield f"launch.node_rank={launch.node_rank}: from 0 to launch.nnodes-1={launch.nnodes - 1}"
     if launch.nnodes > 1 and not launch.rdzv_endpoint:

@@ -15,25 +15,31 @@ from tinychat.tracking import Tracker
 from tinychat.world import World
 
 
+class Interrupted(KeyboardInterrupt):
+    """Raised by a signal where there is nothing to save."""
+
+
 @dataclass
 class StopFlag:
-    """Set by SIGTERM or Ctrl-C; the stage looks at it between steps, saves, and returns."""
+    """Set by SIGTERM or Ctrl-C. A patient stage looks at it between steps, saves, and returns; others end at once."""
 
     run_dir: Path
+    speaks: bool = True
+    patient: bool = True
     signal_number: int = 0
 
     @contextlib.contextmanager
     def listening(self, insist: bool) -> Iterator[StopFlag]:
-        """Take the two signals over; with `insist`, a second Ctrl-C ends the process at once."""
+        """Take the two signals over; with `insist`, a second Ctrl-C ends even a patient stage at once."""
 
         def stop(number: int, _frame: Any) -> None:
             if any(self.run_dir.glob("error-rank*.json")):
                 os._exit(1)  # another rank has failed: nothing more can be computed together
-            if self.signal_number and insist and number == signal.SIGINT:
-                raise KeyboardInterrupt
-            if not self.signal_number:
+            again, self.signal_number = self.signal_number > 0, self.signal_number or number
+            if not self.patient or (again and insist and number == signal.SIGINT):
+                raise Interrupted(signal.Signals(number).name)
+            if self.speaks and not again:
                 print(f"\n{signal.Signals(number).name}: saving, then stopping", file=sys.stderr, flush=True)
-            self.signal_number = number
 
         previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
         try:

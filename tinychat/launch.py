@@ -6,12 +6,14 @@ torchrun  torch.distributed.run on `tinychat.worker`, which imports no Hydra
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tinychat import parents, runs
 from tinychat.errors import UserError
+from tinychat.orphans import end_with_parent
 from tinychat.schema import Config, LaunchKind
 
 # Ranks of an outer launcher must not leak into the ranks started here.
@@ -38,8 +41,11 @@ class JobFailed(Exception):
     """A job that ended in an error which its ranks have reported; the message names it."""
 
 
-class Stopped(Exception):
-    """A job that saved and ended because of a signal; `status` is the exit status to pass on."""
+class Stopped(BaseException):
+    """A job that saved and ended because of a signal; `status` is the exit status to pass on.
+
+    No Exception: it ends a whole multirun.
+    """
 
     def __init__(self, status: int):
         super().__init__(f"stopped by signal {status - 128}")
@@ -51,13 +57,16 @@ def run_job(config: Config, node: DictConfig) -> float | None:
 
     Raises UserError, JobFailed or Stopped.
     """
-    resolved = OmegaConf.to_container(node, resolve=True)
-    run_dir, done = _choose_run_dir(config, resolved)  # type: ignore[arg-type]
+    # As it will be read back from the run folder: enums as words, numbers as YAML has them.
+    resolved = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(node, resolve=True)))
+    with _writable():
+        run_dir, done = _choose_run_dir(config, resolved)  # type: ignore[arg-type]
     if done is not None:
         print(f"finished already: {run_dir} (resume=never trains anew)", file=sys.stderr)
         return done.get("objective")
     if config.launch.node_rank == 0:
-        _write_inputs(run_dir, config, node)
+        with _writable():
+            _write_inputs(run_dir, config, node)
     if config.launch.kind is LaunchKind.torchrun:
         _run_ranks(_torchrun_command(config, run_dir), run_dir, config)
     elif in_multirun():
@@ -68,10 +77,22 @@ def run_job(config: Config, node: DictConfig) -> float | None:
         status = worker.run(run_dir)
         if status:
             raise Stopped(status)
+    if config.launch.node_rank > 0:
+        return None  # node 0 reports
     result = runs.read_json(run_dir / runs.RESULT)
     if result is None:
         raise JobFailed(f"{run_dir}: the job ended without a {runs.RESULT}")
     return result.get("objective")
+
+
+@contextlib.contextmanager
+def _writable() -> Iterator[None]:
+    """What the file system refuses becomes a UserError."""
+    try:
+        yield
+    except OSError as error:
+        where = f"{error.filename}: {error.strerror}"
+        raise UserError(f"{where}; choose another folder with paths.outputs= or run_dir=") from None
 
 
 def _choose_run_dir(config: Config, resolved: dict[str, Any]) -> tuple[Path, dict | None]:
@@ -116,10 +137,7 @@ def _fresh_folder(run_dir: Path, config: Config) -> Path:
             f"run_dir={run_dir} already holds a run, nothing was written; add resume=auto to continue it, "
             "or choose another folder"
         )
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"run_dir={run_dir}: cannot be made ({error.strerror})") from None
+    run_dir.mkdir(parents=True, exist_ok=True)
     return run_dir
 
 
@@ -149,7 +167,8 @@ def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _write_inputs(run_dir: Path, config: Config, node: DictConfig) -> None:
-    """config.yaml, parents.json and command.txt; a resumed run keeps the first two as they were."""
+    """config.yaml, parents.json and command.txt. A resumed run keeps its parents; of its configuration, what may
+    differ between a run and its continuation (runs.NOT_IDENTITY) is the new command's."""
     if not (run_dir / runs.CONFIG).exists():
         try:
             found = parents.find_parents(config)
@@ -157,7 +176,7 @@ def _write_inputs(run_dir: Path, config: Config, node: DictConfig) -> None:
             _remove_if_empty(run_dir)
             raise
         runs.write_text_atomic(run_dir / parents.FILE, json.dumps(found, indent=1))
-        runs.write_text_atomic(run_dir / runs.CONFIG, OmegaConf.to_yaml(node, resolve=True))
+    runs.write_text_atomic(run_dir / runs.CONFIG, OmegaConf.to_yaml(node, resolve=True))
     with open(run_dir / runs.COMMAND, "a", encoding="utf-8") as file:
         file.write(f"{_command()}\n")
     # A finished or failed result of an earlier start must not be taken for this one's.
@@ -205,6 +224,7 @@ def _rank_environment(config: Config) -> dict[str, str]:
     # torchrun would give each rank a single thread; share the cores instead.
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // config.launch.nproc)))
     environment.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(STOP_GRACE_SECONDS))
+    environment["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM"
     environment.setdefault("LOGLEVEL", "CRITICAL")  # the agent's own lines; ranks report their errors themselves
     return environment
 
@@ -213,22 +233,26 @@ def _run_ranks(command: list[str], run_dir: Path, config: Config) -> None:
     """Run the ranks to their end. SIGTERM and Ctrl-C are passed on, so that they save before they go."""
     for old in run_dir.glob("error-rank*.json"):
         old.unlink()
-    process = subprocess.Popen(command, env=_rank_environment(config))
     stopped_by: list[int] = []
 
     def forward(number: int, _frame: Any) -> None:
-        # The terminal's Ctrl-C has reached the ranks already; a SIGTERM sent to this process alone has not.
+        if not stopped_by:
+            process.send_signal(signal.SIGTERM)
         stopped_by.append(number)
-        if number == signal.SIGTERM:
-            process.send_signal(number)
 
-    previous = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+    # A terminal's Ctrl-C reaches the child too, a signal to this process alone does not: it ignores the first kind (the
+    # disposition is inherited) and is told of both alike.
+    previous = {signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN), signal.SIGTERM: signal.SIG_DFL}
+    process = subprocess.Popen(command, env=_rank_environment(config))
+    for number in previous:
+        signal.signal(number, forward)
     try:
         status = process.wait()
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    if stopped_by:
+    ended = (runs.read_json(run_dir / runs.RESULT) or {}).get("status")
+    if stopped_by and ended in ("stopped", None):
         raise Stopped(128 + stopped_by[0])
     if status:
         raise JobFailed(_first_error(run_dir) or f"{run_dir}: the ranks ended with exit status {status}")
@@ -245,15 +269,28 @@ def _first_error(run_dir: Path) -> str | None:
     return f"rank {first['rank']} failed:\n{first['traceback']}"
 
 
+def _report_killed(run_dir: Path, rank: int, signal_name: str) -> None:
+    """Speak for a rank that could not; its death is what made the others fail."""
+    message = f"rank {rank} was killed by {signal_name}"
+    if signal_name == "SIGKILL":
+        message += ", which the system sends when memory runs out: then try a smaller stage.micro_batch_size"
+    report = {"rank": rank, "time": 0.0, "user": True, "message": message}
+    runs.write_text_atomic(run_dir / f"error-rank{rank}.json", json.dumps(report))
+
+
 def _agent() -> None:
     """`python -m tinychat.launch TORCHRUN-ARGUMENTS`: torchrun without its own traceback when a rank fails."""
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    end_with_parent(signal.SIGTERM)
     try:
         run.run(run.parse_args(sys.argv[1:]))
-    except ChildFailedError:
+    except ChildFailedError as error:
+        killed = {rank: failure.signal_name() for rank, failure in error.failures.items() if failure.exitcode < 0}
+        for rank, name in killed.items():
+            _report_killed(Path(sys.argv[-1]), rank, name)
         sys.exit(1)
     except SignalException as stop:
         sys.exit(128 + stop.sigval.value)

@@ -6,6 +6,7 @@ resumed run keeps the parents it began with.
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from tinychat import runs
@@ -84,16 +85,23 @@ def _tokenizer(config: Config) -> str | None:
     found = runs.newest_run(Path(config.paths.outputs), config.experiment_name, wanted, finished=True)
     if found:
         return str(runs.resolve_checkpoint(str(found)).resolve())
-    own = f" data.path={data.path}" if data.path else ""
     raise UserError(
         f"tokenizer=bpe: none of {tokenizer.vocab_size} entries was trained on data={data.name} yet in experiment "
-        f"{config.experiment_name!r}; train it: python -m tinychat.train stage=tokenizer data={data.name}{own} "
-        f"tokenizer.vocab_size={tokenizer.vocab_size}{_experiment(config)}; or give tokenizer.path=FOLDER"
+        f"{config.experiment_name!r}; train it: python -m tinychat.train stage=tokenizer data={data.name} "
+        f"tokenizer.vocab_size={tokenizer.vocab_size}{_experiment(config)}{_same('data.', 'paths.', 'tracker')}; or give tokenizer.path=FOLDER"
     )
 
 
 def _experiment(config: Config) -> str:
     return "" if config.experiment_name == "default" else f" experiment_name={config.experiment_name}"
+
+
+def _same(*prefixes: str) -> str:
+    """What this command says about the keys that begin so, for the command that makes its parent."""
+    from hydra.core.hydra_config import HydraConfig
+
+    said = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    return "".join(f" {shlex.quote(override)}" for override in said if override.startswith(prefixes))
 
 
 def _mlflow_run_dir(spec: str, config: Config) -> str:

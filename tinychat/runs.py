@@ -39,11 +39,15 @@ NOT_IDENTITY = ("run_dir", "run_name", "resume", "tracker", "launch", "paths", "
 def write_text_atomic(path: Path, text: str) -> None:
     """Write a small file so that a reader sees the old content or the new, never half of it."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -98,7 +98,8 @@ class ModelConfig:
     tie_embeddings: bool | None = MISSING  # input embedding and output head are one matrix
     dropout: float = MISSING
     rope_theta: float | None = MISSING  # llama, qwen3: base of the rotary position embedding
-    init_std: float | None = MISSING
+    init_std: float | None = MISSING  # standard deviation of new weights
+    position_init_std: float | None = MISSING  # gpt2: of the learned positions; null: as init_std
 
 
 @dataclass

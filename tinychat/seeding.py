@@ -9,10 +9,12 @@ import torch
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, numpy and torch (all devices). Every rank gets the same seed: models must begin equal.
-
-    What has to differ between ranks (dropout, sampling) derives its own seed from this and the rank.
-    """
+    """Seed Python, numpy and torch (all devices). Every rank gets the same seed: models must begin equal."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def seed_rank(seed: int, rank: int) -> None:
+    """Once the models are equal: let every rank draw its own dropout masks."""
+    torch.manual_seed(int(np.random.SeedSequence([seed % 2**64, rank]).generate_state(1, np.uint64)[0]))

@@ -99,6 +99,10 @@ def main() -> None:
         sys.exit(stop.status)
     except (UserError, launch.JobFailed) as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        if errors:
+            raise
+        sys.exit(f"error: {error.filename}: {error.strerror}; choose another folder with paths.outputs=")
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(f"error: {explain(error)}")
     except KeyboardInterrupt:

@@ -5,10 +5,12 @@ python -m tinychat.worker RUN_DIR        (started by tinychat.launch; RANK and W
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import logging
 import os
+import signal
 import sys
 import time
 import traceback
@@ -18,9 +20,10 @@ from omegaconf import OmegaConf
 
 from tinychat import lineage, parents, report, runs
 from tinychat.console import setup_logging
-from tinychat.context import Context, StageResult, StopFlag
+from tinychat.context import Context, Interrupted, StageResult, StopFlag
 from tinychat.errors import UserError
 from tinychat.malloc import keep_freed_memory
+from tinychat.orphans import end_with_parent
 from tinychat.schema import Config, to_config
 from tinychat.seeding import seed_everything
 from tinychat.tracking import RunInfo, Status, Tracker, make_tracker, run_tags
@@ -28,6 +31,7 @@ from tinychat.world import World, join_world
 
 log = logging.getLogger("tinychat")
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 STATUS: dict[str, Status] = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 
 
@@ -36,16 +40,22 @@ def run(run_dir: Path, insist: bool = True) -> int:
 
     Returns the exit status: 0 done, 128 + signal when it was told to stop and has saved. What goes wrong is raised.
     """
+    if not (run_dir / runs.CONFIG).exists():
+        raise UserError(f"{run_dir / runs.CONFIG} is missing; with several nodes run_dir must lie on a disk they share")
     config = to_config(OmegaConf.load(run_dir / runs.CONFIG))  # type: ignore[arg-type]
     world = join_world(config.device, config.launch.timeout_minutes)
     if world.device.type == "cpu":
         keep_freed_memory()
     lock = runs.RunLock(run_dir) if world.is_main else None
     setup_logging(run_dir, world.rank)
-    stop = StopFlag(run_dir)
+    stop = StopFlag(run_dir, speaks=world.is_main)
     try:
         with stop.listening(insist):
             return _run_stage(config, run_dir, world, stop)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise UserError(f"{error.filename or run_dir}: {error.strerror}; free space, then resume=auto") from error
     finally:
         world.close()
         if lock is not None:
@@ -62,12 +72,16 @@ def _run_stage(config: Config, run_dir: Path, world: World, stop: StopFlag) -> i
     status, result, problem = "failed", StageResult(), None
     try:
         stage = importlib.import_module(f"tinychat.stages.{config.stage.name}")
+        stop.patient = False  # a stage that can save says so
         result = stage.run(config, context)
         status = "stopped" if result.stopped else "finished"
+    except Interrupted:
+        status, result = "stopped", StageResult(stopped=True)
     except BaseException as error:
         problem = str(error) or type(error).__name__
         raise
     finally:
+        stop.patient = True
         if tracker is not None:
             minutes = (time.perf_counter() - start) / 60
             _write_result(run_dir, result, status, problem, minutes)
@@ -104,7 +118,12 @@ def _write_result(run_dir: Path, result: StageResult, status: str, problem: str 
         "error": problem,
         "facts": result.facts,
     }
-    runs.write_text_atomic(run_dir / runs.RESULT, json.dumps(content, indent=1))
+    try:
+        runs.write_text_atomic(run_dir / runs.RESULT, json.dumps(content, indent=1))
+    except OSError as error:
+        if status == "finished":
+            raise
+        log.warning("%s: %s", run_dir / runs.RESULT, error)  # what made the stage fail is the news
 
 
 def _finish(run_dir: Path, tracker: Tracker, status: Status) -> None:
@@ -122,6 +141,8 @@ def _finish(run_dir: Path, tracker: Tracker, status: Status) -> None:
 def main() -> None:
     """A rank in a process of its own. An error is written beside the run for the parent to print, once."""
     run_dir, rank = Path(sys.argv[1]), int(os.environ.get("RANK", 0))
+    # Without its agent a rank cannot be stopped any more; a process of its own still saves.
+    end_with_parent(signal.SIGKILL if "RANK" in os.environ else signal.SIGTERM)
     try:
         status = run(run_dir, insist=False)
     except BaseException as error:

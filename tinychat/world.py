@@ -40,6 +40,14 @@ class World:
         dist.all_reduce(tensor, operation)
         return tensor.tolist()
 
+    def texts(self, own: str) -> list[str]:
+        """What every rank has to say, in the order of ranks."""
+        found: list[str] = [own]
+        if self.size > 1:
+            found *= self.size
+            dist.all_gather_object(found, own)
+        return found
+
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()

@@ -29,8 +29,7 @@ def composed(*overrides: str) -> schema.Config:
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_composes_and_is_typed(option: str) -> None:
     extra = ["tokenizer.path=x"] if option == "tokenizer=pretrained" else []
-    prefix = "+" if option.startswith("debug=") or option.startswith("experiment=") else ""
-    config = composed(option if not prefix else option, *extra)
+    config = composed(option, *extra)
     group, name = option.split("=")
     if group in ("model", "tokenizer", "data", "optim", "ds", "tracker", "launch", "stage"):
         assert getattr(config, group).name == name

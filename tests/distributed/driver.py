@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config
@@ -56,9 +57,11 @@ def losses(kind: str, ds: str, micro_batch_size: int, world: World, precision: P
         splits = zip(*(rows[key][own].split(micro_batch_size) for key in ("input_ids", "targets")), strict=True)
         micro_batches = [{"input_ids": ids, "targets": targets} for ids, targets in splits]
         engine.set_lr(1 - step / STEPS)
-        done = engine.train_step(
-            micro_batches, lambda model, part: token_nll(model, **part, for_sum=True).sum() / total
-        )
+
+        def share(model: Any, part: dict[str, torch.Tensor], total: int = total) -> torch.Tensor:
+            return token_nll(model, **part, for_sum=True).sum() / total
+
+        done = engine.train_step(micro_batches, share)
         found += [done.loss, done.grad_norm]
     weights = engine.full_state_dict()
     found.append(float(sum(value.double().abs().sum() for value in weights.values())))

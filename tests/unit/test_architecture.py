@@ -11,7 +11,7 @@ PACKAGE = REPOSITORY / "tinychat"
 # Each layer may import from itself and from the layers before it. docs/architecture.md tells why.
 LAYERS: list[set[str]] = [
     {"errors", "schema"},
-    {"ds_config", "hub", "seeding", "malloc"},
+    {"ds_config", "hub", "seeding", "malloc", "orphans"},
     {"checks", "runs", "world"},
     {"text"},
     {"models", "data"},
@@ -24,7 +24,7 @@ LAYERS: list[set[str]] = [
     {"train", "chat"},
 ]
 # What the parent may load before a job starts.
-LIGHT = {"train", "checks", "ds_config", "errors", "launch", "parents", "runs", "schema"}
+LIGHT = {"train", "checks", "ds_config", "errors", "launch", "orphans", "parents", "runs", "schema"}
 HEAVY = {"torch", "transformers", "tokenizers", "datasets", "deepspeed", "mlflow", "numpy", "matplotlib", "peft"}
 
 

@@ -47,6 +47,7 @@ def checkpoint(tmp_path_factory) -> Path:
         dropout=0.0,
         rope_theta=10000.0,
         init_std=0.3,
+        position_init_std=None,
     )
     torch.manual_seed(0)
     model = build_model(shape, 320, tokenizer.pad_token_id, tokenizer.eos_token_id)

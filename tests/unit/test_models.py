@@ -56,6 +56,7 @@ def tiny(arch: Arch, **changes) -> ModelConfig:
         dropout=0.0,
         rope_theta=None if arch is Arch.gpt2 else 10000.0,
         init_std=0.02,
+        position_init_std=None,
     )
     return dataclasses.replace(config, **changes)
 
@@ -512,3 +513,9 @@ def test_incremental_decoding_of_half_characters(tokenizer):
 def test_options_that_cannot_work_are_named(option, value):
     with pytest.raises(UserError, match=f"{option}="):
         SamplingOptions(**{option: value})
+
+
+def test_learned_positions_start_at_their_own_scale() -> None:
+    quiet = built(Arch.gpt2, position_init_std=0.002).transformer.wpe.weight.std().item()
+    assert quiet == pytest.approx(0.002, rel=0.2)
+    assert built(Arch.gpt2).transformer.wpe.weight.std().item() == pytest.approx(0.02, rel=0.2)

@@ -85,6 +85,8 @@ def build_model(config: ModelConfig, vocab_size: int, pad_token_id: int, eos_tok
     else:
         shape = hf_config(config, vocab_size, pad_token_id, eos_token_id)
         model = AutoModelForCausalLM.from_config(shape, attn_implementation="sdpa", dtype=torch.float32)
+        if config.arch is Arch.gpt2 and config.position_init_std is not None:
+            torch.nn.init.normal_(model.transformer.wpe.weight, std=config.position_init_std)
     return model.train()
 
 

@@ -26,13 +26,13 @@ def training_flops_per_token(model: Any, context_length: int) -> float:
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Floating-point operations per second of large matrix products, measured here and now: the peak that counts.
 
-    The best of a few tries, some tens of milliseconds in all. Leaves the global random state alone.
+    The best of many short tries, so that a busy moment does not count. Leaves the global random state alone.
     """
     size = 8192 if device.type == "cuda" else 1024
     generator = torch.Generator(device).manual_seed(0)
     left, right = (torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in range(2))
     best = float("inf")
-    for _ in range(6):
+    for _ in range(30):
         _wait(device)
         start = time.perf_counter()
         torch.mm(left, right)

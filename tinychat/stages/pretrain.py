@@ -10,13 +10,14 @@ from tinychat.checkpoint import Checkpointer
 from tinychat.console import Progress
 from tinychat.context import Context, StageResult
 from tinychat.data.packing import PackedBlocks
-from tinychat.engine import build_engine
+from tinychat.engine import StepStats, build_engine
 from tinychat.engine.schedule import lr_factor
 from tinychat.errors import UserError
 from tinychat.models.build import count_parameters
 from tinychat.models.flops import training_flops_per_token
 from tinychat.models.logprobs import token_nll
 from tinychat.schema import Config
+from tinychat.seeding import seed_rank
 from tinychat.stages.common import (
     Speedometer,
     context_length,
@@ -40,6 +41,7 @@ def run(config: Config, context: Context) -> StageResult:
     blocks = PackedBlocks(train.tokens, length, config.seed)
     parameters, flops = count_parameters(model), training_flops_per_token(model, length)
     engine = build_engine(model, config.optim, config.ds, stage, config.precision, world)
+    seed_rank(config.seed, world.rank)
     origin = lineage.describe(
         context.run_dir, context.parents, {"train": data_facts(train), "validation": data_facts(held_out)}
     )
@@ -57,6 +59,7 @@ def run(config: Config, context: Context) -> StageResult:
     tokens_per_step = stage.batch_size * length
     speed = Speedometer(flops, length, engine.dtype, world, stage.batch_size)
     stopped = False
+    context.stop.patient = True
     with Progress(stage.max_steps, first, show=world.is_main) as progress:
         for step in range(first + 1, stage.max_steps + 1):  # step: optimizer steps done once this one is
             factor = lr_factor(
@@ -81,8 +84,8 @@ def run(config: Config, context: Context) -> StageResult:
             done = engine.train_step(
                 micro_batches, lambda model, batch: token_nll(model, **batch, for_sum=True).sum() / tokens_per_step
             )
-            if not math.isfinite(done.loss):
-                raise UserError(_not_finite(step, done.loss, stage.lr, checkpointer))
+            if not (math.isfinite(done.loss) and (done.skipped or math.isfinite(done.grad_norm))):
+                raise UserError(_not_finite(step, done, stage.lr, checkpointer))
 
             row, last = None, step == stage.max_steps
             if speed.step_done() and (step % stage.log_every == 0 or last or step == 1):
@@ -128,9 +131,10 @@ def run(config: Config, context: Context) -> StageResult:
     return StageResult(metrics, "eval/loss", checkpoint, facts=facts)
 
 
-def _not_finite(step: int, loss: float, lr: float, checkpointer: Checkpointer) -> str:
+def _not_finite(step: int, done: StepStats, lr: float, checkpointer: Checkpointer) -> str:
     kept = checkpointer.latest()
     safe = f"the last good checkpoint is {kept}" if kept else "no checkpoint was saved before it"
     return (
-        f"loss is {loss} at step {step}; {safe}; try a lower stage.lr (now {lr:g}), a longer warm-up, or precision=fp32"
+        f"loss is {done.loss} at step {step}, the gradient's norm {done.grad_norm}; {safe}; "
+        f"try a lower stage.lr (now {lr:g}), a longer warm-up, or precision=fp32"
     )

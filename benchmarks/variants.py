@@ -1,0 +1,374 @@
+"""One variant of the pretraining benchmark in a process of its own; started by benchmarks/pretrain.py.
+
+Every process builds the same weights and the same batches from one seed, and takes the same steps: mean loss over all
+targets, gradient norm clipped at 1, AdamW with the transformers Trainer's default rates (tinychat-muon: Muon as in
+conf/optim/muon.yaml). It prints one line, RESULT and a JSON object.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from omegaconf import OmegaConf
+from transformers import AutoModelForCausalLM
+
+from tinychat.console import peak_memory_gb
+from tinychat.engine import Engine, build_engine, resolve_precision
+from tinychat.malloc import keep_freed_memory
+from tinychat.models.build import build_model, hf_config, model_vocab_size
+from tinychat.models.flops import matmul_rate, training_flops_per_token
+from tinychat.models.logprobs import IGNORED, token_nll
+from tinychat.schema import DsConfig, ModelConfig, OptimConfig, Precision, PretrainStage
+from tinychat.world import World
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+GPT2_ENTRIES = 50_257  # of GPT-2's vocabulary
+ADDED_TOKENS = 3  # pad and chat tokens of tokenizer=gpt2; 64 then divides the number of rows
+SMALL = {"n_layer": 2, "n_embd": 64, "n_head": 2, "context_length": 128}
+SMALL_ENTRIES = 1021
+TRAINER_LR, TRAINER_BETAS, EPS, CLIP = 5e-5, (0.9, 0.999), 1e-8, 1.0  # transformers.TrainingArguments
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one process does."""
+
+    variant: str
+    small: bool
+    batch: int  # sequences a step
+    length: int  # tokens a sequence
+    warmup: int  # steps that are not timed
+    steps: int  # timed steps
+    threads: int
+    seed: int
+    fp32: bool  # instead of the variant's own arithmetic, to compare losses closely
+    trainer_activation: str  # transformers' name of the trainer's GELU
+    profile: bool = False
+
+    @property
+    def total(self) -> int:
+        return self.warmup + self.steps
+
+    @property
+    def precision(self) -> Precision:
+        return Precision.fp32 if self.fp32 else Precision.auto
+
+
+@dataclass
+class Record:
+    """When each step ended, and its loss."""
+
+    losses: list[float] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+
+    def step(self, loss: float) -> None:
+        self.losses.append(loss)
+        self.times.append(time.perf_counter())
+
+
+# ------------------------------------------------------------------------------------------- the same work for all
+
+
+def model_config(task: Task) -> ModelConfig:
+    """model=gpt6x512, or a tiny one of its shape."""
+    node = OmegaConf.merge(OmegaConf.structured(ModelConfig), OmegaConf.load(CONF / "model" / "gpt6x512.yaml"))
+    return OmegaConf.to_object(OmegaConf.merge(node, SMALL if task.small else {}))  # type: ignore[return-value]
+
+
+def vocabulary(task: Task) -> tuple[int, int]:
+    """(entries that occur, rows of the model's embedding)."""
+    entries = SMALL_ENTRIES if task.small else GPT2_ENTRIES
+    return entries, model_vocab_size(model_config(task), entries + ADDED_TOKENS)
+
+
+def shape_numbers(task: Task) -> dict[str, int]:
+    """Rows of the embedding, and the pad and end-of-text tokens in it."""
+    entries, rows = vocabulary(task)
+    return {"vocab_size": rows, "pad_token_id": entries, "eos_token_id": entries - 1}
+
+
+@lru_cache(maxsize=1)
+def zipf(entries: int) -> np.ndarray:
+    """Cumulative probabilities of a vocabulary whose k-th entry is 1/k as frequent as the first."""
+    weights = np.cumsum(1 / np.arange(1, entries + 1))
+    return weights / weights[-1]
+
+
+@lru_cache(maxsize=2)
+def batch(task: Task, step: int) -> dict[str, torch.Tensor]:
+    """The step's `input_ids` and `labels`, (batch, length); labels are the ids, as transformers models take them.
+
+    The first token of a row follows nothing and is no target. Its label says so because the Trainer divides the loss of
+    a GPT-2 by the number of all labels, which would make it (length - 1) / length of the others'.
+    """
+    drawn = np.random.Generator(np.random.PCG64([task.seed, step])).random((task.batch, task.length))
+    ids = torch.from_numpy(np.searchsorted(zipf(vocabulary(task)[0]), drawn))
+    labels = ids.clone()
+    labels[:, 0] = IGNORED
+    return {"input_ids": ids, "labels": labels}
+
+
+def shifted(labels: torch.Tensor) -> torch.Tensor:
+    """targets[b, t] follows input_ids[b, t]: what transformers models make of labels inside. The last has none."""
+    return torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], IGNORED)], dim=1)
+
+
+def peer_model(task: Task, activation: str | None = None) -> Any:
+    """transformers' own model of this shape; `activation` None: GPT-2's GELU in one fused kernel."""
+    shape = hf_config(model_config(task), **shape_numbers(task))
+    shape.activation_function = activation or shape.activation_function
+    torch.manual_seed(task.seed)
+    return AutoModelForCausalLM.from_config(shape).train()
+
+
+# ------------------------------------------------------------------------------------------------------- variants
+
+
+def tinychat(task: Task, record: Record, optimizer: str = "adamw") -> Any:
+    """tinychat's engine and loss, as stages/pretrain.py calls them."""
+    keep_freed_memory()  # as tinychat/worker.py does on a CPU
+    optim = OmegaConf.merge(
+        OmegaConf.structured(OptimConfig), OmegaConf.load(CONF / "optim" / f"{optimizer}.yaml"), {"eps": EPS}
+    )
+    if optimizer == "adamw":
+        optim = OmegaConf.merge(optim, {"betas": list(TRAINER_BETAS), "weight_decay": 0.0})
+    stage = PretrainStage(
+        name="pretrain",
+        lr=TRAINER_LR,
+        batch_size=task.batch,
+        micro_batch_size=task.batch,
+        grad_clip=CLIP,
+        activation_checkpointing=False,
+    )
+    torch.manual_seed(task.seed)
+    model = build_model(model_config(task), **shape_numbers(task))
+    record_inputs(task, model)
+    world = World(rank=0, local_rank=0, size=1, device=CPU)
+    engine: Engine = build_engine(
+        model,
+        OmegaConf.to_object(optim),  # type: ignore[arg-type]
+        DsConfig("none", False, {}),
+        stage,
+        task.precision,
+        world,
+    )
+
+    def step(index: int) -> None:
+        rows = batch(task, index)
+        targets = shifted(rows["labels"])
+        count = int((targets != IGNORED).sum())
+        engine.set_lr(1.0)
+        done = engine.train_step(
+            [{"input_ids": rows["input_ids"], "targets": targets}],
+            lambda model, part: token_nll(model, **part, for_sum=True).sum() / count,
+        )
+        record.step(done.loss)
+
+    if task.profile:
+        return model, profiled(task, step)
+    for index in range(task.total):
+        step(index)
+    return model, None
+
+
+def tinychat_muon(task: Task, record: Record) -> Any:
+    """The same with Muon on the hidden matrices."""
+    return tinychat(task, record, "muon")
+
+
+def trainer(task: Task, record: Record) -> Any:
+    """transformers.Trainer with its defaults (fp32 on a CPU); data in order, no logs, no checkpoints."""
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    class Rows(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return task.batch * task.total
+
+        def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+            rows = batch(task, index // task.batch)
+            return {key: value[index % task.batch] for key, value in rows.items()}
+
+    class Observed(Trainer):
+        def training_step(self, *arguments: Any, **named: Any) -> torch.Tensor:
+            self.latest = super().training_step(*arguments, **named)
+            return self.latest
+
+    class StepEnds(TrainerCallback):
+        def on_step_end(self, *arguments: Any, **named: Any) -> None:
+            record.step(float(observed.latest))
+
+    model = peer_model(task, task.trainer_activation)
+    record_inputs(task, model)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            max_steps=task.total,
+            per_device_train_batch_size=task.batch,
+            train_sampling_strategy="sequential",
+            lr_scheduler_type="constant",
+            logging_strategy="no",
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=True,
+        )
+        observed = Observed(model=model, args=arguments, train_dataset=Rows(), callbacks=[StepEnds()])
+        observed.train()
+    return model, None
+
+
+def nanogpt(task: Task, record: Record, fused_head: bool = False) -> Any:
+    """The plain loop: bf16 autocast, full logits, fused AdamW."""
+    model = peer_model(task)
+    record_inputs(task, model)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=TRAINER_LR, betas=TRAINER_BETAS, eps=EPS, weight_decay=0.0, fused=True
+    )
+    for index in range(task.total):
+        rows = batch(task, index)
+        ids, targets = rows["input_ids"], shifted(rows["labels"]).flatten()
+        with torch.autocast("cpu", torch.bfloat16, enabled=not task.fp32):
+            if fused_head:
+                hidden = model.transformer(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1)
+                loss = F.linear_cross_entropy(hidden, model.lm_head.weight, targets, ignore_index=IGNORED)
+            else:
+                logits = model(input_ids=ids, use_cache=False).logits.flatten(0, 1)
+                loss = F.cross_entropy(logits, targets, ignore_index=IGNORED)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        record.step(loss.item())
+    return model, None
+
+
+def nanogpt_fused_head(task: Task, record: Record) -> Any:
+    """The plain loop with torch's F.linear_cross_entropy in place of full logits."""
+    return nanogpt(task, record, fused_head=True)
+
+
+VARIANTS: dict[str, Callable[[Task, Record], Any]] = {
+    "trainer": trainer,
+    "nanogpt": nanogpt,
+    "nanogpt+linear_cross_entropy": nanogpt_fused_head,
+    "tinychat": tinychat,
+    "tinychat-muon": tinychat_muon,
+}
+
+
+def arithmetic(task: Task) -> str:
+    if task.fp32 or task.variant == "trainer":
+        return "fp32"
+    if task.variant.startswith("nanogpt"):
+        return "bf16"
+    return {torch.bfloat16: "bf16", torch.float32: "fp32"}[resolve_precision(task.precision, CPU)]
+
+
+# -------------------------------------------------------------------------------------------------------- profile
+
+KINDS = ("head", "matmul", "attention", "optimizer", "layernorm", "activation", "copies and casts", "other")
+PARENTS = (
+    ("head", re.compile(r"_LinearNLL")),
+    ("optimizer", re.compile(r"Optimizer\.step|^clip gradients$")),
+)
+NAMES = (
+    ("attention", re.compile(r"scaled_dot_product|flash_attention")),
+    ("matmul", re.compile(r"aten::(addmm|mm|bmm|baddbmm|linear|matmul|addmv|mkldnn)|mkldnn|onednn")),
+    ("layernorm", re.compile(r"layer_norm")),
+    ("activation", re.compile(r"gelu|silu|aten::tanh")),
+    ("copies and casts", re.compile(r"aten::(copy_|_to_copy|to|clone|contiguous|cat|split|stack|_reshape_copy)$")),
+    ("optimizer", re.compile(r"_foreach_|_fused_adamw|linalg_vector_norm")),
+)
+
+
+def kind_of(event: Any) -> str:
+    """The plain word for an operator's own time; the head and the optimizer keep all that runs inside them."""
+    outer = event
+    while outer is not None:
+        for kind, pattern in PARENTS:
+            if pattern.search(outer.name):
+                return kind
+        outer = outer.cpu_parent
+    return next((kind for kind, pattern in NAMES if pattern.search(event.name)), "other")
+
+
+def profiled(task: Task, step: Callable[[int], None]) -> dict[str, float]:
+    """Share of a step's time by kind of work, from torch.profiler over the timed steps; the shares sum to 1."""
+    for index in range(task.warmup):
+        step(index)
+    begin = time.perf_counter()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as run:
+        for index in range(task.warmup, task.total):
+            step(index)
+        seconds = time.perf_counter() - begin
+    spent = dict.fromkeys(KINDS, 0.0)
+    for event in run.events():
+        spent[kind_of(event)] += event.self_cpu_time_total / 1e6
+    spent["other"] += max(0.0, seconds - sum(spent.values()))  # Python between operators
+    return {kind: value / sum(spent.values()) for kind, value in spent.items()}
+
+
+# -------------------------------------------------------------------------------------------------------- process
+
+inputs: dict[str, Any] = {}  # digests that the parent compares
+
+
+def record_inputs(task: Task, model: Any) -> None:
+    """Digests of the initial weights and of each batch."""
+    weights = hashlib.blake2b(digest_size=8)
+    for name, value in sorted(model.named_parameters()):
+        weights.update(name.encode())
+        weights.update(value.detach().numpy())
+    inputs["weights"] = weights.hexdigest()
+    inputs["batches"] = [
+        hashlib.blake2b(batch(task, index)["input_ids"].numpy(), digest_size=8).hexdigest()
+        for index in range(task.total)
+    ]
+
+
+def run(task: Task) -> dict[str, Any]:
+    record = Record()
+    model, shares = VARIANTS[task.variant](task, record)
+    memory = peak_memory_gb("cpu")
+    times = record.times
+    counted = range(task.warmup, task.total)
+    tokens = sum(int((batch(task, index)["labels"] != IGNORED).sum()) for index in counted)
+    dtype = torch.bfloat16 if arithmetic(task) == "bf16" else torch.float32
+    return {
+        "variant": task.variant,
+        "arithmetic": arithmetic(task),
+        "losses": record.losses,
+        "step_seconds": [times[index] - times[index - 1] for index in counted],
+        "tokens": tokens,
+        "tokens_per_s": tokens / (times[-1] - times[task.warmup - 1]),
+        "memory_gb": memory,
+        "flops_per_token": training_flops_per_token(model, task.length),
+        "matmul_flops_per_s": matmul_rate(CPU, dtype),
+        "threads": torch.get_num_threads(),
+        "inputs": inputs,
+        "profile": shares,
+    }
+
+
+def main() -> None:
+    task = Task(**json.loads(sys.argv[1]))
+    torch.set_num_threads(task.threads)
+    print("RESULT", json.dumps(run(task)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""benchmarks/pretrain.py runs, shows that the variants compute the same thing, and refuses ratios when they do not."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests.conftest import REPOSITORY, environment_of
+
+SCRIPT = REPOSITORY / "benchmarks" / "pretrain.py"
+
+
+def benchmark(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    quick = ("--small", "--rounds", "1", "--warmup", "1", "--steps", "2", "--threads", "1", "--out", str(folder))
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *quick, *options],
+        env=environment_of(),
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, str]:
+    """The JSON and the printed tables of a small run; with the Trainer where accelerate is installed."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    variants = ["nanogpt", "tinychat"]
+    if importlib.util.find_spec("accelerate"):
+        variants.insert(0, "trainer")
+    done = benchmark(folder, "--variants", ",".join(variants))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((folder / "pretrain.json").read_text()), done.stdout
+
+
+def test_every_variant_has_the_same_weights_batches_and_fp32_losses(measured: tuple[dict, str]) -> None:
+    report, _ = measured
+    first, *others = report["checked_in_fp32"]
+    assert {run["arithmetic"] for run in report["checked_in_fp32"]} == {"fp32"}
+    assert len(set(first["losses"])) == 3, "batches and weights change from step to step"
+    for run in others:
+        assert run["losses"] == pytest.approx(first["losses"], rel=1e-4)
+        assert run["inputs"] == first["inputs"]
+
+
+def test_the_table_gives_speed_memory_and_ratios(measured: tuple[dict, str]) -> None:
+    report, printed = measured
+    assert report["machine"]["torch"]
+    assert report["machine"]["cores"] >= 1
+    for row in report["table"]:
+        assert row["tokens_per_s"] > 0
+        assert row["memory_gb"] > 0.1
+        assert f"| {row['variant']} " in printed
+    assert report["table"][0]["speed_ratio"] == report["table"][0]["memory_ratio"] == 1.0
+    # Two steps of four rows; the first token of a row follows nothing and is no target.
+    assert {run["tokens"] for run in report["runs"]} == {2 * 4 * 63}
+
+
+def test_other_losses_weights_or_batches_are_named(measured: tuple[dict, str]) -> None:
+    report, _ = measured
+    pretrain = load_script()
+    checked, runs = report["checked_in_fp32"], report["runs"]
+    assert pretrain.differences(checked, runs) == []
+    for break_it in (
+        lambda run: run["losses"].__setitem__(1, run["losses"][1] * 1.01),
+        lambda run: run["losses"].__setitem__(1, float("nan")),
+        lambda run: run["inputs"].update(weights="others"),
+        lambda run: run["inputs"].update(batches=["others"]),
+    ):
+        broken = copy.deepcopy(runs)
+        break_it(broken[-1])
+        (line,) = pretrain.differences(checked, broken)
+        assert line.startswith("tinychat")
+
+
+def test_the_profile_sums_to_one(tmp_path: Path) -> None:
+    done = benchmark(tmp_path, "--profile", "--variants", "tinychat")
+    assert done.returncode == 0, done.stderr[-3000:]
+    (profile,) = json.loads((tmp_path / "profile.json").read_text())["profiles"]
+    assert sum(profile["profile"].values()) == pytest.approx(1)
+    assert all(profile["profile"][kind] > 0 for kind in ("head", "matmul", "attention", "optimizer", "layernorm"))
+
+
+def test_an_unknown_variant_is_refused(tmp_path: Path) -> None:
+    done = benchmark(tmp_path, "--variants", "tinychat,nanochat")
+    assert done.returncode == 2
+    assert "--variants nanochat: one of trainer, nanogpt" in done.stderr
+
+
+def load_script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("benchmark_pretrain", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
