@@ -21,7 +21,7 @@ install: $(VENV)/.installed ## make .venv and install tinychat with its dependen
 
 run: install ## the main job, offline: tinyworld -> BPE tokenizer -> pretrain `mini` -> perplexity, samples, report
 	HF_HUB_OFFLINE=1 $(TRAIN) stage=tokenizer
-	HF_HUB_OFFLINE=1 $(TRAIN) stage=pretrain
+	HF_HUB_OFFLINE=1 $(TRAIN) experiment=tinyworld_mini
 	HF_HUB_OFFLINE=1 $(TRAIN) stage=eval
 
 test: install ## lint, types and all tests that need neither minutes nor a GPU

@@ -46,10 +46,11 @@ def main() -> None:
         report["profiles"] = [profile(variant, options) for variant in options.variants if "tinychat" in variant]
         save(options.out, "profile", report, "\n\n".join(map(profile_table, report["profiles"])))
         return
-    checked = [
-        run_variant(variant, options, fp32=True, warmup=1, steps=CHECK_STEPS - 1) for variant in options.variants
-    ]
-    runs = []
+    checked, runs = [], []
+    for variant in options.variants:
+        checked.append(run_variant(variant, options, fp32=True, warmup=1, steps=CHECK_STEPS - 1))
+        losses = " ".join(f"{loss:.5f}" for loss in checked[-1]["losses"])
+        print(f"first losses in fp32: {variant}: {losses}", flush=True)
     for number in range(options.rounds):
         for variant in options.variants:
             found = run_variant(variant, options)

@@ -23,12 +23,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
-from transformers import AutoModelForCausalLM
+from transformers.activations import ACT2FN
 
 from tinychat.console import peak_memory_gb
 from tinychat.engine import Engine, build_engine, resolve_precision
 from tinychat.malloc import keep_freed_memory
-from tinychat.models.build import build_model, hf_config, model_vocab_size
+from tinychat.models.build import build_model, model_vocab_size
 from tinychat.models.flops import matmul_rate, training_flops_per_token
 from tinychat.models.logprobs import IGNORED, token_nll
 from tinychat.schema import DsConfig, ModelConfig, OptimConfig, Precision, PretrainStage
@@ -127,12 +127,16 @@ def shifted(labels: torch.Tensor) -> torch.Tensor:
     return torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], IGNORED)], dim=1)
 
 
-def peer_model(task: Task, activation: str | None = None) -> Any:
-    """transformers' own model of this shape; `activation` None: GPT-2's GELU in one fused kernel."""
-    shape = hf_config(model_config(task), **shape_numbers(task))
-    shape.activation_function = activation or shape.activation_function
+def start_model(task: Task, activation: str | None = None) -> Any:
+    """tinychat's model with its first weights, a plain transformers GPT2LMHeadModel. `activation` is transformers' name
+    of another form of its GELU."""
     torch.manual_seed(task.seed)
-    return AutoModelForCausalLM.from_config(shape).train()
+    model = build_model(model_config(task), **shape_numbers(task))
+    if activation:
+        model.config.activation_function = activation
+        for block in model.transformer.h:
+            block.mlp.act = ACT2FN[activation]
+    return model
 
 
 # ------------------------------------------------------------------------------------------------------- variants
@@ -154,8 +158,7 @@ def tinychat(task: Task, record: Record, optimizer: str = "adamw") -> Any:
         grad_clip=CLIP,
         activation_checkpointing=False,
     )
-    torch.manual_seed(task.seed)
-    model = build_model(model_config(task), **shape_numbers(task))
+    model = start_model(task)
     record_inputs(task, model)
     world = World(rank=0, local_rank=0, size=1, device=CPU)
     engine: Engine = build_engine(
@@ -211,7 +214,7 @@ def trainer(task: Task, record: Record) -> Any:
         def on_step_end(self, *arguments: Any, **named: Any) -> None:
             record.step(float(observed.latest))
 
-    model = peer_model(task, task.trainer_activation)
+    model = start_model(task, task.trainer_activation)
     record_inputs(task, model)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
@@ -233,7 +236,7 @@ def trainer(task: Task, record: Record) -> Any:
 
 def nanogpt(task: Task, record: Record, fused_head: bool = False) -> Any:
     """The plain loop: bf16 autocast, full logits, fused AdamW."""
-    model = peer_model(task)
+    model = start_model(task)
     record_inputs(task, model)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=TRAINER_LR, betas=TRAINER_BETAS, eps=EPS, weight_decay=0.0, fused=True

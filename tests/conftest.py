@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -73,9 +74,14 @@ def train(tmp_path: Path) -> Command:
 
 
 def run_train(
-    folder: Path, *overrides: str, timeout: float = 300, **environment: str
+    folder: Path, *overrides: str, timeout: float = 300, largest_file: int | None = None, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run `python -m tinychat.train` in a folder to its end."""
+    """Run `python -m tinychat.train` in a folder to its end. largest_file: bytes a file may have, as on a full disk."""
+
+    def limit() -> None:
+        if largest_file is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+
     return subprocess.run(
         [sys.executable, "-m", "tinychat.train", *overrides],
         cwd=folder,
@@ -84,6 +90,7 @@ def run_train(
         text=True,
         timeout=timeout,
         check=False,
+        preexec_fn=limit,
     )
 
 

@@ -171,7 +171,7 @@ def _write_inputs(run_dir: Path, config: Config, node: DictConfig) -> None:
     differ between a run and its continuation (runs.NOT_IDENTITY) is the new command's."""
     if not (run_dir / runs.CONFIG).exists():
         try:
-            found = parents.find_parents(config)
+            found = parents.find_parents(config, _overrides())
         except UserError:
             _remove_if_empty(run_dir)
             raise
@@ -179,8 +179,9 @@ def _write_inputs(run_dir: Path, config: Config, node: DictConfig) -> None:
     runs.write_text_atomic(run_dir / runs.CONFIG, OmegaConf.to_yaml(node, resolve=True))
     with open(run_dir / runs.COMMAND, "a", encoding="utf-8") as file:
         file.write(f"{_command()}\n")
-    # A finished or failed result of an earlier start must not be taken for this one's.
-    (run_dir / runs.RESULT).unlink(missing_ok=True)
+    # What an earlier start ended with must not be taken for this one's.
+    for old in (run_dir / runs.RESULT, *run_dir.glob("error-rank*.json")):
+        old.unlink(missing_ok=True)
 
 
 def _remove_if_empty(run_dir: Path) -> None:
@@ -192,6 +193,13 @@ def _remove_if_empty(run_dir: Path) -> None:
 
 def _command() -> str:
     return "python -m tinychat.train " + shlex.join(sys.argv[1:])
+
+
+def _overrides() -> list[str]:
+    """What the command line says about this job."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
 def in_multirun() -> bool:
@@ -231,8 +239,6 @@ def _rank_environment(config: Config) -> dict[str, str]:
 
 def _run_ranks(command: list[str], run_dir: Path, config: Config) -> None:
     """Run the ranks to their end. SIGTERM and Ctrl-C are passed on, so that they save before they go."""
-    for old in run_dir.glob("error-rank*.json"):
-        old.unlink()
     stopped_by: list[int] = []
 
     def forward(number: int, _frame: Any) -> None:
@@ -266,7 +272,7 @@ def _first_error(run_dir: Path) -> str | None:
     first = min(reports, key=lambda report: (not report["user"], report["time"]))
     if first["user"]:
         return first["message"]
-    return f"rank {first['rank']} failed:\n{first['traceback']}"
+    return f"rank {first['rank']} failed:\n{first['traceback'].rstrip()}"
 
 
 def _report_killed(run_dir: Path, rank: int, signal_name: str) -> None:

@@ -7,6 +7,7 @@ resumed run keeps the parents it began with.
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from tinychat import runs
@@ -18,13 +19,13 @@ FILE = "parents.json"
 AUTO_PARENTS: dict[str, tuple[str, ...]] = {"eval": ("pretrain",), "pretrain": ("pretrain",)}
 
 
-def find_parents(config: Config) -> dict[str, str | None]:
+def find_parents(config: Config, said: Sequence[str] = ()) -> dict[str, str | None]:
     """{"init_from": checkpoint folder or hub id or None, "tokenizer": folder or None}.
 
-    Raises UserError, with the command that makes the missing parent.
+    said: the command's overrides. Raises UserError, with the command that makes the missing parent.
     """
     init_from = _init_from(config)
-    return {"init_from": init_from, "tokenizer": None if init_from else _tokenizer(config)}
+    return {"init_from": init_from, "tokenizer": None if init_from else _tokenizer(config, said)}
 
 
 def _init_from(config: Config) -> str | None:
@@ -63,7 +64,7 @@ def _newest_checkpoint(config: Config) -> Path:
     )
 
 
-def _tokenizer(config: Config) -> str | None:
+def _tokenizer(config: Config, said: Sequence[str]) -> str | None:
     tokenizer, data = config.tokenizer, config.data
     if tokenizer.kind is not TokenizerKind.bpe or config.stage.name == "tokenizer":
         return None
@@ -88,7 +89,7 @@ def _tokenizer(config: Config) -> str | None:
     raise UserError(
         f"tokenizer=bpe: none of {tokenizer.vocab_size} entries was trained on data={data.name} yet in experiment "
         f"{config.experiment_name!r}; train it: python -m tinychat.train stage=tokenizer data={data.name} "
-        f"tokenizer.vocab_size={tokenizer.vocab_size}{_experiment(config)}{_same('data.', 'paths.', 'tracker')}; or give tokenizer.path=FOLDER"
+        f"tokenizer.vocab_size={tokenizer.vocab_size}{_experiment(config)}{_same(said)}; or give tokenizer.path=FOLDER"
     )
 
 
@@ -96,12 +97,9 @@ def _experiment(config: Config) -> str:
     return "" if config.experiment_name == "default" else f" experiment_name={config.experiment_name}"
 
 
-def _same(*prefixes: str) -> str:
-    """What this command says about the keys that begin so, for the command that makes its parent."""
-    from hydra.core.hydra_config import HydraConfig
-
-    said = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    return "".join(f" {shlex.quote(override)}" for override in said if override.startswith(prefixes))
+def _same(said: Sequence[str]) -> str:
+    """What the command says about its data and where things lie, for the command that makes its parent."""
+    return "".join(f" {shlex.quote(word)}" for word in said if word.startswith(("data.", "paths.", "tracker")))
 
 
 def _mlflow_run_dir(spec: str, config: Config) -> str:

@@ -66,8 +66,8 @@ def collect(run_dir: Path) -> Report:
     series = series_of(rows)
     names = [_name_of(config.get(group)) for group in ("stage", "model", "data")]
     return Report(
-        title=str(config.get("run_name") or run_dir.name),
-        subtitle=" · ".join(name for name in names if name),
+        title=str(config.get("run_name") or " · ".join(name for name in names if name) or run_dir.name),
+        subtitle=run_dir.name,
         command=_text(run_dir / "command.txt").strip(),
         facts=_facts(config, result),
         results=_results(result, series),
@@ -108,7 +108,8 @@ def _facts(config: dict[str, Any], result: dict[str, Any]) -> list[tuple[str, st
             facts.append((group, f"{name} ({path})" if path else name))
     facts += [(key.replace("_", " "), str(config[key])) for key in _SCALARS if config.get(key) is not None]
     told = dict(facts)
-    for key, value in _flat({k: v for k, v in result.items() if k not in _NOT_SHOWN and k not in METRICS}):
+    shown = {k: v for k, v in result.items() if k not in _NOT_SHOWN and k not in METRICS and k != "facts"}
+    for key, value in _flat(shown | (result.get("facts") or {})):
         # what was measured (device: cuda) outweighs what was asked for (device: auto)
         told[key.replace("_", " ").replace(".", " ")] = value
     return list(told.items())

@@ -248,7 +248,6 @@ class Config:
     resume: str = MISSING  # never | auto (newest unfinished run of this configuration) | run folder
     device: Device = MISSING
     precision: Precision = MISSING
-    compile: bool = MISSING  # torch.compile the model
     paths: PathsConfig = field(default_factory=PathsConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)

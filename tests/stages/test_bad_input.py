@@ -157,6 +157,18 @@ def test_a_live_run_is_left_alone_and_survives_a_full_disk(tiny: tuple[str, ...]
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+def test_a_disk_that_is_full_from_the_start(trained: Path, tiny: tuple[str, ...], tmp_path: Path) -> None:
+    line = error_line(run_train(tmp_path, *tiny, "run_dir=run", largest_file=1000))
+    assert "File too large; choose another folder with paths.outputs= or run_dir=" in line
+    # Room for the configuration, but not for the lineage. (The token cache lies beside the other run.)
+    cache = f"paths.cache={trained.parent / 'outputs' / 'cache'}"
+    size = (trained / runs.CONFIG).stat().st_size + 200
+    assert size < (trained / runs.LINEAGE).stat().st_size
+    line = error_line(run_train(tmp_path, *tiny, "run_dir=other", cache, largest_file=size))
+    assert "File too large; free space, then resume=auto" in line
+    assert result_of(tmp_path / "other")["status"] == "failed"
+
+
 def test_a_tracker_that_does_not_answer_costs_one_warning(tiny: tuple[str, ...], tmp_path: Path) -> None:
     tracker = ("tracker=mlflow", "tracker.system_metrics=false", "tracker.uri=http://127.0.0.1:9")
     done = run_train(tmp_path, *tiny, *tracker, "stage.max_steps=5", "stage.log_every=1", "run_dir=run")

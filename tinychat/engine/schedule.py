@@ -4,34 +4,24 @@ from __future__ import annotations
 
 import math
 
-from tinychat.schema import Schedule
+from tinychat.schema import Schedule, TrainLoop
 
 
-def lr_factor(
-    step: int,
-    max_steps: int,
-    schedule: Schedule,
-    warmup_steps: int,
-    decay_fraction: float,
-    min_lr_ratio: float,
-) -> float:
+def lr_factor(step: int, loop: TrainLoop) -> float:
     """Learning rate of 0-based optimizer step `step` / peak.
 
     Rises in a line over `warmup_steps` (the first step already moves), then: constant stays; linear and cosine fall to
     min_lr_ratio at the end; wsd (warm-up, stable, decay; Hu et al. 2024, MiniCPM) stays and falls in a line over the
     last `decay_fraction` of all steps.
     """
-    if step < warmup_steps:
-        return (step + 1) / (warmup_steps + 1)
-    if schedule is Schedule.constant:
+    if step < loop.warmup_steps:
+        return (step + 1) / (loop.warmup_steps + 1)
+    if loop.schedule is Schedule.constant:
         return 1.0
-    if schedule is Schedule.wsd:
-        decay_steps = round(decay_fraction * max_steps)
-        begin = max(warmup_steps, max_steps - decay_steps)
-    else:
-        begin = warmup_steps
+    begin = loop.warmup_steps
+    if loop.schedule is Schedule.wsd:
+        begin = max(begin, loop.max_steps - round(loop.decay_fraction * loop.max_steps))
     # The first decaying step is already below the peak, the last one still above the floor: none is wasted.
-    progress = max(0.0, (step + 1 - begin) / (max_steps + 1 - begin))
-    if schedule is Schedule.cosine:
-        return min_lr_ratio + (1 - min_lr_ratio) * (1 + math.cos(math.pi * progress)) / 2
-    return 1 - (1 - min_lr_ratio) * progress
+    progress = max(0.0, (step + 1 - begin) / (loop.max_steps + 1 - begin))
+    falling = (1 + math.cos(math.pi * progress)) / 2 if loop.schedule is Schedule.cosine else 1 - progress
+    return loop.min_lr_ratio + (1 - loop.min_lr_ratio) * falling

@@ -17,7 +17,7 @@ from tinychat.console import peak_memory_gb
 from tinychat.context import Context
 from tinychat.data.cache import TokenCache, token_cache
 from tinychat.data.sources import Split, text_source
-from tinychat.engine import Engine
+from tinychat.engine import Batch, Engine
 from tinychat.errors import UserError
 from tinychat.evaluation.perplexity import perplexity
 from tinychat.models.build import build_model, describe, load_model, model_vocab_size
@@ -69,6 +69,19 @@ def get_tokens(data: DataConfig, split: Split, tokenizer: Any, config: Config, c
     tokens = token_cache(source, tokenizer, Path(config.paths.cache), progress=context.world.is_main)
     log.info("%s: %s", split, tokens.describe())
     return tokens
+
+
+def split_batch(rows: Batch, micro_batch_size: int, device: torch.device) -> list[Batch]:
+    """A rank's rows (B, ...) as micro-batches on the device."""
+    parts = {key: value.split(micro_batch_size) for key, value in rows.items()}
+    count = len(next(iter(parts.values())))
+    return [{key: part[index].to(device) for key, part in parts.items()} for index in range(count)]
+
+
+def describe_engine(engine: Engine) -> dict[str, Any]:
+    """What the report says of where and how it was trained."""
+    precision = str(engine.dtype).removeprefix("torch.")
+    return {"device": str(engine.world.device), "ranks": engine.world.size, "precision": precision}
 
 
 def data_facts(tokens: TokenCache) -> dict[str, Any]:

@@ -22,11 +22,13 @@ from tinychat.stages.common import (
     Speedometer,
     context_length,
     data_facts,
+    describe_engine,
     evaluate,
     get_model,
     get_tokenizer,
     get_tokens,
     log,
+    split_batch,
     write_samples,
 )
 
@@ -62,24 +64,10 @@ def run(config: Config, context: Context) -> StageResult:
     context.stop.patient = True
     with Progress(stage.max_steps, first, show=world.is_main) as progress:
         for step in range(first + 1, stage.max_steps + 1):  # step: optimizer steps done once this one is
-            factor = lr_factor(
-                step - 1,
-                stage.max_steps,
-                stage.schedule,
-                stage.warmup_steps,
-                stage.decay_fraction,
-                stage.min_lr_ratio,
-            )
+            factor = lr_factor(step - 1, stage)
             engine.set_lr(factor)
             rows = blocks.batch(step - 1, stage.batch_size, world.rank, world.size)
-            micro_batches = [
-                {"input_ids": ids.to(world.device), "targets": targets.to(world.device)}
-                for ids, targets in zip(
-                    rows["input_ids"].split(stage.micro_batch_size),
-                    rows["targets"].split(stage.micro_batch_size),
-                    strict=True,
-                )
-            ]
+            micro_batches = split_batch(rows, stage.micro_batch_size, world.device)
             # Each micro-batch and rank adds its share of the mean over all tokens of the step.
             done = engine.train_step(
                 micro_batches, lambda model, batch: token_nll(model, **batch, for_sum=True).sum() / tokens_per_step
@@ -121,9 +109,7 @@ def run(config: Config, context: Context) -> StageResult:
         "parameters": parameters.total,
         "parameters without embeddings": parameters.other,
         "context length": length,
-        "device": str(world.device),
-        "ranks": world.size,
-        "precision": str(engine.dtype).removeprefix("torch."),
+        **describe_engine(engine),
     }
     if stopped and step < stage.max_steps:
         return StageResult(metrics, checkpoint=checkpoint, stopped=True, facts=facts)

@@ -1,0 +1,155 @@
+"""Run folders: made once, locked, found again, and which checkpoint in them is meant."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+
+from tinychat import runs
+from tinychat.errors import UserError
+
+
+def make_run(outputs: Path, name: str, config: str = "seed: 1\n", status: str | None = None) -> Path:
+    folder = outputs / "default" / "pretrain" / name
+    folder.mkdir(parents=True)
+    (folder / runs.CONFIG).write_text(config)
+    if status:
+        (folder / runs.RESULT).write_text(json.dumps({"status": status}))
+    return folder
+
+
+def make_checkpoint(run_dir: Path, step: int, state: bool = True, score: float | None = None) -> Path:
+    folder = run_dir / runs.CHECKPOINTS / f"step-{step:06d}"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"x" * 100)
+    if state:
+        (folder / runs.TRAINER_STATE).mkdir()
+        (folder / runs.TRAINER_STATE / "trainer.json").write_text("{}")
+    runs.write_manifest(folder, score)
+    return folder
+
+
+def test_writing_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.json"
+    runs.write_text_atomic(path, "old")
+
+    def full(*_arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        runs.write_text_atomic(path, "new")
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.json"], "no leftover of the failed write"
+
+
+def test_unreadable_json_is_none(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"cut": ')
+    assert runs.read_json(tmp_path / "a.json") is None
+    assert runs.read_json(tmp_path / "b.json") is None
+
+
+def test_identity_is_what_decides_the_result() -> None:
+    config = {"seed": 1, "stage": {"lr": 0.1}, "tracker": {"name": "none"}, "launch": {"nproc": 1}}
+    same = {**config, "tracker": {"name": "mlflow"}, "launch": {"nproc": 2}, "run_name": "x", "resume": "auto"}
+    assert runs.config_identity(config) == runs.config_identity(dict(reversed(same.items())))
+    assert runs.config_identity(config) != runs.config_identity({**config, "stage": {"lr": 0.2}})
+
+
+def hold(run_dir: Path, ready, done) -> None:
+    lock = runs.RunLock(run_dir)
+    ready.set()
+    done.wait(30)
+    lock.release()
+
+
+def test_a_folder_is_locked_while_its_process_lives(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    ready, done = context.Event(), context.Event()
+    assert not runs.is_live(tmp_path)
+    process = context.Process(target=hold, args=(tmp_path, ready, done))
+    process.start()
+    assert ready.wait(60)
+    assert runs.is_live(tmp_path)
+    with pytest.raises(UserError, match=f"in use by process {process.pid}"):
+        runs.RunLock(tmp_path)
+    process.kill()
+    process.join()
+    assert not runs.is_live(tmp_path)
+    runs.RunLock(tmp_path).release()
+    assert not runs.is_live(tmp_path)
+
+
+def test_every_run_gets_a_folder_of_its_own(tmp_path: Path) -> None:
+    made = [runs.new_run_dir(tmp_path, "default", "x") for _ in range(5)]
+    assert len(set(made)) == 5
+    assert all(folder.is_dir() for folder in made)
+
+
+def test_newest_run_by_the_time_in_its_name(tmp_path: Path) -> None:
+    make_run(tmp_path, "2026-01-01_00-00-00", status="finished")
+    second = make_run(tmp_path, "2026-01-02_00-00-00", status="finished")
+    third = make_run(tmp_path, "2026-01-03_00-00-00", status="stopped")
+    other = make_run(tmp_path, "2026-01-04_00-00-00", "seed: 2\n", status="finished")
+    make_run(tmp_path, "2026-01-05_00-00-00", "not: [yaml", status="finished")
+
+    def newest(seed: int, finished: bool) -> Path | None:
+        return runs.newest_run(tmp_path, "default", lambda config: config["seed"] == seed, finished)
+
+    assert newest(1, finished=True) == second
+    assert newest(1, finished=False) == third
+    assert newest(2, finished=True) == other
+    assert newest(3, finished=True) is None
+    assert runs.newest_run(tmp_path, "elsewhere", lambda config: True, finished=True) is None
+
+
+def test_checkpoints_in_the_order_of_their_steps(tmp_path: Path) -> None:
+    for step in (999_999, 1_000_000, 20):
+        make_checkpoint(tmp_path, step, state=step != 1_000_000)
+    (tmp_path / runs.CHECKPOINTS / ".saving-step-000030").mkdir()
+    (tmp_path / runs.CHECKPOINTS / "step-best").mkdir()
+    assert [runs.checkpoint_step(path) for path in runs.list_checkpoints(tmp_path)] == [20, 999_999, 1_000_000]
+    assert [runs.checkpoint_step(path) for path in runs.resumable_checkpoints(tmp_path)] == [20, 999_999]
+    assert runs.list_checkpoints(tmp_path / "nothing") == []
+
+
+def test_where_a_started_run_goes_on(tmp_path: Path) -> None:
+    assert runs.resume_step(tmp_path) is None
+    assert runs.resume_step(tmp_path) == 0
+    make_checkpoint(tmp_path, 5)
+    make_checkpoint(tmp_path, 7, state=False)
+    assert runs.resume_step(tmp_path) == 5
+
+
+def test_a_path_means_a_checkpoint(tmp_path: Path) -> None:
+    first, second = make_checkpoint(tmp_path, 5), make_checkpoint(tmp_path, 7)
+    assert runs.resolve_checkpoint(str(first)) == first
+    assert runs.resolve_checkpoint(str(tmp_path)) == second
+    (tmp_path / runs.RESULT).write_text(json.dumps({"checkpoint": "checkpoints/step-000005"}))
+    assert runs.resolve_checkpoint(str(tmp_path)) == first
+    with pytest.raises(UserError, match="no such folder"):
+        runs.resolve_checkpoint(str(tmp_path / "nothing"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        runs.resolve_checkpoint(str(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "trainer_state/trainer.json"])
+def test_damage_is_noticed_and_another_checkpoint_named(tmp_path: Path, name: str) -> None:
+    make_checkpoint(tmp_path, 5)
+    damaged = make_checkpoint(tmp_path, 7)
+    runs.verify_checkpoint(damaged)
+    size = (damaged / name).stat().st_size
+    os.truncate(damaged / name, 1)
+    with pytest.raises(UserError, match=rf"{name} has 1 bytes, {size} were written.*use step-000005"):
+        runs.verify_checkpoint(damaged)
+    (damaged / name).unlink()
+    with pytest.raises(UserError, match=f"{name} is missing"):
+        runs.resolve_checkpoint(str(tmp_path))
+    (damaged / runs.MANIFEST).unlink()
+    runs.verify_checkpoint(damaged)  # as any other folder of the hub: nothing to compare with
