@@ -31,6 +31,7 @@ VARIANTS = ("trainer", "nanogpt", FUSED_HEAD, "tinychat", "tinychat-muon")
 OTHER_RULE = ("tinychat-muon",)  # another update rule: only the loss before the first update can agree
 CHECK_STEPS = 3  # steps whose losses are compared
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-3}  # largest relative difference from the fp32 loss of the first variant
+QUIET = 0.85  # of the cores' time: a variant that got less was disturbed
 PACKAGES = ("torch", "transformers", "accelerate", "numpy")
 
 Result = dict[str, Any]
@@ -56,7 +57,7 @@ def main() -> None:
             found = run_variant(variant, options)
             runs.append({"round": number + 1, **found})
             speed = f"{found['tokens_per_s']:,.0f} tokens/s, {found['memory_gb']:.2f} GB"
-            print(f"round {number + 1}: {variant}: {speed}", flush=True)
+            print(f"round {number + 1}: {variant}: {speed}, {found['core_share']:.0%} of the cores", flush=True)
     problems = differences(checked, runs)
     rows = [] if problems else summary(runs, options)
     report |= {"minutes": (time.monotonic() - begin) / 60, "checked_in_fp32": checked, "runs": runs, "table": rows}
@@ -210,6 +211,7 @@ def summary(runs: list[Result], options: argparse.Namespace) -> list[dict[str, A
                 "slowest": min(speeds),
                 "fastest": max(speeds),
                 "memory_gb": statistics.median(run["memory_gb"] for run in own),
+                "core_share": min(run["core_share"] for run in own),
                 "share_of_matmul_rate": statistics.median(arithmetic),
             }
         )
@@ -243,7 +245,9 @@ def speed_table(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
         ]
         for row in rows
     ]
-    return f"{title}\n\n{markdown(head, lines)}"
+    least = min(row["core_share"] for row in rows)
+    busy = f"\n\nSomething else was running: a variant had only {least:.0%} of the cores." if least < QUIET else ""
+    return f"{title}\n\n{markdown(head, lines)}{busy}"
 
 
 def profile(variant: str, options: argparse.Namespace) -> Result:

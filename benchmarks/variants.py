@@ -70,14 +70,16 @@ class Task:
 
 @dataclass
 class Record:
-    """When each step ended, and its loss."""
+    """When each step ended, its loss, and the processor time used until then by all threads."""
 
     losses: list[float] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
+    cpu_times: list[float] = field(default_factory=list)
 
     def step(self, loss: float) -> None:
         self.losses.append(loss)
         self.times.append(time.perf_counter())
+        self.cpu_times.append(time.process_time())
 
 
 # ------------------------------------------------------------------------------------------- the same work for all
@@ -347,17 +349,19 @@ def run(task: Task) -> dict[str, Any]:
     record = Record()
     model, shares = VARIANTS[task.variant](task, record)
     memory = peak_memory_gb("cpu")
-    times = record.times
+    times, cpu = record.times, record.cpu_times
     counted = range(task.warmup, task.total)
     tokens = sum(int((batch(task, index)["labels"] != IGNORED).sum()) for index in counted)
     dtype = torch.bfloat16 if arithmetic(task) == "bf16" else torch.float32
+    seconds, cpu_seconds = (ends[-1] - ends[task.warmup - 1] for ends in (times, cpu))
     return {
         "variant": task.variant,
         "arithmetic": arithmetic(task),
         "losses": record.losses,
         "step_seconds": [times[index] - times[index - 1] for index in counted],
         "tokens": tokens,
-        "tokens_per_s": tokens / (times[-1] - times[task.warmup - 1]),
+        "tokens_per_s": tokens / seconds,
+        "core_share": cpu_seconds / seconds / task.threads,
         "memory_gb": memory,
         "flops_per_token": training_flops_per_token(model, task.length),
         "matmul_flops_per_s": matmul_rate(CPU, dtype),
