@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import sys
 import tempfile
 import time
@@ -23,6 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
+from profiling import profiled  # beside this file
 from transformers.activations import ACT2FN
 
 from tinychat.console import peak_memory_gb
@@ -184,7 +184,7 @@ def tinychat(task: Task, record: Record, optimizer: str = "adamw") -> Any:
         record.step(done.loss)
 
     if task.profile:
-        return model, profiled(task, step)
+        return model, profiled(step, task.warmup, task.total)
     for index in range(task.total):
         step(index)
     return model, None
@@ -281,50 +281,6 @@ def arithmetic(task: Task) -> str:
     if task.variant.startswith("nanogpt"):
         return "bf16"
     return {torch.bfloat16: "bf16", torch.float32: "fp32"}[resolve_precision(task.precision, CPU)]
-
-
-# -------------------------------------------------------------------------------------------------------- profile
-
-KINDS = ("head", "matmul", "attention", "optimizer", "layernorm", "activation", "copies and casts", "other")
-PARENTS = (
-    ("head", re.compile(r"_LinearNLL")),
-    ("optimizer", re.compile(r"Optimizer\.step|^clip gradients$")),
-)
-NAMES = (
-    ("attention", re.compile(r"scaled_dot_product|flash_attention")),
-    ("matmul", re.compile(r"aten::(addmm|mm|bmm|baddbmm|linear|matmul|addmv|mkldnn)|mkldnn|onednn")),
-    ("layernorm", re.compile(r"layer_norm")),
-    ("activation", re.compile(r"gelu|silu|aten::tanh")),
-    ("copies and casts", re.compile(r"aten::(copy_|_to_copy|to|clone|contiguous|cat|split|stack|_reshape_copy)$")),
-    ("optimizer", re.compile(r"_foreach_|_fused_adamw|linalg_vector_norm")),
-)
-
-
-def kind_of(event: Any) -> str:
-    """The plain word for an operator's own time; the head and the optimizer keep all that runs inside them."""
-    outer = event
-    while outer is not None:
-        for kind, pattern in PARENTS:
-            if pattern.search(outer.name):
-                return kind
-        outer = outer.cpu_parent
-    return next((kind for kind, pattern in NAMES if pattern.search(event.name)), "other")
-
-
-def profiled(task: Task, step: Callable[[int], None]) -> dict[str, float]:
-    """Share of a step's time by kind of work, from torch.profiler over the timed steps; the shares sum to 1."""
-    for index in range(task.warmup):
-        step(index)
-    begin = time.perf_counter()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as run:
-        for index in range(task.warmup, task.total):
-            step(index)
-        seconds = time.perf_counter() - begin
-    spent = dict.fromkeys(KINDS, 0.0)
-    for event in run.events():
-        spent[kind_of(event)] += event.self_cpu_time_total / 1e6
-    spent["other"] += max(0.0, seconds - sum(spent.values()))  # Python between operators
-    return {kind: value / sum(spent.values()) for kind, value in spent.items()}
 
 
 # -------------------------------------------------------------------------------------------------------- process

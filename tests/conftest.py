@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def run_train(
 def start_train(folder: Path, *overrides: str) -> subprocess.Popen[str]:
     """Start `python -m tinychat.train` in a process group of its own; what it says goes to FOLDER/stderr.txt."""
     with open(folder / "stderr.txt", "w") as file:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "tinychat.train", *overrides],
             cwd=folder,
             env=environment_of(),
@@ -106,6 +107,22 @@ def start_train(folder: Path, *overrides: str) -> subprocess.Popen[str]:
             text=True,
             start_new_session=True,
         )
+    STARTED.append(process)
+    return process
+
+
+STARTED: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_running() -> Iterator[None]:
+    """A test that fails leaves no training behind."""
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def environment_of(**more: str) -> dict[str, str]:
@@ -113,7 +130,7 @@ def environment_of(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(REPOSITORY), "HYDRA_FULL_ERROR": "1", **more}
 
 
-def wait_until(condition: Callable[[], Any], process: subprocess.Popen[str], seconds: float = 120) -> None:
+def wait_until(condition: Callable[[], Any], process: subprocess.Popen[str], seconds: float = 240) -> None:
     """Poll until the condition holds; fails when the process ends or the time is over before."""
     end = time.monotonic() + seconds
     while not condition():

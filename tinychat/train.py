@@ -99,12 +99,12 @@ def main() -> None:
         sys.exit(stop.status)
     except (UserError, launch.JobFailed) as error:
         sys.exit(f"error: {error}")
-    except OSError as error:
+    except (HydraException, OmegaConfBaseException) as error:
+        sys.exit(f"error: {explain(error)}")
+    except OSError as error:  # after Hydra's own, some of which are OSErrors: its run folder cannot be made
         if errors:
             raise
         sys.exit(f"error: {error.filename}: {error.strerror}; choose another folder with paths.outputs=")
-    except (HydraException, OmegaConfBaseException) as error:
-        sys.exit(f"error: {explain(error)}")
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -147,7 +147,7 @@ def test_help_answers_without_torch(arguments: list[str]) -> None:
 
 def test_help_names_groups_and_keys_in_plain_words() -> None:
     done, _ = command("--help")
-    for word in ("model:", "gpt6x512", "stage.max_steps", "data.path", "resume=auto", "--cfg job"):
+    for word in ("what is trained", "gpt6x512", "stage.max_steps", "data.path", "resume=auto", "--cfg job"):
         assert word in done.stdout
 
 
