@@ -72,11 +72,9 @@ def _batches(config: Config) -> Iterator[str]:
     per_forward = stage.micro_batch_size * ranks
     if stage.batch_size % per_forward:
         fits = [size for size in range(1, stage.batch_size + 1) if stage.batch_size % (size * ranks) == 0]
-        works = (
-            f"micro_batch_size may be {', '.join(map(str, fits[-6:]))}"
-            if fits
-            else f"batch_size may be {ranks * max(1, round(stage.batch_size / ranks))}"
-        )
+        works = f"micro_batch_size may be {', '.join(map(str, fits[-6:]))}"
+        if not fits:
+            works = f"batch_size may be {max(1, round(stage.batch_size / per_forward)) * per_forward}"
         yield (
             f"stage.batch_size={stage.batch_size} does not divide into forward passes of micro_batch_size="
             f"{stage.micro_batch_size} on {ranks} rank{'s' if ranks > 1 else ''}; {works}"

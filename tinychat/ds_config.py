@@ -72,8 +72,8 @@ def problems(config: dict[str, Any], muon: bool) -> Iterator[str]:
     for key, value in config.items():
         if key in DERIVED:
             yield f"ds.config.{key} is derived from {DERIVED[key]}; leave it out and set that"
-        elif key == "fp16" and "enabled" in value:
-            yield "ds.config.fp16.enabled is derived from precision=fp16; leave it out and set that"
+        elif key == "fp16" and (not isinstance(value, dict) or "enabled" in value):
+            yield f"ds.config.fp16={value}: whether it is on follows from precision=fp16; give only its other keys"
         elif key in FOREIGN:
             yield f"ds.config.{key} would change how losses and gradients are summed over ranks; leave it out"
         elif key not in TOP_LEVEL:
@@ -101,9 +101,12 @@ def _offload(zero: dict[str, Any], muon: bool) -> Iterator[str]:
         ("offload_param", OFFLOAD_PARAM, 3),
     ):
         part = zero.get(name)
+        where = f"ds.config.zero_optimization.{name}"
+        if part and not isinstance(part, dict):
+            yield f"{where}={part}: a mapping, as {{device: cpu}}"
+            continue
         if not part or part.get("device", "none") == "none":
             continue
-        where = f"ds.config.zero_optimization.{name}"
         if stage < first:
             instead = "use ds=zero3_offload, or leave it out (ds=zero2_offload offloads the optimizer)"
             if name == "offload_optimizer":

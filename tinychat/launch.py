@@ -74,6 +74,8 @@ def run_job(config: Config, node: DictConfig) -> float | None:
     else:
         from tinychat import worker  # torch and transformers load here
 
+        for name in RANK_VARIABLES:  # of a launcher around this command: they would have it wait for other ranks
+            os.environ.pop(name, None)
         status = worker.run(run_dir)
         if status:
             raise Stopped(status)

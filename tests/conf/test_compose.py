@@ -76,6 +76,12 @@ def refusal(*overrides: str) -> str:
         (["ds=zero2", "+ds.config.zero_optimizaton={}"], ["zero_optimizaton", "did you mean zero_optimization?"]),
         (["ds=zero2", "+ds.config.zero_optimization.overlap_com=true"], ["did you mean overlap_comm?"]),
         (["ds=zero2", "+ds.config.zero_optimization.reduce_bucket_size=auto"], ["reduce_bucket_size=auto"]),
+        (["ds=zero2", "+ds.config.fp16=1"], ["ds.config.fp16=1"]),
+        (["ds=zero2", "+ds.config.zero_optimization.offload_optimizer=cpu"], ["offload_optimizer=cpu", "device: cpu"]),
+        (
+            ["launch=torchrun", "launch.nproc=3", "stage.batch_size=8", "stage.micro_batch_size=8"],
+            ["batch_size may be 24"],
+        ),
         (["stage.warmup_steps=999"], ["stage.warmup_steps=999", "stage.max_steps"]),
         (["stage.max_steps=0"], ["stage.max_steps=0"]),
         (["resume=perhaps"], ["resume=perhaps"]),

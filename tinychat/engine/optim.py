@@ -28,6 +28,9 @@ def build_optimizer(model: Any, cfg: OptimConfig, lr: float, dtype: torch.dtype)
     if not muon:
         return torch.optim.AdamW(groups, lr=lr, **adamw)
     assert cfg.muon_momentum is not None and cfg.muon_ns_steps is not None  # tinychat.checks
+    for name, p in model.named_parameters():
+        if name.endswith("attn.c_attn.weight"):  # GPT-2: queries, keys and values side by side, (in, 3 · out)
+            p.muon_parts = 3
     for group in groups:
         group["use_muon"] = group["params"] is hidden
     return MuonAdamW(groups, lr, cfg.muon_momentum, cfg.muon_ns_steps, dtype, adamw)
@@ -41,8 +44,5 @@ def split_parameters(model: Any) -> tuple[list[torch.nn.Parameter], list[torch.n
         outside.add(id(head.weight))
     trained = [p for p in model.parameters() if p.requires_grad]
     hidden = [p for p in trained if p.dim() == 2 and id(p) not in outside]
-    for name, p in model.named_parameters():
-        if name.endswith("attn.c_attn.weight"):  # GPT-2: queries, keys and values side by side, (in, 3 · out)
-            p.muon_parts = 3
     chosen = {id(p) for p in hidden}
     return hidden, [p for p in trained if id(p) not in chosen]

@@ -109,7 +109,7 @@ class _LinearNLL(torch.autograd.Function):
         hidden, weight, targets, *eager = ctx.saved_tensors
         if eager and len(grad) and bool((grad == grad[0]).all()):
             grad_hidden, grad_weight = eager
-            return grad_hidden * grad[0].to(hidden.dtype), (grad_weight * grad[0]).to(weight.dtype), None, None, None
+            return grad_hidden * grad[0], (grad_weight * grad[0]).to(weight.dtype), None, None, None
         gradients = _empty_gradients(hidden, weight)
         for part in _chunks(len(hidden), len(weight)):
             e, total, own = _exp_logits(hidden[part], weight, targets[part], ctx.temperature)
