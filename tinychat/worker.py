@@ -154,8 +154,12 @@ def main() -> None:
             "traceback": traceback.format_exc(),
         }
         runs.write_text_atomic(run_dir / f"error-rank{rank}.json", json.dumps(content))
-        os._exit(1)  # at once: the interpreter's own shutdown would wait for the other ranks
-    sys.exit(status)
+        status = 1
+    # At once: the interpreter's own shutdown would wait for the other ranks after an error, and after a success it now
+    # and then aborts in a thread of the process group ("terminate called without an active exception").
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ python -m torch.distributed.run --standalone --nproc_per_node 2 tests/distribute
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import Any
 
@@ -77,6 +78,8 @@ def main() -> None:
     if world.is_main:
         print("LOSSES", json.dumps(found))
     world.close()
+    sys.stdout.flush()
+    os._exit(0)  # as tinychat.worker does, for the same reason
 
 
 if __name__ == "__main__":
