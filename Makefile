@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 TRAIN = $(BIN)/python -m tinychat.train
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-slow test-gpu lint ui clean
+.PHONY: help install run test lint ui clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -29,12 +29,6 @@ test: install ## lint, types and all tests that need neither minutes nor a GPU
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 -m 'not slow and not gpu and not ui'
-
-test-slow: install ## the tests that take minutes
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
-
-test-gpu: install ## the tests that need a CUDA device
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m gpu
 
 ui: install ## open MLflow's pages on the runs under outputs/
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///outputs/mlflow.db
