@@ -100,3 +100,28 @@ def test_bf16_autocast_stays_near_fp32(case: tuple[Tensor, Tensor, Tensor]) -> N
     assert (found - exact).abs().max() < 0.1
     assert weight.grad is not None
     assert weight.grad.dtype is torch.float32
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_label_smoothing_matches_the_textbook(case: tuple[Tensor, Tensor, Tensor], temperature: float) -> None:
+    hidden, weight, targets = case
+    logits = (hidden @ weight.T / temperature).flatten(0, 1)
+    expected = F.cross_entropy(
+        logits, targets.flatten(), ignore_index=IGNORED, reduction="none", label_smoothing=0.1
+    ).view_as(targets)
+    found = linear_nll(hidden, weight, targets, temperature, for_sum=True, smoothing=0.1)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    wanted = torch.autograd.grad(expected.sum(), (hidden, weight))
+    for gradient, exact in zip(torch.autograd.grad(found.sum(), (hidden, weight)), wanted, strict=True):
+        torch.testing.assert_close(gradient, exact, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("for_sum", [True, False])
+def test_a_frozen_head_gets_no_gradient_and_the_same_one_flows_below(
+    case: tuple[Tensor, Tensor, Tensor], for_sum: bool
+) -> None:
+    hidden, weight, targets = case
+    (wanted,) = torch.autograd.grad(linear_nll(hidden, weight, targets, 1.0, for_sum).sum(), hidden)
+    frozen = weight.detach()
+    (found,) = torch.autograd.grad(linear_nll(hidden, frozen, targets, 1.0, for_sum).sum(), hidden)
+    assert torch.equal(found, wanted)

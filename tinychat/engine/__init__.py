@@ -9,7 +9,9 @@ import torch
 from tinychat.engine.base import Batch, Engine, LossFn, StepStats, resolve_precision
 from tinychat.engine.optim import build_optimizer
 from tinychat.engine.plain import PlainEngine
-from tinychat.schema import DsConfig, OptimConfig, Precision, TrainLoop
+from tinychat.models.attention import use_blocked_attention
+from tinychat.schema import DsConfig, OptimConfig, Precision
+from tinychat.schema_stages import TrainLoop
 from tinychat.world import World
 
 __all__ = ["Batch", "Engine", "LossFn", "StepStats", "build_engine", "evaluation_engine", "resolve_precision"]
@@ -23,9 +25,9 @@ def build_engine(
     Raises UserError for a precision that the device does not have.
     """
     dtype = resolve_precision(precision, world.device)
-    model.to(world.device)
+    use_blocked_attention(model.to(world.device), world.device)
     if loop.activation_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     optimizer = build_optimizer(model, optim, loop.lr, dtype)
     if not ds.enabled:
         return PlainEngine(model, optimizer, world, dtype, loop.grad_clip)
@@ -39,5 +41,6 @@ def build_engine(
 
 def evaluation_engine(model: Any, precision: Precision, world: World) -> Engine:
     """An engine that only measures; its optimizer holds nothing and is never stepped."""
-    optimizer = torch.optim.SGD(model.to(world.device).parameters(), lr=0.0)
+    use_blocked_attention(model.to(world.device), world.device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     return PlainEngine(model, optimizer, world, resolve_precision(precision, world.device), grad_clip=0.0)

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tinychat.models.attention import plan_blocks, uses_blocked_attention
+
 IGNORED = -100
 CHUNK_ELEMENTS = 1 << 27  # logits that live at once: 256 MiB in bf16
 
@@ -26,6 +28,8 @@ def token_nll(
     attention_mask: Tensor | None = None,
     temperature: float = 1.0,
     for_sum: bool = False,
+    label_smoothing: float = 0.0,
+    segments: Tensor | None = None,
 ) -> Tensor:
     """Negative log-likelihood of each target.
 
@@ -38,29 +42,53 @@ def token_nll(
         temperature: divides the logits.
         for_sum: the loss will weigh all targets alike (a sum or a mean): the gradient is then made in the forward pass,
             which saves computing the logits a second time. Other losses stay right, and become slower.
+        label_smoothing: share ε of the target's probability that is spread evenly over the vocabulary (Szegedy et al.
+            2016, section 7): the result is then the cross-entropy to that mixture.
+        segments: (B, T), packed sequences numbered from 1 within a row, 0 for padding: a token sees its own sequence
+            alone. Stands in place of attention_mask; position_ids restart with each sequence.
 
     Returns:
         (B, T) fp32, in nats; 0 where the target is IGNORED.
     """
     inner = getattr(model, "module", model)
     # The head is called by the model's own forward, so that DDP's and ZeRO's hooks see it; it returns the losses.
-    with _head_returns_nll(inner, targets, temperature, for_sum):
-        return model(
-            input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask, use_cache=False
-        ).logits
+    more: dict[str, Any] = {"attention_mask": attention_mask}
+    if segments is not None and uses_blocked_attention(inner):
+        more["block_plan"] = plan_blocks(segments.shape[1], segments)
+    elif segments is not None:
+        more["attention_mask"] = segment_mask(segments)
+    with _head_returns_nll(inner, targets, temperature, for_sum, label_smoothing):
+        return model(input_ids=input_ids, position_ids=position_ids, use_cache=False, **more).logits
+
+
+def segment_mask(segments: Tensor) -> Tensor:
+    """The attention mask of packed rows: each token sees itself and the earlier tokens of its own segment.
+
+    segments: (B, T), numbered from 1 within a row, 0 for padding (which sees itself alone, as a row of the softmax must
+    not be empty). Returns (B, 1, T, T) bool, True where attention is allowed.
+    """
+    length = segments.shape[1]
+    position = torch.arange(length, device=segments.device)
+    same = (segments[:, :, None] == segments[:, None, :]) & (segments[:, :, None] > 0)
+    same &= position[:, None] >= position[None, :]
+    return (same | torch.eye(length, dtype=torch.bool, device=segments.device)).unsqueeze(1)
 
 
 @contextlib.contextmanager
-def _head_returns_nll(model: Any, targets: Tensor, temperature: float, for_sum: bool) -> Iterator[None]:
+def _head_returns_nll(
+    model: Any, targets: Tensor, temperature: float, for_sum: bool, smoothing: float
+) -> Iterator[None]:
     head = model.get_output_embeddings()
     original = head.forward
     fused = type(head) is torch.nn.Linear and head.bias is None
 
     def forward(hidden: Tensor) -> Tensor:
         if fused:
-            return linear_nll(hidden, head.weight, targets, temperature, for_sum)
+            return linear_nll(hidden, head.weight, targets, temperature, for_sum, smoothing)
         logits = original(hidden).float().flatten(0, 1) / temperature
-        nll = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="none")
+        nll = F.cross_entropy(
+            logits, targets.flatten(), ignore_index=IGNORED, reduction="none", label_smoothing=smoothing
+        )
         return nll.view_as(targets)
 
     head.forward = forward
@@ -70,7 +98,9 @@ def _head_returns_nll(model: Any, targets: Tensor, temperature: float, for_sum: 
         head.forward = original
 
 
-def linear_nll(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, for_sum: bool) -> Tensor:
+def linear_nll(
+    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, for_sum: bool, smoothing: float = 0.0
+) -> Tensor:
     """Cross-entropy of softmax(hidden @ weight.T / temperature), (B, T) fp32, 0 where the target is IGNORED.
 
     hidden (B, T, D), weight (V, D), targets (B, T). Under autocast the products run in its type.
@@ -82,6 +112,9 @@ def linear_nll(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: flo
     kept = targets != IGNORED
     with torch.autocast(kind, enabled=False):
         nll = _LinearNLL.apply(hidden[kept], weight, targets[kept], temperature, for_sum)
+        if smoothing:  # -(1 - ε)·log p(y) - ε·mean(log p) = nll + ε·(z(y) - mean(z)): the normalisation cancels
+            chosen, mean = weight[targets[kept]], weight.float().mean(0)
+            nll = nll + smoothing / temperature * (hidden[kept].float() * (chosen.float() - mean)).sum(-1)
     return torch.zeros(targets.shape, dtype=torch.float32, device=hidden.device).masked_scatter(kept, nll)
 
 
@@ -92,7 +125,7 @@ class _LinearNLL(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, for_sum: bool) -> Tensor:
         eager = for_sum and any(ctx.needs_input_grad[:2])
         nll = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
-        gradients = _empty_gradients(hidden, weight) if eager else None
+        gradients = _empty_gradients(hidden, weight, ctx.needs_input_grad[1]) if eager else None
         for part in _chunks(len(hidden), len(weight)):
             e, total, own = _exp_logits(hidden[part], weight, targets[part], temperature)
             nll[part] = (total.log() - own)[:, 0]
@@ -109,14 +142,15 @@ class _LinearNLL(torch.autograd.Function):
         hidden, weight, targets, *eager = ctx.saved_tensors
         if eager and len(grad) and bool((grad == grad[0]).all()):
             grad_hidden, grad_weight = eager
-            return grad_hidden * grad[0], (grad_weight * grad[0]).to(weight.dtype), None, None, None
-        gradients = _empty_gradients(hidden, weight)
+            grad_weight = grad_weight * grad[0]
+            return grad_hidden * grad[0], _typed(grad_weight, weight, ctx), None, None, None
+        gradients = _empty_gradients(hidden, weight, ctx.needs_input_grad[1])
         for part in _chunks(len(hidden), len(weight)):
             e, total, own = _exp_logits(hidden[part], weight, targets[part], ctx.temperature)
             scale = grad[part, None] / ctx.temperature
             _add_gradients(e, total, own, hidden[part], weight, targets[part], scale, gradients, part)
             del e
-        return gradients[0], gradients[1].to(weight.dtype), None, None, None
+        return gradients[0], _typed(gradients[1], weight, ctx), None, None, None
 
 
 def _chunks(tokens: int, vocabulary: int) -> Iterator[slice]:
@@ -125,8 +159,14 @@ def _chunks(tokens: int, vocabulary: int) -> Iterator[slice]:
         yield slice(start, start + size)
 
 
-def _empty_gradients(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(hidden), torch.zeros_like(weight, dtype=torch.float32)
+def _empty_gradients(hidden: Tensor, weight: Tensor, weight_is_trained: bool) -> tuple[Tensor, Tensor]:
+    """The weight's is empty where it is frozen, as under an adapter: a third of the head's arithmetic."""
+    shape = weight.shape if weight_is_trained else (0,)
+    return torch.empty_like(hidden), torch.zeros(shape, dtype=torch.float32, device=weight.device)
+
+
+def _typed(grad_weight: Tensor, weight: Tensor, ctx: Any) -> Tensor | None:
+    return grad_weight.to(weight.dtype) if ctx.needs_input_grad[1] else None
 
 
 def _exp_logits(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -161,6 +201,8 @@ def _add_gradients(
     e.scatter_(1, targets[:, None], (own.exp() - total).to(e.dtype))
     scale = scale / total
     grad_hidden[part] = (e @ weight) * scale
+    if not grad_weight.numel():
+        return
     scaled = (hidden * scale).to(hidden.dtype)
     if weight.is_cuda:
         grad_weight.add_(e.t() @ scaled)

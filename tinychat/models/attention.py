@@ -1,0 +1,132 @@
+"""Causal attention for training on a CPU, in blocks of queries, with packed conversations blind to each other.
+
+torch's scaled_dot_product_attention is a fast kernel on a GPU, and there it stays in use. On a CPU its products run far
+below the rate of plain batched matrix products: the same mathematics in blocks takes about half of its time (see
+benchmarks/attention.py). For packed rows a block reads only the keys of the segments in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "tinychat_blocked"
+BLOCK = 128  # queries whose scores are computed together
+
+
+def use_blocked_attention(model: Any, device: torch.device) -> None:
+    """Let a transformers model attend in blocks where that is faster: on a CPU."""
+    if device.type == "cpu":
+        model.set_attn_implementation(NAME)
+
+
+def uses_blocked_attention(model: Any) -> bool:
+    return model.config._attn_implementation == NAME
+
+
+@dataclass(frozen=True)
+class Block:
+    """Queries [start, end) look at keys [first, end); `forbidden` is added to their scores: (B or 1, q, k)."""
+
+    start: int
+    end: int
+    first: int
+    forbidden: Tensor
+
+
+def plan_blocks(length: int, segments: Tensor | None = None, size: int = BLOCK) -> list[Block]:
+    """Which keys each block of queries reads.
+
+    segments: (B, T) as for `logprobs.segment_mask`; None: every token sees all earlier ones.
+    """
+    blocks = []
+    position = torch.arange(length)
+    for start in range(0, length, size):
+        end, first = min(start + size, length), 0
+        if segments is None:
+            allowed = (position[start:end, None] >= position[None, :end]).unsqueeze(0)
+        else:
+            inside = segments[:, start:end, None]
+            # The keys before this block that belong to a segment in it; padding (0) belongs to none.
+            before = ((segments[:, :start] == segments[:, start, None]) & (segments[:, :start] > 0)).any(0)
+            first = int(before.to(torch.uint8).argmax()) if bool(before.any()) else start
+            same = (inside == segments[:, None, first:end]) & (inside > 0)
+            same |= position[start:end, None] == position[None, first:end]
+            allowed = same & (position[start:end, None] >= position[None, first:end])
+        forbidden = torch.zeros(allowed.shape).masked_fill_(~allowed, float("-inf"))
+        blocks.append(Block(start, end, first, forbidden))
+    return blocks
+
+
+class BlockedAttention(torch.autograd.Function):
+    """softmax(q·kᵀ·scale + forbidden)·v; q, k and v are (B, H, T, D)."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, plan: list[Block]) -> Tensor:
+        batch, heads, length, width = query.shape
+        q, k, v = ((query * scale).flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1))
+        out, kept = torch.empty_like(v), []
+        for block in plan:
+            keys = slice(block.first, block.end)
+            scores = torch.bmm(q[:, block.start : block.end], k[:, keys].transpose(1, 2))
+            scores.view(batch, heads, *scores.shape[1:]).add_(block.forbidden.to(scores.dtype).unsqueeze(1))
+            share = torch.softmax(scores, -1)
+            out[:, block.start : block.end] = torch.bmm(share, v[:, keys])
+            kept.append(share)
+        ctx.save_for_backward(q, k, v, out, *kept)
+        ctx.scale, ctx.plan = scale, plan
+        return out.view(batch, heads, length, width)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        q, k, v, out, *kept = ctx.saved_tensors
+        shape = grad.shape
+        grad = grad.flatten(0, 1)
+        inner = (grad * out).sum(-1, keepdim=True)  # Σ share · d share, by which the softmax's gradient is centred
+        grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        for block, share in zip(ctx.plan, kept, strict=True):
+            rows, keys = slice(block.start, block.end), slice(block.first, block.end)
+            grad_v[:, keys] += torch.bmm(share.transpose(1, 2), grad[:, rows])
+            scores = torch.bmm(grad[:, rows], v[:, keys].transpose(1, 2)).sub_(inner[:, rows]).mul_(share)
+            grad_q[:, rows] = torch.bmm(scores, k[:, keys])
+            grad_k[:, keys] += torch.bmm(scores.transpose(1, 2), q[:, rows])
+        return grad_q.mul_(ctx.scale).view(shape), grad_k.view(shape), grad_v.view(shape), None, None
+
+
+def _attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    block_plan: list[Block] | None = None,
+    **rest: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: query (B, H, T, D), key and value (B, K, T, D); returns (B, T, H, D)."""
+    whole = query.shape[2] == key.shape[2] and query.shape[2] > 1
+    masked = attention_mask is not None and block_plan is None  # a plan says all that a mask could
+    if masked or dropout or not whole:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **rest
+        )
+    if torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    plan = block_plan if block_plan is not None else plan_blocks(query.shape[2])
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return BlockedAttention.apply(query, key, value, scale, plan).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(NAME, _attend)
+AttentionMaskInterface.register(NAME, sdpa_mask)
