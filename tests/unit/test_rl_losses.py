@@ -1,0 +1,358 @@
+"""The losses of RL: every branch by hand, gradients against what they should be."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tinychat.errors import UserError
+from tinychat.rl.losses import (
+    bradley_terry_loss,
+    dpo_loss,
+    grpo_loss,
+    grpo_weights,
+    pointwise_loss,
+    ppo_policy_loss,
+    value_loss,
+)
+
+MASK = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1]])
+
+
+def one_token(ratio: float, advantage: float, **options: Any) -> tuple[float, float, dict[str, float]]:
+    """Loss, its gradient with respect to the log-probability, and the sums, for one token of the given ratio."""
+    old = torch.tensor([[-1.0]])
+    new = (old + math.log(ratio)).requires_grad_()
+    settings: dict[str, Any] = {"clip_low": 0.2, "clip_high": 0.3} | options
+    loss, sums = ppo_policy_loss(new, old, torch.tensor([[advantage]]), torch.ones(1, 1), **settings)
+    (gradient,) = torch.autograd.grad(loss.sum(), new)
+    return loss.item(), gradient.item(), {name: value.item() for name, value in sums.items()}
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "gradient", "clipped"),
+    [
+        (1.1, 2.0, -2.2, -2.2, 0),  # inside
+        (1.5, 2.0, -2.6, 0.0, 1),  # good and already likelier: stop at 1.3
+        (0.5, 2.0, -1.0, -1.0, 0),  # good but less likely: no bound
+        (1.5, -2.0, 3.0, 3.0, 0),  # bad but likelier: no bound
+        (0.5, -2.0, 1.6, 0.0, 1),  # bad and already less likely: stop at 0.8
+        (0.9, -2.0, 1.8, 1.8, 0),
+    ],
+)
+def test_every_branch_of_the_clipped_loss(
+    ratio: float, advantage: float, loss: float, gradient: float, clipped: int
+) -> None:
+    found, slope, sums = one_token(ratio, advantage)
+    assert found == pytest.approx(loss, rel=1e-5)
+    assert slope == pytest.approx(gradient, rel=1e-5)
+    assert sums["clipped"] == clipped
+    assert sums["dual_clipped"] == 0
+    assert sums["ratio"] == pytest.approx(ratio, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "gradient", "dual"),
+    [
+        (5.0, -2.0, 6.0, 0.0, 1),  # bounded by 3 · 2
+        (2.0, -2.0, 4.0, 4.0, 0),  # below the bound
+        (0.5, -2.0, 1.6, 0.0, 0),  # the ordinary bound
+        (5.0, 2.0, -2.6, 0.0, 0),  # good tokens are not concerned
+        (0.1, 2.0, -0.2, -0.2, 0),
+    ],
+)
+def test_dual_clip(ratio: float, advantage: float, loss: float, gradient: float, dual: int) -> None:
+    found, slope, sums = one_token(ratio, advantage, dual_clip=3.0)
+    assert found == pytest.approx(loss, rel=1e-5)
+    assert slope == pytest.approx(gradient, rel=1e-5)
+    assert sums["dual_clipped"] == dual
+    with pytest.raises(UserError, match=r"dual_clip=1\.0"):
+        one_token(1.0, 1.0, dual_clip=1.0)
+
+
+def test_the_log_ratio_is_bounded_on_both_sides() -> None:
+    old = torch.zeros(1, 2)
+    new = torch.tensor([[700.0, -700.0]], requires_grad=True)
+    loss, sums = ppo_policy_loss(new, old, -torch.ones(1, 2), torch.ones(1, 2), 0.2, 0.2)
+    assert loss.tolist()[0] == pytest.approx([math.exp(20), 0.8], rel=1e-5)
+    assert sums["ratio"].item() == pytest.approx(math.exp(20) + math.exp(-20), rel=1e-5)
+    (gradient,) = torch.autograd.grad(loss.sum(), new)
+    assert gradient.tolist() == [[0.0, 0.0]]
+    tight, _ = ppo_policy_loss(new, old, -torch.ones(1, 2), torch.ones(1, 2), 0.2, 0.2, log_ratio_bound=1.0)
+    assert tight.tolist()[0] == pytest.approx([math.e, 0.8], rel=1e-5)
+    good, _ = ppo_policy_loss(new, old, torch.ones(1, 2), torch.ones(1, 2), 0.2, 0.2, log_ratio_bound=1.0)
+    assert good.tolist()[0] == pytest.approx([-1.2, -1 / math.e], rel=1e-5)
+
+
+def test_at_ratio_1_the_gradient_is_the_policy_gradient_and_nothing_is_clipped() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(3, 4, 6, requires_grad=True)
+    tokens, advantages = torch.randint(6, (3, 4)), torch.randn(3, 4)
+    logprobs = logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
+    losses, sums = ppo_policy_loss(logprobs, logprobs.detach(), advantages, MASK, 0.2, 0.2, dual_clip=3.0)
+    (found,) = torch.autograd.grad(losses.sum() / MASK.sum(), logits)
+    # REINFORCE in closed form: d log π(a) / d logits = onehot(a) - π
+    onehot = torch.nn.functional.one_hot(tokens, 6)
+    weights = (advantages * MASK / MASK.sum())[..., None]
+    torch.testing.assert_close(found, -weights * (onehot - logits.detach().softmax(-1)))
+    assert {name: value.item() for name, value in sums.items()} == {
+        "tokens": 8.0,
+        "clipped": 0.0,
+        "dual_clipped": 0.0,
+        "kl_k1": 0.0,
+        "kl_k3": 0.0,
+        "ratio": 8.0,
+    }
+
+
+def test_statistics_are_sums_over_the_mask() -> None:
+    old = torch.zeros(1, 3)
+    new = torch.tensor([[math.log(2.0), math.log(0.25), 50.0]])
+    _, sums = ppo_policy_loss(new, old, torch.ones(1, 3), torch.tensor([[1, 1, 0]]), 0.2, 0.2)
+    assert sums["tokens"].item() == 2
+    assert sums["clipped"].item() == 1  # only upwards: the advantages are positive
+    assert sums["ratio"].item() == pytest.approx(2.25)
+    assert sums["kl_k1"].item() == pytest.approx(math.log(2), rel=1e-5)  # old - new
+    # k3 of KL(old || new) = ratio - 1 - log ratio
+    assert sums["kl_k3"].item() == pytest.approx(2 - 1 - math.log(2) + 0.25 - 1 + math.log(4), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "rubbish", [(-math.inf, math.nan, 1e30), (math.nan, 0.0, math.nan), (0.0, math.inf, -math.inf)]
+)
+def test_masked_tokens_have_no_influence_and_no_gradient(rubbish: tuple[float, float, float]) -> None:
+    torch.manual_seed(0)
+    new, noise, gain = torch.randn(3, 4), 0.3 * torch.randn(3, 4), torch.randn(3, 4)
+    padding = MASK == 0
+    new_, old_, gain_ = (x.masked_fill(padding, bad) for x, bad in zip((new, new + noise, gain), rubbish, strict=True))
+    new_.requires_grad_()
+    expected, sums = ppo_policy_loss(new, new + noise, gain, MASK, 0.2, 0.2, dual_clip=2.0)
+    found, dirty_sums = ppo_policy_loss(new_, old_, gain_, MASK, 0.2, 0.2, dual_clip=2.0)
+    assert torch.equal(found, expected * MASK)
+    assert sums == dirty_sums
+    values, _ = value_loss(new_, old_, gain_, MASK)
+    assert values[padding].abs().sum() == 0
+    for losses in (found, values):
+        (gradient,) = torch.autograd.grad(losses.sum(), new_)
+        assert gradient.isfinite().all()
+        assert gradient[padding].abs().sum() == 0
+
+
+def test_losses_and_sums_do_not_depend_on_the_split() -> None:
+    torch.manual_seed(0)
+    new, noise, gain = torch.randn(3, 4), 0.5 * torch.randn(3, 4), torch.randn(3, 4)
+    whole, sums = ppo_policy_loss(new, new + noise, gain, MASK, 0.2, 0.2)
+    rows = [slice(i, i + 1) for i in range(3)]
+    parts = [ppo_policy_loss(new[i], (new + noise)[i], gain[i], MASK[i], 0.2, 0.2) for i in rows]
+    assert torch.equal(torch.cat([losses for losses, _ in parts]), whole)
+    for name, value in sums.items():
+        assert sum(part[name].item() for _, part in parts) == pytest.approx(value.item(), rel=1e-5)
+
+
+def test_half_precision_is_computed_in_fp32() -> None:
+    new, old, gain = (torch.tensor([[x]], dtype=torch.bfloat16) for x in (-8.0, -7.96875, 1.0))
+    losses, sums = ppo_policy_loss(new, old, gain, torch.ones(1, 1), 0.2, 0.2)
+    assert losses.dtype is torch.float32
+    assert sums["ratio"].item() == pytest.approx(math.exp(-0.03125), rel=1e-6)
+    for result in (
+        value_loss(new, old, gain, torch.ones(1, 1))[0],
+        dpo_loss(new, old, new, old, beta=0.1)[0],
+        bradley_terry_loss(new, old)[0],
+        pointwise_loss(new, gain)[0],
+    ):
+        assert result.dtype is torch.float32
+
+
+@pytest.mark.parametrize(
+    ("value", "target", "loss", "gradient", "clipped"),
+    [
+        (1.1, 2.0, 0.405, -0.9, 0),  # inside ±0.2 of the old value 1
+        (1.5, 2.0, 0.32, 0.0, 1),  # moved too far towards the target: as if at 1.2
+        (0.5, 2.0, 1.125, -1.5, 0),  # moved away: the true error is larger
+        (0.4, 0.0, 0.32, 0.0, 1),  # downwards: as if at 0.8
+        (2.0, 0.0, 2.0, 2.0, 0),
+    ],
+)
+def test_every_branch_of_the_value_loss(
+    value: float, target: float, loss: float, gradient: float, clipped: int
+) -> None:
+    values = torch.tensor([[value]], requires_grad=True)
+    old, returns, mask = torch.ones(1, 1), torch.tensor([[target]]), torch.ones(1, 1)
+    found, sums = value_loss(values, old, returns, mask, clip=0.2)
+    (slope,) = torch.autograd.grad(found.sum(), values)
+    assert found.item() == pytest.approx(loss, rel=1e-5)
+    assert slope.item() == pytest.approx(gradient, rel=1e-5)
+    assert (sums["tokens"].item(), sums["clipped"].item()) == (1, clipped)
+    free, sums = value_loss(values, old, returns, mask, clip=None)
+    assert free.item() == pytest.approx((value - target) ** 2 / 2, rel=1e-5)
+    assert sums["clipped"].item() == 0
+
+
+def test_values_that_hardly_moved_are_not_counted_as_clipped() -> None:
+    torch.manual_seed(0)
+    old, new, returns = -0.1 * torch.rand(50, 50), 0.05 * torch.rand(50, 50), torch.randn(50, 50)
+    _, sums = value_loss(new, old, returns, torch.ones(50, 50), clip=0.2)
+    assert sums["clipped"].item() == 0
+
+
+def test_grpo_adds_the_kl_to_the_clipped_loss() -> None:
+    torch.manual_seed(0)
+    new = torch.randn(3, 4)
+    old, ref, advantages = new + 0.3 * torch.randn(3, 4), new + 0.3 * torch.randn(3, 4), torch.tensor([1.0, -0.5, 2.0])
+    plain, _ = ppo_policy_loss(new, old, advantages[:, None].expand(3, 4), MASK, 0.2, 0.28)
+    without, sums = grpo_loss(new, old, advantages, MASK, 0.2, 0.28)
+    assert torch.equal(without, plain)
+    assert "ref_kl" not in sums
+    dirty = ref.masked_fill(MASK == 0, math.nan)
+    found, sums = grpo_loss(new, old, advantages, MASK, 0.2, 0.28, dirty, beta=0.1)
+    k3 = ((ref - new).exp() - 1 - (ref - new)) * MASK
+    torch.testing.assert_close(found, plain + 0.1 * k3)
+    torch.testing.assert_close(sums["ref_kl"], k3.sum())
+    found, _ = grpo_loss(new, old, advantages, MASK, 0.2, 0.28, dirty, beta=0.1, kl_estimator="k2")
+    torch.testing.assert_close(found, plain + 0.05 * (ref - new).square() * MASK)
+    with pytest.raises(ValueError, match=r"advantages \(3, 4\)"):
+        grpo_loss(new, old, new, MASK, 0.2, 0.2)
+
+
+def normalised(losses: Tensor, kind: str, **rows: Tensor) -> float:
+    weights, denominator = grpo_weights(MASK, kind, 10, **rows)
+    return ((weights * losses).sum() / denominator).item()
+
+
+def test_grpo_normalisation_by_hand() -> None:
+    losses = torch.arange(12.0).view(3, 4)  # rows under the mask: 0 1 2 | 4 | 8 9 10 11
+    assert normalised(losses, "grpo") == pytest.approx((1 + 4 + 9.5) / 3)
+    assert normalised(losses, "dr_grpo") == pytest.approx((3 + 4 + 38) / (10 * 3))
+    assert normalised(losses, "dapo") == pytest.approx((3 + 4 + 38) / 8)
+    kept = torch.tensor([True, False, True])
+    assert normalised(losses, "grpo", kept=kept) == pytest.approx((1 + 9.5) / 2)
+    assert normalised(losses, "dr_grpo", kept=kept) == pytest.approx((3 + 38) / (10 * 2))
+    assert normalised(losses, "dapo", kept=kept) == pytest.approx((3 + 38) / 7)
+    ended = torch.tensor([True, True, False])
+    assert normalised(losses, "grpo", kept=kept, ended=ended) == pytest.approx(1)
+    assert normalised(losses, "dapo", ended=ended) == pytest.approx(7 / 4)
+
+
+@pytest.mark.parametrize("kind", ["grpo", "dr_grpo", "dapo"])
+def test_grpo_normalisation_does_not_depend_on_the_split(kind: str) -> None:
+    weights, denominator = grpo_weights(MASK, kind, 10)
+    parts = [grpo_weights(MASK[i : i + 1], kind, 10) for i in range(3)]
+    assert torch.equal(torch.cat([part for part, _ in parts]), weights)
+    assert sum(count for _, count in parts) == denominator
+    nothing, count = grpo_weights(MASK, kind, 10, kept=torch.zeros(3, dtype=torch.bool))
+    assert nothing.abs().sum() == 0 and count == 0
+
+
+def test_an_unknown_grpo_loss_is_named() -> None:
+    with pytest.raises(UserError, match="'gspo' does not exist; choose grpo, dr_grpo or dapo"):
+        grpo_weights(MASK, "gspo", 10)
+
+
+def test_dpo_is_ln_2_where_policy_and_reference_agree() -> None:
+    chosen, rejected = torch.tensor([-10.0, -3.0]), torch.tensor([-2.0, -30.0])
+    for smoothing in (0.0, 0.1):
+        losses, sums = dpo_loss(chosen, rejected, chosen, rejected, 0.1, label_smoothing=smoothing)
+        assert losses.tolist() == pytest.approx([math.log(2)] * 2, rel=1e-6)
+    assert {name: value.item() for name, value in sums.items()} == {
+        "pairs": 2,
+        "correct": 1,
+        "margin": 0,
+        "chosen_reward": 0,
+        "rejected_reward": 0,
+    }
+    losses, _ = dpo_loss(chosen, rejected, chosen, rejected, 0.1, kind="ipo")
+    assert losses.tolist() == pytest.approx([25.0] * 2)
+
+
+def test_dpo_by_hand() -> None:
+    chosen, rejected = torch.tensor([-5.0, -6.0]), torch.tensor([-8.0, -6.0])
+    references = torch.tensor([-6.0, -4.0]), torch.tensor([-7.0, -7.0])
+    # log-ratios: chosen (1, -2), rejected (-1, 1), h = (2, -3), βh = (1, -1.5)
+    losses, sums = dpo_loss(chosen, rejected, *references, beta=0.5)
+    plus, minus = math.log(1 + math.exp(-1)), math.log(1 + math.exp(1.5))
+    assert losses.tolist() == pytest.approx([plus, minus], rel=1e-5)
+    smooth, _ = dpo_loss(chosen, rejected, *references, beta=0.5, label_smoothing=0.25)
+    opposite = [math.log(1 + math.exp(1)), math.log(1 + math.exp(-1.5))]
+    assert smooth.tolist() == pytest.approx(
+        [0.75 * plus + 0.25 * opposite[0], 0.75 * minus + 0.25 * opposite[1]], rel=1e-5
+    )
+    ipo, _ = dpo_loss(chosen, rejected, *references, beta=0.5, kind="ipo")
+    assert ipo.tolist() == pytest.approx([1.0, 16.0])  # (h - 1)²
+    assert {name: value.item() for name, value in sums.items()} == {
+        "pairs": 2,
+        "correct": 1,
+        "margin": -0.5,
+        "chosen_reward": -0.5,
+        "rejected_reward": 0,
+    }
+
+
+def test_reference_free_dpo_does_not_read_the_reference() -> None:
+    chosen, rejected, nan = torch.tensor([-5.0]), torch.tensor([-8.0]), torch.tensor([math.nan])
+    losses, sums = dpo_loss(chosen, rejected, nan, nan, beta=0.5, reference_free=True)
+    assert losses.item() == pytest.approx(math.log(1 + math.exp(-1.5)), rel=1e-5)
+    assert sums["margin"].item() == 1.5
+
+
+def test_the_gradient_of_dpo_raises_the_chosen_and_lowers_the_rejected() -> None:
+    chosen, rejected = torch.tensor([-5.0], requires_grad=True), torch.tensor([-8.0], requires_grad=True)
+    losses, _ = dpo_loss(chosen, rejected, chosen.detach(), rejected.detach(), beta=0.1)
+    up, down = torch.autograd.grad(losses.sum(), (chosen, rejected))
+    assert up.item() == pytest.approx(-0.05) and down.item() == pytest.approx(0.05)  # β · σ(0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "hinge"}, "'hinge' does not exist; choose sigmoid or ipo"),
+        ({"beta": 0.0}, r"beta=0\.0"),
+        ({"label_smoothing": 0.5}, r"label_smoothing=0\.5"),
+        ({"label_smoothing": -0.1}, r"label_smoothing=-0\.1"),
+        ({"label_smoothing": 0.1, "kind": "ipo"}, "with ipo only 0"),
+    ],
+)
+def test_dpo_names_settings_that_cannot_work(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        dpo_loss(*[torch.zeros(1)] * 4, **({"beta": 0.1} | options))
+
+
+def test_bradley_terry_by_hand() -> None:
+    chosen, rejected = torch.tensor([2.0, -1.0, 0.5]), torch.tensor([1.0, 1.0, 0.5])
+    losses, sums = bradley_terry_loss(chosen, rejected)
+    expected = [math.log(1 + math.exp(-d)) for d in (1.0, -2.0, 0.0)]
+    assert losses.tolist() == pytest.approx(expected, rel=1e-5)
+    assert {name: value.item() for name, value in sums.items()} == {
+        "pairs": 3,
+        "correct": 1.5,
+        "margin": -1,
+        "chosen_reward": 1.5,
+        "rejected_reward": 2.5,
+    }
+    for margin in (0.5, torch.full((3,), 0.5)):
+        losses, _ = bradley_terry_loss(chosen, rejected, margin)
+        assert losses.tolist() == pytest.approx([math.log(1 + math.exp(0.5 - d)) for d in (1.0, -2.0, 0.0)], rel=1e-5)
+    centred, _ = bradley_terry_loss(chosen, rejected, centring=0.01)
+    assert centred.tolist() == pytest.approx(
+        [loss + 0.01 * square for loss, square in zip(expected, (9.0, 0.0, 1.0), strict=True)], rel=1e-5
+    )
+
+
+def test_bradley_terry_is_exact_for_large_differences() -> None:
+    losses, _ = bradley_terry_loss(torch.tensor([500.0, -500.0]), torch.tensor([-500.0, 500.0]))
+    assert losses.tolist() == [0.0, 1000.0]
+    with pytest.raises(ValueError, match="shapes must be equal"):
+        bradley_terry_loss(torch.zeros(3), torch.zeros(3, 1))
+
+
+def test_pointwise_by_hand() -> None:
+    losses, sums = pointwise_loss(torch.tensor([1.0, 1.0, 0.0, -2.0]), torch.tensor([1.0, 1.0, 1.0, 0.0]))
+    expected = [math.log(1 + math.exp(z)) for z in (-1.0, -1.0, 0.0, -2.0)]
+    assert losses.tolist() == pytest.approx(expected, rel=1e-5)
+    assert {name: value.item() for name, value in sums.items()} == {"samples": 4, "correct": 3.5, "score": 0}
+    losses, sums = pointwise_loss(torch.tensor([1.0, 1.0]), torch.tensor([0.0, 0.25]))
+    assert losses.tolist() == pytest.approx([math.log(1 + math.e), math.log(1 + math.e) - 0.25], rel=1e-5)
+    assert sums["correct"].item() == 0

@@ -1,0 +1,1 @@
+"""The mathematics of reinforcement learning from rewards: pure functions of tensors, in fp32."""

@@ -1,0 +1,127 @@
+"""How far a policy is from its reference: estimators from sampled tokens, and the exact value over the vocabulary.
+
+Every result is fp32 in nats. Log-probabilities must be made with the temperature the tokens were sampled with, and
+without top-k or top-p: the estimators assume tokens drawn from the policy itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tinychat.errors import UserError
+
+LOG_RATIO_BOUND = 20.0  # exp(20) is 5e8: far beyond any ratio that means something, far below fp32's largest number
+
+
+def same_shape(**tensors: Tensor) -> None:
+    """Raise ValueError unless all shapes are equal: (B, 1) beside (B, T) or (B,) would broadcast without a word."""
+    if len({tensor.shape for tensor in tensors.values()}) > 1:
+        shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
+        raise ValueError(f"shapes must be equal: {shapes}")
+
+
+def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
+    """Sum of x where mask is not 0, a scalar in fp32. x may hold NaN or infinity elsewhere."""
+    same_shape(x=x, mask=mask)
+    return x.float().masked_fill(~mask.bool(), 0.0).sum()
+
+
+def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: str) -> Tensor:
+    """KL(policy || reference) per token, estimated from the one token that was sampled.
+
+    With d = logprobs - ref_logprobs (Schulman 2020, "Approximating KL divergence"):
+
+        k1 = d                    unbiased; of either sign, so its variance is large
+        k2 = d² / 2               biased, by third order in the distance; never negative
+        k3 = exp(-d) - 1 + d      unbiased and never negative; its tail is heavy where the policy left the reference
+
+    As a loss instead of a reward they differ more: over samples of the policy the gradient of k1 is 0 on average, that
+    of k2 is the gradient of KL(policy || reference), that of k3 the gradient of KL(reference || policy).
+
+    Args:
+        logprobs, ref_logprobs: of the sampled tokens under both models, any one shape.
+        estimator: "k1", "k2" or "k3".
+
+    Returns:
+        fp32, same shape. In k3, d is bounded to ±20.
+
+    Raises:
+        UserError: another estimator.
+    """
+    same_shape(logprobs=logprobs, ref_logprobs=ref_logprobs)
+    if estimator not in ESTIMATORS:
+        raise UserError(f"KL estimator {estimator!r} does not exist; choose one of {', '.join(ESTIMATORS)}")
+    return ESTIMATORS[estimator](logprobs.float() - ref_logprobs.float())
+
+
+def _k1(d: Tensor) -> Tensor:
+    return d
+
+
+def _k2(d: Tensor) -> Tensor:
+    return d.square() / 2
+
+
+def _k3(d: Tensor) -> Tensor:
+    d = d.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+    return torch.expm1(-d) + d  # expm1: near d = 0 the value is d² / 2, which exp(-d) - 1 would round away
+
+
+ESTIMATORS: dict[str, Callable[[Tensor], Tensor]] = {"k1": _k1, "k2": _k2, "k3": _k3}
+
+
+def kl_from_logits(logits: Tensor, ref_logits: Tensor) -> Tensor:
+    """Exact KL(policy || reference) of the next token: (..., V), (..., V) -> (...) fp32.
+
+    Σ_v p_v (log p_v - log q_v). A logit of -inf is a token of probability 0: it adds nothing under the policy, and
+    infinity where only the reference excludes it.
+    """
+    same_shape(logits=logits, ref_logits=ref_logits)
+    logp, logq = F.log_softmax(logits.float(), -1), F.log_softmax(ref_logits.float(), -1)
+    return (logp.exp() * (logp - logq).masked_fill(logp.isneginf(), 0.0)).sum(-1)
+
+
+def entropy_from_logits(logits: Tensor) -> Tensor:
+    """Entropy of the next token, -Σ_v p_v log p_v: (..., V) -> (...) fp32. A logit of -inf adds nothing."""
+    logp = F.log_softmax(logits.float(), -1)
+    return -(logp.exp() * logp.masked_fill(logp.isneginf(), 0.0)).sum(-1)
+
+
+@torch.no_grad()
+def kl_and_entropy(
+    hidden: Tensor,
+    head: Callable[[Tensor], Tensor],
+    ref_hidden: Tensor,
+    ref_head: Callable[[Tensor], Tensor],
+    mask: Tensor,
+    temperature: float = 1.0,
+    chunk_tokens: int = 256,
+) -> tuple[Tensor, Tensor]:
+    """Exact KL(policy || reference) and the policy's entropy per token, without gradient.
+
+    The logits of `chunk_tokens` tokens live at once, and only where mask is not 0: no (B, T, V) tensor exists.
+
+    Args:
+        hidden, ref_hidden: (B, T, D), (B, T, D') last hidden states; the one at t predicts the token that mask[:, t]
+            speaks of.
+        head, ref_head: (n, D) -> (n, V) logits.
+        mask: (B, T), not 0 for the tokens to measure.
+        temperature: divides both logits.
+
+    Returns:
+        kl, entropy: (B, T) fp32, 0 where mask is 0.
+    """
+    kept = mask.bool()
+    own, reference = hidden[kept], ref_hidden[kept]
+    kl, entropy = torch.zeros(2, len(own), device=hidden.device)
+    for start in range(0, len(own), chunk_tokens):
+        part = slice(start, start + chunk_tokens)
+        logits = head(own[part]).float() / temperature
+        kl[part] = kl_from_logits(logits, ref_head(reference[part]).float() / temperature)
+        entropy[part] = entropy_from_logits(logits)
+    empty = torch.zeros(mask.shape, device=hidden.device)
+    return empty.masked_scatter(kept, kl), empty.masked_scatter(kept, entropy)
