@@ -17,7 +17,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from tinychat.data import cache
+from tinychat.data import cache, cache_folder
 from tinychat.data.cache import token_cache
 from tinychat.data.sources import TextSource, text_source
 from tinychat.errors import UserError
@@ -192,7 +192,7 @@ def test_full_disk(
     def full(file: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(cache, "_sync", full)
+    monkeypatch.setattr(cache_folder, "_sync", full)
     with pytest.raises(UserError, match=r"paths\.cache=.*disk is full.*MB free") as caught:
         token_cache(source, tokenizer, tmp_path / "cache", progress=False)
     assert "\n" not in str(caught.value)

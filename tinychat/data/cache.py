@@ -2,31 +2,23 @@
 
 A cache is a folder `{cache_dir}/tokens/{source}-{key}` with tokens.bin (token ids one after the other,
 end-of-text after each document, little-endian) and meta.json. The key is a hash of text, tokenizer and
-settings, so that a change of any makes another cache. The folder gets its name when it is whole and on the
-disk; until then it has another.
+settings.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import fcntl
-import hashlib
 import itertools
-import json
 import logging
-import os
-import re
-import shutil
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from tinychat.data.cache_folder import cached, mapped, synced_file
 from tinychat.data.progress import TokenizingProgress
 from tinychat.data.sources import TextSource
 from tinychat.errors import UserError
@@ -70,74 +62,39 @@ def token_cache(source: TextSource, tokenizer: PreTrainedTokenizerFast, cache_di
         "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
         "eos_token_id": int(tokenizer.eos_token_id),
     }
-    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:20]
-    folder = cache_dir / "tokens" / f"{re.sub(r'[^A-Za-z0-9_-]+', '_', source.name)}-{key}"
-    with _disk_errors(cache_dir):
-        cache = _load(folder)
-        if cache:
-            return cache
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.with_suffix(".lock"), source.name):
-            cache = _load(folder)
-            if cache is None:
-                _build(source, tokenizer, folder, identity, progress)
-                cache = _load(folder)
-    assert cache is not None, f"{folder} was just written"
-    return cache
+    return cached(
+        cache_dir / "tokens",
+        source.name,
+        identity,
+        load=_load,
+        write=lambda folder: _write(source, tokenizer, folder, progress),
+    )
 
 
-def _load(folder: Path) -> TokenCache | None:
-    """The cache in `folder`, or None where it is missing or its token file is not as long as it should be."""
-    try:
-        meta = json.loads((folder / "meta.json").read_text("utf-8"))
-        dtype, file = np.dtype(meta["dtype"]), folder / "tokens.bin"
-        if file.stat().st_size != meta["n_tokens"] * dtype.itemsize:
-            raise ValueError(f"{file.stat().st_size} bytes instead of {meta['n_tokens'] * dtype.itemsize}")
-        return TokenCache(
-            tokens=np.memmap(file, dtype, mode="r"),
-            n_docs=meta["n_docs"],
-            n_tokens=meta["n_tokens"],
-            n_bytes=meta["n_bytes"],
-            fingerprint=meta["fingerprint"],
-            tokenizer_fingerprint=meta["tokenizer_fingerprint"],
-            path=folder,
-        )
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError) as error:
-        log.warning("%s is damaged (%s) and will be made again", folder, error)
-        return None
+def _load(folder: Path, meta: dict[str, Any]) -> TokenCache:
+    return TokenCache(
+        tokens=mapped(folder / "tokens.bin", meta["dtype"], meta["n_tokens"]),
+        n_docs=meta["n_docs"],
+        n_tokens=meta["n_tokens"],
+        n_bytes=meta["n_bytes"],
+        fingerprint=meta["fingerprint"],
+        tokenizer_fingerprint=meta["tokenizer_fingerprint"],
+        path=folder,
+    )
 
 
-def _build(
-    source: TextSource, tokenizer: PreTrainedTokenizerFast, folder: Path, identity: dict, progress: bool
-) -> None:
-    """Make `folder`. The caller holds its lock, so that leftovers of a process that died may go."""
-    for leftover in folder.parent.glob(f"{folder.name}.*.tmp"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+def _write(source: TextSource, tokenizer: PreTrainedTokenizerFast, folder: Path, progress: bool) -> dict[str, Any]:
+    """tokens.bin; returns what meta.json says of it."""
     start = time.monotonic()
     if progress:
         log.info("tokenizing %s: %s", source.name, source.description)
-    try:
-        temporary.mkdir()
-        meta = {**identity, "source": source.name, "description": source.description}
-        with open(temporary / "tokens.bin", "wb") as file:
-            meta.update(_write_tokens(source, tokenizer, file, progress))
-            _sync(file)
-        with open(temporary / "meta.json", "wb") as file:
-            file.write(json.dumps(meta, indent=1).encode())
-            _sync(file)
-        _sync_folder(temporary)
-        if folder.exists():  # a damaged one; who still reads it keeps its file
-            shutil.rmtree(folder)
-        temporary.rename(folder)
-        _sync_folder(folder.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    meta: dict[str, Any] = {"source": source.name, "description": source.description}
+    with synced_file(folder / "tokens.bin") as file:
+        meta.update(_write_tokens(source, tokenizer, file, progress))
     seconds = time.monotonic() - start
     if progress:
         log.info("tokenized %s in %.1f s, %.1f MB/s", source.name, seconds, meta["n_bytes"] / 1e6 / seconds)
+    return meta
 
 
 def _write_tokens(
@@ -185,44 +142,3 @@ def _parts(document: str) -> Iterator[tuple[str, bool]]:
         yield document[start:stop], False
         start = stop
     yield document[start:], True
-
-
-@contextlib.contextmanager
-def _locked(path: Path, name: str) -> Iterator[None]:
-    """Hold the lock file; the system lets go of it when the process ends, however that comes."""
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.warning("another process is tokenizing %s; waiting for it", name)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-@contextlib.contextmanager
-def _disk_errors(cache_dir: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            there = next(folder for folder in (cache_dir, *cache_dir.absolute().parents) if folder.exists())
-            free = shutil.disk_usage(there).free / 1e6
-            why = f"the disk is full ({free:,.1f} MB free); free some or"
-        else:
-            why = f"{error.strerror or error};"
-        raise UserError(
-            f"paths.cache={cache_dir}: cannot write the token cache: {why} use paths.cache=FOLDER"
-        ) from None
-
-
-def _sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -13,6 +13,7 @@ from tinychat.errors import UserError
 
 FORMATS = ("txt", "jsonl", "json", "csv", "tsv", "parquet")
 USABLE = "txt, jsonl, json, csv or tsv (each also .gz) and parquet"
+USABLE_TABLES = USABLE.removeprefix("txt, ")
 TRAIN, VALIDATION, TEST = {"train", "training"}, {"val", "valid", "validation", "dev"}, {"test"}
 # what may stand beside the split's name in a file that is the split itself: nothing, or a shard number and a
 # hash

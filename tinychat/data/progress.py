@@ -14,11 +14,11 @@ log = logging.getLogger(__name__)
 
 
 class TokenizingProgress:
-    """A context manager; `update` takes totals so far. `total` counts documents or, with `in_bytes`, bytes of
-    the files; None where it is unknown. Silent with `enabled=False`."""
+    """A context manager; `update` takes totals so far. `total` counts documents (or what `unit` says) or, with
+    `in_bytes`, bytes of the files; None where it is unknown. Silent with `enabled=False`."""
 
-    def __init__(self, title: str, total: int | None, in_bytes: bool, enabled: bool) -> None:
-        self.title, self.total, self.in_bytes, self.enabled = title, total, in_bytes, enabled
+    def __init__(self, title: str, total: int | None, in_bytes: bool, enabled: bool, unit: str = "documents") -> None:
+        self.title, self.total, self.in_bytes, self.enabled, self.unit = title, total, in_bytes, enabled, unit
         self._bar: Any = None
         self._start = self._last_line = time.monotonic()
 
@@ -42,7 +42,7 @@ class TokenizingProgress:
         elif self.enabled and now - self._last_line >= LINE_EVERY:
             self._last_line = now
             share = f"{min(1.0, done / self.total):4.0%}, " if self.total else ""
-            log.info("tokenizing %s: %s%s documents, %s", self.title, share, f"{docs:,}", rate)
+            log.info("tokenizing %s: %s%s %s, %s", self.title, share, f"{docs:,}", self.unit, rate)
 
 
 def _rate(tokens: int, seconds: float) -> str:

@@ -10,32 +10,28 @@ from tinychat import hub
 from tinychat.errors import UserError
 
 
-class HubTexts:
-    """One column of one split of a hub data set. Making it asks for the revision and downloads no rows."""
+class HubRows:
+    """One split of a hub data set. Making it asks for the revision and downloads no rows."""
 
-    def __init__(self, repository: str, split: str, column: str, instead: str) -> None:
-        """`instead` ends every error: what to pass when the hub cannot be read."""
-        self.repository, self.split, self.column, self.instead = repository, split, column, instead
+    def __init__(self, repository: str, split: str, instead: str, file: str | None = None) -> None:
+        """`instead` ends every error: what to pass when the hub cannot be read. `file`: the one file of the
+        repository that is meant, its rows being the split."""
+        self.repository, self.split, self.instead = repository, split, instead
+        self._files = {"data_files": {split: file}} if file else {}
         self._builder = self._open()
 
     def fingerprint(self) -> str:
         return hashlib.sha256(f"{self.repository}\0{self.split}\0{self._builder.hash}".encode()).hexdigest()
 
-    def rows(self, stream: bool) -> Iterator[Any]:
-        """The column's values; `stream` reads over the network instead of downloading the data set first."""
+    def rows(self, stream: bool) -> Iterator[dict[str, Any]]:
+        """The rows by column; `stream` reads over the network instead of downloading the data set first."""
         try:
             if stream and not hub.is_offline():
                 rows = self._builder.as_streaming_dataset(split=self.split)
             else:
                 self._builder.download_and_prepare()
                 rows = self._builder.as_dataset(split=self.split)
-            for row in rows:
-                if self.column not in row:
-                    has = ", ".join(row)
-                    raise UserError(f"{self.repository}: no column {self.column!r} (data.text_column); it has {has}")
-                yield row[self.column]
-        except UserError:
-            raise
+            yield from rows
         except Exception as error:  # of datasets, the hub's client and its HTTP library, which share no base
             raise self._refused(error) from error
 
@@ -48,7 +44,7 @@ class HubTexts:
         import datasets
 
         try:
-            return datasets.load_dataset_builder(self.repository)
+            return datasets.load_dataset_builder(self.repository, **self._files)
         except Exception as error:  # as in rows()
             raise self._refused(error) from error
 

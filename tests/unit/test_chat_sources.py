@@ -1,0 +1,304 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import random
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from tinychat import hub
+from tinychat.data.chat_rows import ChatRow, chat_row
+from tinychat.data.chat_sources import chat_source, choose
+from tinychat.data.splits import Split
+from tinychat.errors import UserError
+from tinychat.schema import DataConfig, OnBadRow, Source
+
+SHARED = Path(os.environ.get("TINYCHAT_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
+needs_samples = pytest.mark.skipif(
+    not (SHARED / "alpaca").is_dir(), reason=f"no data samples in {SHARED} (set TINYCHAT_SHARED_DATA)"
+)
+ROWS = [{"instruction": f"Say {i}.", "input": "", "output": f"{i}"} for i in range(300)]
+
+
+def config(path: Path | str | None = None, **changes: Any) -> DataConfig:
+    values = {
+        "name": "own",
+        "source": Source.chat,
+        "path": None if path is None else str(path),
+        "val_path": None,
+        "val_fraction": 0.1,
+        "text_column": "text",
+        "max_docs": None,
+        "max_val_docs": None,
+        "max_rows": None,
+        "max_val_rows": None,
+        "on_bad_row": OnBadRow.fail,
+        "seed": 1,
+    }
+    return DataConfig(**{**values, **changes})
+
+
+def write(path: Path, rows: list[Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
+
+
+def texts(data: DataConfig, split: Split = "train") -> list[str]:
+    return [row.messages[0]["content"] for row in chat_source(data, split).rows()]
+
+
+def refused(data: DataConfig, split: Split = "train") -> str:
+    with pytest.raises(UserError) as caught:
+        texts(data, split)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_rows_and_their_places(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write(tmp_path / "a.jsonl", ROWS)
+    with caplog.at_level(logging.INFO):
+        rows = list(chat_source(config(path, val_path=str(path)), "train").rows())
+    assert [row.messages[0]["content"] for row in rows] == [row["instruction"] for row in ROWS]
+    assert rows[6].place == f"{path}, line 7"
+    assert (rows[6].family, rows[6].answer) == ("", "")
+    assert "one turn a row, user from instruction and input, assistant from output" in caplog.text
+
+
+def test_formats(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    chats = [
+        {"messages": [{"role": "user", "content": f"a{i}"}, {"role": "assistant", "content": "b"}]} for i in range(3)
+    ]
+    pyarrow.parquet.write_table(pa.Table.from_pylist(chats), tmp_path / "a.parquet")
+    (tmp_path / "a.json").write_text(json.dumps(chats))
+    (tmp_path / "a.csv").write_text('id,prompt,completion\n1,a0,"b\nc"\n2,a1,b\n3,a2,b\n')
+    for name in ("a.parquet", "a.json", "a.csv"):
+        assert texts(config(tmp_path / name, val_path=str(tmp_path / "a.csv"))) == ["a0", "a1", "a2"]
+
+
+def test_each_file_has_its_own_layout_and_txt_has_none(tmp_path: Path) -> None:
+    write(tmp_path / "own/a.jsonl", [{"prompt": "a", "response": "b"}])
+    write(tmp_path / "own/b.jsonl", [{"question": "c", "answer": "d"}])
+    (tmp_path / "own/readme.txt").write_text("Words.")
+    data = config(tmp_path / "own", val_path=str(tmp_path / "own/a.jsonl"))
+    assert texts(data) == ["a", "c"]
+    assert "left out" in chat_source(data, "train").description
+    assert "readme.txt" in chat_source(data, "train").description
+    assert "a txt file has no conversations; use jsonl" in refused(config(tmp_path / "own/readme.txt"))
+
+
+def test_hold_out_goes_by_the_prompt(tmp_path: Path) -> None:
+    """Rows that share the first user message and its input stay together, whatever follows it."""
+    again = [{**row, "output": "other"} for row in ROWS]
+    path = write(tmp_path / "a.jsonl", ROWS + again)
+    train, validation = texts(config(path)), texts(config(path), "validation")
+    assert len(train) + len(validation) == 600
+    assert set(train).isdisjoint(validation)
+    assert 15 <= len(set(validation)) <= 50  # 30 expected, standard deviation 5
+    assert texts(config(path, seed=2), "validation") != validation
+    with_input = [{**row, "input": "x"} for row in ROWS]
+    path = write(tmp_path / "b.jsonl", with_input)
+    assert set(texts(config(path), "validation")) != set(validation)  # the input is part of the prompt
+
+
+def test_own_split_and_val_path(tmp_path: Path) -> None:
+    write(tmp_path / "own/train.jsonl", ROWS)
+    write(tmp_path / "own/valid.jsonl", ROWS[:2])
+    other = write(tmp_path / "b.jsonl", ROWS[5:6])
+    assert len(texts(config(tmp_path / "own"))) == 300
+    assert texts(config(tmp_path / "own"), "validation") == ["Say 0.", "Say 1."]
+    data = config(tmp_path / "own/train.jsonl", val_path=str(other))
+    assert (len(texts(data)), texts(data, "validation")) == (300, ["Say 5."])
+
+
+def test_max_rows_is_a_seeded_choice(tmp_path: Path) -> None:
+    shuffled = random.Random(1).sample(ROWS, len(ROWS))
+    path, mixed = write(tmp_path / "a.jsonl", ROWS), write(tmp_path / "b.jsonl", shuffled)
+    chosen = texts(config(path, max_rows=100))
+    assert len(chosen) == 100
+    order = [row["instruction"] for row in ROWS]
+    assert chosen == sorted(chosen, key=order.index)
+    assert chosen != order[:100]
+    assert set(texts(config(mixed, max_rows=100))) == set(chosen)
+    assert set(texts(config(path, max_rows=50))) < set(chosen)
+    assert texts(config(path, max_rows=100, seed=2)) != chosen
+    assert len(texts(config(path, max_rows=1000))) == len(texts(config(path)))
+    assert set(chosen).isdisjoint(texts(config(path, max_val_rows=10), "validation"))
+    assert len(texts(config(path, max_val_rows=10), "validation")) == 10
+    assert "data.max_rows=0: must be at least 1" in refused(config(path, max_rows=0))
+
+
+def test_equal_rows_are_chosen_by_their_number() -> None:
+    rows = [
+        chat_row([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], str(i)) for i in range(9)
+    ]
+    assert [row.place for row in choose(rows, 4, 1)] == ["0", "1", "2", "3"]
+
+
+BAD = [
+    ({"instruction": "a", "input": "", "output": ""}, "empty reply (output)"),
+    ({"instruction": "a", "input": ""}, "no column 'output'; it has instruction, input"),
+    ({"instruction": "a", "input": 3, "output": "b"}, "the input of message 1 is 3, not a string"),
+]
+
+
+@pytest.mark.parametrize(("row", "why"), BAD)
+def test_bad_row_ends_the_job_or_is_left_out(
+    tmp_path: Path, row: Any, why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(tmp_path / "a.jsonl", [*ROWS[:3], row, *ROWS[3:6], row])
+    data = config(path, source=Source.alpaca, val_path=str(path))
+    assert refused(data).startswith(f"{path}, line 4: {why}; ")
+    skipping = dataclasses.replace(data, on_bad_row=OnBadRow.skip)
+    source = chat_source(skipping, "train")
+    assert len(list(source.rows())) == 6
+    assert source.n_bad == 2
+    assert f"2 rows that cannot be used left out, the first at {path}, line 4: {why}" in caplog.text
+    assert len(texts(dataclasses.replace(skipping, max_rows=6))) == 6
+
+
+def test_nothing_usable(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"text": "a"}, {"text": "b"}])
+    assert refused(config(path)).startswith(f"{path}, line 1: no conversation in the columns text; known are")
+    message = refused(config(path, on_bad_row=OnBadRow.skip))
+    assert message.startswith(f"no conversations in {path}")
+    assert "none of 2 rows can be used, the first at" in message
+    assert "no column 'conversations'; it has text" in refused(config(path, source=Source.minimind_sft))
+    one = write(tmp_path / "b.jsonl", ROWS[:1])
+    side: Split = "train" if texts_or_none(config(one), "validation") else "validation"
+    assert "data.val_fraction=0.1 leaves no" in refused(config(one), side)
+
+
+def texts_or_none(data: DataConfig, split: Split) -> list[str]:
+    try:
+        return texts(data, split)
+    except UserError:
+        return []
+
+
+def test_sources_without_conversations_and_missing_paths(tmp_path: Path) -> None:
+    assert "data=own has documents, not conversations" in refused(config(source=Source.text))
+    assert refused(config()).startswith("data.path is null: data=own needs a file, folder or glob (jsonl, ")
+    assert refused(config(tmp_path / "gone")).startswith(f"data.path={tmp_path}/gone: no such")
+
+
+def test_broken_files_end_the_job_even_when_rows_are_skipped(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", ROWS[:2])
+    path.write_text(path.read_text() + "{broken\n")
+    assert "line 3: not valid JSON" in refused(config(path, on_bad_row=OnBadRow.skip))
+
+
+def test_fingerprint_follows_what_decides_the_rows(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", ROWS)
+
+    def key(split: Split = "train", at: Path = path, **changes: Any) -> str:
+        return chat_source(config(at, **changes), split).fingerprint(tmp_path / "memo")
+
+    assert key() == key() == key(at=write(tmp_path / "elsewhere/b.jsonl", ROWS))
+    changes: list[dict[str, Any]] = [{"seed": 2}, {"max_rows": 9}, {"on_bad_row": OnBadRow.skip}]
+    changes += [{"source": Source.alpaca}, {"val_path": str(path)}, {"val_fraction": 0.2}]
+    prints = {key(), key("validation"), *(key(**change) for change in changes)}
+    prints.add(key(max_rows=9, val_path=str(path)))
+    prints.add(key(max_rows=9, val_path=str(path), seed=2))  # the choice's seed, without a hold-out
+    write(path, [*ROWS[:-1], {**ROWS[-1], "output": "998"}])  # as many bytes
+    assert key() not in prints
+    assert len(prints) == 10
+
+
+@dataclass(frozen=True)
+class Task:
+    messages: list[dict[str, str]]
+    family: str
+    answer: str
+
+
+@pytest.fixture
+def tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def instructions(seed: int, split: str, n: int) -> Iterator[Task]:
+        for i in range(n):
+            messages = [{"role": "user", "content": f"{seed} {split} {i}"}, {"role": "assistant", "content": "yes"}]
+            yield Task(messages, "syllogism", "yes_no")
+
+    module = ModuleType("tinychat.data.tinyworld.tasks")
+    module.instructions = instructions  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "tinychat.data.tinyworld.tasks", module)
+
+
+@pytest.mark.usefixtures("tasks")
+def test_tinyworld_is_generated(tmp_path: Path) -> None:
+    data = config(source=Source.tinyworld, name="tinyworld", max_rows=3, max_val_rows=2)
+    rows = list(chat_source(data, "train").rows())
+    assert [row.messages[0]["content"] for row in rows] == ["1 train 0", "1 train 1", "1 train 2"]
+    assert rows[2] == ChatRow(rows[2].messages, "tinyworld train 2", "syllogism", "yes_no")
+    assert texts(data, "validation") == ["1 validation 0", "1 validation 1"]
+    assert "data.max_rows=null: the generator" in refused(dataclasses.replace(data, max_rows=None))
+    prints = {chat_source(d, "train").fingerprint() for d in (data, data, dataclasses.replace(data, max_rows=4))}
+    assert len(prints) == 2
+    own = write(tmp_path / "a.jsonl", ROWS)
+    assert texts(dataclasses.replace(data, val_path=str(own)), "validation")[0].startswith("Say")
+
+
+def test_hub_offline_says_what_to_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    asked: list[Any] = []
+
+    def load(repository: str, **options: Any) -> None:
+        asked.append((repository, options))
+        raise ConnectionError("offline")
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", load)
+    message = refused(config(source=Source.alpaca, name="alpaca"))
+    assert "tatsu-lab/alpaca cannot be read from the hub (HF_HUB_OFFLINE is set" in message
+    assert "pass data.path=FILE, jsonl or another table with instruction, input and output" in message
+    assert "conversations" in refused(config(source=Source.minimind_sft))
+    assert asked == [
+        ("tatsu-lab/alpaca", {}),
+        ("jingyaogong/minimind_dataset", {"data_files": {"train": "sft_mini_512.jsonl"}}),
+    ]
+
+
+def test_hub_rows_are_held_out_and_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A builder over local files stands in for the hub's, which is the same class of object."""
+    datasets = pytest.importorskip("datasets")
+    write(tmp_path / "train.jsonl", [*ROWS, {"instruction": "a", "input": "", "output": ""}])
+    builder = datasets.load_dataset_builder
+
+    def load(repository: str) -> object:
+        return builder("json", data_files=str(tmp_path / "train.jsonl"), cache_dir=str(tmp_path / "cache"))
+
+    monkeypatch.setattr(hub, "is_reachable", lambda: True)
+    monkeypatch.setattr(datasets, "load_dataset_builder", load)
+    data = config(source=Source.alpaca, name="alpaca", max_rows=20)
+    assert refused(data).startswith("tatsu-lab/alpaca, row 301: empty reply (output)")
+    data = dataclasses.replace(data, on_bad_row=OnBadRow.skip)
+    train, validation = texts(data), texts(data, "validation")
+    assert len(train) == 20
+    assert set(train).isdisjoint(validation)
+    local = texts(config(tmp_path / "train.jsonl", max_rows=20, on_bad_row=OnBadRow.skip))
+    assert train == local
+
+
+@needs_samples
+def test_samples() -> None:
+    alpaca = config(SHARED / "alpaca", source=Source.alpaca, on_bad_row=OnBadRow.skip)
+    source = chat_source(dataclasses.replace(alpaca, max_rows=1000), "train")
+    assert len(list(source.rows())) == 1000
+    assert source.n_bad == 1  # one row has an empty output
+    assert len(texts(alpaca)) + len(texts(alpaca, "validation")) == 4_264
+    minimind = config(SHARED / "minimind" / "sft.jsonl", source=Source.minimind_sft)
+    assert len(texts(minimind)) + len(texts(minimind, "validation")) == 901
+    # found out by itself
+    assert texts(dataclasses.replace(minimind, source=Source.chat)) == texts(minimind)
+    assert len(texts(config(SHARED / "gsm8k", name="gsm8k"))) > 5_000

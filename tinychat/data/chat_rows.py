@@ -1,0 +1,103 @@
+"""The canonical row of a conversation, and what makes a row unusable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from tinychat.data.tables import not_text, short
+from tinychat.errors import UserError
+
+# {"role": "system" | "user" | "assistant", "content": str}; a user message may have "input": str beside them
+Message = dict[str, str]
+# What data sets call the three roles.
+ROLES = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+}
+ORDER = "a conversation goes [system,] user, assistant, user, assistant, ..."
+
+
+class BadRow(UserError):
+    """A row that cannot be used; the message names it and says why. data.on_bad_row decides what follows."""
+
+    def __init__(self, place: str, why: str) -> None:
+        super().__init__(f"{place}: {why}; mend or remove this row, or leave such rows out: data.on_bad_row=skip")
+        self.place, self.why = place, why
+
+
+@dataclass(frozen=True)
+class ChatRow:
+    """One conversation."""
+
+    messages: list[Message]  # [system,] user, assistant, user, assistant, ...; the last is the assistant's
+    place: str  # names the row in messages: "FILE, line 7", "tinyworld train 12"
+    family: str = ""  # of the task; "": unknown
+    answer: str = ""  # how the last reply is checked: exact | number | word | yes_no | list; "": it cannot be
+
+    def prompt(self) -> str:
+        """The first user message and its input: rows with the same prompt belong on the same side of a
+        hold-out."""
+        first = next(message for message in self.messages if message["role"] == "user")
+        return f"{first['content'].strip()}\0{first.get('input', '').strip()}"
+
+
+def chat_row(messages: Iterable[Any], place: str, family: str = "", answer: str = "") -> ChatRow:
+    """The row of `messages`, each a dict with role, content and perhaps input, roles by any name in ROLES.
+
+    A blank system message is left out; contents stay as they stand. Raises BadRow for what is no
+    conversation: an unknown role or one out of order, a content that is blank or not a string, an end without
+    a reply.
+    """
+    checked: list[Message] = []
+    for number, message in enumerate(messages, start=1):
+        one = _message(message, number, place)
+        if one["role"] == "system" and number == 1 and not one["content"].strip():
+            continue
+        _check_order(checked, one, number, place)
+        checked.append(one)
+    if not any(message["role"] == "assistant" for message in checked):
+        raise BadRow(place, "no message of the assistant" if checked else "no messages")
+    if checked[-1]["role"] == "user":
+        raise BadRow(place, f"message {len(checked)}, the last, is the user's: it has no reply")
+    return ChatRow(checked, place, family, answer)
+
+
+def _message(message: Any, number: int, place: str) -> Message:
+    if not isinstance(message, dict):
+        raise BadRow(place, f'message {number} is {short(message)}, not {{"role": ..., "content": ...}}')
+    for key in ("role", "content"):
+        if key not in message:
+            has = ", ".join(map(str, message)) or "nothing"
+            raise BadRow(place, f"message {number} has no {key!r}; it has {has}")
+    role, content = message["role"], message["content"]
+    name = ROLES.get(role) if isinstance(role, str) else None
+    if name is None:
+        raise BadRow(place, f"message {number} has the unknown role {short(role)}; the roles are {', '.join(ROLES)}")
+    if wrong := not_text(content):
+        raise BadRow(place, f"the content of message {number} ({name}) {wrong}")
+    checked = {"role": name, "content": content}
+    if name == "user" and message.get("input") is not None:
+        if wrong := not_text(message["input"]):
+            raise BadRow(place, f"the input of message {number} {wrong}")
+        if message["input"].strip():
+            checked["input"] = message["input"]
+    return checked
+
+
+def _check_order(before: list[Message], message: Message, number: int, place: str) -> None:
+    role = message["role"]
+    last = before[-1]["role"] if before else ""
+    fits = {"system": not before, "user": last != "user", "assistant": last == "user"}[role]
+    if not fits:
+        follows = f"follows the {last}'s" if last else "is the first"
+        raise BadRow(place, f"roles out of order: message {number}, the {role}'s, {follows}; {ORDER}")
+    if not message["content"].strip():
+        what = "empty reply" if role == "assistant" else "empty user message" if role == "user" else "empty content"
+        raise BadRow(place, f"{what} (message {number})")

@@ -1,0 +1,131 @@
+"""Tasks of two turns, in which the second question leans on the first one and its answer."""
+
+from functools import partial
+
+from tinychat.data.tinyworld.grammar import article, number
+from tinychat.data.tinyworld.tasks.draw import Draft, Draw, Recipe, Teller, listed, wordings
+from tinychat.data.tinyworld.tasks.words import COLOUR, COUNTED, THINGS, WORDS
+
+# Two addends, then what goes away or is added; each step is in the tables of the families of sums and differences.
+_GOES = tuple((a, b, c) for a in range(2, 9) for b in range(2, 9) for c in range(2, 9) if 1 <= a + b - c <= 9)
+_COMES = tuple((a, b, c) for a in range(2, 9) for b in range(2, 9) for c in range(2, 10) if a + b <= 9)
+_GETS = wordings(
+    "{hero} has {a} {things} and gets {b} more from {friend}. How many does {he} have now?",
+    "{hero} has {a} {things}. {friend} brings {him} {b} more. How many is that?",
+    "{hero} found {a} {things} and then {b} more with {friend}. How many did {he} find in all?",
+    "{hero} had {a} {things}, then {friend} gave {him} {b}. How many does {he} have?",
+    "{hero} takes {a} {things} from {friend} and finds {b} more. How many does {he} have?",
+)
+_THEN_GOES = wordings(
+    "And how many are left if {he} gives {c} away?",
+    "Then {he} loses {c}. How many are left?",
+    "Now {c} of them get lost. How many remain?",
+    "And without {c} of them?",
+    "{He} gives {c} back. How many does {he} have now?",
+)
+_THEN_COMES = wordings(
+    "And how many are there if {he} gets {c} more?",
+    "Then {he} finds {c} more. How many does {he} have now?",
+    "Now {c} more come. How many is that?",
+    "And with {c} more?",
+    "{friend} adds {c}. How many does {he} have then?",
+)
+
+
+def count_on(core: Draw, tell: Teller, goes: bool) -> Draft:
+    """Core: the three numbers and what is counted."""
+    a, b, c = core.pick(_GOES if goes else _COMES)
+    slots = tell.cast(things=core.pick(COUNTED), a=number(a), b=number(b), c=number(c))
+    asked = tell.ask(_GETS, slots, number(a + b))
+    return Draft(
+        "number", (asked, tell.ask(_THEN_GOES if goes else _THEN_COMES, slots, number(a + b + (-c if goes else c))))
+    )
+
+
+_OWNING = wordings(
+    "{hero} has {a_first} and {friend} has {a_second}.",
+    "{hero} has {a_first}. {friend} has {a_second}.",
+    "{hero} brings {a_first}, {friend} brings {a_second}.",
+)
+_WHO = wordings("{material} Who has the {thing}?", "Who has the {thing}?", "{material} Whose is the {thing}?")
+_COLOUR = wordings(
+    "{material} [What|Which] colour is the {thing}?",
+    "[What|Which] colour is the {thing}?",
+    "{material} Name the colour of the {thing}.",
+)
+_AND_COLOUR = wordings(
+    "And [what|which] colour is it?",
+    "What colour is it?",
+    "And its colour?",
+    "Tell me its colour too.",
+    "Which colour does it have?",
+)
+_AND_OTHER = wordings(
+    "And the {other}?", "What about the {other}?", "And now the {other}.", "The {other}, too?", "How about the {other}?"
+)
+_AND_WHO = wordings(
+    "And who has it?", "Whose is it?", "And whose is it?", "To whom does it belong?", "Name the child who has it."
+)
+
+
+def ask_on(core: Draw, tell: Teller, case: str) -> Draft:
+    """Core: two things, their colours, and which of the two is asked about first."""
+    things, colours, which = core.sample(THINGS, 2), core.sample(COLOUR.members, 2), core.below(2)
+    slots = tell.cast(
+        a_first=article(f"{colours[0]} {things[0]}"),
+        a_second=article(f"{colours[1]} {things[1]}"),
+        thing=things[which],
+        other=things[1 - which],
+    )
+    owners = (slots["hero"], slots["friend"])
+    first, reply, second, last = {
+        "who, colour": (_WHO, owners[which], _AND_COLOUR, colours[which]),
+        "colour, who": (_COLOUR, colours[which], _AND_WHO, owners[which]),
+        "colour, other": (_COLOUR, colours[which], _AND_OTHER, colours[1 - which]),
+        "who, other": (_WHO, owners[which], _AND_OTHER, owners[1 - which]),
+    }[case]
+    asked = tell.ask(first, slots, reply, tell.say(_OWNING, slots))
+    return Draft("word", (asked, tell.ask(second, slots, last)))
+
+
+_NTH = wordings(
+    "Which word is the {nth} one: {material}?",
+    "Name the {nth} word: {material}.",
+    "What is the {nth} word?",
+    "The list is {material}. What is the {nth} word?",
+)
+_THEN = {
+    "after": wordings(
+        "And which word comes after it?", "Which one follows it?", "And the next one?", "What comes right after that?"
+    ),
+    "before": wordings(
+        "And which word comes before it?",
+        "Which one stands before it?",
+        "And the one before?",
+        "What comes right before that?",
+    ),
+    "last": wordings(
+        "And the last one?", "And which word is last?", "Name the last one too.", "What about the last one?"
+    ),
+    "first": wordings(
+        "And the first one?", "And which word is first?", "Name the first one too.", "What about the first one?"
+    ),
+}
+
+
+def pick_on(core: Draw, tell: Teller, start: int, then: str) -> Draft:
+    """Core: four words in their order."""
+    words = core.sample(WORDS, 4)
+    last = {"after": start + 1, "before": start - 1, "last": 3, "first": 0}[then]
+    slots = tell.plain(nth=("first", "second", "third", "last")[start])
+    asked = tell.ask(_NTH, slots, words[start], listed(words))
+    return Draft("word", (asked, tell.ask(_THEN[then], slots, words[last])))
+
+
+_OWN = ("who, colour", "colour, who", "colour, other", "who, other")
+_STEPS = ((0, "after"), (1, "after"), (1, "before"), (3, "before"), (0, "last"), (3, "first"))
+FAMILIES = {
+    "follow-up count": (Recipe(partial(count_on, goes=True)), Recipe(partial(count_on, goes=False))),
+    "follow-up story": tuple(Recipe(partial(ask_on, case=case)) for case in _OWN),
+    "follow-up list": tuple(Recipe(partial(pick_on, start=start, then=then)) for start, then in _STEPS),
+}
