@@ -1,0 +1,185 @@
+"""Conversations to tokens, which of the tokens are trained, and replies back to text.
+
+A chat template is Jinja text kept in the tokenizer (`tokenizer.chat_template`), so that every tool that loads
+the checkpoint formats a conversation as training did. A content never becomes a special token: one that spells
+`<|im_end|>` gets the tokens of those letters, as in tinychat.text.tokenizer.encode_documents. That is the one
+difference to `tokenizer.apply_chat_template`, which by default reads special tokens out of contents.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+from itertools import islice, pairwise
+
+import numpy as np
+from rich.text import Text
+from transformers import PreTrainedTokenizerFast
+
+from tinychat.errors import UserError
+from tinychat.text import CHAT_END, CHAT_START
+from tinychat.text.chat_render import INSTEAD, TEMPLATES, Message, Rendered, render, special_tokens, template_of
+from tinychat.text.report import decode_exactly
+from tinychat.text.tokenizer import encode_documents
+
+OWN = "own"  # in place of a name in TEMPLATES: the template the tokenizer brings along
+BATCH = 2048  # conversations per call of the tokenizer: bounds the memory that its encodings take
+PROBE = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
+# Control characters would act on the terminal; their pictures do not.
+PICTURES = {code: chr(0x2400 + code) for code in range(32) if code != ord("\t")} | {ord("\n"): "↵\n"}
+
+
+@dataclass(frozen=True)
+class EncodedChat:
+    """The T tokens of one conversation."""
+
+    ids: np.ndarray  # (T,) int32
+    trained: np.ndarray  # (T,) bool: the token is a target (replies and their end tokens, nothing else)
+    prompt_length: int  # tokens before the last reply; T where there is no reply
+
+
+def set_template(tokenizer: PreTrainedTokenizerFast, name: str) -> None:
+    """Give the tokenizer one of TEMPLATES; OWN keeps what it has. Raises UserError for a name or a tokenizer
+    with which that does not work."""
+    if name == OWN:
+        template_of(tokenizer)
+        return
+    if name not in TEMPLATES:
+        raise UserError(f"template.name={name}: unknown; one of {', '.join((*TEMPLATES, OWN))}")
+    missing = [token for token in (CHAT_START, CHAT_END) if token not in special_tokens(tokenizer)]
+    if name == "chatml" and missing:
+        raise UserError(
+            f"template=chatml: the tokenizer has no special token {' and no '.join(missing)}; use "
+            "template=instruct, or a model with tokenizer=bpe or tokenizer=gpt2, which hold them"
+        )
+    path = files("tinychat.text") / "templates" / f"{name}.jinja"
+    tokenizer.chat_template = path.read_text("utf-8").rstrip()
+
+
+def encode_chats(tokenizer: PreTrainedTokenizerFast, conversations: list[list[Message]]) -> list[EncodedChat]:
+    """Tokens of whole conversations, each ending with a reply. Raises UserError for a conversation or a
+    template that cannot be used."""
+    chats = []
+    for rendered, ids, offsets in _encode(tokenizer, conversations, prompts=False):
+        trained: np.ndarray = np.zeros(len(ids), dtype=bool)
+        prompt_length = len(ids)
+        for start, end in rendered.replies:
+            reply = (offsets[:, 0] < end) & (offsets[:, 1] > start)
+            trained |= reply
+            prompt_length = int(reply.argmax())
+        chats.append(EncodedChat(np.array(ids, dtype=np.int32), trained, prompt_length))
+    return chats
+
+
+def encode_prompts(tokenizer: PreTrainedTokenizerFast, conversations: list[list[Message]]) -> list[list[int]]:
+    """Tokens of conversations that a reply is to follow. With TEMPLATES and a byte-level tokenizer these are
+    the first `prompt_length` tokens of the conversation with its reply."""
+    return [ids for _, ids, _ in _encode(tokenizer, conversations, prompts=True)]
+
+
+def end_token_id(tokenizer: PreTrainedTokenizerFast) -> int:
+    """The token that ends a reply. Raises UserError where the template trains none."""
+    (encoded,) = encode_chats(tokenizer, [PROBE])
+    special = set(special_tokens(tokenizer).values())
+    ends = [token for token in encoded.ids[encoded.trained].tolist() if token in special]
+    if not ends:
+        raise UserError(f"chat template: marks no special token as the end of a reply; {INSTEAD}")
+    return ends[-1]
+
+
+def reply_text(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> str:
+    """The text of a generated reply: up to its end token (or the end of text), without outer blanks. Other
+    special tokens stay visible."""
+    ends = {end_token_id(tokenizer), tokenizer.eos_token_id}
+    length = next((index for index, token in enumerate(ids) if token in ends), len(ids))
+    return decode_exactly(tokenizer, ids[:length]).strip()
+
+
+def check_trained(tokenizer: PreTrainedTokenizerFast, encoded: EncodedChat, place: str) -> None:
+    """Raise UserError when nothing in a whole (uncut) conversation is trained, or a reply's end token is not.
+    `place` names the conversation in the message."""
+    if not encoded.trained.any():
+        raise UserError(f"{place}: no token would be trained: the chat template marks no reply in it; {INSTEAD}")
+    end = end_token_id(tokenizer)
+    for start, stop in _runs(encoded.trained):
+        if encoded.trained[start] and end not in encoded.ids[start:stop]:
+            raise UserError(
+                f"{place}: {tokenizer.convert_ids_to_tokens(end)}, which ends a reply, would not be trained, and "
+                f"the model would never stop; {INSTEAD}"
+            )
+
+
+def coloured_example(tokenizer: PreTrainedTokenizerFast, encoded: EncodedChat) -> Text:
+    """The conversation for a terminal: trained tokens green and bold, the rest dim, ↵ where a line ends."""
+    text = Text()
+    for start, stop in _runs(encoded.trained):
+        piece = decode_exactly(tokenizer, encoded.ids[start:stop].tolist())
+        text.append(piece.translate(PICTURES), style="bold green" if encoded.trained[start] else "dim")
+    return text
+
+
+def _runs(values: np.ndarray) -> Iterator[tuple[int, int]]:
+    """[start, stop) of each stretch of equal values."""
+    changes: list[int] = np.flatnonzero(values[1:] != values[:-1]).tolist()
+    return pairwise([0, *(index + 1 for index in changes), len(values)])
+
+
+def _encode(
+    tokenizer: PreTrainedTokenizerFast, conversations: list[list[Message]], prompts: bool
+) -> Iterator[tuple[Rendered, list[int], np.ndarray]]:
+    """Each conversation as text, its ids (T) and their character offsets (T, 2). One call of the tokenizer for
+    BATCH conversations, but for those that spell special tokens."""
+    remaining = render(tokenizer, conversations, prompts)
+    while batch := list(islice(remaining, BATCH)):
+        ordinary = _tokenize(tokenizer, [one.text for one in batch if not one.stand_ins], literal=False)
+        for one in batch:
+            yield one, *(_encode_disarmed(tokenizer, one) if one.stand_ins else next(ordinary))
+
+
+def _encode_disarmed(tokenizer: PreTrainedTokenizerFast, rendered: Rendered) -> tuple[list[int], np.ndarray]:
+    """Cut the text at its special tokens, all of them the template's; encode what lies between literally, with
+    its own characters again. Tokenizers cut there too, so these are the tokens the whole text would have (but
+    SentencePiece's may begin each piece with a blank)."""
+    special = list(special_tokens(tokenizer).values())
+    blanks = r"\s*"  # some special tokens swallow those beside them
+    kinds = [tokenizer.added_tokens_decoder[index] for index in special]
+    groups = [f"({blanks * kind.lstrip}{re.escape(kind.content)}{blanks * kind.rstrip})" for kind in kinds]
+    cuts = list(re.finditer("|".join(groups), rendered.text))
+    starts, ends = [0, *(cut.end() for cut in cuts)], [*(cut.start() for cut in cuts), len(rendered.text)]
+    pieces = [rendered.text[start:end].translate(rendered.stand_ins) for start, end in zip(starts, ends, strict=True)]
+    ids: list[int] = []
+    offsets: list[np.ndarray] = []
+    for start, (piece_ids, piece_offsets), cut in zip(
+        starts, _tokenize(tokenizer, pieces, literal=True), [*cuts, None], strict=True
+    ):
+        ids += piece_ids
+        offsets.append(piece_offsets + start)
+        if cut:
+            ids.append(special[(cut.lastindex or 0) - 1])
+            offsets.append(np.array([cut.span()]))
+    return ids, np.concatenate(offsets)
+
+
+def _tokenize(
+    tokenizer: PreTrainedTokenizerFast, texts: list[str], literal: bool
+) -> Iterator[tuple[list[int], np.ndarray]]:
+    """ids and offsets of each text; `literal`: no special token is read out of it."""
+    if not texts:
+        return
+    try:
+        encoded = tokenizer(
+            texts,
+            add_special_tokens=False,
+            split_special_tokens=literal,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+    except (TypeError, UnicodeEncodeError):
+        encode_documents(tokenizer, texts)  # says in one line which text is no Unicode
+        raise
+    for ids, offsets in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
+        yield ids, np.array(offsets, dtype=np.int64).reshape(-1, 2)
