@@ -1,7 +1,8 @@
 """Checkpoints: a Hugging Face folder, a lineage file, and (for the newest ones) all that an exact resume needs.
 
     step-000100/
-        model.safetensors  config.json  tokenizer.json ...   what AutoModelForCausalLM and AutoTokenizer load
+        model.safetensors  config.json  tokenizer.json ...   what AutoModelForCausalLM and AutoTokenizer load (of an
+                                                             adapter: its own weights, and which base they belong to)
         lineage.json                                         where it comes from
         manifest.json                                        sizes of all files: a checkpoint cut short is noticed
         trainer_state/                                       step, counters, optimizer, random numbers
@@ -23,12 +24,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError
 
 from tinychat import runs
 from tinychat.engine import Engine
 from tinychat.errors import UserError
+from tinychat.models.save import save_weights
 from tinychat.world import World
 
 TRAINER_FILE = "trainer.json"
@@ -161,19 +162,6 @@ class Checkpointer:
         if own.exists():
             restore_random_state(torch.load(own, weights_only=True))
         return trainer
-
-
-def save_weights(model: Any, weights: dict[str, torch.Tensor], folder: Path) -> None:
-    """config.json, generation_config.json and model.safetensors, as transformers lays them out.
-
-    Not model.save_pretrained: that imports DeepSpeed wherever it is installed.
-    """
-    model.config.architectures = [type(model).__name__]
-    model.config.save_pretrained(folder)
-    if model.can_generate():
-        model.generation_config.save_pretrained(folder)
-    tied = list(getattr(model, "_tied_weights_keys", None) or [])
-    save_torch_state_dict(weights, str(folder), shared_tensors_to_discard=tied)
 
 
 def random_state() -> dict[str, Any]:

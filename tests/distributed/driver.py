@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, GPT2Config
 
 from tinychat.engine import build_engine
 from tinychat.models.logprobs import IGNORED, token_nll
-from tinychat.schema import Device, DsConfig, OptimConfig, OptimKind, Precision, PretrainStage, Schedule
+from tinychat.schema import Device, DsConfig, OptimConfig, OptimKind, Precision
+from tinychat.schema_stages import PretrainStage, Schedule
 from tinychat.world import World, join_world
 
 BATCH, LENGTH, STEPS, VOCABULARY = 8, 16, 12, 97

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 from tinychat.errors import UserError
+from tinychat.models.adapter_files import is_adapter
+from tinychat.models.save import saved_parameters
 from tinychat.schema import Precision
 from tinychat.world import World
 
@@ -51,6 +53,10 @@ class Engine(ABC):
     def inference(self) -> contextlib.AbstractContextManager[Any]:
         """Inside: the model in eval mode, without gradients, ready to be called. Every rank enters together."""
 
+    def generation(self) -> contextlib.AbstractContextManager[Any]:
+        """As inference(), with whole weights on every rank: inside, ranks may call the model differently often."""
+        return self.inference()
+
     @abstractmethod
     def save_state(self, folder: Path) -> None:
         """Write everything `load_state` needs for a bit-identical continuation. Every rank calls it."""
@@ -61,7 +67,8 @@ class Engine(ABC):
 
     @abstractmethod
     def full_state_dict(self) -> dict[str, torch.Tensor]:
-        """fp32 weights and buffers by name on rank 0 (others may get {}); a tied weight comes once."""
+        """fp32 weights and buffers by name on rank 0 (others may get {}); a tied weight comes once. Of a model with an
+        adapter what it trains alone."""
 
     def set_lr(self, factor: float) -> None:
         """Set every group's learning rate to `factor` times its peak."""
@@ -84,10 +91,23 @@ def eval_mode(model: Any) -> Iterator[Any]:
         model.train(training)
 
 
-def persistent_buffers(model: Any) -> dict[str, torch.Tensor]:
-    """The part of a model's state_dict that is no parameter."""
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    return {name: value for name, value in model.state_dict().items() if name not in parameters}
+@contextlib.contextmanager
+def trained_state(model: Any) -> Iterator[None]:
+    """Inside, the state_dict of a model with an adapter holds what it trains alone; that of any other holds all."""
+    if not is_adapter(model):
+        yield
+        return
+    kept = set(saved_parameters(model))
+
+    def leave_out(_module: Any, state: dict[str, Any], _prefix: str, _metadata: Any) -> None:
+        for name in [name for name in state if name not in kept]:
+            del state[name]
+
+    handle = model.register_state_dict_post_hook(leave_out)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:

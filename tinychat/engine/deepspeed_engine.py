@@ -15,9 +15,11 @@ from typing import Any
 
 import torch
 
-from tinychat.engine.base import Batch, Engine, LossFn, StepStats, eval_mode, persistent_buffers
+from tinychat.engine.base import Batch, Engine, LossFn, StepStats, eval_mode, trained_state
 from tinychat.engine.muon import MuonAdamW
 from tinychat.errors import UserError
+from tinychat.models.adapter_files import is_adapter
+from tinychat.models.save import saved_buffers, saved_parameters
 from tinychat.world import World
 
 TAG = "deepspeed"
@@ -87,12 +89,21 @@ class DeepSpeedEngine(Engine):
         with eval_mode(self.model), torch.no_grad():
             yield self.model
 
+    @contextlib.contextmanager
+    def generation(self) -> Iterator[Any]:
+        import deepspeed
+
+        sharded = [p for p in self.model.parameters() if hasattr(p, "ds_id")]
+        with self.inference() as model, deepspeed.zero.GatheredParameters(sharded, modifier_rank=None):
+            yield model
+
     def save_state(self, folder: Path) -> None:
-        self.engine.save_checkpoint(str(folder), tag=TAG)
+        with trained_state(self.model):
+            self.engine.save_checkpoint(str(folder), tag=TAG, exclude_frozen_parameters=is_adapter(self.model))
 
     def load_state(self, folder: Path) -> None:
         with _tensors_only():
-            path, _ = self.engine.load_checkpoint(str(folder), tag=TAG)
+            path, _ = self.engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=not is_adapter(self.model))
         if path is None:
             raise UserError(
                 f"{folder}: DeepSpeed finds none of its state there; remove this checkpoint to use the one before"
@@ -108,8 +119,8 @@ class DeepSpeedEngine(Engine):
         if hasattr(wrapper, "fp32_groups"):  # bf16 without ZeRO: whole masters
             for low, high in zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True):
                 masters.update(zip(low, high, strict=True))
-        found = persistent_buffers(self.model) if self.world.is_main else {}
-        for name, p in self.model.named_parameters():
+        found = saved_buffers(self.model) if self.world.is_main else {}
+        for name, p in saved_parameters(self.model).items():
             full = masters.get(p)
             if full is None and (hasattr(p, "_z3_optimizer") or getattr(p, "_dp_group", None) is not None):
                 full = safe_get_full_fp32_param(p)

@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 
-from tinychat.engine.base import Batch, Engine, LossFn, StepStats, eval_mode, persistent_buffers
+from tinychat.engine.base import Batch, Engine, LossFn, StepStats, eval_mode, trained_state
+from tinychat.models.adapter_files import is_adapter
+from tinychat.models.save import saved_buffers, saved_parameters
 from tinychat.world import World
 
 STATE_FILE = "engine.pt"
@@ -62,14 +64,15 @@ class PlainEngine(Engine):
         if self.world.is_main:
             state = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
             # The weights again, beside model.safetensors: a resume then depends on nothing that export may round.
-            torch.save({"model": self.model.state_dict(), **state}, folder / STATE_FILE)
+            with trained_state(self.model):
+                torch.save({"model": self.model.state_dict(), **state}, folder / STATE_FILE)
 
     def load_state(self, folder: Path) -> None:
         state = torch.load(folder / STATE_FILE, map_location=self.world.device, weights_only=True, mmap=True)
-        self.model.load_state_dict(state["model"])
+        self.model.load_state_dict(state["model"], strict=not is_adapter(self.model))
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
 
     def full_state_dict(self) -> dict[str, torch.Tensor]:
-        weights = {name: p.detach() for name, p in self.model.named_parameters()}
-        return weights | persistent_buffers(self.model) if self.world.is_main else {}
+        weights = {name: p.detach() for name, p in saved_parameters(self.model).items()}
+        return weights | saved_buffers(self.model) if self.world.is_main else {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from tinychat.schema import Schedule, TrainLoop
+from tinychat.schema_stages import Schedule, TrainLoop
 
 
 def lr_factor(step: int, loop: TrainLoop) -> float:

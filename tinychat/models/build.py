@@ -52,6 +52,7 @@ class ParameterCount:
     total: int
     embedding: int  # token and position embeddings, and the output head
     other: int  # attention, MLPs, norms: what the arithmetic per token grows with
+    trained: int  # that have a gradient
 
 
 def model_vocab_size(config: ModelConfig, tokenizer_len: int) -> int:
@@ -174,12 +175,13 @@ def _check_heads(config: ModelConfig) -> None:
 def count_parameters(model: nn.Module) -> ParameterCount:
     """Parameters of a model on any device, the meta device included."""
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
-    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if head is not None:
         embeddings |= {id(p) for p in head.parameters()}
     total = sum(p.numel() for p in model.parameters())
     embedding = sum(p.numel() for p in model.parameters() if id(p) in embeddings)
-    return ParameterCount(total=total, embedding=embedding, other=total - embedding)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return ParameterCount(total=total, embedding=embedding, other=total - embedding, trained=trained)
 
 
 def configured_parameters(config: ModelConfig, vocab_size: int) -> ParameterCount:

@@ -8,12 +8,14 @@ change it.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import queue
 import threading
 from collections.abc import Iterator
 
 import torch
 from transformers import (
+    Cache,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -22,6 +24,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
+from tinychat.models.kept_cache import KeptCache
 from tinychat.models.sampling import SamplingOptions
 
 UNFINISHED = "\ufffd"  # what decoding gives for the first bytes of a character whose other bytes are yet to come
@@ -53,7 +56,9 @@ def continue_texts(
     padded = tokenizer.pad({"input_ids": encoded}, padding_side="left", return_tensors="pt")
     # A pretrained model may have no row for its tokenizer's added padding token; masked, any token serves.
     input_ids = padded["input_ids"].masked_fill(padded["attention_mask"] == 0, _pad_id(model, tokenizer))
-    output = _generate(model, tokenizer, input_ids, padded["attention_mask"], options, new)
+    output = _generate(
+        model, tokenizer, input_ids, padded["attention_mask"], dataclasses.replace(options, max_new_tokens=new)
+    )
     texts = []
     for ids, row in zip(encoded, output[:, input_ids.shape[1] :].tolist(), strict=True):
         decoder = IncrementalText(tokenizer, ids)
@@ -64,20 +69,41 @@ def continue_texts(
 def stream_text(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompt: str, options: SamplingOptions
 ) -> Iterator[str]:
-    """The same continuation of one prompt, in pieces as they are generated.
-
-    Closing the iterator (or an exception in the loop that reads it, Ctrl-C included) stops the generation.
-    """
+    """The same continuation of one prompt, in pieces as they are generated; see stream_ids."""
     ids = prompt_ids(tokenizer, prompt)
     kept, new = fit_to_context(len(ids), options.max_new_tokens, model.config.max_position_embeddings)
-    input_ids = torch.tensor([ids[-kept:]])
+    return stream_ids(model, tokenizer, ids[-kept:], dataclasses.replace(options, max_new_tokens=new))
+
+
+def stream_ids(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    ids: list[int],
+    options: SamplingOptions,
+    cache: KeptCache | None = None,
+    end_ids: tuple[int, ...] = (),
+    generated: list[int] | None = None,
+) -> Iterator[str]:
+    """The text that follows the tokens `ids`, in pieces as they are generated; it must fit into the context.
+
+    `cache` spares computing what it holds of the same beginning, and holds all of it afterwards. `end_ids` end
+    the text beside the end of text. The new tokens are appended to `generated`, the one that ended the text too.
+
+    Closing the iterator (or an exception in the loop that reads it, Ctrl-C included) stops the generation, and
+    leaves `cache` and `generated` as they are after the last whole token.
+    """
+    generated = [] if generated is None else generated
+    input_ids = torch.tensor([ids])
     pieces: queue.Queue[str | BaseException | None] = queue.Queue()
     stop = threading.Event()
-    streamer = _QueueStreamer(IncrementalText(tokenizer, ids[-kept:]), pieces)
+    streamer = _QueueStreamer(IncrementalText(tokenizer, ids), pieces, generated)
 
     def work() -> None:
         try:
-            _generate(model, tokenizer, input_ids, torch.ones_like(input_ids), options, new, streamer, stop)
+            past = cache.begin(ids) if cache is not None else None
+            _generate(model, tokenizer, input_ids, torch.ones_like(input_ids), options, end_ids, streamer, stop, past)
+            if cache is not None:
+                cache.end([*ids, *generated])
         except BaseException as error:
             pieces.put(error)  # raised again in the thread that reads
         finally:
@@ -93,7 +119,9 @@ def stream_text(
                 yield piece
     finally:
         stop.set()
-        worker.join()
+        while worker.is_alive():  # a second Ctrl-C must not leave it at work on the cache; it stops after one token
+            with contextlib.suppress(KeyboardInterrupt):
+                worker.join()
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerFast, prompt: str) -> list[int]:
@@ -139,14 +167,16 @@ class IncrementalText:
 
 
 class _QueueStreamer(BaseStreamer):
-    """Receives tokens from generate and puts their text into a queue. The first call carries the prompt."""
+    """Receives tokens from generate, keeps them and puts their text into a queue. The first call carries the
+    prompt."""
 
-    def __init__(self, text: IncrementalText, pieces: queue.Queue):
-        self._text, self._pieces, self._prompt_seen = text, pieces, False
+    def __init__(self, text: IncrementalText, pieces: queue.Queue, tokens: list[int]):
+        self._text, self._pieces, self._tokens, self._prompt_seen = text, pieces, tokens, False
 
     def put(self, value: torch.Tensor) -> None:
         if self._prompt_seen:
             for token in value.flatten().tolist():
+                self._tokens.append(token)
                 self._pieces.put(self._text.add(token))
         self._prompt_seen = True
 
@@ -168,11 +198,13 @@ def _generate(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor,
     options: SamplingOptions,
-    new_tokens: int,
+    end_ids: tuple[int, ...] = (),
     streamer: BaseStreamer | None = None,
     stop: threading.Event | None = None,
+    past: Cache | None = None,
 ) -> torch.Tensor:
-    """input_ids [B, T] left-padded -> [B, T + new]; the model's mode is kept."""
+    """input_ids [B, T] left-padded -> [B, T + new]; the model's mode is kept. `past` holds the keys and values of
+    the first of the T tokens, and of all that were computed afterwards."""
     was_training = model.training
     model.eval()
     try:
@@ -180,8 +212,9 @@ def _generate(
             return model.generate(
                 input_ids.to(model.device),
                 attention_mask=attention_mask.to(model.device),
-                generation_config=_generation_config(model, tokenizer, options, new_tokens),
+                generation_config=_generation_config(model, tokenizer, options, end_ids),
                 streamer=streamer,
+                **({} if past is None else {"past_key_values": past}),
                 stopping_criteria=StoppingCriteriaList([_StopWhenSet(stop)] if stop else []),
             )
     finally:
@@ -189,15 +222,15 @@ def _generate(
 
 
 def _generation_config(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, options: SamplingOptions, new_tokens: int
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, options: SamplingOptions, end_ids: tuple[int, ...]
 ) -> GenerationConfig:
     """Every option is set here, so that none is taken from what a published model brings along."""
     ends = model.generation_config.eos_token_id
-    all_ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+    all_ends = {*end_ids, tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
     beyond = list(range(len(tokenizer), model.get_input_embeddings().weight.shape[0]))  # rows that are no token
     sampling = {"temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p}
     return GenerationConfig(
-        max_new_tokens=new_tokens,
+        max_new_tokens=options.max_new_tokens,
         do_sample=not options.greedy,
         repetition_penalty=options.repetition_penalty,
         eos_token_id=sorted(all_ends),

@@ -1,7 +1,8 @@
 """Loading models that exist: checkpoints, other people's folders, hub repositories.
 
 Only safetensors are read: pickled weights can run code when they are opened. Weights that are missing or left
-over are errors here; transformers would fill them with random numbers and go on.
+over are errors here; transformers would fill them with random numbers and go on. The folder of an adapter stands for
+its base with the adapter.
 """
 
 from __future__ import annotations
@@ -10,14 +11,17 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.utils import logging as hf_logging
 
 from tinychat import hub
 from tinychat.errors import UserError
+from tinychat.models.adapter_files import ADAPTER_FILES, find_base, is_adapter_folder
+from tinychat.models.quantized import prepare_quantized, quantization_config
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -26,19 +30,28 @@ DROPOUTS = ("attn_pdrop", "resid_pdrop", "embd_pdrop", "attention_dropout")
 SHOWN = 3  # weights named in a message
 
 
-def load_model(path: str, dropout: float | None = None) -> PreTrainedModel:
+def load_model(path: str, dropout: float | None = None, quantize: bool = False, is_trainable: bool = False) -> Any:
     """The model in a folder or hub repository: fp32, scaled-dot-product attention, in evaluation mode.
 
-    `dropout` replaces every dropout rate of the architecture; None keeps them. Raises UserError for a folder
-    that is missing, is no model, is cut short, or does not hold exactly the model's weights.
+    An adapter's folder gives a peft.PeftModel on its base, all of it frozen, or with `is_trainable` all but the
+    adapter; other folders give a PreTrainedModel. `dropout` replaces every dropout rate of the architecture; None keeps
+    them. `quantize` holds the linear layers of the blocks in 4 bits (see tinychat.models.quantized).
+
+    Raises UserError for a folder that is missing, is no model, is cut short, or does not hold exactly the model's
+    weights; for an adapter also when its base is missing or another one.
     """
     folder = model_folder(path)
+    if is_adapter_folder(folder):
+        from tinychat.models.adapters import load_adapter  # which loads its base here
+
+        return load_adapter(folder, dropout, quantize, is_trainable)
     config = load_config(str(folder))
-    check_weights(folder)
+    weight_files(folder)
     if dropout is not None:
         for key in DROPOUTS:
             if hasattr(config, key):
                 setattr(config, key, dropout)
+    quantized = {"quantization_config": quantization_config(config), "device_map": {"": "cpu"}} if quantize else {}
     try:
         with _quiet():
             model, found = AutoModelForCausalLM.from_pretrained(
@@ -50,10 +63,14 @@ def load_model(path: str, dropout: float | None = None) -> PreTrainedModel:
                 trust_remote_code=False,
                 ignore_mismatched_sizes=True,  # reported below, with the names
                 output_loading_info=True,
+                **quantized,
             )
     except Exception as error:  # transformers raises nearly anything on a malformed folder
-        raise UserError(f"model {folder}: cannot be loaded: {_one_line(error)}") from None
+        raise UserError(f"model {folder}: cannot be loaded: {one_line(error)}") from None
     _check_loaded(folder, found)
+    if quantize:
+        prepare_quantized(model)
+    model.name_or_path = str(folder.resolve()) if Path(path).expanduser().exists() else path  # adapters name it
     return model
 
 
@@ -61,15 +78,18 @@ def model_folder(path: str) -> Path:
     """The local folder of a path or hub id."""
     folder = Path(path).expanduser()
     if not folder.exists() and hub.is_hub_id(path):
-        return hub.repository_folder(path, hub.MODEL_FILES, "give a folder with config.json and model.safetensors")
+        wanted = hub.MODEL_FILES + ADAPTER_FILES
+        return hub.repository_folder(path, wanted, "give a folder with config.json and model.safetensors")
     if not folder.is_dir():
         raise UserError(f"model {path}: {'is a file; give its folder' if folder.exists() else 'no such folder'}")
     return folder
 
 
 def load_config(path: str) -> PreTrainedConfig:
-    """The transformers configuration in a model's folder or hub repository."""
+    """The transformers configuration in a model's folder or hub repository; an adapter has its base's."""
     folder = model_folder(path)
+    if is_adapter_folder(folder):
+        folder = model_folder(find_base(folder))
     file = folder / CONFIG
     if not file.is_file():
         raise UserError(f"model {folder}: holds no {CONFIG}; give a folder written by save_pretrained")
@@ -80,32 +100,38 @@ def load_config(path: str) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as error:  # unknown architectures, values out of range, code of its own
-        raise UserError(f"model {file}: {_one_line(error)}") from None
+        raise UserError(f"model {file}: {one_line(error)}") from None
 
 
-def check_weights(folder: Path) -> None:
-    """Raise UserError unless the folder has whole safetensors files; reads only their headers."""
+def weight_files(folder: Path) -> list[Path]:
+    """The folder's safetensors files. Raises UserError unless they are there and whole; reads only their headers."""
     if (folder / INDEX).is_file():
         try:
             names = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
         except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise UserError(f"model {folder / INDEX}: broken index ({_one_line(error)})") from None
+            raise UserError(f"model {folder / INDEX}: broken index ({one_line(error)})") from None
     else:
         names = [WEIGHTS]
     for name in names:
-        file = folder / name
-        if not file.is_file():
-            others = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.pt*"))
-            pickles = f"; {others[0]} is not read, as pickles can run code" if others else ""
-            raise UserError(f"model {folder}: holds no {name}{pickles}")
-        try:
-            with safe_open(str(file), framework="pt"):
-                pass
-        except (SafetensorError, OSError, ValueError) as error:
-            raise UserError(
-                f"model {file}: cut short or no safetensors file ({file.stat().st_size:,} bytes; "
-                f"{_one_line(error)}); copy it again or take an earlier checkpoint"
-            ) from None
+        check_safetensors(folder, name)
+    return [folder / name for name in names]
+
+
+def check_safetensors(folder: Path, name: str) -> None:
+    """Raise UserError unless the folder holds this safetensors file, whole."""
+    file = folder / name
+    if not file.is_file():
+        others = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.pt*"))
+        pickles = f"; {others[0]} is not read, as pickles can run code" if others else ""
+        raise UserError(f"model {folder}: holds no {name}{pickles}")
+    try:
+        with safe_open(str(file), framework="pt"):
+            pass
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(
+            f"model {file}: cut short or no safetensors file ({file.stat().st_size:,} bytes; "
+            f"{one_line(error)}); copy it again or take an earlier checkpoint"
+        ) from None
 
 
 def _check_loaded(folder: Path, found: dict) -> None:
@@ -134,5 +160,6 @@ def _quiet() -> Iterator[None]:
             hf_logging.enable_progress_bar()
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """An exception's message without line ends, 300 characters at most."""
     return " ".join(str(error).split())[:300] or type(error).__name__
