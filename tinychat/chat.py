@@ -1,6 +1,6 @@
-"""Talk to a checkpoint: it continues what it is given.
+"""Talk to a checkpoint: a chat checkpoint answers messages, a pretrained one continues texts.
 
-    python -m tinychat.chat outputs/default/RUN/TIME --prompt "Once upon a time"
+    python -m tinychat.chat outputs/default/RUN/TIME
 
 torch is imported after the arguments have been read, so that `--help` and a wrong option answer at once.
 """
@@ -11,43 +11,45 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 from tinychat import hub, runs
+from tinychat.chat_input import HISTORY_ENV, as_utf8, history_file
+from tinychat.chat_session import Session, open_session, short_names
 from tinychat.errors import UserError
 from tinychat.models.sampling import SamplingOptions
+from tinychat.repl import converse
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-EXAMPLES = """examples:
-  python -m tinychat.chat CKPT                                   type texts, it continues them
-  python -m tinychat.chat CKPT --prompt "Once upon a time"       one text
-  echo "The cat" | python -m tinychat.chat CKPT --greedy         from a pipe
-  python -m tinychat.chat CKPT --prompt "" --seed 1 --top_p 0.9  a text from nothing, the same each time
+DESCRIPTION = """Talk to any checkpoint. One that was trained to chat (its tokenizer has a chat template) answers
+messages and remembers the dialogue; any other continues the text it is given.
 
---prompt and a pipe print the prompt and what follows it. Options may be written with - or _."""
-HINT = "/quit or Ctrl-D leaves, Ctrl-C stops a text; an empty line starts one from nothing"
+examples:
+  python -m tinychat.chat CKPT                                     talk; /help lists the commands
+  python -m tinychat.chat PRETRAINED SFT                           two checkpoints answer the same lines
+  python -m tinychat.chat CKPT --prompt "What is 2 + 3?"           one reply
+  python -m tinychat.chat CKPT --system "Answer in one word."      with a system message
+  python -m tinychat.chat CKPT --prompt "Sort them." --input "b, a, c"   an instruction and its input
+  echo "The cat" | python -m tinychat.chat CKPT --greedy           all of the pipe is one prompt
+  python -m tinychat.chat CKPT --lines < questions.txt > replies.txt     a reply a line
+  python -m tinychat.chat CKPT --mode text --prompt "" --seed 1    a text from nothing, the same each time
 
+CKPT is a checkpoint folder (adapters too), a run folder under outputs/, or a hub id."""
+EPILOG = f"""output:
+  --prompt, a pipe and --lines print a chat checkpoint's reply alone, but another's prompt with what follows it
+  (--lines: what follows it). With several checkpoints each reply has its checkpoint's name before it; under --lines
+  they are columns parted by tabs. In --lines output a line end within a reply is written \\n, a tab \\t; an empty
+  line is answered by an empty line.
 
-class Mode(Protocol):
-    """What an interactive session does with the lines typed."""
+commands while talking:
+  /undo /retry /reset /system TEXT /params NAME=VALUE /save FILE /help /quit; Ctrl-C stops a reply.
+  Lines typed are kept in {{history}}
+  ({HISTORY_ENV}=FILE: elsewhere; {HISTORY_ENV}=0: nowhere).
 
-    def reply(self, line: str) -> Iterator[str]:
-        """The answer in pieces; closing the iterator stops it."""
-
-
-class Continuation:
-    """Every line is a new text to continue."""
-
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, options: SamplingOptions):
-        self._model, self._tokenizer, self._options = model, tokenizer, options
-
-    def reply(self, line: str) -> Iterator[str]:
-        from tinychat.models.generate import stream_text
-
-        return stream_text(self._model, self._tokenizer, line, self._options)
+Options may be written with - or _."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -56,56 +58,49 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    default = SamplingOptions()
     parser = _Parser(
         prog="python -m tinychat.chat",
-        description="Continue text with any checkpoint.",
-        epilog=EXAMPLES,
+        description=DESCRIPTION,
+        epilog=EPILOG.format(history=history_file() or "no file now"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("checkpoint", metavar="CKPT", help="checkpoint folder, run folder or hub id")
-    parser.add_argument("--prompt", metavar="TEXT", help='the text to continue; "" starts from nothing')
-    sampling = parser.add_argument_group("sampling")
-    sampling.add_argument(
-        "--max_new_tokens",
-        type=int,
-        default=default.max_new_tokens,
-        metavar="N",
-        help="at most (default %(default)s)",
+    add = parser.add_argument
+    add("checkpoints", metavar="CKPT", nargs="+", help="one checkpoint, or several to compare")
+    add("--prompt", metavar="TEXT", type=as_utf8, help="one prompt instead of a dialogue")
+    add("--lines", action="store_true", help="every line of standard input is a prompt of its own, without memory")
+    add("--system", metavar="TEXT", type=as_utf8, default="", help="system message of a chat")
+    add(
+        "--input", metavar="TEXT", default="", help="with one prompt: what the instruction is about, a field of its own"
     )
-    sampling.add_argument(
-        "--temperature",
-        type=float,
-        default=default.temperature,
-        metavar="X",
-        help="above 0; low is predictable, 1 the model's own distribution (default %(default)s)",
+    add(
+        "--mode",
+        choices=["auto", "chat", "text"],
+        default="auto",
+        help="chat: as messages, in the instruct template where the tokenizer has none; text: continue them; "
+        "auto: chat where there is a template (default)",
     )
-    sampling.add_argument(
-        "--top_k",
-        type=int,
-        default=default.top_k,
-        metavar="K",
-        help="only the K likeliest tokens (default 0: all)",
-    )
-    sampling.add_argument(
-        "--top_p",
-        type=float,
-        default=default.top_p,
-        metavar="P",
-        help="only the likeliest tokens that together have probability P (default %(default)s: all)",
-    )
-    sampling.add_argument(
-        "--repetition_penalty",
-        type=float,
-        default=default.repetition_penalty,
-        metavar="X",
-        help="above 1 discourages tokens already there (default %(default)s: off)",
-    )
-    sampling.add_argument("--greedy", action="store_true", help="always the likeliest token; ignores the three above")
-    sampling.add_argument("--seed", type=int, metavar="N", help="the same text each time (default: another each time)")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default %(default)s")
-    return parser.parse_args([_underscored(argument) for argument in arguments])
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default %(default)s")
+    _add_sampling(parser.add_argument_group("sampling"))
+    args = parser.parse_args([_underscored(argument) for argument in arguments])
+    if args.lines and args.prompt is not None:
+        raise UserError("--lines reads its prompts from standard input; leave out --prompt")
+    return args
+
+
+def _add_sampling(group: argparse._ArgumentGroup) -> None:
+    default = SamplingOptions()
+
+    def add(name: str, kind: type, metavar: str, text: str) -> None:
+        group.add_argument(f"--{name}", type=kind, default=getattr(default, name), metavar=metavar, help=text)
+
+    add("max_new_tokens", int, "N", "at most (default %(default)s)")
+    add("temperature", float, "X", "above 0; low is predictable, 1 the model's own distribution (default %(default)s)")
+    add("top_k", int, "K", "only the K likeliest tokens (default 0: all)")
+    add("top_p", float, "P", "only the likeliest tokens that together have probability P (default %(default)s: all)")
+    add("repetition_penalty", float, "X", "above 1 discourages tokens already there (default %(default)s: off)")
+    group.add_argument("--greedy", action="store_true", help="always the likeliest token; no chance is involved")
+    group.add_argument("--seed", type=int, metavar="N", help="the same replies each time (default: others each time)")
 
 
 def _underscored(argument: str) -> str:
@@ -144,6 +139,8 @@ def piped_prompt() -> str | None:
 
 def load(checkpoint: str, device_name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """Model and tokenizer of a checkpoint, run folder or hub id, on the device. Raises UserError."""
+    if Path(checkpoint).expanduser().is_file():
+        raise UserError(f"checkpoint {checkpoint}: is a file; give the folder it is in")
     path = checkpoint if hub.is_hub_id(checkpoint) else str(runs.resolve_checkpoint(checkpoint))
     import torch
 
@@ -158,56 +155,73 @@ def load(checkpoint: str, device_name: str) -> tuple[PreTrainedModel, PreTrained
     return load_model(path).to(device_name), tokenizer
 
 
-def say(pieces: Iterator[str]) -> None:
-    """Print pieces as they come."""
-    for piece in pieces:
-        print(piece, end="", flush=True)
-    print(flush=True)
+def open_sessions(args: argparse.Namespace) -> list[Session]:
+    """Every checkpoint of the command line, loaded. Raises UserError."""
+    sessions = []
+    for checkpoint, name in zip(args.checkpoints, short_names(args.checkpoints), strict=True):
+        model, tokenizer = load(checkpoint, args.device)
+        if args.mode == "chat" and not tokenizer.chat_template:
+            print(f"note: {name} has no chat template; it is spoken to in the instruct template", file=sys.stderr)
+        sessions.append(open_session(model, tokenizer, name, args.mode, args.system))
+    for option, value in (("--system", args.system), ("--input", args.input)):
+        if value and all(session.kind == "text" for session in sessions):
+            why = "not for --mode text" if args.mode == "text" else f"and {args.checkpoints[0]} has no chat template"
+            raise UserError(f"{option} is for chats, {why}; try --mode chat")
+    return sessions
 
 
-def converse(mode: Mode, prompt: str = "> ") -> None:
-    """Read lines and print replies until /quit or Ctrl-D. Ctrl-C stops a reply, or clears the line being
-    typed."""
-    with contextlib.suppress(ImportError):  # not on Windows; input() then has no history
-        import readline  # noqa: F401
-    print(HINT)
-    while True:
+def answer_once(sessions: list[Session], prompt: str, input_text: str, options: SamplingOptions) -> None:
+    """Print every session's answer to one prompt as it comes; after the prompt where it is continued."""
+    for session in sessions:
+        label = f"[{session.name}] " if len(sessions) > 1 else ""
+        print(label + (prompt if session.kind == "text" else ""), end="", flush=True)
+        for piece in session.reply(prompt, options, input_text):
+            print(piece, end="", flush=True)
+        print(flush=True)
+
+
+def answer_lines(sessions: list[Session], input_text: str, options: SamplingOptions) -> None:
+    """Print one line for each line of standard input, as soon as it was read."""
+    for number, raw in enumerate(sys.stdin.buffer, 1):
         try:
-            line = input(prompt)
-        except EOFError:
-            print()
-            return
-        except KeyboardInterrupt:
-            print(f"\n{HINT}")
-            continue
-        if line.strip() == "/quit":
-            return
-        if line.startswith("/"):
-            print(HINT)
-            continue
-        pieces = mode.reply(line)
-        try:
-            say(pieces)
-        except KeyboardInterrupt:
-            print(" [stopped]")
-        finally:
-            pieces.close()  # type: ignore[attr-defined]
+            line = raw.decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError:
+            raise UserError(f"standard input, line {number}: is not UTF-8 text; convert it first") from None
+        replies = []
+        for session in sessions:
+            session.reset()
+            try:
+                replies.append("".join(session.reply(line, options, input_text)) if line.strip() else "")
+            except UserError as error:
+                raise UserError(f"standard input, line {number}: {error}") from None
+        print("\t".join(_on_one_line(reply) for reply in replies), flush=True)
+
+
+def _on_one_line(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("\r", "\\r").replace("\n", "\\n").replace("\t", "\\t")
 
 
 def run(arguments: list[str]) -> None:
     args = parse(arguments)
     options = sampling_options(args)
-    prompt = args.prompt if args.prompt is not None else piped_prompt()
-    mode = Continuation(*load(args.checkpoint, args.device), options)
-    if prompt is None:
-        converse(mode)
+    prompt = args.prompt
+    if prompt is None and not args.lines:
+        prompt = piped_prompt()
+        if prompt is None and args.input:
+            raise UserError("--input goes with one prompt: give --prompt TEXT too, or pipe one in")
+    sessions = open_sessions(args)
+    if args.lines:
+        answer_lines(sessions, args.input, options)
+    elif prompt is None:
+        converse(sessions, options)
     else:
-        print(prompt, end="", flush=True)
-        say(mode.reply(prompt))
+        answer_once(sessions, prompt, args.input, options)
 
 
 def main() -> None:
     """Console entry. Exit status: 0 done, 1 an error that was explained, 130 stopped by Ctrl-C."""
+    with contextlib.suppress(AttributeError):  # a stdout that is no text file of Python's
+        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
         run(sys.argv[1:])
     except UserError as error:

@@ -1,61 +1,27 @@
-"""python -m tinychat.chat: argument, pipe and terminal, one-line errors, quick help."""
+"""python -m tinychat.chat: argument and pipe, one-line errors, quick help."""
 
 from __future__ import annotations
 
+import copy
 import io
-import os
-import pty
-import select
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.unit.chat_models import COMMAND, ENVIRONMENT, saved
 from tinychat import chat
 from tinychat.errors import UserError
-from tinychat.models.build import build_model
 from tinychat.models.sampling import SamplingOptions
-from tinychat.schema import Arch, ModelConfig
-from tinychat.text.bpe import train_bpe
-
-COMMAND = [sys.executable, "-m", "tinychat.chat"]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
+from tinychat.text.chat_template import set_template
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
-    """A run folder with one checkpoint of a tiny model that babbles on for long."""
-    run = tmp_path_factory.mktemp("run")
-    folder = run / "checkpoints" / "step-000010"
-    tokenizer = train_bpe(["the cat and the dog sat on the mat, 从前 🎉. " * 20], 300, progress=False)
-    shape = ModelConfig(
-        name="tiny",
-        arch=Arch.llama,
-        path=None,
-        n_layer=2,
-        n_embd=32,
-        n_head=4,
-        n_kv_head=2,
-        n_inner=48,
-        context_length=2048,
-        vocab_size=None,
-        tie_embeddings=False,
-        dropout=0.0,
-        rope_theta=10000.0,
-        init_std=0.3,
-        position_init_std=None,
-    )
-    torch.manual_seed(0)
-    model = build_model(shape, 320, tokenizer.pad_token_id, tokenizer.eos_token_id)
-    with torch.no_grad():  # scores of the other tokens are random, so the end of text is never the likeliest
-        model.get_output_embeddings().weight[tokenizer.eos_token_id] = 0
-    tokenizer.save_pretrained(folder)
-    model.save_pretrained(folder)
-    return folder
+    """A run folder's one checkpoint: a tiny model that babbles on for long."""
+    return saved(tmp_path_factory.mktemp("run") / "checkpoints" / "step-000010")
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +31,19 @@ def loaded(checkpoint):
 
 @pytest.fixture
 def ran(loaded, monkeypatch, capsys):
-    """Run the program in this process with the model already loaded; returns what it printed."""
+    """Run the program in this process with the model already loaded (CHAT: with a chat template); returns what it
+    printed."""
 
-    def run(*arguments: str, stdin: bytes | None = None) -> str:
-        monkeypatch.setattr(chat, "load", lambda *_: loaded)
+    def load(name: str, _: str):
+        model, tokenizer = copy.deepcopy(loaded)
+        if name == "CHAT":
+            set_template(tokenizer, "chatml")
+        return model, tokenizer
+
+    def run(*arguments: str, stdin: bytes | None = None, checkpoints: tuple[str, ...] = ("BASE",)) -> str:
+        monkeypatch.setattr(chat, "load", load)
         monkeypatch.setattr(sys, "stdin", None if stdin is None else io.TextIOWrapper(io.BytesIO(stdin)))
-        monkeypatch.setattr(sys, "argv", ["chat", "CKPT", "--max_new_tokens", "12", *arguments])
+        monkeypatch.setattr(sys, "argv", ["chat", *checkpoints, "--max_new_tokens", "12", *arguments])
         chat.main()
         return capsys.readouterr().out
 
@@ -109,10 +82,14 @@ def test_argument_and_pipe_print_the_same_text_from_checkpoint_and_run_folder(ch
         (["x", "--max_new_tokens", "0"], "max_new_tokens=0"),
         (["x", "--temprature", "1"], "--temprature"),
         (["x", "--device", "tpu"], "--device"),
+        (["x", "--mode", "talk"], "--mode"),
+        (["x", "--lines"], "leave out --prompt"),
+        (["a_file"], "a_file: is a file; give the folder it is in"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_status_1(arguments, words, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "a_file").touch()
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(sys, "argv", ["chat", *arguments, "--prompt", "a"])
     with pytest.raises(SystemExit) as exit_:
@@ -153,8 +130,18 @@ def test_help_answers_without_torch():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, env=ENVIRONMENT, text=True)
     assert done.returncode == 0, done.stderr
-    for option in ("--temperature", "--top_k", "--top_p", "--repetition_penalty", "--greedy", "--seed", "--prompt"):
+    for option in (
+        "--temperature",
+        "--top_k",
+        "--top_p",
+        "--repetition_penalty",
+        "--greedy",
+        "--seed",
+        "--prompt",
+        "--lines",
+    ):
         assert option in done.stdout
+    assert done.stdout.index("examples:") < done.stdout.index("--prompt TEXT  ")
 
 
 # --- prompts and options
@@ -187,6 +174,58 @@ def test_the_empty_prompt_starts_from_nothing(ran):
     assert len(ran("--greedy", "--prompt", "")) > 1
 
 
+def test_a_chat_checkpoint_prints_its_reply_alone_and_forced_modes_differ(ran):
+    reply = ran("--greedy", "--prompt", "the cat", checkpoints=("CHAT",))
+    assert not reply.startswith("the cat")
+    assert reply == ran("--greedy", stdin=b"the cat\n", checkpoints=("CHAT",))
+    text = ran("--greedy", "--prompt", "the cat", "--mode", "text", checkpoints=("CHAT",))
+    assert text == ran("--greedy", "--prompt", "the cat")
+    assert ran("--greedy", "--prompt", "the cat", "--mode", "chat") not in (reply, text)
+    changed = [("--system", "a mat"), ("--input", "a mat")]
+    assert len({ran("--greedy", "--prompt", "the cat", *more, checkpoints=("CHAT",)) for more in [(), *changed]}) == 3
+
+
+def test_several_checkpoints_answer_one_after_the_other_under_their_names(ran):
+    both = ran("--greedy", "--prompt", "the cat", checkpoints=("BASE", "CHAT"))
+    base = ran("--greedy", "--prompt", "the cat")
+    reply = ran("--greedy", "--prompt", "the cat", checkpoints=("CHAT",))
+    assert both == f"[BASE] {base}[CHAT] {reply}"
+
+
+def test_lines_are_answered_line_by_line_without_memory(ran):
+    lines = "the cat\n\nthe dog 从前\r\nthe cat".encode()
+    replies = ran("--greedy", "--lines", stdin=lines, checkpoints=("CHAT",)).split("\n")
+    assert len(replies) == 5
+    assert replies[0] == replies[3] == ran("--greedy", "--prompt", "the cat", checkpoints=("CHAT",)).rstrip("\n")
+    assert replies[1] == replies[4] == ""
+    assert replies[2] not in ("", replies[0])
+    columns = ran("--greedy", "--lines", stdin=lines, checkpoints=("CHAT", "BASE")).split("\n")
+    continuation = ran("--greedy", "--prompt", "the cat").removeprefix("the cat").removesuffix("\n")
+    assert columns[0] == f"{replies[0]}\t{continuation}"
+    assert columns[1] == "\t"
+
+
+def test_a_reply_of_lines_stays_on_one_line():
+    assert chat._on_one_line("a\nb\tc\\n\r") == "a\\nb\\tc\\\\n\\r"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "words"),
+    [
+        (["--lines"], b"the\n\xff\n", "line 2: is not UTF-8"),
+        (["--prompt", " "], None, "the message is empty"),
+        (["--lines"], b"a\n" + b"the cat " * 3000, "line 2: the message takes"),
+        (["--input", "x"], None, "--prompt TEXT too"),
+        (["--system", "x", "--mode", "text", "--prompt", "a"], None, "--system is for chats, not for --mode text"),
+    ],
+)
+def test_what_a_chat_cannot_answer_is_one_line(ran, arguments, stdin, words):
+    with pytest.raises(SystemExit) as exit_:
+        ran(*arguments, stdin=stdin, checkpoints=("CHAT",))
+    assert words in str(exit_.value.code)
+    assert "\n" not in str(exit_.value.code)
+
+
 @pytest.mark.parametrize(("content", "words"), [(b"", "empty"), (b" \n", "empty"), (b"\xff\xfe\xff", "not UTF-8")])
 def test_pipes_without_text_are_refused(content, words, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
@@ -198,99 +237,3 @@ def test_a_gpu_that_is_not_there_is_named(checkpoint, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="use --device cpu"):
         chat.load(str(checkpoint), "cuda")
-
-
-# --- the terminal
-
-
-class Terminal:
-    """The program on a pseudo-terminal."""
-
-    def __init__(self, *arguments: object):
-        pid, self.fd = pty.fork()
-        if pid == 0:
-            os.execve(sys.executable, [*COMMAND, *map(str, arguments)], {**ENVIRONMENT, "TERM": "dumb"})
-        self.pid, self.seen = pid, ""
-
-    def type(self, text: str) -> None:
-        os.write(self.fd, text.encode())
-
-    def wait_for(self, words: str, seconds: float = 90) -> str:
-        """Read until `words` appear; returns everything up to and with them, and forgets it."""
-        end = time.monotonic() + seconds
-        while words not in self.seen:
-            ready, _, _ = select.select([self.fd], [], [], max(0.0, end - time.monotonic()))
-            assert ready, f"{words!r} did not come: {self.seen!r}"
-            try:
-                self.seen += os.read(self.fd, 4096).decode(errors="replace")
-            except OSError:  # Linux: the other end is closed
-                raise AssertionError(f"ended before {words!r}: {self.seen!r}") from None
-        before, _, self.seen = self.seen.partition(words)
-        return before + words
-
-    def leave(self) -> int:
-        """The exit status."""
-        end = time.monotonic() + 60
-        while time.monotonic() < end:
-            if select.select([self.fd], [], [], 0.1)[0]:
-                try:
-                    os.read(self.fd, 4096)
-                except OSError:
-                    pass
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                self.pid = 0
-                return os.waitstatus_to_exitcode(status)
-        raise AssertionError("did not leave")
-
-    def close(self) -> None:
-        if self.pid:
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
-        os.close(self.fd)
-
-
-@pytest.fixture
-def terminal(checkpoint):
-    opened: list[Terminal] = []
-
-    def start(*arguments: object) -> Terminal:
-        opened.append(Terminal(checkpoint, *arguments))
-        opened[-1].wait_for("> ")
-        return opened[-1]
-
-    yield start
-    for one in opened:
-        one.close()
-
-
-def test_a_session_answers_again_and_again_and_quits(terminal):
-    session = terminal("--greedy", "--max_new_tokens", 5)
-    answers = []
-    for _ in range(2):
-        session.type("the cat\n")
-        session.wait_for("the cat\r\n")
-        answers.append(session.wait_for("\r\n> "))
-    assert answers[0] == answers[1]
-    assert len(answers[0]) > len("\r\n> ")
-    session.type("/unknown\n")
-    assert "/quit" in session.wait_for("\r\n> ")
-    session.type("/quit\n")
-    assert session.leave() == 0
-
-
-def test_ctrl_c_stops_the_text_and_not_the_program_and_ctrl_d_leaves(terminal):
-    session = terminal("--greedy", "--max_new_tokens", 2000)
-    session.type("the cat\n")
-    session.wait_for("the cat\r\n")
-    time.sleep(0.5)
-    session.type("\x03")
-    session.wait_for("[stopped]")
-    session.wait_for("> ")
-    session.type("half a line")
-    session.wait_for("half a line")  # a Ctrl-C before readline listens would wait for the next key
-    time.sleep(0.2)
-    session.type("\x03")
-    session.wait_for("> ")
-    session.type("\x04")
-    assert session.leave() == 0
