@@ -31,7 +31,8 @@ from tinychat.malloc import keep_freed_memory
 from tinychat.models.build import build_model, model_vocab_size
 from tinychat.models.flops import matmul_rate, training_flops_per_token
 from tinychat.models.logprobs import IGNORED, token_nll
-from tinychat.schema import DsConfig, ModelConfig, OptimConfig, Precision, PretrainStage
+from tinychat.schema import DsConfig, ModelConfig, OptimConfig, Precision
+from tinychat.schema_stages import PretrainStage
 from tinychat.world import World
 
 CONF = Path(__file__).resolve().parent.parent / "conf"

@@ -12,7 +12,15 @@ from pathlib import Path
 
 from tinychat import ds_config, schema
 from tinychat.errors import UserError
-from tinychat.schema import Arch, Config, Device, LaunchKind, OptimKind, Precision, Schedule
+from tinychat.schema import Arch, Config, Device, LaunchKind, OptimKind, Precision
+from tinychat.schema_stages import Schedule, SftStage, TrainLoop
+
+# What a stage reads, and which sources have it.
+ROWS = {"tokenizer": "documents", "corpus": "documents", "pretrain": "documents", "sft": "conversations"}
+SOURCES_OF = {
+    "documents": (schema.Source.tinyworld, schema.Source.tinystories, schema.Source.text),
+    "conversations": (schema.Source.tinyworld, schema.Source.alpaca, schema.Source.minimind_sft, schema.Source.chat),
+}
 
 
 def check(config: Config) -> None:
@@ -35,6 +43,10 @@ def _positive(config: Config) -> Iterator[str]:
         "log_every",
         "eval_batch_size",
         "sample_tokens",
+        "eval_rows",
+        "generate_rows",
+        "generate_tokens",
+        "generate_batch_size",
     ]
     not_negative = ["warmup_steps", "eval_every", "grad_clip", "lr", "min_lr_ratio"]
     for key in at_least_one:
@@ -66,7 +78,7 @@ def _positive(config: Config) -> Iterator[str]:
 
 def _batches(config: Config) -> Iterator[str]:
     stage = config.stage
-    if not isinstance(stage, schema.TrainLoop) or min(stage.batch_size, stage.micro_batch_size) < 1:
+    if not isinstance(stage, TrainLoop) or min(stage.batch_size, stage.micro_batch_size) < 1:
         return
     ranks = world_size(config)
     per_forward = stage.micro_batch_size * ranks
@@ -83,7 +95,7 @@ def _batches(config: Config) -> Iterator[str]:
 
 def _schedule(config: Config) -> Iterator[str]:
     stage = config.stage
-    if not isinstance(stage, schema.TrainLoop):
+    if not isinstance(stage, TrainLoop):
         return
     if stage.warmup_steps > stage.max_steps:
         yield f"stage.warmup_steps={stage.warmup_steps} is more than stage.max_steps={stage.max_steps}"
@@ -133,14 +145,46 @@ def _data(config: Config) -> Iterator[str]:
         value = getattr(data, key)
         if value and not Path(value).expanduser().exists() and not glob.glob(str(Path(value).expanduser())):
             yield f"data.{key}={value}: no such file or folder (looked from {Path.cwd()})"
-    if data.source is schema.Source.text and not data.path:
-        yield "data.path=null: data=text needs a file, folder or glob, as data.path=my_texts/"
+    if data.source in (schema.Source.text, schema.Source.chat) and not data.path:
+        yield f"data.path=null: data={data.name} needs a file, folder or glob, as data.path=my_files/"
+    wanted = ROWS.get(config.stage.name)
+    if wanted and data.source not in SOURCES_OF[wanted]:
+        works = ", ".join(source.value for source in SOURCES_OF[wanted])
+        yield f"data={data.name} has no {wanted}, which stage={config.stage.name} takes; use data={works}"
     if not 0 <= data.val_fraction <= 0.5:
         yield f"data.val_fraction={data.val_fraction}: at least 0 and at most 0.5"
-    for key in ("max_docs", "max_val_docs"):
+    for key in ("max_docs", "max_val_docs", "max_rows", "max_val_rows"):
         value = getattr(data, key)
         if value is not None and value < 1:
             yield f"data.{key}={value}: must be at least 1"
+
+
+def _sft(config: Config) -> Iterator[str]:
+    stage = config.stage
+    if not isinstance(stage, SftStage):
+        return
+    for key, value in (("label_smoothing", stage.label_smoothing), ("dropout", stage.dropout)):
+        if value is not None and not 0 <= value < 1:
+            yield f"stage.{key}={value}: at least 0 and below 1"
+
+
+def _peft(config: Config) -> Iterator[str]:
+    peft = config.peft
+    if peft.kind is schema.PeftKind.none:
+        return
+    if config.stage.name in ("tokenizer", "corpus", "pretrain"):
+        yield f"peft={peft.name}: stage={config.stage.name} trains all weights; use peft=none"
+    if peft.r is None or peft.r < 1:
+        yield f"peft.r={peft.r}: the rank of an adapter, at least 1"
+    if peft.alpha is None or peft.alpha <= 0:
+        yield f"peft.alpha={peft.alpha}: more than 0"
+    if peft.dropout is None or not 0 <= peft.dropout < 1:
+        yield f"peft.dropout={peft.dropout}: at least 0 and below 1"
+    if peft.targets is not None and not peft.targets:
+        yield "peft.targets=[]: names of linear layers, or null for those of the architecture"
+    stage = config.ds.config.get("zero_optimization", {}).get("stage", 0) if config.ds.enabled else 0
+    if peft.kind is schema.PeftKind.qlora and stage == 3:
+        yield "peft=qlora does not work with ZeRO stage 3, which would split packed 4-bit weights; use ds=zero2 or none"
 
 
 def _optim(config: Config) -> Iterator[str]:
@@ -180,4 +224,4 @@ def _deepspeed(config: Config) -> Iterator[str]:
         yield f"ds=none takes no DeepSpeed keys, found ds.config.{next(iter(config.ds.config))}; pick ds=zero0..zero3"
 
 
-CHECKS = (_positive, _batches, _schedule, _model, _tokenizer, _data, _optim, _launch, _deepspeed)
+CHECKS = (_positive, _batches, _schedule, _model, _tokenizer, _data, _sft, _peft, _optim, _launch, _deepspeed)

@@ -38,7 +38,10 @@ _LEFT_OUT = {
     "perf/step_seconds",
     "data/tokens",
     "data/epoch",
+    "data/trained_tokens",
+    "eval/response_ppl",
 }  # in metrics.jsonl only
+_LEFT_OUT_ENDINGS = ("_low", "_high", "_rows", "_tokens")  # there too
 
 
 def format_step(step: int, total: int, metrics: Mapping[str, float], seconds_left: float | None = None) -> str:
@@ -56,7 +59,11 @@ def format_eval(step: int, metrics: Mapping[str, float]) -> str:
 
 def _metric_parts(metrics: Mapping[str, float], formats: Mapping[str, str]) -> list[str]:
     known = [form.format(metrics[name]) for name, form in formats.items() if name in metrics]
-    others = [name for name in metrics if name not in formats and name not in _LEFT_OUT]
+    others = [
+        name
+        for name in metrics
+        if name not in formats and name not in _LEFT_OUT and not name.endswith(_LEFT_OUT_ENDINGS)
+    ]
     return known + [f"{name.rpartition('/')[2].replace('_', ' ')} {metrics[name]:.4g}" for name in others]
 
 

@@ -16,7 +16,11 @@ from tinychat.schema import Arch, Config, TokenizerKind
 
 FILE = "parents.json"
 # Which stages' checkpoints `init_from=auto` takes, the most wanted first.
-AUTO_PARENTS: dict[str, tuple[str, ...]] = {"eval": ("pretrain",), "pretrain": ("pretrain",)}
+AUTO_PARENTS: dict[str, tuple[str, ...]] = {
+    "eval": ("sft", "pretrain"),
+    "pretrain": ("pretrain",),
+    "sft": ("pretrain",),
+}
 
 
 def find_parents(config: Config, said: Sequence[str] = ()) -> dict[str, str | None]:
@@ -25,14 +29,20 @@ def find_parents(config: Config, said: Sequence[str] = ()) -> dict[str, str | No
     said: the command's overrides. Raises UserError, with the command that makes the missing parent.
     """
     init_from = _init_from(config)
-    return {"init_from": init_from, "tokenizer": None if init_from else _tokenizer(config, said)}
+    found = {"init_from": init_from, "tokenizer": None if init_from else _tokenizer(config, said)}
+    named = config.tokenizer.path or config.tokenizer.kind is TokenizerKind.gpt2
+    if init_from and named and any(word.startswith(("tokenizer=", "tokenizer.path=")) for word in said):
+        # Only to be compared with the checkpoint's own, which is used.
+        found["named_tokenizer"] = config.tokenizer.path or config.tokenizer.name
+    return found
 
 
 def _init_from(config: Config) -> str | None:
-    spec = config.init_from
-    if spec is None:
-        if config.stage.name == "eval":
-            raise UserError("init_from=null: stage=eval measures a checkpoint; give init_from=FOLDER or init_from=auto")
+    spec, stage = config.init_from, config.stage.name
+    if spec is None or (spec == "auto" and stage == "sft" and config.model.arch is Arch.pretrained):
+        if stage == "eval" or (stage == "sft" and config.model.arch is not Arch.pretrained):
+            does = "measures" if stage == "eval" else "starts from"
+            raise UserError(f"init_from=null: stage={stage} {does} a checkpoint; give init_from=FOLDER or auto")
         return None
     if spec == "auto":
         return str(_newest_checkpoint(config))
@@ -59,7 +69,7 @@ def _newest_checkpoint(config: Config) -> Path:
             return runs.resolve_checkpoint(str(found)).resolve()
     raise UserError(
         f"init_from=auto: no finished {' or '.join(stages)} run of model={config.model.name} in experiment "
-        f"{config.experiment_name!r}; make one: python -m tinychat.train stage={stages[0]} model={config.model.name}"
+        f"{config.experiment_name!r}; make one: python -m tinychat.train stage={stages[-1]} model={config.model.name}"
         f"{_experiment(config)}; or name a folder: init_from=FOLDER"
     )
 

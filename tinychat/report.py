@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from tinychat import runs
 from tinychat.curves import Series, series_of, write_curves
 from tinychat.tracking.metrics_log import MetricsLog
 from tinychat.tracking.vocabulary import METRICS
@@ -22,6 +23,16 @@ logger = logging.getLogger(__name__)
 _SUMMED_UP = ("tokenizer", "data", "optim", "ds", "launch")  # config groups shown by their names
 _SCALARS = ("precision", "device", "seed", "init_from")
 _NOT_SHOWN = {"metrics", "config"}  # of result.json and lineage.json: told elsewhere
+
+
+@dataclass
+class Table:
+    """One table of the run folder's tables/, its first rows."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    left_out: int = 0
 
 
 @dataclass
@@ -35,6 +46,7 @@ class Report:
     results: list[tuple[str, str, str]] = field(default_factory=list)  # metric, value, meaning
     summary: list[tuple[str, str, str, str, str, str]] = field(default_factory=list)  # metric, first ... points
     curves: bool = False
+    tables: list[Table] = field(default_factory=list)
     samples: list[tuple[str, str]] = field(default_factory=list)  # prompt, continuation
     lineage: list[tuple[str, str]] = field(default_factory=list)
     config: str = ""
@@ -43,7 +55,8 @@ class Report:
 def write_report(run_dir: Path) -> Path | None:
     """Write curves.png, report.md and report.html into `run_dir`; the path of the last, None when that fails.
 
-    Reads config.yaml, command.txt, metrics.jsonl, result.json, samples.json and lineage.json, each where it exists.
+    Reads config.yaml, command.txt, metrics.jsonl, result.json, samples.json, tables/ and lineage.json, each where it
+    exists.
     """
     try:
         report = collect(run_dir)
@@ -73,6 +86,7 @@ def collect(run_dir: Path) -> Report:
         results=_results(result, series),
         summary=_summary(series),
         curves=write_curves(rows, run_dir / "curves.png"),
+        tables=_tables(run_dir / runs.TABLES),
         samples=_samples(_text(run_dir / "samples.json")),
         lineage=list(_flat({key: value for key, value in lineage.items() if key not in _NOT_SHOWN})),
         config=config_text.strip(),
@@ -136,6 +150,18 @@ def _summary(series: dict[str, Series]) -> list[tuple[str, str, str, str, str, s
         first, last, low, high = (format_value(value) for value in cells)
         lines.append((name, first, last, low, high, str(len(points))))
     return lines
+
+
+def _tables(folder: Path) -> list[Table]:
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        content = _mapping(_text(path), json.loads)
+        if content.get("rows"):
+            rows = content["rows"][: content.get("shown")]
+            cells = [[format_value(cell) if cell is not None else "" for cell in row] for row in rows]
+            left_out = len(content["rows"]) - len(rows)
+            found.append(Table(str(content["title"]), list(map(str, content["columns"])), cells, left_out))
+    return found
 
 
 def _samples(text: str) -> list[tuple[str, str]]:

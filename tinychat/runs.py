@@ -27,6 +27,7 @@ COMMAND = "command.txt"
 RESULT = "result.json"
 LOCK = ".lock"
 CHECKPOINTS = "checkpoints"
+TABLES = "tables"
 LINEAGE = "lineage.json"
 MANIFEST = "manifest.json"
 TRAINER_STATE = "trainer_state"
@@ -181,7 +182,7 @@ def resolve_checkpoint(spec: str) -> Path:
     path = Path(spec).expanduser()
     if not path.exists():
         raise UserError(f"checkpoint {spec}: no such folder; give a checkpoint or run folder (see outputs/)")
-    if any((path / name).is_file() for name in ("config.json", "tokenizer.json", "vocab.json")):
+    if any((path / name).is_file() for name in ("config.json", "adapter_config.json", "tokenizer.json", "vocab.json")):
         verify_checkpoint(path)
         return path
     result = read_json(path / RESULT)

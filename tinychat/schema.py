@@ -14,6 +14,8 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from tinychat.schema_stages import STAGES
+
 
 class Precision(Enum):
     """Arithmetic of the forward and backward pass; master weights and optimizer state stay fp32."""
@@ -28,15 +30,6 @@ class Device(Enum):
     auto = "auto"
     cpu = "cpu"
     cuda = "cuda"
-
-
-class Schedule(Enum):
-    """Shape of the learning rate after its warm-up."""
-
-    constant = "constant"
-    linear = "linear"
-    cosine = "cosine"
-    wsd = "wsd"  # warm-up, stable, decay
 
 
 class Arch(Enum):
@@ -56,6 +49,22 @@ class Source(Enum):
     tinyworld = "tinyworld"
     tinystories = "tinystories"
     text = "text"
+    alpaca = "alpaca"
+    minimind_sft = "minimind_sft"
+    chat = "chat"
+
+
+class OnBadRow(Enum):
+    """What becomes of a row that cannot be used."""
+
+    fail = "fail"
+    skip = "skip"
+
+
+class PeftKind(Enum):
+    none = "none"
+    lora = "lora"
+    qlora = "qlora"
 
 
 class OptimKind(Enum):
@@ -125,7 +134,29 @@ class DataConfig:
     text_column: str = MISSING  # column or key that holds the text
     max_docs: int | None = MISSING  # training documents read at most
     max_val_docs: int | None = MISSING  # validation documents read at most
-    seed: int = MISSING  # of the hold-out and of generated documents
+    max_rows: int | None = MISSING  # training conversations taken (seeded choice) or generated at most
+    max_val_rows: int | None = MISSING  # validation conversations taken or generated at most
+    on_bad_row: OnBadRow = MISSING  # conversations: fail names the row, skip leaves it out and counts
+    seed: int = MISSING  # of the hold-out, the choice of rows and of what is generated
+
+
+@dataclass
+class TemplateConfig:
+    """How a conversation becomes text; saved inside the tokenizer."""
+
+    name: str = MISSING  # one of tinychat.text.chat_template.TEMPLATES, or `own`: the one the tokenizer brings
+
+
+@dataclass
+class PeftConfig:
+    """Adapters: small matrices beside frozen weights (Hu et al. 2021; QLoRA: Dettmers et al. 2023)."""
+
+    name: str = MISSING
+    kind: PeftKind = MISSING
+    r: int | None = MISSING  # rank
+    alpha: float | None = MISSING  # the adapter's output is scaled by alpha / r
+    dropout: float | None = MISSING  # on the adapter's input
+    targets: list[str] | None = MISSING  # names of linear layers; null: by architecture
 
 
 @dataclass
@@ -180,63 +211,6 @@ class CheckpointConfig:
 
 
 @dataclass
-class TokenizerStage:
-    """Train a byte-level BPE tokenizer and report how well it fits."""
-
-    name: str = MISSING
-    report_docs: int = MISSING  # held-out documents the report measures
-
-
-@dataclass
-class CorpusStage:
-    """Tokenize into the cache and report; nothing is trained."""
-
-    name: str = MISSING
-
-
-@dataclass
-class TrainLoop:
-    """What every stage that trains a model has."""
-
-    name: str = MISSING
-    lr: float = MISSING  # peak learning rate
-    schedule: Schedule = MISSING
-    warmup_steps: int = MISSING
-    decay_fraction: float = MISSING  # wsd: share of all steps, at the end, over which the rate falls
-    min_lr_ratio: float = MISSING  # last learning rate / peak
-    max_steps: int = MISSING  # optimizer steps
-    batch_size: int = MISSING  # sequences per optimizer step, over all ranks
-    micro_batch_size: int = MISSING  # sequences per forward pass on one rank
-    grad_clip: float = MISSING  # bound on the global gradient norm; 0: off
-    activation_checkpointing: bool = MISSING  # recompute activations in the backward pass: less memory, more time
-    log_every: int = MISSING  # steps
-    eval_every: int = MISSING  # steps; 0: only at the end
-
-
-@dataclass
-class PretrainStage(TrainLoop):
-    """Next-token prediction on packed documents."""
-
-    context_length: int | None = MISSING  # tokens per sequence; null: the model's
-    eval_batch_size: int = MISSING  # sequences per forward pass in evaluation
-    eval_tokens: int | None = MISSING  # validation tokens read during training; the last evaluation reads all
-    samples: list[str] = MISSING  # prompts continued at the end, "" for none
-    sample_tokens: int = MISSING
-
-
-@dataclass
-class EvalStage:
-    """Loss and perplexity of a checkpoint."""
-
-    name: str = MISSING
-    context_length: int | None = MISSING
-    eval_batch_size: int = MISSING
-    eval_tokens: int | None = MISSING
-    samples: list[str] = MISSING
-    sample_tokens: int = MISSING
-
-
-@dataclass
 class Config:
     """One job, whole."""
 
@@ -252,15 +226,14 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    template: TemplateConfig = field(default_factory=TemplateConfig)
+    peft: PeftConfig = field(default_factory=PeftConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     ds: DsConfig = field(default_factory=DsConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    stage: Any = MISSING  # one of STAGES, by stage.name
-
-
-STAGES = {"tokenizer": TokenizerStage, "corpus": CorpusStage, "pretrain": PretrainStage, "eval": EvalStage}
+    stage: Any = MISSING  # one of schema_stages.STAGES, by stage.name
 
 
 def register() -> None:

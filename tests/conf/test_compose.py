@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from tests.conftest import REPOSITORY, environment_of
 from tinychat import checks, schema
 from tinychat.errors import UserError
+from tinychat.schema_stages import STAGES
 
 CONF = REPOSITORY / "conf"
 GROUPS = [path.name for path in sorted(CONF.iterdir()) if path.is_dir() and path.name not in ("hydra", "local")]
@@ -63,7 +64,7 @@ def refusal(*overrides: str) -> str:
         ),
         (["stage.context_length=4096"], ["stage.context_length=4096", "model.context_length=512"]),
         (["model.n_head=3"], ["model.n_embd=256", "model.n_head=3"]),
-        (["data=text"], ["data.path=null", "data.path=my_texts/"]),
+        (["data=text"], ["data.path=null", "data.path=my_files/"]),
         (["data.path=/not/there"], ["data.path=/not/there", "no such file"]),
         (["data.val_fraction=0.9"], ["data.val_fraction=0.9", "0.5"]),
         (["launch.nproc=2"], ["launch=torchrun"]),
@@ -170,6 +171,6 @@ def test_tab_completion_offers_options() -> None:
 
 
 def test_no_default_hides_in_the_dataclasses() -> None:
-    for node in (*schema.STAGES.values(), schema.ModelConfig, schema.DataConfig, schema.OptimConfig):
+    for node in (*STAGES.values(), schema.ModelConfig, schema.DataConfig, schema.OptimConfig, schema.PeftConfig):
         missing = OmegaConf.structured(node)
         assert all(OmegaConf.is_missing(missing, key) for key in missing), node

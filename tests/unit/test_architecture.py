@@ -10,21 +10,24 @@ from tests.conftest import REPOSITORY
 PACKAGE = REPOSITORY / "tinychat"
 # Each layer may import from itself and from the layers before it. docs/architecture.md tells why.
 LAYERS: list[set[str]] = [
-    {"errors", "schema"},
+    {"errors", "schema_stages"},
+    {"schema"},
     {"ds_config", "hub", "seeding", "malloc", "orphans"},
     {"checks", "runs", "world"},
     {"text"},
     {"models", "data"},
-    {"evaluation"},
+    {"evaluation", "rl"},
     {"engine", "tracking", "parents", "console", "lineage", "curves"},
     {"report", "checkpoint", "context"},
     {"stages"},
     {"worker"},
     {"launch"},
-    {"train", "chat"},
+    {"chat_session", "chat_input"},
+    {"repl"},
+    {"train", "chat", "merge"},
 ]
 # What the parent may load before a job starts.
-LIGHT = {"train", "checks", "ds_config", "errors", "launch", "orphans", "parents", "runs", "schema"}
+LIGHT = {"train", "checks", "ds_config", "errors", "launch", "orphans", "parents", "runs", "schema", "schema_stages"}
 HEAVY = {"torch", "transformers", "tokenizers", "datasets", "deepspeed", "mlflow", "numpy", "matplotlib", "peft"}
 
 

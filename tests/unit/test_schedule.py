@@ -7,7 +7,7 @@ import math
 import pytest
 
 from tinychat.engine.schedule import lr_factor
-from tinychat.schema import Schedule, TrainLoop
+from tinychat.schema_stages import Schedule, TrainLoop
 
 
 def factors(

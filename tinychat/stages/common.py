@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from tinychat import runs
+from tinychat import lineage, runs
 from tinychat.console import peak_memory_gb
 from tinychat.context import Context
 from tinychat.data.cache import TokenCache, token_cache
@@ -89,6 +89,14 @@ def data_facts(tokens: TokenCache) -> dict[str, Any]:
     return {"fingerprint": tokens.fingerprint, "documents": tokens.n_docs, "tokens": tokens.n_tokens}
 
 
+def write_lineage(context: Context, data: dict[str, Any]) -> dict[str, Any]:
+    """Where this run's checkpoints come from, also written into the run folder. `data`: facts by split."""
+    origin = lineage.describe(context.run_dir, context.parents, data)
+    if context.world.is_main:
+        runs.write_text_atomic(context.run_dir / runs.LINEAGE, json.dumps(origin, indent=1))
+    return origin
+
+
 def evaluate(
     engine: Engine, tokens: TokenCache, length: int, batch_size: int, max_tokens: int | None, context: Context
 ) -> dict[str, float]:
@@ -123,33 +131,52 @@ def write_samples(
     return rows
 
 
+def write_table(
+    context: Context, name: str, title: str, columns: list[str], rows: list[list[Any]], shown: int | None = None
+) -> None:
+    """Keep a table with the run: tables/NAME.json for the report (which shows its first rows), and the tracker's.
+
+    Rank 0 alone writes.
+    """
+    if context.tracker is None:
+        return
+    folder = context.run_dir / runs.TABLES
+    folder.mkdir(exist_ok=True)
+    content = {"title": title, "columns": columns, "rows": rows, "shown": shown}
+    runs.write_text_atomic(folder / f"{name}.json", json.dumps(content, indent=1, ensure_ascii=False))
+    context.tracker.log_table(name, columns, rows)
+
+
 class Speedometer:
     """Tokens per second, step time and utilisation since the last reading, evaluation and saving left out."""
 
-    def __init__(self, flops_per_token: float, length: int, dtype: torch.dtype, world: World, batch_size: int):
-        self.tokens_per_step = batch_size * length
-        self.batch_size = batch_size
-        self.flops_per_step = flops_per_token * self.tokens_per_step
+    def __init__(self, flops_per_token: float, dtype: torch.dtype, world: World):
+        self.flops_per_token = flops_per_token
         self.peak = matmul_rate(world.device, dtype) * world.size
         self.device = world.device
-        self._steps, self._begin = 0, time.perf_counter()
+        self.begin()
 
-    def step_done(self) -> int:
-        """Count an optimizer step; returns how many since the last reading."""
-        self._steps += 1
-        return self._steps
+    def begin(self) -> None:
+        """Time and counts start now."""
+        self._steps = self._tokens = self._samples = 0
+        self._begin = time.perf_counter()
+
+    def step_done(self, tokens: int, samples: int) -> None:
+        """Count an optimizer step over all ranks' tokens (padding left out) in so many sequences."""
+        self._steps, self._tokens, self._samples = self._steps + 1, self._tokens + tokens, self._samples + samples
 
     def read(self) -> dict[str, float]:
-        now = time.perf_counter()
-        seconds = (now - self._begin) / self._steps
-        self._steps, self._begin = 0, now
-        return {
-            "perf/tokens_per_s": self.tokens_per_step / seconds,
-            "perf/samples_per_s": self.batch_size / seconds,
-            "perf/step_seconds": seconds,
-            "perf/mfu": self.flops_per_step / seconds / self.peak,
+        """The perf/ metrics since the last reading, in which at least one step was done."""
+        seconds = time.perf_counter() - self._begin
+        found = {
+            "perf/tokens_per_s": self._tokens / seconds,
+            "perf/samples_per_s": self._samples / seconds,
+            "perf/step_seconds": seconds / self._steps,
+            "perf/mfu": self.flops_per_token * self._tokens / seconds / self.peak,
             "perf/memory_gb": peak_memory_gb(str(self.device)),
         }
+        self.begin()
+        return found
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

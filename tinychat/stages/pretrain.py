@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import math
-
-from tinychat import lineage, runs
-from tinychat.checkpoint import Checkpointer
-from tinychat.console import Progress
 from tinychat.context import Context, StageResult
 from tinychat.data.packing import PackedBlocks
-from tinychat.engine import StepStats, build_engine
-from tinychat.engine.schedule import lr_factor
-from tinychat.errors import UserError
+from tinychat.engine import build_engine
 from tinychat.models.build import count_parameters
 from tinychat.models.flops import training_flops_per_token
 from tinychat.models.logprobs import token_nll
@@ -27,10 +19,11 @@ from tinychat.stages.common import (
     get_model,
     get_tokenizer,
     get_tokens,
-    log,
     split_batch,
+    write_lineage,
     write_samples,
 )
+from tinychat.stages.loop import TrainingLoop
 
 
 def run(config: Config, context: Context) -> StageResult:
@@ -44,83 +37,33 @@ def run(config: Config, context: Context) -> StageResult:
     parameters, flops = count_parameters(model), training_flops_per_token(model, length)
     engine = build_engine(model, config.optim, config.ds, stage, config.precision, world)
     seed_rank(config.seed, world.rank)
-    origin = lineage.describe(
-        context.run_dir, context.parents, {"train": data_facts(train), "validation": data_facts(held_out)}
-    )
-    if world.is_main:
-        runs.write_text_atomic(context.run_dir / runs.LINEAGE, json.dumps(origin, indent=1))
-
-    checkpointer = Checkpointer(context.run_dir, world, config.checkpoint.keep_last, config.checkpoint.keep_best)
-    checkpoint = checkpointer.latest()
-    first, metrics = 0, {}
-    if checkpoint is not None:
-        trainer = checkpointer.load(checkpoint, engine, same_ranks=config.ds.enabled)
-        first, metrics = trainer["step"], trainer["metrics"]
-        log.info("resumed from %s", checkpoint)
+    origin = write_lineage(context, {"train": data_facts(train), "validation": data_facts(held_out)})
 
     tokens_per_step = stage.batch_size * length
-    speed = Speedometer(flops, length, engine.dtype, world, stage.batch_size)
-    stopped = False
-    context.stop.patient = True
-    with Progress(stage.max_steps, first, show=world.is_main) as progress:
-        for step in range(first + 1, stage.max_steps + 1):  # step: optimizer steps done once this one is
-            factor = lr_factor(step - 1, stage)
-            engine.set_lr(factor)
+    with TrainingLoop(config, context, engine, tokenizer, origin, Speedometer(flops, engine.dtype, world)) as loop:
+        for step in loop:
             rows = blocks.batch(step - 1, stage.batch_size, world.rank, world.size)
             micro_batches = split_batch(rows, stage.micro_batch_size, world.device)
             # Each micro-batch and rank adds its share of the mean over all tokens of the step.
-            done = engine.train_step(
-                micro_batches, lambda model, batch: token_nll(model, **batch, for_sum=True).sum() / tokens_per_step
+            done = loop.train(
+                micro_batches,
+                lambda model, batch: token_nll(model, **batch, for_sum=True).sum() / tokens_per_step,
+                tokens_per_step,
+                stage.batch_size,
             )
-            if not (math.isfinite(done.loss) and (done.skipped or math.isfinite(done.grad_norm))):
-                raise UserError(_not_finite(step, done, stage.lr, checkpointer))
+            epoch = blocks.epoch_of(step, stage.batch_size)
+            loop.log(done, {"data/tokens": float(step * tokens_per_step), "data/epoch": epoch})
+            if loop.evaluation_due:
+                most = None if loop.last else stage.eval_tokens
+                loop.evaluate(lambda: evaluate(engine, held_out, length, stage.eval_batch_size, most, context))  # noqa: B023
+            loop.save_if_due()
 
-            row, last = None, step == stage.max_steps
-            if speed.step_done() and (step % stage.log_every == 0 or last or step == 1):
-                row = {
-                    "train/loss": done.loss,
-                    "train/grad_norm": done.grad_norm,
-                    "schedule/lr": stage.lr * factor,
-                    "data/tokens": float(step * tokens_per_step),
-                    "data/epoch": blocks.epoch_of(step, stage.batch_size),
-                    **speed.read(),
-                }
-                metrics |= row
-                context.log(step, row)
-            progress.step(step, row)
-            score = None
-            if last or (stage.eval_every and step % stage.eval_every == 0):
-                with speed.paused():
-                    most = None if last else stage.eval_tokens
-                    found = evaluate(engine, held_out, length, stage.eval_batch_size, most, context)
-                context.log(step, found)
-                progress.evaluated(step, found)
-                metrics |= found
-                score = None if last else found["eval/loss"]  # over other tokens: not to be compared
-            stopped = context.should_stop()
-            if last or stopped or (config.checkpoint.every and step % config.checkpoint.every == 0):
-                with speed.paused():
-                    checkpoint = checkpointer.save(step, engine, tokenizer, {"metrics": metrics}, origin, score)
-                progress.pause_ended(step)
-            if stopped:
-                break
-
+    if not loop.unfinished:
+        write_samples(engine, tokenizer, stage.samples, stage.sample_tokens, config.seed, context)
     facts = {
         "parameters": parameters.total,
         "parameters without embeddings": parameters.other,
         "context length": length,
         **describe_engine(engine),
     }
-    if stopped and step < stage.max_steps:
-        return StageResult(metrics, checkpoint=checkpoint, stopped=True, facts=facts)
-    write_samples(engine, tokenizer, stage.samples, stage.sample_tokens, config.seed, context)
-    return StageResult(metrics, "eval/loss", checkpoint, facts=facts)
-
-
-def _not_finite(step: int, done: StepStats, lr: float, checkpointer: Checkpointer) -> str:
-    kept = checkpointer.latest()
-    safe = f"the last good checkpoint is {kept}" if kept else "no checkpoint was saved before it"
-    return (
-        f"loss is {done.loss} at step {step}, the gradient's norm {done.grad_norm}; {safe}; "
-        f"try a lower stage.lr (now {lr:g}), a longer warm-up, or precision=fp32"
-    )
+    return loop.result("eval/loss", facts)

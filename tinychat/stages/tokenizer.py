@@ -11,9 +11,10 @@ from collections.abc import Iterator
 
 from tinychat import lineage, runs
 from tinychat.context import Context, StageResult
+from tinychat.data.chat_sources import chat_source
 from tinychat.data.sources import text_source
 from tinychat.errors import UserError
-from tinychat.schema import Config
+from tinychat.schema import Config, DataConfig, Source
 from tinychat.text.bpe import train_bpe
 from tinychat.text.report import tokenizer_report
 
@@ -27,7 +28,8 @@ def run(config: Config, context: Context) -> StageResult:
     if entries is None:
         raise UserError("tokenizer.vocab_size=null: stage=tokenizer needs the number of entries, as 4096")
     log.info("training a BPE of %d entries on %s", entries, source.description)
-    tokenizer = train_bpe(first_bytes(source.documents(), limit), entries, progress=True)
+    texts = itertools.chain(first_bytes(source.documents(), limit), world_instructions(config.data))
+    tokenizer = train_bpe(texts, entries, progress=True)
 
     folder = context.run_dir / "tokenizer"
     temporary = context.run_dir / ".saving-tokenizer"
@@ -46,6 +48,15 @@ def run(config: Config, context: Context) -> StageResult:
     (context.run_dir / "tokenizer_report.json").write_text(json.dumps(found.to_dict(), indent=1, ensure_ascii=False))
     context.log(0, found.metrics())
     return StageResult(found.metrics(), "tokenizer/bytes_per_token", folder, facts={"vocabulary": len(tokenizer)})
+
+
+def world_instructions(data: DataConfig) -> Iterator[str]:
+    """Every message of the generated world's instructions, so that words which stories lack have tokens too."""
+    if data.source is not Source.tinyworld or data.path is not None:
+        return
+    for row in chat_source(data, "train").rows():
+        for message in row.messages:
+            yield from (text for key, text in message.items() if key != "role" and text)
 
 
 def first_bytes(texts: Iterator[str], limit: int | None) -> Iterator[str]:

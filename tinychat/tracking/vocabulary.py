@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+
+def with_bounds(metrics: dict[str, str]) -> dict[str, str]:
+    """The metrics, each followed by NAME_low and NAME_high, the bounds of its 95 % confidence interval."""
+    found: dict[str, str] = {}
+    for name, meaning in metrics.items():
+        found |= {name: meaning, f"{name}_low": "lower 95 % bound", f"{name}_high": "upper 95 % bound"}
+    return found
+
+
 METRICS: dict[str, str] = {
     "train/loss": "mean negative log-likelihood of the tokens trained on, in nats per token",
     "train/grad_norm": "global gradient norm before clipping",
@@ -9,8 +18,24 @@ METRICS: dict[str, str] = {
     "eval/ppl": "perplexity of held-out tokens, exp(eval/loss)",
     "eval/bits_per_byte": "held-out bits per byte of text; comparable between tokenizers",
     "eval/tokens": "held-out tokens measured",
+    **with_bounds(
+        {
+            "eval/instruction_accuracy": "share of held-out instructions with a checkable answer that are met",
+            "eval/rouge_l": "ROUGE-L F1 of replies to held-out prompts with an open answer",
+            "eval/exact_match": "share of replies equal to a short reference (up to 5 words)",
+            "eval/response_loss": "mean negative log-likelihood of held-out replies, in nats per token",
+            "eval/response_ppl": "perplexity of held-out replies, exp(eval/response_loss)",
+            "eval/token_accuracy": "share of held-out reply tokens that are the likeliest token",
+        }
+    ),
+    "eval/instruction_rows": "held-out instructions with a checkable answer",
+    "eval/open_rows": "held-out prompts with an open answer",
+    "eval/exact_match_rows": "held-out prompts with a short reference",
+    "eval/reply_ended": "share of generated replies that the model ended itself",
+    "eval/response_tokens": "held-out reply tokens measured",
     "schedule/lr": "learning rate of the step",
     "data/tokens": "tokens trained on so far",
+    "data/trained_tokens": "tokens of the step that the loss falls on",
     "data/epoch": "passes over the training data so far",
     "data/documents": "documents in the token cache",
     "data/bytes": "bytes of text in the token cache",

@@ -1,0 +1,123 @@
+"""Whether a reply is the expected answer, by the kind of answer a task asks for."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable
+from decimal import Decimal
+
+UNITS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen"
+).split()
+TENS = dict(zip("twenty thirty forty fifty sixty seventy eighty ninety".split(), range(20, 100, 10), strict=True))
+WORDS = {word: value for value, word in enumerate(UNITS)} | TENS
+
+MEANT = frozenset("%#@&/\\")  # punctuation that belongs to an answer
+NUMBER = re.compile(
+    rf"""
+    (?<![a-z0-9_])
+    (?: (?P<minus> (?<![)\]]) - | \b (?:minus|negative) \s+ ) | \+ )?
+    (?: (?P<digits> \d{{1,3}} (?:,\d{{3}})+ (?!\d) | \d+ ) (?P<decimals> \.\d+ )?
+      | (?P<tens> {"|".join(TENS)} ) (?: [ -] (?P<ones> {"|".join(UNITS[1:10])} ) )? \b
+      | (?P<word> {"|".join(sorted(UNITS, key=len, reverse=True))} ) \b
+    )
+    """,
+    re.VERBOSE,
+)
+ITEM_END = re.compile(r"[,;、\n]|\band\b")
+ITEM_NUMBER = re.compile(r"^\s*\d+[.)]\s+")
+FIRST_WORD = re.compile(r"[^\W_]+")
+
+
+def is_correct(kind: str, reply: str, expected: str) -> bool:
+    """Whether the reply answers as expected. kind:
+
+    exact: equal but for blanks; case and punctuation count. word: equal after normalise(). number: the last number in
+    the reply, in digits or English words, has the value of the (last) one expected. yes_no: the first words are equal.
+    list: the same items in the same order.
+    Raises ValueError for another kind.
+    """
+    if kind not in CHECKS:
+        raise ValueError(f"kind of answer {kind!r}: one of {', '.join(CHECKS)}")
+    return CHECKS[kind](reply, expected)
+
+
+def normalise(text: str) -> str:
+    """Unicode NFKC, case folded, runs of blanks as one space, without punctuation and quotes around it.
+
+    Articles stay, as do a minus sign before a digit and signs like % that change what is said.
+    """
+    words = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    start, end = 0, len(words)
+    while start < end and _outer(words[start], words[start + 1 : start + 2]):
+        start += 1
+    while start < end and _outer(words[end - 1], ""):
+        end -= 1
+    return words[start:end]
+
+
+def _outer(character: str, following: str) -> bool:
+    if character in MEANT or (character == "-" and following.isdigit()):
+        return False
+    return character.isspace() or character == "`" or unicodedata.category(character).startswith("P")
+
+
+def last_number(text: str) -> Decimal | None:
+    """The last number in a text: 7, -7, 1,234.5, seven, minus seven, twenty-one. None without one.
+
+    A hyphen is a minus sign only where no letter, digit or bracket stands before it.
+    """
+    plain = unicodedata.normalize("NFKC", text).replace("\N{MINUS SIGN}", "-").casefold()
+    *_, found = None, *NUMBER.finditer(plain)
+    if found is None:
+        return None
+    if found["digits"]:
+        value = Decimal(found["digits"].replace(",", "") + (found["decimals"] or ""))
+    elif found["tens"]:
+        value = Decimal(TENS[found["tens"]] + (WORDS[found["ones"]] if found["ones"] else 0))
+    else:
+        value = Decimal(WORDS[found["word"]])
+    return -value if found["minus"] else value
+
+
+def list_items(text: str) -> list[str]:
+    """Items between commas, semicolons, "and" and line ends, normalised, without numbering."""
+    parts = ITEM_END.split(unicodedata.normalize("NFKC", text).casefold())
+    return [item for part in parts if (item := normalise(ITEM_NUMBER.sub("", part)))]
+
+
+def _to_the_letter(reply: str, expected: str) -> bool:
+    return _blanks(reply) == _blanks(expected)
+
+
+def _blanks(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).split())
+
+
+def _same(reply: str, expected: str) -> bool:
+    return normalise(reply) == normalise(expected)
+
+
+def _same_number(reply: str, expected: str) -> bool:
+    wanted = last_number(expected)
+    return wanted is not None and last_number(reply) == wanted
+
+
+def _same_first_word(reply: str, expected: str) -> bool:
+    first, wanted = FIRST_WORD.search(normalise(reply)), FIRST_WORD.search(normalise(expected))
+    return first is not None and wanted is not None and first[0] == wanted[0]
+
+
+def _same_items(reply: str, expected: str) -> bool:
+    return list_items(reply) == list_items(expected)
+
+
+CHECKS: dict[str, Callable[[str, str], bool]] = {
+    "exact": _to_the_letter,
+    "number": _same_number,
+    "word": _same,
+    "yes_no": _same_first_word,
+    "list": _same_items,
+}

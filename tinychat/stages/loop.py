@@ -1,0 +1,150 @@
+"""The optimizer steps of a stage that trains: learning rate, logging, evaluation, checkpoints, resuming, stopping.
+
+A stage writes its own loop and calls these in order:
+
+    with TrainingLoop(config, context, engine, tokenizer, origin, speed) as loop:
+        for step in loop:
+            done = loop.train(micro_batches, loss_fn, tokens, samples)
+            loop.log(done, {...})
+            if loop.evaluation_due:
+                loop.evaluate(lambda: {...})
+            loop.save_if_due()
+    return loop.result(facts)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tinychat.checkpoint import Checkpointer
+from tinychat.console import Progress
+from tinychat.context import Context, StageResult
+from tinychat.engine import Batch, Engine, LossFn, StepStats
+from tinychat.engine.schedule import lr_factor
+from tinychat.errors import UserError
+from tinychat.schema import Config
+from tinychat.stages.common import Speedometer, log
+
+
+class TrainingLoop:
+    """Iterating gives the step number: optimizer steps done once this one is. It begins where a resume goes on."""
+
+    def __init__(
+        self,
+        config: Config,
+        context: Context,
+        engine: Engine,
+        tokenizer: Any,
+        origin: dict[str, Any],
+        speed: Speedometer,
+        score: str = "eval/loss",
+    ):
+        """score: the held-out metric, lower is better, by which the best checkpoints are kept."""
+        self.stage, self.context, self.engine = config.stage, context, engine
+        self._every, self._tokenizer, self._origin, self._speed = config.checkpoint.every, tokenizer, origin, speed
+        self._score_name = score
+        world = context.world
+        self._saves = Checkpointer(context.run_dir, world, config.checkpoint.keep_last, config.checkpoint.keep_best)
+        self.checkpoint: Path | None = self._saves.latest()
+        self.step, self.metrics, self.stopped = 0, {}, False
+        self._score: float | None = None
+        if self.checkpoint is not None:
+            trainer = self._saves.load(self.checkpoint, engine, same_ranks=config.ds.enabled)
+            self.step, self.metrics = trainer["step"], trainer["metrics"]
+            log.info("resumed from %s", self.checkpoint)
+        self._progress = Progress(self.stage.max_steps, self.step, show=world.is_main)
+
+    def __enter__(self) -> TrainingLoop:
+        self.context.stop.patient = True
+        self._progress.__enter__()
+        self._speed.begin()
+        return self
+
+    def __exit__(self, *problem: Any) -> None:
+        self._progress.__exit__(*problem)
+
+    def __iter__(self) -> Iterator[int]:
+        while self.step < self.stage.max_steps and not self.stopped:
+            self.step += 1
+            self._factor = lr_factor(self.step - 1, self.stage)
+            self.engine.set_lr(self._factor)
+            yield self.step
+
+    @property
+    def last(self) -> bool:
+        return self.step == self.stage.max_steps
+
+    @property
+    def evaluation_due(self) -> bool:
+        return self.last or bool(self.stage.eval_every and self.step % self.stage.eval_every == 0)
+
+    def train(self, micro_batches: Sequence[Batch], loss_fn: LossFn, tokens: int, samples: int) -> StepStats:
+        """One optimizer step over `tokens` (padding not counted) in `samples` sequences, both over all ranks.
+
+        Raises UserError when the loss or the gradient is not finite; the last good checkpoint stays.
+        """
+        done = self.engine.train_step(micro_batches, loss_fn)
+        if not (math.isfinite(done.loss) and (done.skipped or math.isfinite(done.grad_norm))):
+            raise UserError(self._not_finite(done))
+        self._speed.step_done(tokens, samples)
+        return done
+
+    def log(self, done: StepStats, more: dict[str, float]) -> None:
+        """Log the step where that is due."""
+        row = None
+        if self.step % self.stage.log_every == 0 or self.last or self.step == 1:
+            row = {
+                "train/loss": done.loss,
+                "train/grad_norm": done.grad_norm,
+                "schedule/lr": self.stage.lr * self._factor,
+                **more,
+                **self._speed.read(),
+            }
+            self.metrics |= row
+            self.context.log(self.step, row)
+        self._progress.step(self.step, row)
+
+    def evaluate(self, measure: Callable[[], dict[str, float]]) -> None:
+        """Measure, log, and keep the score for a checkpoint of this step.
+
+        The last evaluation reads more than those before, so it gives no score to compare with theirs.
+        """
+        with self._speed.paused():
+            found = measure()
+        self.context.log(self.step, found)
+        self._progress.evaluated(self.step, found)
+        self.metrics |= found
+        self._score = None if self.last else found.get(self._score_name)
+
+    def save_if_due(self) -> None:
+        """Save every `checkpoint.every` steps, at the end, and when told to stop (then the loop ends)."""
+        self.stopped = self.context.should_stop()
+        if self.last or self.stopped or (self._every and self.step % self._every == 0):
+            state = {"metrics": self.metrics}
+            with self._speed.paused():
+                self.checkpoint = self._saves.save(
+                    self.step, self.engine, self._tokenizer, state, self._origin, self._score
+                )
+            self._progress.pause_ended(self.step)
+        self._score = None
+
+    @property
+    def unfinished(self) -> bool:
+        """Stopped before the last step."""
+        return self.stopped and not self.last
+
+    def result(self, objective: str, facts: dict[str, Any]) -> StageResult:
+        if self.unfinished:
+            return StageResult(self.metrics, checkpoint=self.checkpoint, stopped=True, facts=facts)
+        return StageResult(self.metrics, objective, self.checkpoint, facts=facts)
+
+    def _not_finite(self, done: StepStats) -> str:
+        kept = self._saves.latest()
+        safe = f"the last good checkpoint is {kept}" if kept else "no checkpoint was saved before it"
+        return (
+            f"loss is {done.loss} at step {self.step}, the gradient's norm {done.grad_norm}; {safe}; "
+            f"try a lower stage.lr (now {self.stage.lr:g}), a longer warm-up, or precision=fp32"
+        )

@@ -1,0 +1,86 @@
+"""stage=sft: supervised fine-tuning on conversations; the loss falls on the assistant's replies and their end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tinychat.context import Context, StageResult
+from tinychat.data.chat_batches import ChatBatches
+from tinychat.engine import Batch, build_engine
+from tinychat.models.build import count_parameters
+from tinychat.models.flops import training_flops_per_token
+from tinychat.models.logprobs import token_nll
+from tinychat.schema import Config
+from tinychat.seeding import seed_rank
+from tinychat.stages.chats import HeldOut, chat_facts, get_chat_tokenizer, get_chats, get_start_model, show_example
+from tinychat.stages.common import (
+    Speedometer,
+    context_length,
+    describe_engine,
+    split_batch,
+    write_lineage,
+)
+from tinychat.stages.loop import TrainingLoop
+
+
+def run(config: Config, context: Context) -> StageResult:
+    stage, world = config.stage, context.world
+    tokenizer = get_chat_tokenizer(config, context)
+    model = get_start_model(config, context, tokenizer)
+    length = context_length(stage.context_length, model)
+    train = get_chats("train", tokenizer, length, config, context)
+    held_out = HeldOut(tokenizer, length, config, context)
+    show_example(tokenizer, train, context)
+    batches = ChatBatches(train, length, stage.packing, config.seed)
+    parameters, flops = count_parameters(model), training_flops_per_token(model, length)
+    engine = build_engine(model, config.optim, config.ds, stage, config.precision, world)
+    seed_rank(config.seed, world.rank)
+    origin = write_lineage(context, {"train": chat_facts(train), "validation": chat_facts(held_out.chats)})
+
+    speed = Speedometer(flops, engine.dtype, world)
+    with TrainingLoop(config, context, engine, tokenizer, origin, speed, score="eval/response_loss") as loop:
+        if loop.step == 0 and stage.eval_first:
+            loop.evaluate(lambda: held_out.measure(engine, stage.eval_rows))
+        for step in loop:
+            rows = batches.batch(step - 1, stage.batch_size, world.rank, world.size)
+            tokens, trained = batches.tokens(step - 1, stage.batch_size)
+            done = loop.train(
+                split_batch(rows, stage.micro_batch_size, world.device),
+                # Each micro-batch and rank adds its share of the mean over all trained tokens of the step.
+                lambda model, batch: reply_nll(model, batch, stage.packing, stage.label_smoothing) / trained,  # noqa: B023
+                tokens,
+                stage.batch_size,
+            )
+            loop.log(
+                done, {"data/trained_tokens": float(trained), "data/epoch": batches.epoch_of(step, stage.batch_size)}
+            )
+            if loop.evaluation_due:
+                loop.evaluate(lambda: held_out.measure(engine, None if loop.last else stage.eval_rows))
+            loop.save_if_due()
+
+    if not loop.unfinished:
+        held_out.write_tables()
+    facts = {
+        "parameters": parameters.total,
+        "parameters trained": parameters.trained,
+        "context length": length,
+        "template": config.template.name,
+        "conversations": len(train),
+        "conversations cut": train.n_cut,
+        **describe_engine(engine),
+    }
+    return loop.result("eval/response_loss", facts)
+
+
+def reply_nll(model: Any, batch: Batch, packing: bool, label_smoothing: float) -> Any:
+    """Sum of the losses of a micro-batch's trained tokens, in nats."""
+    # Without packing, padding stands on the right, where no token sees it: nothing to mask.
+    return token_nll(
+        model,
+        batch["input_ids"],
+        batch["targets"],
+        batch["position_ids"] if packing else None,
+        segments=batch["segments"] if packing else None,
+        for_sum=True,
+        label_smoothing=label_smoothing,
+    ).sum()
