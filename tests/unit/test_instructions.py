@@ -66,7 +66,7 @@ def evaluate(model: Any, rows: list[ChatRow], world: World = ALONE, batch_size: 
 
 
 ROWS = [
-    row("c", "DEF.", "letters", "exact"),
+    row("c", "DEF.", "letters", "word"),
     row("aaaab", "cdef", "letters", "exact"),
     row("e", "g", "letters", "exact"),
     row("xyd", "e f", "spaced", "word"),

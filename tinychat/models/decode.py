@@ -169,42 +169,39 @@ def _decode_batch(
     forward: Forward, prompts: list[list[int]], options: DecodeOptions, pad_id: int, draws: Tensor
 ) -> tuple[list[list[int]], list[list[float]], list[bool]]:
     config, device = forward.config, forward.device
-    context, draws = config.max_position_embeddings, draws.to(device)
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    room = (context - lengths).clamp(max=options.max_new_tokens)
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    room = (config.max_position_embeddings - lengths).clamp(max=options.max_new_tokens)
     longest, steps = int(lengths.max()), int(room.max())
+    cache = forward.new_cache((longest - lengths).to(device), longest + steps - 1)
     ends = torch.tensor(options.end_ids, dtype=torch.int64, device=device)
-    cache = forward.new_cache(longest - lengths, longest + steps - 1)
-    tokens = torch.zeros(len(prompts), steps, dtype=torch.int64, device=device)
-    logprobs = torch.zeros(len(prompts), steps, dtype=torch.float32, device=device)
-    taken, ended = torch.zeros_like(lengths), torch.zeros_like(lengths, dtype=torch.bool)
-    rows, running = torch.arange(len(prompts), device=device), torch.ones_like(ended)  # those still in the batch
+    rows, running = torch.arange(len(prompts)), torch.ones(len(prompts), dtype=torch.bool, device=device)
+    draws, room = draws.to(device), room.to(device)
     step_ids = _left_padded(prompts, longest, pad_id if pad_id < config.vocab_size else 0).to(device)
+    taken = []  # of each step: rows, tokens, log-probabilities, whether the row was still running
     for step in range(steps):
-        chosen, scores = choose(forward(step_ids, cache), draws[rows, step] if options.temperature else None, options)
-        tokens[rows, step], logprobs[rows, step] = chosen, scores
-        taken[rows] += running
-        stop = torch.isin(chosen, ends)
-        ended[rows] |= stop & running
-        running = running & ~stop & (room[rows] > step + 1)
+        chosen, logprobs = choose(forward(step_ids, cache), draws[:, step] if options.temperature else None, options)
+        taken.append((rows, chosen, logprobs, running))
+        running = running & ~torch.isin(chosen, ends) & (room > step + 1)
         left = int(running.sum())
         if left == 0:
             break
         if left <= COMPACT_BELOW * len(rows):
             kept = running.nonzero()[:, 0]
             cache.keep_rows(kept)
-            rows, running, chosen = rows[kept], running[kept], chosen[kept]
+            rows, chosen, draws, room, running = rows[kept.cpu()], chosen[kept], draws[kept], room[kept], running[kept]
         step_ids = chosen[:, None]
-    counts = taken.tolist()
-    return _cut(tokens, counts), _cut(logprobs, counts), ended.tolist()
+    responses: list[list[int]] = [[] for _ in prompts]
+    scores: list[list[float]] = [[] for _ in prompts]
+    for parts in taken:
+        for row, token, logprob, meant in zip(*(part.tolist() for part in parts), strict=True):
+            if meant:
+                responses[row].append(token)
+                scores[row].append(logprob)
+    return responses, scores, [response[-1] in options.end_ids for response in responses]
 
 
 def _left_padded(prompts: list[list[int]], longest: int, pad_id: int) -> Tensor:
     return torch.tensor([[pad_id] * (longest - len(prompt)) + prompt for prompt in prompts])
-
-
-def _cut(values: Tensor, counts: list[int]) -> list[list]:
-    return [row[:count] for row, count in zip(values.tolist(), counts, strict=True)]
 
 
 def choose(logits: Tensor, draws: Tensor | None, options: DecodeOptions) -> tuple[Tensor, Tensor]:

@@ -49,7 +49,7 @@ class BatchCache(Cache):
 
 
 class _Layer(CacheLayerMixin):
-    """(B, H, capacity, D) keys and as many values; what update returns are views of the filled part."""
+    """(B, H, capacity, D) keys and as many values; what `update` and `append` return are views of the filled part."""
 
     is_sliding = False  # sliding windows are left to the mask that the model makes
 
@@ -59,6 +59,7 @@ class _Layer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.keys, self.values = self._buffer(key_states, self._keys_last), self._buffer(value_states, False)
+        self._flat_keys, self._flat_values = self.keys.transpose(2, 3).flatten(0, 1), self.values.flatten(0, 1)
         self.is_initialized = True
 
     def _buffer(self, states: Tensor, last: bool) -> Tensor:
@@ -68,6 +69,7 @@ class _Layer(CacheLayerMixin):
         return states.new_empty(rows, heads, self._capacity, width)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """transformers' way: (B, H, T, D) keys and values of the next tokens; all of them up to now, (B, H, S, D)."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         begin, end = self._length, self._length + key_states.shape[2]
@@ -75,6 +77,14 @@ class _Layer(CacheLayerMixin):
         self.values[:, :, begin:end] = value_states
         self._length = end
         return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for one token, with fewer operators: key and value (B, H, D); all keys as (B · H, D, S), all values
+        as (B · H, S, D)."""
+        self.keys.select(2, self._length).copy_(key)
+        self.values.select(2, self._length).copy_(value)
+        self._length += 1
+        return self._flat_keys.narrow(2, 0, self._length), self._flat_values.narrow(1, 0, self._length)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         keys, values = self.keys[indices, :, : self._length], self.values[indices, :, : self._length]

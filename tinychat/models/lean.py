@@ -7,6 +7,7 @@ model's arithmetic. Tests hold the logits to those of the transformers models.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -52,17 +53,17 @@ class LeanModel:
         self._head = self._product(causal.get_output_embeddings())
 
     def __call__(self, input_ids: Tensor, cache: BatchCache) -> Tensor:
-        bias = self._attention_bias(input_ids.shape[1], cache)
-        positions = cache.positions(input_ids.shape[1])
-        x = F.embedding(input_ids, self._embedding)
-        turn = None
-        if self._positions is not None:
-            x = x + F.embedding(positions, self._positions)
+        rows, tokens = input_ids.shape
+        positions = cache.positions(tokens).flatten()
+        x = F.embedding(input_ids.flatten(), self._embedding)
+        at = _Pass(rows, tokens, self._attention_bias(tokens, cache), cache)
+        if self._positions is None:
+            at.cos, at.sin = self._rotation(positions, cache.capacity, x)
         else:
-            turn = self._rotation(positions, cache.capacity, x)
-        for index, block in enumerate(self._blocks):
-            x = block(x, index, bias, turn, cache)
-        return self._head(self._final_norm(x[:, -1]).to(self._dtype))
+            x = x + F.embedding(positions, self._positions)
+        for block in self._blocks:
+            x = block(x, at)
+        return self._head(self._final_norm(x.view(rows, tokens, -1)[:, -1]).to(self._dtype))
 
     def new_cache(self, padding: Tensor, capacity: int) -> BatchCache:
         shape, on_cpu = self.config, padding.device.type == "cpu"
@@ -76,8 +77,7 @@ class LeanModel:
         if tokens > 1:  # a padding query sees itself alone: a softmax needs something
             own = torch.eye(tokens, dtype=torch.bool, device=seen.device)
             seen = (seen & torch.ones_like(own).tril_()) | own
-        dtype = torch.float32 if tokens == 1 and seen.is_cpu else self._dtype
-        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
+        return torch.zeros(seen.shape, dtype=self._dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
 
     # ------------------------------------------------------------------------------------------------ weights
 
@@ -96,7 +96,9 @@ class LeanModel:
             raise Unsupported("cross-attention or adapted embeddings")
         self._embedding, self._positions = body.wte.weight, body.wpe.weight
         self._final_norm = _layer_norm(body.ln_f)
-        self._blocks: list[Any] = [_GPT2Block(block, self._product, self._dtype) for block in body.h]
+        self._blocks: list[Any] = [
+            _GPT2Block(index, block, self._product, self._dtype) for index, block in enumerate(body.h)
+        ]
 
     def _read_llama(self, causal: Any) -> None:
         body = causal.model
@@ -107,93 +109,104 @@ class LeanModel:
         self._embedding, self._positions = body.embed_tokens.weight, None
         self._rotary, self._angles = body.rotary_emb, _NO_ANGLES
         self._final_norm = _rms_norm(body.norm)
-        self._blocks = [_LlamaBlock(block, self._product, self._dtype, self.config) for block in body.layers]
+        self._blocks = [
+            _LlamaBlock(index, block, self._product, self._dtype, self.config)
+            for index, block in enumerate(body.layers)
+        ]
 
     def _rotation(self, positions: Tensor, capacity: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and signed sines (B, T, 1, D) of the rotary embedding, from a table made once."""
+        """Cosines and signed sines (N, 1, D) of the rotary embedding, from a table made once."""
         if len(self._angles[0]) < capacity:
             cos, sin = self._rotary(like, torch.arange(capacity, device=like.device)[None])
             sign = torch.ones_like(sin[0, 0])
             sign[: len(sign) // 2] = -1
             self._angles = cos[0], sin[0] * sign
-        return self._angles[0][positions, None], self._angles[1][positions, None]
+        return F.embedding(positions, self._angles[0])[:, None], F.embedding(positions, self._angles[1])[:, None]
+
+
+@dataclass
+class _Pass:
+    """What the blocks share in one call: N = B · T tokens side by side."""
+
+    rows: int  # B
+    tokens: int  # T
+    bias: Tensor | None  # added to the scores, (B, 1, T, S)
+    cache: BatchCache
+    cos: Any = None  # (N, 1, D) of the rotary embedding
+    sin: Any = None
 
 
 class _GPT2Block:
-    def __init__(self, block: Any, product_of: Callable[..., Product], dtype: torch.dtype):
+    def __init__(self, index: int, block: Any, product_of: Callable[..., Product], dtype: torch.dtype):
         attention, mlp = block.attn, block.mlp
         fused = attention.config.activation_function in TANH_GELUS
         self._norms = _layer_norm(block.ln_1), _layer_norm(block.ln_2)
         self._qkv, self._out = product_of(attention.c_attn), product_of(attention.c_proj)
         self._up, self._down = product_of(mlp.c_fc, gelu=fused), product_of(mlp.c_proj)
         self._act = None if fused else mlp.act
-        self._heads, self._scale, self._dtype = attention.num_heads, attention.scaling, dtype
+        self._index, self._heads, self._scale, self._dtype = index, attention.num_heads, attention.scaling, dtype
 
-    def __call__(self, x: Tensor, index: int, bias: Tensor | None, turn: Any, cache: BatchCache) -> Tensor:
-        qkv = self._qkv(self._norms[0](x).to(self._dtype)).view(*x.shape[:2], 3, self._heads, -1)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        x = x + self._out(_attend(query, key, value, index, bias, self._scale, cache))
+    def __call__(self, x: Tensor, at: _Pass) -> Tensor:
+        """(N, C) -> (N, C)."""
+        qkv = self._qkv(self._norms[0](x).to(self._dtype)).view(len(x), 3, self._heads, -1)
+        x = x + self._out(_attend(*qkv.unbind(1), self._index, self._scale, at))
         inner = self._up(self._norms[1](x).to(self._dtype))
         return x + self._down(self._act(inner) if self._act else inner)
 
 
 class _LlamaBlock:
-    def __init__(self, block: Any, product_of: Callable[..., Product], dtype: torch.dtype, config: Any):
+    def __init__(self, index: int, block: Any, product_of: Callable[..., Product], dtype: torch.dtype, config: Any):
         attention, mlp = block.self_attn, block.mlp
         self._norms = _rms_norm(block.input_layernorm), _rms_norm(block.post_attention_layernorm)
         self._qkv = product_of(attention.q_proj, attention.k_proj, attention.v_proj)
         self._out, self._down = product_of(attention.o_proj), product_of(mlp.down_proj)
         self._up, self._act = product_of(mlp.gate_proj, mlp.up_proj), mlp.act_fn
         self._heads, self._shared = config.num_attention_heads, config.num_key_value_heads
-        self._scale, self._eps, self._dtype = attention.scaling, config.rms_norm_eps, dtype
+        self._index, self._scale, self._eps, self._dtype = index, attention.scaling, config.rms_norm_eps, dtype
         self._head_norm: Tensor | None = None
         if hasattr(attention, "q_norm"):  # (H + H_kv, D): the weights of queries and keys, normalised together
             own = [attention.q_norm.weight] * self._heads + [attention.k_norm.weight] * self._shared
             self._head_norm = torch.stack(own)
 
-    def __call__(self, x: Tensor, index: int, bias: Tensor | None, turn: Any, cache: BatchCache) -> Tensor:
+    def __call__(self, x: Tensor, at: _Pass) -> Tensor:
+        """(N, C) -> (N, C)."""
         turned = self._heads + self._shared
-        qkv = self._qkv(self._norms[0](x).to(self._dtype)).view(*x.shape[:2], turned + self._shared, -1)
-        both, value = qkv[:, :, :turned], qkv[:, :, turned:].transpose(1, 2)
+        qkv = self._qkv(self._norms[0](x).to(self._dtype)).view(len(x), turned + self._shared, -1)
+        both, value = qkv.split([turned, self._shared], 1)
         if self._head_norm is not None:
             both = F.rms_norm(both, both.shape[-1:], None, self._eps) * self._head_norm
-        cos, sin = turn
-        both = torch.addcmul(both * cos, both.roll(both.shape[-1] // 2, -1), sin).to(self._dtype)
-        query, key = both.transpose(1, 2).split([self._heads, self._shared], dim=1)
-        x = x + self._out(_attend(query, key, value, index, bias, self._scale, cache))
-        gate, up = self._up(self._norms[1](x).to(self._dtype)).chunk(2, dim=-1)
+        both = torch.addcmul(both * at.cos, both.roll(both.shape[-1] // 2, -1), at.sin).to(self._dtype)
+        query, key = both.split([self._heads, self._shared], 1)
+        x = x + self._out(_attend(query, key, value, self._index, self._scale, at))
+        gate, up = self._up(self._norms[1](x).to(self._dtype)).chunk(2, -1)
         return x + self._down(self._act(gate) * up)
 
 
 # ----------------------------------------------------------------------------------------------------- operators
 
 
-def _attend(
-    query: Tensor, key: Tensor, value: Tensor, index: int, bias: Tensor | None, scale: float, cache: BatchCache
-) -> Tensor:
-    """query (B, H, T, D), key and value (B, H_kv, T, D) of the layer `index`, bias (B, 1, T, S) -> (B, T, H · D).
+def _attend(query: Tensor, key: Tensor, value: Tensor, index: int, scale: float, at: _Pass) -> Tensor:
+    """query (N, H, D), key and value (N, H_kv, D) of layer `index` -> (N, H · D).
 
-    The batch's prompts come first and at once; then T is 1.
+    The prompts come in one call, before anything is in the cache; then one token a row.
     """
-    rows, heads, tokens, width = query.shape
-    shared, first = key.shape[1], cache.get_seq_length(index) == 0
-    keys, values = cache.update(key, value, index)
-    if first:
-        keys, values = (
-            part.repeat_interleave(heads // shared, 1) if heads != shared else part for part in (key, value)
-        )
-        done = F.scaled_dot_product_attention(query, keys, values, bias, is_causal=bias is None, scale=scale)
-        return done.transpose(1, 2).reshape(rows, tokens, heads * width)
-    query = query.reshape(rows, shared, heads // shared, width)  # heads that share keys as so many queries
-    if not keys.is_cpu:
-        done = F.scaled_dot_product_attention(query, keys, values, bias, scale=scale)
-        return done.reshape(rows, 1, heads * width)
-    # torch's attention for a CPU takes up to five times as long for single queries.
-    scores = torch.bmm(query.flatten(0, 1), keys.flatten(0, 1).transpose(1, 2)).float().mul_(scale)
-    if bias is not None:
-        scores = (scores.view(rows, shared, -1, scores.shape[-1]) + bias).flatten(0, 1)
-    done = torch.bmm(scores.softmax(-1).to(values.dtype), values.flatten(0, 1))
-    return done.view(rows, 1, heads * width)
+    heads, shared, layer = query.shape[1], key.shape[1], at.cache.layers[index]
+    if layer.get_seq_length() == 0:
+        query, key, value = (part.unflatten(0, (at.rows, at.tokens)).transpose(1, 2) for part in (query, key, value))
+        layer.update(key, value)
+        if heads != shared:
+            key, value = (part.repeat_interleave(heads // shared, 1) for part in (key, value))
+        done = F.scaled_dot_product_attention(query, key, value, at.bias, is_causal=at.bias is None, scale=scale)
+        return done.transpose(1, 2).flatten(2).flatten(0, 1)
+    # Plain products: torch's attention for a CPU takes up to five times as long for single queries.
+    keys, values = layer.append(key, value)
+    query = query.reshape(at.rows * shared, heads // shared, -1)  # heads that share keys as so many queries
+    if at.bias is None:
+        bias, beta = query.new_zeros(1), 0
+    else:
+        bias, beta = at.bias.expand(-1, shared, -1, -1).reshape(at.rows * shared, 1, -1), 1
+    scores = torch.baddbmm(bias, query, keys, beta=beta, alpha=scale)
+    return torch.bmm(scores.softmax(-1), values).view(at.rows, -1)
 
 
 def _weight_and_bias(module: nn.Module) -> Weight:
@@ -223,8 +236,10 @@ def _with_lora(module: Any) -> Weight:
 
 
 def _layer_norm(module: nn.LayerNorm) -> Callable[[Tensor], Tensor]:
-    return lambda x: F.layer_norm(x, module.normalized_shape, module.weight, module.bias, module.eps)
+    shape, weight, bias, eps = module.normalized_shape, module.weight, module.bias, module.eps
+    return lambda x: torch.layer_norm(x, shape, weight, bias, eps)
 
 
 def _rms_norm(module: Any) -> Callable[[Tensor], Tensor]:
-    return lambda x: F.rms_norm(x, module.weight.shape, module.weight, module.variance_epsilon)
+    shape, weight, eps = module.weight.shape, module.weight, module.variance_epsilon
+    return lambda x: torch.rms_norm(x, shape, weight, eps)

@@ -44,7 +44,7 @@ def _packed(weight: Tensor, bias: Tensor | None, gelu: bool) -> Callable[[Tensor
     operators = torch.ops.mkldnn
     try:
         layout = operators._reorder_linear_weight(weight.t(), TYPICAL_ROWS)
-        run = operators._linear_pointwise
+        run = operators._linear_pointwise.default
         then: tuple[str, list, str] = ("gelu", [], "tanh") if gelu else ("none", [], "")
         run(weight.new_zeros(1, len(weight)), layout, bias, *then)
     except (AttributeError, RuntimeError):  # another torch, another processor
