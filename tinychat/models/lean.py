@@ -149,7 +149,8 @@ class _GPT2Block:
     def __call__(self, x: Tensor, at: _Pass) -> Tensor:
         """(N, C) -> (N, C)."""
         qkv = self._qkv(self._norms[0](x).to(self._dtype)).view(len(x), 3, self._heads, -1)
-        x = x + self._out(_attend(*qkv.unbind(1), self._index, self._scale, at))
+        query, key, value = qkv.unbind(1)
+        x = x + self._out(_attend(query, key, value, self._index, self._scale, at))
         inner = self._up(self._norms[1](x).to(self._dtype))
         return x + self._down(self._act(inner) if self._act else inner)
 
