@@ -173,3 +173,35 @@ def only_run(folder: Path) -> Path:
     """The one run folder under outputs/."""
     (found,) = (path.parent for path in (folder / "outputs").glob("*/*/*/config.yaml"))
     return found
+
+
+def save_base(folder: Path, tokenizer_folder: Path, seed: int = 0, context_length: int = 256) -> Path:
+    """A checkpoint folder as a pretraining leaves it: a tiny llama with random weights, and the tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    torch.manual_seed(seed)
+    shape = LlamaConfig(
+        vocab_size=448,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=context_length,
+        tie_word_embeddings=True,
+        initializer_range=0.1,
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    AutoModelForCausalLM.from_config(shape).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write_rows(path: Path, rows: list[Any]) -> Path:
+    """A jsonl file."""
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path

@@ -16,10 +16,27 @@ from tinychat.schema import Arch, Config, Device, LaunchKind, OptimKind, Precisi
 from tinychat.schema_stages import Schedule, SftStage, TrainLoop
 
 # What a stage reads, and which sources have it.
-ROWS = {"tokenizer": "documents", "corpus": "documents", "pretrain": "documents", "sft": "conversations"}
+ROWS = {
+    "tokenizer": "documents",
+    "corpus": "documents",
+    "pretrain": "documents",
+    "sft": "conversations",
+    "reward": "preferences",
+    "judge": "preferences",
+    "ppo": "prompts",
+}
+_OWN_CHATS = (schema.Source.alpaca, schema.Source.minimind_sft, schema.Source.chat)
+_OWN_PAIRS = (
+    schema.Source.pku_saferlhf,
+    schema.Source.hh_rlhf,
+    schema.Source.minimind_dpo,
+    schema.Source.preference,
+)
 SOURCES_OF = {
     "documents": (schema.Source.tinyworld, schema.Source.tinystories, schema.Source.text),
-    "conversations": (schema.Source.tinyworld, schema.Source.alpaca, schema.Source.minimind_sft, schema.Source.chat),
+    "conversations": (schema.Source.tinyworld, *_OWN_CHATS),
+    "preferences": (schema.Source.tinyworld, *_OWN_PAIRS),
+    "prompts": (schema.Source.tinyworld, *_OWN_PAIRS, *_OWN_CHATS),
 }
 
 
@@ -145,7 +162,7 @@ def _data(config: Config) -> Iterator[str]:
         value = getattr(data, key)
         if value and not Path(value).expanduser().exists() and not glob.glob(str(Path(value).expanduser())):
             yield f"data.{key}={value}: no such file or folder (looked from {Path.cwd()})"
-    if data.source in (schema.Source.text, schema.Source.chat) and not data.path:
+    if data.source in (schema.Source.text, schema.Source.chat, schema.Source.preference) and not data.path:
         yield f"data.path=null: data={data.name} needs a file, folder or glob, as data.path=my_files/"
     wanted = ROWS.get(config.stage.name)
     if wanted and data.source not in SOURCES_OF[wanted]:
@@ -153,6 +170,8 @@ def _data(config: Config) -> Iterator[str]:
         yield f"data={data.name} has no {wanted}, which stage={config.stage.name} takes; use data={works}"
     if not 0 <= data.val_fraction <= 0.5:
         yield f"data.val_fraction={data.val_fraction}: at least 0 and at most 0.5"
+    if not 0 <= data.judge_fraction < 1:
+        yield f"data.judge_fraction={data.judge_fraction}: at least 0 and below 1, such as 0.3"
     for key in ("max_docs", "max_val_docs", "max_rows", "max_val_rows"):
         value = getattr(data, key)
         if value is not None and value < 1:
@@ -171,6 +190,9 @@ def _sft(config: Config) -> Iterator[str]:
 def _peft(config: Config) -> Iterator[str]:
     peft = config.peft
     if peft.kind is schema.PeftKind.none:
+        return
+    if config.stage.name == "eval":
+        yield f"peft={peft.name}: stage=eval measures a checkpoint as it is, an adapter's too; use peft=none"
         return
     if config.stage.name in ("tokenizer", "corpus", "pretrain"):
         yield f"peft={peft.name}: stage={config.stage.name} trains all weights; use peft=none"

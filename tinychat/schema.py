@@ -52,6 +52,17 @@ class Source(Enum):
     alpaca = "alpaca"
     minimind_sft = "minimind_sft"
     chat = "chat"
+    pku_saferlhf = "pku_saferlhf"
+    hh_rlhf = "hh_rlhf"
+    minimind_dpo = "minimind_dpo"
+    preference = "preference"
+
+
+class Preference(Enum):
+    """Which of PKU-SafeRLHF's two answers says which reply was chosen."""
+
+    safer = "safer"
+    better = "better"
 
 
 class OnBadRow(Enum):
@@ -133,10 +144,13 @@ class DataConfig:
     val_fraction: float = MISSING  # share of documents held out where the source has no validation split
     text_column: str = MISSING  # column or key that holds the text
     max_docs: int | None = MISSING  # training documents read at most
+    lessons: float = MISSING  # tinyworld: lessons generated for each training story
     max_val_docs: int | None = MISSING  # validation documents read at most
-    max_rows: int | None = MISSING  # training conversations taken (seeded choice) or generated at most
-    max_val_rows: int | None = MISSING  # validation conversations taken or generated at most
-    on_bad_row: OnBadRow = MISSING  # conversations: fail names the row, skip leaves it out and counts
+    max_rows: int | None = MISSING  # training conversations or preferences taken (seeded choice) or generated at most
+    max_val_rows: int | None = MISSING  # the same for validation
+    on_bad_row: OnBadRow = MISSING  # conversations, preferences: fail names the row, skip leaves it out and counts
+    preference: Preference = MISSING  # pku_saferlhf: the chosen reply is the safer or the better (more helpful) one
+    judge_fraction: float = MISSING  # preferences: share of training prompts for a judge, unseen by the reward model
     seed: int = MISSING  # of the hold-out, the choice of rows and of what is generated
 
 

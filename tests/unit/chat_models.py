@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from tinychat.models.build import build_model
+from tinychat.models.save import save_weights, saved_buffers, saved_parameters
 from tinychat.schema import Arch, ModelConfig
 from tinychat.text.bpe import train_bpe
 from tinychat.text.chat_template import set_template
@@ -58,6 +59,7 @@ def saved(folder: Path, template: str | None = None) -> Path:
     model, tokenizer = babbler()
     if template:
         set_template(tokenizer, template)
-    model.save_pretrained(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_weights(model, saved_parameters(model) | saved_buffers(model), folder)
     tokenizer.save_pretrained(folder)
     return folder

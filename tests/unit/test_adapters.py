@@ -34,7 +34,8 @@ from tinychat.models.adapters import (
     start_model,
     trainable_parameters,
 )
-from tinychat.models.build import build_model, hf_config
+from tinychat.models.build import build_model, count_parameters, hf_config
+from tinychat.models.flops import training_flops_per_token
 from tinychat.models.load import load_config, load_model
 from tinychat.models.logprobs import token_nll
 from tinychat.schema import Arch, ModelConfig, OptimConfig, OptimKind, PeftConfig, PeftKind
@@ -579,6 +580,16 @@ def test_quantised_layers_compute_nearly_what_the_base_does(base: Path) -> None:
         error = (layer(identity) - zero).T - weight
         assert 0 < error.abs().max() < 0.16 * weight.abs().max(), name
     assert (logits(packed) - logits(exact)).abs().mean() < 0.4 * logits(exact).std()
+
+
+@needs_bitsandbytes
+def test_weights_of_four_bits_are_counted_as_weights(base: Path) -> None:
+    """Two of them share a byte of the tensor they are kept in."""
+    exact, packed = (start_model(str(base), peft) for peft in (LORA, QLORA))
+    assert any(p.dtype == torch.uint8 for p in packed.parameters())
+    assert count_parameters(packed) == count_parameters(exact)
+    assert (count_parameters(packed).trained, count_parameters(packed).total) == trainable_parameters(packed)
+    assert training_flops_per_token(packed, 64) == training_flops_per_token(exact, 64)
 
 
 @needs_bitsandbytes

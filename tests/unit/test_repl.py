@@ -10,10 +10,12 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from tests.unit.chat_models import COMMAND, ENVIRONMENT, babbler, saved
+from tinychat import chat
 from tinychat.chat_input import as_utf8, history_file
 from tinychat.chat_session import open_session
 from tinychat.errors import UserError
@@ -211,13 +213,35 @@ def test_bytes_that_python_did_not_decode_become_text():
 # --- the terminal
 
 
-class Terminal:
-    """The program on a pseudo-terminal."""
+def become_the_program(arguments: list[str], variables: dict[str, str]) -> NoReturn:
+    """In a fork of this process, which has loaded torch and transformers, without the seconds that takes."""
+    status: object = 1
+    try:
+        os.environ.clear()
+        os.environ.update(variables)
+        sys.argv = ["tinychat.chat", *arguments]
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+        sys.stdout, sys.stderr = (open(fd, "w", 1, encoding="utf-8", closefd=False) for fd in (1, 2))  # noqa: SIM115
+        chat.main()
+        status = 0
+    except SystemExit as end:
+        status = end.code
+        if isinstance(status, str):
+            print(status, file=sys.stderr)
+    finally:
+        sys.stdout.flush()
+        os._exit(status if isinstance(status, int) else 1)
 
-    def __init__(self, *arguments: object, **environment: str):
+
+class Terminal:
+    """The program on a pseudo-terminal: in a new Python, or where that is not what is tested in a fork of this one."""
+
+    def __init__(self, *arguments: object, forked: bool = False, **environment: str):
         pid, self.fd = pty.fork()
         if pid == 0:
             variables = {**ENVIRONMENT, "TERM": "dumb", **environment}
+            if forked:
+                become_the_program(list(map(str, arguments)), variables)
             os.execve(sys.executable, [*COMMAND, *map(str, arguments)], variables)
         self.pid, self.seen = pid, ""
 
@@ -276,8 +300,8 @@ def folders(tmp_path_factory) -> tuple[Path, Path]:
 def terminal():
     opened: list[Terminal] = []
 
-    def start(*arguments: object, **environment: str) -> Terminal:
-        opened.append(Terminal(*arguments, **environment))
+    def start(*arguments: object, forked: bool = False, **environment: str) -> Terminal:
+        opened.append(Terminal(*arguments, forked=forked, **environment))
         opened[-1].wait_for("> ")
         return opened[-1]
 
@@ -320,7 +344,7 @@ def test_a_person_talks_stops_corrects_and_saves(terminal, folders, tmp_path):
 def test_two_checkpoints_side_by_side_and_a_history_from_last_time(terminal, folders, tmp_path):
     history = tmp_path / "history"
     history.write_text("the cat\n")
-    session = terminal(*folders, "--greedy", "--max_new_tokens", 5, TINYCHAT_HISTORY=str(history))
+    session = terminal(*folders, "--greedy", "--max_new_tokens", 5, forked=True, TINYCHAT_HISTORY=str(history))
     session.type("\x10")  # Up
     session.wait_for("the cat")
     first = session.say("")

@@ -142,20 +142,23 @@ def _generated(config: DataConfig, split: Split) -> TextSource:
             f"data.{key}=null: the generator of data={config.name} never ends; say how many, data.{key}=1000"
         )
 
-    def read(meter: Meter) -> Iterator[str]:
-        from tinychat.data.tinyworld import stories
+    lessons = round(config.lessons * count) if split == "train" else 0
 
-        return stories(config.seed, split, count)
+    def read(meter: Meter) -> Iterator[str]:
+        from tinychat.data.tinyworld import documents
+
+        return documents(config.seed, split, count, lessons)
 
     def identify(memo_dir: Path | None) -> str:
         code = tinyworld_code(with_tasks=False)
-        return json.dumps([config.seed, split, count, [hash_file(path, None) for path in code]])
+        return json.dumps([config.seed, split, count, lessons, [hash_file(path, None) for path in code]])
 
-    description = f"{count:,} generated stories ({split}, seed {config.seed})"
-    return TextSource(f"{config.name}-{split}", description, None, read, identify, None, count)
+    more = f" and {lessons:,} lessons" if lessons else ""
+    description = f"{count:,} generated stories{more} ({split}, seed {config.seed})"
+    return TextSource(f"{config.name}-{split}", description, None, read, identify, None, count + lessons)
 
 
 def tinyworld_code(with_tasks: bool) -> list[Path]:
-    """The generator's own files, on which everything generated depends; stories do not depend on the tasks'."""
+    """The generator's own files, on which everything generated depends; documents take only words from the tasks'."""
     code = sorted(path for path in TINYWORLD.rglob("*") if path.is_file() and path.suffix != ".pyc")
     return [path for path in code if with_tasks or "tasks" not in path.relative_to(TINYWORLD).parts]

@@ -10,6 +10,7 @@ from tinychat.engine.base import Batch, Engine, LossFn, StepStats, resolve_preci
 from tinychat.engine.optim import build_optimizer
 from tinychat.engine.plain import PlainEngine
 from tinychat.models.attention import use_blocked_attention
+from tinychat.models.norms import use_fused_norms
 from tinychat.schema import DsConfig, OptimConfig, Precision
 from tinychat.schema_stages import TrainLoop
 from tinychat.world import World
@@ -26,6 +27,7 @@ def build_engine(
     """
     dtype = resolve_precision(precision, world.device)
     use_blocked_attention(model.to(world.device), world.device)
+    use_fused_norms(model, world.device)
     if loop.activation_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     optimizer = build_optimizer(model, optim, loop.lr, dtype)
@@ -42,5 +44,6 @@ def build_engine(
 def evaluation_engine(model: Any, precision: Precision, world: World) -> Engine:
     """An engine that only measures; its optimizer holds nothing and is never stepped."""
     use_blocked_attention(model.to(world.device), world.device)
+    use_fused_norms(model, world.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     return PlainEngine(model, optimizer, world, resolve_precision(precision, world.device), grad_clip=0.0)

@@ -21,6 +21,7 @@ from transformers import (
 
 from tinychat.errors import UserError
 from tinychat.models.load import load_config, load_model
+from tinychat.models.quantized import weights_in
 from tinychat.schema import Arch, ModelConfig
 
 VOCAB_MULTIPLE = 64  # matrix products over a vocabulary that is a multiple of this are faster
@@ -173,14 +174,14 @@ def _check_heads(config: ModelConfig) -> None:
 
 
 def count_parameters(model: nn.Module) -> ParameterCount:
-    """Parameters of a model on any device, the meta device included."""
+    """Parameters of a model on any device, the meta device included; one held in 4 bits counts as one."""
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if head is not None:
         embeddings |= {id(p) for p in head.parameters()}
-    total = sum(p.numel() for p in model.parameters())
-    embedding = sum(p.numel() for p in model.parameters() if id(p) in embeddings)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(weights_in(p) for p in model.parameters())
+    embedding = sum(weights_in(p) for p in model.parameters() if id(p) in embeddings)
+    trained = sum(weights_in(p) for p in model.parameters() if p.requires_grad)
     return ParameterCount(total=total, embedding=embedding, other=total - embedding, trained=trained)
 
 

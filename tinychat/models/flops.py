@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from tinychat.models.quantized import weights_in
+
 
 def training_flops_per_token(model: Any, context_length: int) -> float:
     """Floating-point operations of forward and backward pass per token of a sequence of `context_length`.
@@ -15,7 +17,7 @@ def training_flops_per_token(model: Any, context_length: int) -> float:
     attention over an average of T/2 positions (Chowdhery et al. 2022, PaLM, appendix B, halved for the causal mask).
     """
     looked_up = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
-    weights = sum(p.numel() for p in model.parameters() if p.dim() > 1 and id(p) not in looked_up)
+    weights = sum(weights_in(p) for p in model.parameters() if p.dim() > 1 and id(p) not in looked_up)
     head = model.get_output_embeddings()
     if head is not None and id(head.weight) in looked_up:
         weights += head.weight.numel()

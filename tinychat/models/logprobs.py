@@ -198,7 +198,8 @@ def _add_gradients(
     d nll / d z = softmax(z) - onehot, here times the row sum: the division moves from (n, V) to (n, D).
     """
     grad_hidden, grad_weight = gradients
-    e.scatter_(1, targets[:, None], (own.exp() - total).to(e.dtype))
+    # On a CPU scatter_ would copy all of e first.
+    e[torch.arange(len(e), device=e.device), targets] = (own.exp() - total).to(e.dtype)[:, 0]
     scale = scale / total
     grad_hidden[part] = (e @ weight) * scale
     if not grad_weight.numel():

@@ -78,6 +78,12 @@ def prepare_quantized(model: torch.nn.Module) -> None:
         del model.hf_device_map
 
 
+def weights_in(parameter: torch.nn.Parameter) -> int:
+    """How many weights a parameter stands for; one of 4 bits is stored as two weights in a byte."""
+    state = getattr(parameter, "quant_state", None)
+    return parameter.numel() if state is None else state.shape.numel()
+
+
 def _follow_autocast(layer: Any, arguments: tuple[torch.Tensor, ...]) -> None:
     """bitsandbytes' layers do not know autocast: they compute in a type fixed beforehand."""
     kind, own = arguments[0].device.type, arguments[0].dtype

@@ -6,6 +6,7 @@ from random import Random
 from tinychat.data.tinyworld.combinations import SPLITS, combination, mix
 from tinychat.data.tinyworld.frame import FRAME, close_scene, open_scene
 from tinychat.data.tinyworld.grammar import capital, expand
+from tinychat.data.tinyworld.lessons import lesson
 from tinychat.data.tinyworld.plots.plot import Plot
 from tinychat.data.tinyworld.scene import Scene, Story
 
@@ -45,6 +46,16 @@ def stories(seed: int, split: str, n: int) -> Iterator[str]:
     """The texts of the stories 0 to n - 1, all different."""
     for index in range(n):
         yield story(seed, split, index).text
+
+
+def documents(seed: int, split: str, n_stories: int, n_lessons: int) -> Iterator[str]:
+    """Stories with lessons evenly between them; the first of each."""
+    told = 0
+    for index in range(n_stories):
+        yield story(seed, split, index).text
+        due = n_lessons * (index + 1) // n_stories
+        yield from (lesson(seed, number) for number in range(told, due))
+        told = due
 
 
 def _render(scene: Scene, plot: Plot) -> str:

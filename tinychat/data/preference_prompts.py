@@ -1,0 +1,173 @@
+"""Prompts alone, for reinforcement learning: those of any source of preferences or conversations."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from transformers import PreTrainedTokenizerFast
+
+from tinychat.data.chat_rows import ChatRow, Message
+from tinychat.data.chat_sources import ChatSource, chat_source
+from tinychat.data.preference_batches import SeededOrder
+from tinychat.data.preference_rows import PreferenceRow
+from tinychat.data.preference_sources import SOURCES, PreferenceSource, preference_source
+from tinychat.data.splits import Split
+from tinychat.errors import UserError
+from tinychat.schema import DataConfig, OnBadRow
+from tinychat.text.chat_template import encode_prompts
+
+Shape = Literal["preferences", "conversations"]
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PromptRow:
+    """What a reply is asked for, and what is known for judging it."""
+
+    messages: list[Message]  # [system,] user, assistant, ..., user
+    place: str  # of the first row that has it
+    category: str = ""  # of harm; tinyworld: or of the benign request; "": unknown
+    harmful: bool | None = None  # whether it asks for harm; None: unknown
+    family: str = ""  # of a conversation's task; "": unknown
+    answer: str = ""  # how a reply is checked against `reference`, as ChatRow.answer; "": it cannot be
+    reference: str = ""  # the conversation's own last reply
+    request: Any = None  # of tinyworld: what its oracle needs to score any reply
+
+
+@dataclass
+class PromptSource:
+    """The different prompts of one split."""
+
+    rows_of: PreferenceSource | ChatSource
+    n_duplicates: int = 0  # rows left out by the latest rows(), whole after its end
+
+    @property
+    def name(self) -> str:
+        return self.rows_of.name
+
+    @property
+    def description(self) -> str:
+        return f"the prompts of {self.rows_of.description}"
+
+    @property
+    def on_bad_row(self) -> OnBadRow:
+        return self.rows_of.on_bad_row
+
+    def rows(self) -> Iterator[PromptRow]:
+        """Each prompt once, in the order of the first row that has it. Raises what the source's rows() do."""
+        self.n_duplicates = 0
+        seen: set[bytes] = set()
+        for row in self.rows_of.rows():
+            prompt = _from_chat(row) if isinstance(row, ChatRow) else _from_pair(row)
+            key = hashlib.blake2b(json.dumps(prompt.messages).encode(), digest_size=16).digest()
+            if key in seen:
+                self.n_duplicates += 1
+                continue
+            seen.add(key)
+            yield prompt
+
+    def fingerprint(self, memo_dir: Path | None = None) -> str:
+        """A hash of what rows() yields."""
+        return hashlib.sha256(f"prompts\0{self.rows_of.fingerprint(memo_dir)}".encode()).hexdigest()
+
+
+def prompt_source(config: DataConfig, split: Split, shape: Shape | None = None) -> PromptSource:
+    """The prompts of one split, found but not yet read: of preferences or of conversations (without their last
+    reply). `shape` matters where a source has both (tinyworld); None takes its preferences. Raises UserError as
+    preference_source and chat_source do."""
+    if shape is None:
+        shape = "preferences" if config.source in SOURCES else "conversations"
+    find: Callable[[DataConfig, Split], PreferenceSource | ChatSource]
+    find = preference_source if shape == "preferences" else chat_source
+    return PromptSource(find(config, split))
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """B prompts of one step, in order."""
+
+    rows: list[PromptRow]
+    ids: list[list[int]]  # the tokens of each, ending where the reply begins
+    indices: list[int]  # of each in PromptBatches.rows
+
+
+class PromptBatches:
+    """Prompts for rollouts as a pure function of the step: each once an epoch, in a seeded order, the same for
+    any number of ranks."""
+
+    def __init__(
+        self,
+        rows: Iterable[PromptRow],
+        tokenizer: PreTrainedTokenizerFast,
+        context_length: int,
+        response_length: int,
+        seed: int,
+        on_long: OnBadRow = OnBadRow.fail,
+    ) -> None:
+        """`on_long`: whether prompts that leave less than `response_length` tokens of the context end the job
+        or are left out with a warning (the source's on_bad_row). Raises UserError for those, which counts them
+        and names the longest, where no prompt is left, and for a response as long as the context."""
+        room = context_length - response_length
+        if response_length < 1 or room < 1:
+            raise UserError(
+                f"stage.response_length={response_length}: at least 1, and less than the context of {context_length} "
+                "tokens, which prompt and response share"
+            )
+        rows = list(rows)
+        if not rows:
+            raise UserError(
+                "there are no prompts: the prompt set is empty; give data with at least one (data.path=...)"
+            )
+        ids = encode_prompts(tokenizer, [row.messages for row in rows])
+        fitting = [index for index, prompt in enumerate(ids) if len(prompt) <= room]
+        if len(fitting) < len(rows):
+            what = _too_long(rows, ids, context_length, response_length)
+            if on_long is OnBadRow.fail or not fitting:
+                skip = "" if not fitting else ", or leave them out: data.on_bad_row=skip"
+                raise UserError(f"{what}; lower stage.response_length, take a model with a longer context{skip}")
+            log.warning("%s; left out", what)
+        self.rows, self.ids = [rows[index] for index in fitting], [ids[index] for index in fitting]
+        self.n_dropped = len(rows) - len(fitting)
+        self._order = SeededOrder(len(self.rows), seed)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt."""
+        return max(map(len, self.ids))
+
+    def epoch_of(self, step: int, batch_size: int) -> float:
+        """Epochs gone through before `step` (0-based), with the fraction."""
+        return self._order.epoch_of(step, batch_size)
+
+    def batch(self, step: int, batch_size: int, rank: int = 0, world_size: int = 1) -> PromptBatch:
+        """Prompts [rank * B / world_size, (rank + 1) * B / world_size) of the step's B = batch_size."""
+        indices = self._order.items(step, batch_size, rank, world_size).tolist()
+        return PromptBatch([self.rows[index] for index in indices], [self.ids[index] for index in indices], indices)
+
+
+def _too_long(rows: list[PromptRow], ids: list[list[int]], context_length: int, response_length: int) -> str:
+    room = context_length - response_length
+    count, longest = sum(len(prompt) > room for prompt in ids), max(range(len(ids)), key=lambda index: len(ids[index]))
+    return (
+        f"{count:,} of {len(rows):,} prompts are longer than the {room} tokens that a context of {context_length} "
+        f"leaves beside stage.response_length={response_length}; the longest has "
+        f"{len(ids[longest]):,} tokens ({rows[longest].place})"
+    )
+
+
+def _from_pair(row: PreferenceRow) -> PromptRow:
+    return PromptRow(row.prompt, row.place, row.category, row.harmful, request=row.request)
+
+
+def _from_chat(row: ChatRow) -> PromptRow:
+    reference = row.messages[-1]["content"]
+    return PromptRow(row.messages[:-1], row.place, family=row.family, answer=row.answer, reference=reference)
