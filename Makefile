@@ -19,9 +19,10 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 
 install: $(VENV)/.installed ## make .venv and install tinychat with its dependencies
 
-run: install ## the main job, offline: tinyworld -> BPE tokenizer -> pretrain `mini` -> perplexity, samples, report
+run: install ## the main job, offline: tinyworld -> BPE tokenizer -> pretrain `mini` -> SFT -> accuracy, perplexity, report
 	HF_HUB_OFFLINE=1 $(TRAIN) stage=tokenizer
 	HF_HUB_OFFLINE=1 $(TRAIN) experiment=tinyworld_mini
+	HF_HUB_OFFLINE=1 $(TRAIN) experiment=tinyworld_sft
 	HF_HUB_OFFLINE=1 $(TRAIN) stage=eval
 
 test: install ## lint, types and all tests that need neither minutes nor a GPU

@@ -172,6 +172,8 @@ def _data(config: Config) -> Iterator[str]:
         yield f"data.val_fraction={data.val_fraction}: at least 0 and at most 0.5"
     if not 0 <= data.judge_fraction < 1:
         yield f"data.judge_fraction={data.judge_fraction}: at least 0 and below 1, such as 0.3"
+    if data.lessons < 0:
+        yield f"data.lessons={data.lessons}: 0 or more lessons for each story"
     for key in ("max_docs", "max_val_docs", "max_rows", "max_val_rows"):
         value = getattr(data, key)
         if value is not None and value < 1:

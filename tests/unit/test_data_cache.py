@@ -59,6 +59,7 @@ def config(path: Path, **changes: Any) -> DataConfig:
         "val_fraction": 0.1,
         "text_column": "text",
         "max_docs": None,
+        "lessons": 0.0,
         "max_val_docs": None,
         "seed": 1,
     }

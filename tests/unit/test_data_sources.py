@@ -34,6 +34,7 @@ def config(path: Path | str | None = None, **changes: object) -> DataConfig:
         "val_fraction": 0.1,
         "text_column": "text",
         "max_docs": None,
+        "lessons": 0.0,
         "max_val_docs": None,
         "seed": 1,
     }
@@ -267,8 +268,17 @@ def test_generator() -> None:
     train, validation = both(data)
     assert (len(train), len(validation)) == (30, 10)
     assert set(train).isdisjoint(validation)
-    prints = {text_source(d, "train").fingerprint() for d in (data, data, dataclasses.replace(data, seed=2))}
-    assert len(prints) == 2
+    ways = (data, data, dataclasses.replace(data, seed=2), dataclasses.replace(data, lessons=1.0))
+    assert len({text_source(way, "train").fingerprint() for way in ways}) == 3
+
+
+def test_lessons_stand_between_training_stories_alone() -> None:
+    data = config(source=Source.tinyworld, max_docs=30, max_val_docs=10)
+    train, validation = both(dataclasses.replace(data, lessons=2.5))
+    told = set(both(data)[0])
+    assert len(train) == 30 + 75
+    assert len([text for text in train if text in told]) == 30
+    assert validation == both(data)[1]
 
 
 @needs_samples

@@ -36,6 +36,7 @@ def config(path: Path | str | None = None, **changes: Any) -> DataConfig:
         "val_fraction": 0.1,
         "text_column": "text",
         "max_docs": None,
+        "lessons": 0.0,
         "max_val_docs": None,
         "max_rows": None,
         "max_val_rows": None,

@@ -161,4 +161,9 @@ def _generated(config: DataConfig, split: Split) -> TextSource:
 def tinyworld_code(with_tasks: bool) -> list[Path]:
     """The generator's own files, on which everything generated depends; documents take only words from the tasks'."""
     code = sorted(path for path in TINYWORLD.rglob("*") if path.is_file() and path.suffix != ".pyc")
-    return [path for path in code if with_tasks or "tasks" not in path.relative_to(TINYWORLD).parts]
+    words = TINYWORLD / "tasks" / "words.py"
+    return [
+        path
+        for path in code
+        if with_tasks or path == words or not {"tasks", "preferences"} & set(path.relative_to(TINYWORLD).parts)
+    ]

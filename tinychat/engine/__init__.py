@@ -11,6 +11,7 @@ from tinychat.engine.optim import build_optimizer
 from tinychat.engine.plain import PlainEngine
 from tinychat.models.attention import use_blocked_attention
 from tinychat.models.norms import use_fused_norms
+from tinychat.models.rotary import use_fused_rotary
 from tinychat.schema import DsConfig, OptimConfig, Precision
 from tinychat.schema_stages import TrainLoop
 from tinychat.world import World
@@ -26,8 +27,7 @@ def build_engine(
     Raises UserError for a precision that the device does not have.
     """
     dtype = resolve_precision(precision, world.device)
-    use_blocked_attention(model.to(world.device), world.device)
-    use_fused_norms(model, world.device)
+    _place(model, world.device)
     if loop.activation_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     optimizer = build_optimizer(model, optim, loop.lr, dtype)
@@ -43,7 +43,14 @@ def build_engine(
 
 def evaluation_engine(model: Any, precision: Precision, world: World) -> Engine:
     """An engine that only measures; its optimizer holds nothing and is never stepped."""
-    use_blocked_attention(model.to(world.device), world.device)
-    use_fused_norms(model, world.device)
+    _place(model, world.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     return PlainEngine(model, optimizer, world, resolve_precision(precision, world.device), grad_clip=0.0)
+
+
+def _place(model: Any, device: torch.device) -> None:
+    """Move the model, and on a CPU take the forms of attention and norms that are fast there."""
+    model.to(device)
+    use_blocked_attention(model, device)
+    use_fused_norms(model, device)
+    use_fused_rotary(model, device)

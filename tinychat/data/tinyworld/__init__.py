@@ -1,11 +1,10 @@
 """tinyworld: an embedded, seeded world of short stories that needs no network and no files.
 
 `story(seed, split, index)` gives one `Story` (its structure and its text); `stories(seed, split, n)` the texts of many;
-`lessons(seed, n)` short documents that teach to look things up; `documents(...)` stories with lessons between them.
+`documents(...)` stories with lessons (see `lessons`) between them.
 """
 
 from tinychat.data.tinyworld.generate import documents, stories, story
-from tinychat.data.tinyworld.lessons import lesson, lessons
 from tinychat.data.tinyworld.scene import Story
 
-__all__ = ["Story", "documents", "lesson", "lessons", "stories", "story"]
+__all__ = ["Story", "documents", "stories", "story"]
