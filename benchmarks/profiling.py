@@ -12,6 +12,7 @@ import torch
 KINDS = ("head", "matmul", "attention", "optimizer", "layernorm", "activation", "copies and casts", "other")
 PARENTS = (
     ("head", re.compile(r"_LinearNLL")),
+    ("attention", re.compile(r"BlockedAttention")),  # forward, and BlockedAttentionBackward
     ("optimizer", re.compile(r"Optimizer\.step")),
 )
 NAMES = (
@@ -25,7 +26,7 @@ NAMES = (
 
 
 def kind_of(event: Any) -> str:
-    """The plain word for an operator's own time; the head and the optimizer keep all that runs inside them."""
+    """The plain word for an operator's own time; head, attention and optimizer keep all that runs inside them."""
     outer = event
     while outer is not None:
         for kind, pattern in PARENTS:

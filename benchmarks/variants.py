@@ -11,9 +11,8 @@ import hashlib
 import json
 import sys
 import tempfile
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from measuring import Record, peak_memory_gb, weights_digest  # beside this file
 from omegaconf import OmegaConf
-from profiling import profiled  # beside this file
+from profiling import profiled
 from transformers.activations import ACT2FN
 
-from tinychat.console import peak_memory_gb
 from tinychat.engine import Engine, build_engine, resolve_precision
 from tinychat.malloc import keep_freed_memory
 from tinychat.models.build import build_model, model_vocab_size
@@ -69,33 +68,19 @@ class Task:
         return Precision.fp32 if self.fp32 else Precision.auto
 
 
-@dataclass
-class Record:
-    """When each step ended, its loss, and the processor time used until then by all threads."""
-
-    losses: list[float] = field(default_factory=list)
-    times: list[float] = field(default_factory=list)
-    cpu_times: list[float] = field(default_factory=list)
-
-    def step(self, loss: float) -> None:
-        self.losses.append(loss)
-        self.times.append(time.perf_counter())
-        self.cpu_times.append(time.process_time())
-
-
 # ------------------------------------------------------------------------------------------- the same work for all
 
 
-def model_config(task: Task) -> ModelConfig:
+def model_config(small: bool) -> ModelConfig:
     """model=gpt6x512, or a tiny one of its shape."""
     node = OmegaConf.merge(OmegaConf.structured(ModelConfig), OmegaConf.load(CONF / "model" / "gpt6x512.yaml"))
-    return OmegaConf.to_object(OmegaConf.merge(node, SMALL if task.small else {}))  # type: ignore[return-value]
+    return OmegaConf.to_object(OmegaConf.merge(node, SMALL if small else {}))  # type: ignore[return-value]
 
 
 def vocabulary(task: Task) -> tuple[int, int]:
     """(entries that occur, rows of the model's embedding)."""
     entries = SMALL_ENTRIES if task.small else GPT2_ENTRIES
-    return entries, model_vocab_size(model_config(task), entries + ADDED_TOKENS)
+    return entries, model_vocab_size(model_config(task.small), entries + ADDED_TOKENS)
 
 
 def shape_numbers(task: Task) -> dict[str, int]:
@@ -130,11 +115,21 @@ def shifted(labels: torch.Tensor) -> torch.Tensor:
     return torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], IGNORED)], dim=1)
 
 
+def optim_config(name: str) -> OptimConfig:
+    """conf/optim/NAME.yaml; AdamW as transformers' Trainer has it."""
+    node = OmegaConf.merge(
+        OmegaConf.structured(OptimConfig), OmegaConf.load(CONF / "optim" / f"{name}.yaml"), {"eps": EPS}
+    )
+    if name == "adamw":
+        node = OmegaConf.merge(node, {"betas": list(TRAINER_BETAS), "weight_decay": 0.0})
+    return OmegaConf.to_object(node)  # type: ignore[return-value]
+
+
 def start_model(task: Task, activation: str | None = None) -> Any:
     """tinychat's model with its first weights, a plain transformers GPT2LMHeadModel. `activation` is transformers' name
     of another form of its GELU."""
     torch.manual_seed(task.seed)
-    model = build_model(model_config(task), **shape_numbers(task))
+    model = build_model(model_config(task.small), **shape_numbers(task))
     if activation:
         model.config.activation_function = activation
         for block in model.transformer.h:
@@ -148,11 +143,6 @@ def start_model(task: Task, activation: str | None = None) -> Any:
 def tinychat(task: Task, record: Record, optimizer: str = "adamw") -> Any:
     """tinychat's engine and loss, as stages/pretrain.py calls them."""
     keep_freed_memory()  # as tinychat/worker.py does on a CPU
-    optim = OmegaConf.merge(
-        OmegaConf.structured(OptimConfig), OmegaConf.load(CONF / "optim" / f"{optimizer}.yaml"), {"eps": EPS}
-    )
-    if optimizer == "adamw":
-        optim = OmegaConf.merge(optim, {"betas": list(TRAINER_BETAS), "weight_decay": 0.0})
     stage = PretrainStage(
         name="pretrain",
         lr=TRAINER_LR,
@@ -166,7 +156,7 @@ def tinychat(task: Task, record: Record, optimizer: str = "adamw") -> Any:
     world = World(rank=0, local_rank=0, size=1, device=CPU)
     engine: Engine = build_engine(
         model,
-        OmegaConf.to_object(optim),  # type: ignore[arg-type]
+        optim_config(optimizer),
         DsConfig("none", False, {}),
         stage,
         task.precision,
@@ -291,11 +281,7 @@ inputs: dict[str, Any] = {}  # digests that the parent compares
 
 def record_inputs(task: Task, model: Any) -> None:
     """Digests of the initial weights and of each batch."""
-    weights = hashlib.blake2b(digest_size=8)
-    for name, value in sorted(model.named_parameters()):
-        weights.update(name.encode())
-        weights.update(value.detach().numpy())
-    inputs["weights"] = weights.hexdigest()
+    inputs["weights"] = weights_digest(model)
     inputs["batches"] = [
         hashlib.blake2b(batch(task, index)["input_ids"].numpy(), digest_size=8).hexdigest()
         for index in range(task.total)
@@ -305,20 +291,13 @@ def record_inputs(task: Task, model: Any) -> None:
 def run(task: Task) -> dict[str, Any]:
     record = Record()
     model, shares = VARIANTS[task.variant](task, record)
-    memory = peak_memory_gb("cpu")
-    times, cpu = record.times, record.cpu_times
-    counted = range(task.warmup, task.total)
-    tokens = sum(int((batch(task, index)["labels"] != IGNORED).sum()) for index in counted)
+    memory = peak_memory_gb()
+    tokens = [int((batch(task, index)["labels"] != IGNORED).sum()) for index in range(task.total)]
     dtype = torch.bfloat16 if arithmetic(task) == "bf16" else torch.float32
-    seconds, cpu_seconds = (ends[-1] - ends[task.warmup - 1] for ends in (times, cpu))
     return {
         "variant": task.variant,
         "arithmetic": arithmetic(task),
-        "losses": record.losses,
-        "step_seconds": [times[index] - times[index - 1] for index in counted],
-        "tokens": tokens,
-        "tokens_per_s": tokens / seconds,
-        "core_share": cpu_seconds / seconds / task.threads,
+        **record.summary(task.warmup, tokens, task.threads),
         "memory_gb": memory,
         "flops_per_token": training_flops_per_token(model, task.length),
         "matmul_flops_per_s": matmul_rate(CPU, dtype),

@@ -1,8 +1,10 @@
-"""benchmarks/pretrain.py runs, shows that the variants compute the same thing, and refuses ratios when they do not."""
+"""benchmarks/pretrain.py shows that the variants compute the same thing and refuses ratios when they do not;
+benchmarks/attention.py runs."""
 
 from __future__ import annotations
 
 import copy
+import importlib
 import importlib.util
 import json
 import subprocess
@@ -14,13 +16,17 @@ import pytest
 
 from tests.conftest import REPOSITORY, environment_of
 
-SCRIPT = REPOSITORY / "benchmarks" / "pretrain.py"
+BENCHMARKS = REPOSITORY / "benchmarks"
 
 
 def benchmark(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     quick = ("--small", "--rounds", "1", "--warmup", "1", "--steps", "2", "--threads", "1", "--out", str(folder))
+    return run_script("pretrain.py", *quick, *options)
+
+
+def run_script(name: str, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(SCRIPT), *quick, *options],
+        [sys.executable, str(BENCHMARKS / name), *options],
         env=environment_of(),
         capture_output=True,
         text=True,
@@ -64,11 +70,10 @@ def test_the_table_gives_speed_memory_and_ratios(measured: tuple[dict, str]) -> 
     assert {run["tokens"] for run in report["runs"]} == {2 * 4 * 63}
 
 
-def test_other_losses_weights_or_batches_are_named(measured: tuple[dict, str]) -> None:
+def test_other_losses_weights_or_batches_are_named(measured: tuple[dict, str], harness: ModuleType) -> None:
     report, _ = measured
-    pretrain = load_script()
     checked, runs = report["checked_in_fp32"], report["runs"]
-    assert pretrain.differences(checked, runs) == []
+    assert harness.differences(checked, runs) == []
     for break_it in (
         lambda run: run["losses"].__setitem__(1, run["losses"][1] * 1.01),
         lambda run: run["losses"].__setitem__(1, float("nan")),
@@ -77,7 +82,7 @@ def test_other_losses_weights_or_batches_are_named(measured: tuple[dict, str]) -
     ):
         broken = copy.deepcopy(runs)
         break_it(broken[-1])
-        (line,) = pretrain.differences(checked, broken)
+        (line,) = harness.differences(checked, broken)
         assert line.startswith("tinychat")
 
 
@@ -95,10 +100,28 @@ def test_an_unknown_variant_is_refused(tmp_path: Path) -> None:
     assert "--variants nanochat: one of trainer, nanogpt" in done.stderr
 
 
-def load_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_pretrain", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def test_rows_of_another_kind_have_their_own_reference(harness: ModuleType) -> None:
+    def run(variant: str, rows: str, loss: float, batch: str) -> dict:
+        inputs = {"weights": "same", "batches": [batch]}
+        return {"variant": variant, "arithmetic": "fp32", "rows": rows, "losses": [loss], "inputs": inputs}
+
+    checked = [run("a", "padded", 6.0, "p"), run("b", "packed", 5.0, "q"), run("c", "packed", 5.0, "q")]
+    assert harness.differences(checked, []) == []
+    assert harness.losses_table(checked, []).count("against") == 2
+    (line,) = harness.differences([*checked, run("d", "packed", 6.0, "q")], [])
+    assert line == "d (fp32): loss 6.000000 at step 1, b has 5.000000 (fp32)"
+    (line,) = harness.differences([*checked, run("d", "packed", 5.0, "p")], [])
+    assert line == "d (fp32): other weights or batches than b"
+
+
+def test_blocked_attention_is_compared_with_torchs() -> None:
+    done = run_script("attention.py", "--small", "--repeats", "1")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count(" 2 x 2 x 160 x 16 |") == 4
+    assert done.stdout.count("of 64 tokens") == 2
+
+
+@pytest.fixture
+def harness(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module("harness")

@@ -42,7 +42,8 @@ def build_engine(
 
 
 def evaluation_engine(model: Any, precision: Precision, world: World) -> Engine:
-    """An engine that only measures; its optimizer holds nothing and is never stepped."""
+    """An engine that only measures, with frozen weights; its optimizer is never stepped."""
+    model.requires_grad_(False)
     _place(model, world.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     return PlainEngine(model, optimizer, world, resolve_precision(precision, world.device), grad_clip=0.0)

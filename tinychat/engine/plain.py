@@ -28,7 +28,8 @@ class PlainEngine(Engine):
         self.grad_clip = grad_clip or math.inf
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=dtype is torch.float16)
         self.wrapped = model
-        if world.size > 1:
+        # A model that is only measured has no gradients to average, and DDP refuses it.
+        if world.size > 1 and any(p.requires_grad for p in model.parameters()):
             ids = [world.local_rank] if world.device.type == "cuda" else None
             # The buckets of gradients are the gradients: no second copy of them.
             self.wrapped = torch.nn.parallel.DistributedDataParallel(model, ids, gradient_as_bucket_view=True)

@@ -30,8 +30,6 @@ def run(config: Config, context: Context) -> StageResult:
     length = context_length(stage.context_length, model)
     tokens = get_tokens(config.data, "validation", tokenizer, config, context) if documents else None
     held_out = HeldOut(tokenizer, length, config, context) if conversations else None
-    if context.world.size > 1:
-        model.requires_grad_(True)  # DistributedDataParallel refuses a model that is frozen, as an adapter's is
     engine = evaluation_engine(model, config.precision, context.world)
 
     metrics: dict[str, float] = {}
