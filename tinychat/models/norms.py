@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 def use_fused_norms(model: nn.Module, device: torch.device) -> None:
-    """Give a transformers model's RMS norms the faster form on a CPU; their weights and their files stay as they are."""
+    """Give a transformers model's RMS norms the faster form on a CPU; their weights and files stay as they are."""
     if device.type != "cpu":
         return
     for module in model.modules():

@@ -39,7 +39,7 @@ class _Attention:
         past_key_values: Any = None,
         **rest: Any,
     ) -> tuple[Tensor, Any]:
-        """hidden_states (B, T, C), cosines and sines (B or 1, T, D) -> (B, T, C) and what the attention returns beside."""
+        """hidden_states (B, T, C), cosines and sines (B or 1, T, D) -> (B, T, C), and the attention's second result."""
         own = self.module
         if past_key_values is not None:  # generation, which has a forward of its own in models.lean
             return type(own).forward(own, hidden_states, position_embeddings, attention_mask, past_key_values, **rest)
