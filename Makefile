@@ -23,7 +23,6 @@ run: install ## the main job, offline: tinyworld -> BPE tokenizer -> pretrain `m
 	HF_HUB_OFFLINE=1 $(TRAIN) stage=tokenizer
 	HF_HUB_OFFLINE=1 $(TRAIN) experiment=tinyworld_mini
 	HF_HUB_OFFLINE=1 $(TRAIN) experiment=tinyworld_sft
-	HF_HUB_OFFLINE=1 $(TRAIN) stage=eval
 
 test: install ## lint, types and all tests that need neither minutes nor a GPU
 	$(BIN)/ruff check .

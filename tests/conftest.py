@@ -61,6 +61,15 @@ def tiny_but_model(tokenizer_folder: Path) -> tuple[str, ...]:
     return (*TINY_DATA, *TINY_STAGE, f"tokenizer.path={tokenizer_folder}", "tracker=none")
 
 
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A tests.stages.warm.WarmPython: commands without the seconds that imports take."""
+    from tests.stages.warm import WarmPython
+
+    with WarmPython(tmp_path_factory.mktemp("warm")) as warm:
+        yield warm
+
+
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
