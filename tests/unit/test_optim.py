@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from tinychat.engine.muon import MuonAdamW, orthogonalize
@@ -78,6 +79,15 @@ def test_adamw_alone_decays_the_same_weights_and_knows_no_ratio() -> None:
     assert [group["params"] for group in optimizer.param_groups] == [hidden, rest]
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
     assert [group["lr"] for group in optimizer.param_groups] == [1e-3, 1e-3]
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_the_factors_of_an_adapter_are_adamws(kind: str) -> None:
+    model = get_peft_model(model_of("gpt2"), LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True))
+    optimizer = build_optimizer(model, settings(kind), 1e-3, torch.float32)
+    assert type(optimizer) is torch.optim.AdamW
+    (group,) = optimizer.param_groups
+    assert (len(group["params"]), group["lr"], group["peak_lr"]) == (4, 1e-3, 1e-3)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 1e-6), (torch.float32, 3e-2)])

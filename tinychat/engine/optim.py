@@ -7,17 +7,19 @@ from typing import Any
 import torch
 
 from tinychat.engine.muon import MuonAdamW
+from tinychat.models.adapter_files import is_adapter
 from tinychat.schema import OptimConfig, OptimKind
 
 
 def build_optimizer(model: Any, cfg: OptimConfig, lr: float, dtype: torch.dtype) -> torch.optim.Optimizer:
     """AdamW over everything, or Muon over the hidden matrices and AdamW over the rest.
 
+    An adapter's matrices are the thin factors of an update, not matrices to orthogonalise: AdamW takes them.
     Weight decay falls on hidden matrices alone. Every group carries its `peak_lr`. `dtype` is the arithmetic of Muon's
     orthogonalisation.
     """
     hidden, rest = split_parameters(model)
-    muon = cfg.kind is OptimKind.muon
+    muon = cfg.kind is OptimKind.muon and not is_adapter(model)
     hidden_lr = lr * (cfg.muon_lr_ratio or 1.0) if muon else lr
     groups: list[dict[str, Any]] = [
         {"params": hidden, "lr": hidden_lr, "peak_lr": hidden_lr, "weight_decay": cfg.weight_decay},
