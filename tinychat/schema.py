@@ -56,6 +56,7 @@ class Source(Enum):
     hh_rlhf = "hh_rlhf"
     minimind_dpo = "minimind_dpo"
     preference = "preference"
+    prompts = "prompts"
 
 
 class Preference(Enum):
@@ -70,6 +71,15 @@ class OnBadRow(Enum):
 
     fail = "fail"
     skip = "skip"
+
+
+class RewardKind(Enum):
+    """Where the score of a reply comes from."""
+
+    model = "model"  # a reward model's checkpoint
+    oracle = "oracle"  # tinyworld's exact judge
+    verifier = "verifier"  # the prompt's own answer: 1 where the reply is right, 0 elsewhere
+    python = "python"  # a function of the user's
 
 
 class PeftKind(Enum):
@@ -134,8 +144,17 @@ class TokenizerConfig:
 
 
 @dataclass
+class MixPart:
+    """Rows that are added to another source's."""
+
+    source: Source = MISSING
+    path: str | None = MISSING  # as data.path
+    max_rows: int | None = MISSING  # as data.max_rows
+
+
+@dataclass
 class DataConfig:
-    """Where documents come from."""
+    """Where rows come from: documents, conversations, preferences, prompts."""
 
     name: str = MISSING
     source: Source = MISSING
@@ -145,6 +164,9 @@ class DataConfig:
     text_column: str = MISSING  # column or key that holds the text
     max_docs: int | None = MISSING  # training documents read at most
     lessons: float = MISSING  # tinyworld: lessons generated for each training story
+    demonstrations: float = MISSING  # tinyworld: share of training conversations that answer requests of its preferences
+    unsafe_demonstrations: float = MISSING  # tinyworld: share of those to harmful requests that comply instead of refusing
+    mix: dict[str, MixPart] = field(default_factory=dict)  # training conversations of other sources, by a name of yours
     max_val_docs: int | None = MISSING  # validation documents read at most
     max_rows: int | None = MISSING  # training conversations or preferences taken (seeded choice) or generated at most
     max_val_rows: int | None = MISSING  # the same for validation
@@ -171,6 +193,23 @@ class PeftConfig:
     alpha: float | None = MISSING  # the adapter's output is scaled by alpha / r
     dropout: float | None = MISSING  # on the adapter's input
     targets: list[str] | None = MISSING  # names of linear layers; null: by architecture
+
+
+@dataclass
+class RewardPart:
+    """One score of a reply; the parts of a reward are added."""
+
+    kind: RewardKind = MISSING
+    weight: float = MISSING
+    path: str | None = MISSING  # model: checkpoint, run folder or auto (newest stage=reward); python: FILE.py:FUNCTION
+
+
+@dataclass
+class RewardConfig:
+    """What reinforcement learning maximises: the weighted sum of its parts."""
+
+    name: str = MISSING
+    parts: dict[str, RewardPart] = field(default_factory=dict)
 
 
 @dataclass
@@ -243,6 +282,7 @@ class Config:
     template: TemplateConfig = field(default_factory=TemplateConfig)
     peft: PeftConfig = field(default_factory=PeftConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
     ds: DsConfig = field(default_factory=DsConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)

@@ -84,9 +84,147 @@ class SftStage(TrainLoop, ReplyEvaluation):
     eval_batch_size: int = MISSING  # conversations per forward pass in evaluation
 
 
+class RewardLoss(Enum):
+    """What a reward model learns from."""
+
+    bradley_terry = "bradley_terry"  # pairs: the chosen reply scores higher than the rejected one
+    pointwise = "pointwise"  # single replies: binary cross-entropy with their label
+
+
+class ReplyLabel(Enum):
+    """stage.loss=pointwise: which label a reply has."""
+
+    chosen = "chosen"  # 1 for the chosen reply of a pair, 0 for the rejected one
+    safe = "safe"  # the source's safety label
+
+
+class Pooling(Enum):
+    """What of a sequence the scalar head reads."""
+
+    last = "last"  # the hidden state of the last real token
+    mean = "mean"  # the mean over all real tokens
+
+
+class ScoreRange(Enum):
+    """What scores are after training."""
+
+    standard = "standard"  # mean 0 and standard deviation 1 over replies of the training data
+    unit = "unit"  # those mapped to (0, 1) by the logistic function
+    raw = "raw"  # the head's output
+
+
 @dataclass
-class EvalStage(ReplyEvaluation):
-    """What a checkpoint is worth: perplexity on text, accuracy on conversations."""
+class RewardStage(TrainLoop):
+    """A backbone with a scalar head that scores replies, trained on preferences (also stage=judge)."""
+
+    context_length: int | None = MISSING  # tokens of prompt and reply; null: the model's
+    loss: RewardLoss = MISSING
+    label: ReplyLabel = MISSING
+    margin: float = MISSING  # bradley_terry: by how much the chosen reply should win
+    centering: float = MISSING  # bradley_terry: coefficient of (chosen + rejected)^2, which keeps scores around 0
+    pooling: Pooling = MISSING
+    score_range: ScoreRange = MISSING
+    train_last_layers: int | None = MISSING  # blocks trained, counted from the top, with head and norm; null: all
+    dropout: float | None = MISSING  # null: the checkpoint's own
+    eval_batch_size: int = MISSING  # pairs per forward pass in evaluation
+    eval_pairs: int | None = MISSING  # pairs measured during training; the last evaluation takes all
+
+
+@dataclass
+class JudgeStage(RewardStage):
+    """A classifier of safe and unsafe replies for evaluation, trained on rows that no reward model sees."""
+
+
+class KLControl(Enum):
+    """How the weight of the KL penalty moves."""
+
+    fixed = "fixed"
+    adaptive = "adaptive"  # towards stage.kl_target
+
+
+class KLEstimator(Enum):
+    """KL(policy || reference) of a sampled token; with d = log-probability under the policy minus the reference's."""
+
+    k1 = "k1"  # d
+    k2 = "k2"  # d^2 / 2
+    k3 = "k3"  # exp(-d) - 1 + d
+
+
+class ValueKind(Enum):
+    """Where the value function lives."""
+
+    own = "own"  # a second backbone with a scalar head
+    shared = "shared"  # a scalar head on the policy
+
+
+class ValueInit(Enum):
+    """stage.value=own: whose backbone it starts from."""
+
+    reward = "reward"
+    policy = "policy"
+
+
+class MissingEnd(Enum):
+    """What becomes of the score of a reply that was cut off before its end token."""
+
+    none = "none"
+    subtract = "subtract"  # stage.eos_penalty is subtracted
+    floor = "floor"  # the score is stage.eos_penalty
+
+
+@dataclass
+class SafetyEvaluation:
+    """How replies to held-out requests are measured."""
+
+    safety_prompts: int | None = MISSING  # requests answered at most; null: all; 0: none
+    safety_tokens: int = MISSING  # tokens generated per reply at most
+    judge: str | None = MISSING  # classifier of replies: checkpoint or run folder; auto: newest stage=judge run or none
+
+
+@dataclass
+class PpoStage(TrainLoop, ReplyEvaluation, SafetyEvaluation):
+    """Proximal policy optimisation of a policy against a reward; a step is one rollout and the updates it feeds."""
+
+    rollout_size: int = MISSING  # replies per step, over all ranks
+    rollout_batch_size: int = MISSING  # replies generated or scored side by side on one rank
+    response_length: int = MISSING  # tokens of a reply at most
+    context_length: int | None = MISSING  # tokens of prompt and reply; null: the model's
+    temperature: float = MISSING  # divides the logits, in rollouts and updates alike
+    epochs: int = MISSING  # times each reply is learnt from
+    kl: KLControl = MISSING
+    beta: float = MISSING  # weight of the KL penalty (adaptive: the first one)
+    kl_target: float = MISSING  # adaptive: wanted KL per reply, in nats
+    kl_horizon: float = MISSING  # adaptive: replies over which the weight can move by 20 %
+    kl_estimator: KLEstimator = MISSING
+    full_kl: bool = MISSING  # log the KL over the whole vocabulary beside the estimate
+    gamma: float = MISSING
+    lam: float = MISSING  # lambda of generalized advantage estimation
+    whiten_advantages: bool = MISSING
+    whiten_rewards: bool = MISSING  # to standard deviation 1, the mean kept
+    clip_low: float = MISSING
+    clip_high: float = MISSING
+    dual_clip: float | None = MISSING  # bound on the loss of bad tokens, above 1; null: none
+    log_ratio_bound: float = MISSING
+    entropy_coef: float = MISSING  # weight of an entropy bonus
+    value: ValueKind = MISSING
+    value_from: ValueInit = MISSING
+    value_coef: float = MISSING
+    value_clip: float | None = MISSING  # null: no clipping
+    critic_lr_ratio: float = MISSING  # learning rate of the value function / stage.lr
+    critic_warmup: int = MISSING  # first steps in which the value function alone learns
+    missing_end: MissingEnd = MISSING
+    eos_penalty: float = MISSING
+    max_kl: float | None = MISSING  # approximate KL of an update beyond which a rollout's other updates are left out
+    eval_first: bool = MISSING  # measure the policy it starts from, as step 0
+    eval_batch_size: int = MISSING  # conversations per forward pass in evaluation
+    keep_rollouts: bool = MISSING  # write each rollout to rollouts/ in the run folder: any step can be replayed
+
+
+@dataclass
+class EvalStage(ReplyEvaluation, SafetyEvaluation):
+    """What a checkpoint is worth: perplexity on text, accuracy on conversations, safety of its replies."""
+
+    against: list[str] = MISSING  # other checkpoints that are measured in the same way, for one table
 
     name: str = MISSING
     context_length: int | None = MISSING
@@ -101,5 +239,8 @@ STAGES = {
     "corpus": CorpusStage,
     "pretrain": PretrainStage,
     "sft": SftStage,
+    "reward": RewardStage,
+    "judge": JudgeStage,
+    "ppo": PpoStage,
     "eval": EvalStage,
 }
