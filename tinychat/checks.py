@@ -13,7 +13,7 @@ from pathlib import Path
 from tinychat import ds_config, schema
 from tinychat.errors import UserError
 from tinychat.schema import Arch, Config, Device, LaunchKind, OptimKind, Precision
-from tinychat.schema_stages import Schedule, SftStage, TrainLoop
+from tinychat.schema_stages import KLControl, PpoStage, RewardStage, Schedule, SftStage, TrainLoop
 
 # What a stage reads, and which sources have it.
 ROWS = {
@@ -32,11 +32,12 @@ _OWN_PAIRS = (
     schema.Source.minimind_dpo,
     schema.Source.preference,
 )
+_NEED_PATH = (schema.Source.text, schema.Source.chat, schema.Source.preference, schema.Source.prompts)
 SOURCES_OF = {
     "documents": (schema.Source.tinyworld, schema.Source.tinystories, schema.Source.text),
-    "conversations": (schema.Source.tinyworld, *_OWN_CHATS),
+    "conversations": (schema.Source.tinyworld, *_OWN_CHATS, *_OWN_PAIRS),  # of pairs: the chosen replies
     "preferences": (schema.Source.tinyworld, *_OWN_PAIRS),
-    "prompts": (schema.Source.tinyworld, *_OWN_PAIRS, *_OWN_CHATS),
+    "prompts": (schema.Source.tinyworld, *_OWN_PAIRS, *_OWN_CHATS, schema.Source.prompts),
 }
 
 
@@ -64,6 +65,13 @@ def _positive(config: Config) -> Iterator[str]:
         "generate_rows",
         "generate_tokens",
         "generate_batch_size",
+        "rollout_size",
+        "rollout_batch_size",
+        "response_length",
+        "epochs",
+        "eval_pairs",
+        "train_last_layers",
+        "safety_tokens",
     ]
     not_negative = ["warmup_steps", "eval_every", "grad_clip", "lr", "min_lr_ratio"]
     for key in at_least_one:
@@ -162,8 +170,18 @@ def _data(config: Config) -> Iterator[str]:
         value = getattr(data, key)
         if value and not Path(value).expanduser().exists() and not glob.glob(str(Path(value).expanduser())):
             yield f"data.{key}={value}: no such file or folder (looked from {Path.cwd()})"
-    if data.source in (schema.Source.text, schema.Source.chat, schema.Source.preference) and not data.path:
+    if data.source in _NEED_PATH and not data.path:
         yield f"data.path=null: data={data.name} needs a file, folder or glob, as data.path=my_files/"
+    for name, part in data.mix.items():
+        if part.path and not Path(part.path).expanduser().exists() and not glob.glob(str(Path(part.path).expanduser())):
+            yield f"data.mix.{name}.path={part.path}: no such file or folder (looked from {Path.cwd()})"
+        if part.source in _NEED_PATH and not part.path:
+            yield f"data.mix.{name}.path=null: {part.source.value} needs a file, folder or glob"
+        if part.source not in SOURCES_OF["conversations"]:
+            works = ", ".join(source.value for source in SOURCES_OF["conversations"])
+            yield f"data.mix.{name}.source={part.source.value} has no conversations; use {works}"
+        if part.max_rows is not None and part.max_rows < 1:
+            yield f"data.mix.{name}.max_rows={part.max_rows}: must be at least 1, or null for all"
     wanted = ROWS.get(config.stage.name)
     if wanted and data.source not in SOURCES_OF[wanted]:
         works = ", ".join(source.value for source in SOURCES_OF[wanted])
@@ -174,6 +192,10 @@ def _data(config: Config) -> Iterator[str]:
         yield f"data.judge_fraction={data.judge_fraction}: at least 0 and below 1, such as 0.3"
     if data.lessons < 0:
         yield f"data.lessons={data.lessons}: 0 or more lessons for each story"
+    for key in ("demonstrations", "unsafe_demonstrations"):
+        value = getattr(data, key)
+        if not 0 <= value <= 1:
+            yield f"data.{key}={value}: a share, at least 0 and at most 1"
     for key in ("max_docs", "max_val_docs", "max_rows", "max_val_rows"):
         value = getattr(data, key)
         if value is not None and value < 1:
@@ -187,6 +209,62 @@ def _sft(config: Config) -> Iterator[str]:
     for key, value in (("label_smoothing", stage.label_smoothing), ("dropout", stage.dropout)):
         if value is not None and not 0 <= value < 1:
             yield f"stage.{key}={value}: at least 0 and below 1"
+
+
+def _reward(config: Config) -> Iterator[str]:
+    stage = config.stage
+    if not isinstance(stage, RewardStage):
+        return
+    if stage.margin < 0:
+        yield f"stage.margin={stage.margin}: by how much the chosen reply should win, 0 or more"
+    if stage.centering < 0:
+        yield f"stage.centering={stage.centering}: a coefficient, 0 or more"
+    if stage.dropout is not None and not 0 <= stage.dropout < 1:
+        yield f"stage.dropout={stage.dropout}: at least 0 and below 1"
+
+
+def _ppo(config: Config) -> Iterator[str]:
+    stage, ranks = config.stage, world_size(config)
+    if not isinstance(stage, PpoStage):
+        return
+    for size, name in ((stage.batch_size, f"stage.batch_size={stage.batch_size}"), (ranks, f"{ranks} ranks")):
+        if stage.rollout_size % max(size, 1):
+            yield (
+                f"stage.rollout_size={stage.rollout_size} is no multiple of {name}; use "
+                f"{max(1, round(stage.rollout_size / size)) * size}"
+            )
+    if stage.temperature <= 0:
+        yield f"stage.temperature={stage.temperature}: above 0; rollouts are sampled"
+    for key, value in (("gamma", stage.gamma), ("lam", stage.lam)):
+        if not 0 <= value <= 1:
+            yield f"stage.{key}={value}: from 0 to 1"
+    for key in ("beta", "value_coef", "entropy_coef", "critic_lr_ratio", "critic_warmup", "clip_high"):
+        if getattr(stage, key) < 0:
+            yield f"stage.{key}={getattr(stage, key)}: must not be negative"
+    if not 0 <= stage.clip_low <= 1:
+        yield f"stage.clip_low={stage.clip_low}: from 0 to 1"
+    if stage.dual_clip is not None and stage.dual_clip <= 1:
+        yield f"stage.dual_clip={stage.dual_clip}: above 1 (3 is usual), or null for none"
+    for key in ("value_clip", "max_kl"):
+        value = getattr(stage, key)
+        if value is not None and value <= 0:
+            yield f"stage.{key}={value}: above 0, or null for none"
+    if stage.kl is KLControl.adaptive and min(stage.beta, stage.kl_target, stage.kl_horizon) <= 0:
+        yield "stage.kl=adaptive needs stage.beta, kl_target and kl_horizon above 0"
+    yield from _reward_parts(config)
+
+
+def _reward_parts(config: Config) -> Iterator[str]:
+    parts = config.reward.parts
+    if not parts:
+        yield "reward.parts={}: at least one part; reward=model takes the newest reward model"
+    for name, part in parts.items():
+        if part.kind is schema.RewardKind.python and (not part.path or ":" not in part.path):
+            yield f"reward.parts.{name}.path={part.path}: a function of yours, as FILE.py:FUNCTION"
+        elif part.kind is schema.RewardKind.python and not Path(part.path.rpartition(":")[0]).expanduser().is_file():
+            yield f"reward.parts.{name}.path={part.path}: no such file (looked from {Path.cwd()})"
+        if part.kind is schema.RewardKind.oracle and config.data.source is not schema.Source.tinyworld:
+            yield f"reward.parts.{name}: the oracle knows tinyworld's requests alone; use data=tinyworld or reward=model"
 
 
 def _peft(config: Config) -> Iterator[str]:
@@ -248,4 +326,18 @@ def _deepspeed(config: Config) -> Iterator[str]:
         yield f"ds=none takes no DeepSpeed keys, found ds.config.{next(iter(config.ds.config))}; pick ds=zero0..zero3"
 
 
-CHECKS = (_positive, _batches, _schedule, _model, _tokenizer, _data, _sft, _peft, _optim, _launch, _deepspeed)
+CHECKS = (
+    _positive,
+    _batches,
+    _schedule,
+    _model,
+    _tokenizer,
+    _data,
+    _sft,
+    _reward,
+    _ppo,
+    _peft,
+    _optim,
+    _launch,
+    _deepspeed,
+)

@@ -220,6 +220,7 @@ def _torchrun_command(config: Config, run_dir: Path) -> list[str]:
         "tinychat.launch",
         f"--nproc-per-node={launch.nproc}",
         f"--nnodes={launch.nnodes}",
+        "--signals-to-handle=SIGTERM",  # Ctrl-C comes as one: two signals at once make the agent print tracebacks
     ]
     if launch.nnodes == 1:
         command += ["--standalone"]
@@ -234,7 +235,6 @@ def _rank_environment(config: Config) -> dict[str, str]:
     # torchrun would give each rank a single thread; share the cores instead.
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // config.launch.nproc)))
     environment.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(STOP_GRACE_SECONDS))
-    environment["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM"
     environment.setdefault("LOGLEVEL", "CRITICAL")  # the agent's own lines; ranks report their errors themselves
     return environment
 

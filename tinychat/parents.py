@@ -12,40 +12,103 @@ from pathlib import Path
 
 from tinychat import runs
 from tinychat.errors import UserError
-from tinychat.schema import Arch, Config, TokenizerKind
+from tinychat.schema import Arch, Config, RewardKind, TokenizerKind
 
 FILE = "parents.json"
 # Which stages' checkpoints `init_from=auto` takes, the most wanted first.
 AUTO_PARENTS: dict[str, tuple[str, ...]] = {
-    "eval": ("sft", "pretrain"),
+    "eval": ("ppo", "sft", "pretrain"),
     "pretrain": ("pretrain",),
     "sft": ("pretrain",),
+    "reward": ("sft", "pretrain"),
+    "judge": ("sft", "pretrain"),
+    "ppo": ("sft",),
 }
+NEEDS_CHECKPOINT = {"eval": "measures", "sft": "starts from", "reward": "starts from", "judge": "starts from"}
 
 
 def find_parents(config: Config, said: Sequence[str] = ()) -> dict[str, str | None]:
-    """{"init_from": checkpoint folder or hub id or None, "tokenizer": folder or None}.
+    """{"init_from": checkpoint folder or hub id or None, "tokenizer": folder or None}; and where a stage has them
+    "reward.NAME" (the model of that part of the reward), "judge", "against.0", "against.1", ...
 
-    said: the command's overrides. Raises UserError, with the command that makes the missing parent.
+    said: the command's overrides. Raises UserError, with the commands that make the missing parents.
     """
+    if config.stage.name == "ppo":
+        _check_ppo_parents(config, said)
     init_from = _init_from(config)
     found = {"init_from": init_from, "tokenizer": None if init_from else _tokenizer(config, said)}
     named = config.tokenizer.path or config.tokenizer.kind is TokenizerKind.gpt2
     if init_from and named and any(word.startswith(("tokenizer=", "tokenizer.path=")) for word in said):
         # Only to be compared with the checkpoint's own, which is used.
         found["named_tokenizer"] = config.tokenizer.path or config.tokenizer.name
+    return found | _scorers(config)
+
+
+def _scorers(config: Config) -> dict[str, str | None]:
+    """The checkpoints that score or are compared, by their keys in find_parents."""
+    stage, found = config.stage, {}
+    if stage.name == "ppo":
+        for name, part in config.reward.parts.items():
+            if part.kind is RewardKind.model:
+                spec = part.path or "auto"
+                found[f"reward.{name}"] = str(_newest(config, "reward")) if spec == "auto" else _resolve(spec, config)
+    judge = getattr(stage, "judge", None)
+    if judge == "auto":
+        newest = _newest(config, "judge")
+        found["judge"] = str(newest) if newest else None
+    elif judge is not None:
+        found["judge"] = _resolve(judge, config)
+    for index, spec in enumerate(getattr(stage, "against", ())):
+        found[f"against.{index}"] = _resolve(spec, config)
     return found
+
+
+def _check_ppo_parents(config: Config, said: Sequence[str]) -> None:
+    """Raise one UserError with the command for each parent of PPO that is missing, in their order."""
+    missing = []
+    if config.init_from == "auto" and not _newest(config, "sft"):
+        if not _newest(config, "pretrain"):
+            missing.append("pretrain")
+        missing.append("sft")
+    models = [part for part in config.reward.parts.values() if part.kind is RewardKind.model]
+    if any((part.path or "auto") == "auto" for part in models) and not _newest(config, "reward"):
+        missing.append("reward")
+    if not missing:
+        return
+    commands = [_command(config, stage, said) for stage in missing]
+    if "pretrain" in missing and config.tokenizer.kind is TokenizerKind.bpe:
+        commands.insert(0, _command(config, "tokenizer", said))
+    what = " and ".join("a fine-tuned policy" if stage == "sft" else "a reward model" for stage in missing[-2:]
+                        if stage != "pretrain")
+    raise UserError(
+        f"stage=ppo needs {what} of model={config.model.name} in experiment {config.experiment_name!r}, and there is "
+        f"none yet; make what is missing, in this order: {'; '.join(commands)}; or name folders: init_from=FOLDER "
+        "reward.parts.model.path=FOLDER"
+    )
+
+
+def _command(config: Config, stage: str, said: Sequence[str]) -> str:
+    groups = [word for word in said if word.startswith(("data=", "tokenizer="))]
+    words = " ".join(shlex.quote(word) for word in groups)
+    model = "" if stage == "tokenizer" else f" model={config.model.name}"
+    return f"python -m tinychat.train stage={stage}{model}{' ' + words if words else ''}{_experiment(config)}{_same(said)}"
 
 
 def _init_from(config: Config) -> str | None:
     spec, stage = config.init_from, config.stage.name
-    if spec is None or (spec == "auto" and stage == "sft" and config.model.arch is Arch.pretrained):
-        if stage == "eval" or (stage == "sft" and config.model.arch is not Arch.pretrained):
-            does = "measures" if stage == "eval" else "starts from"
+    pretrained = config.model.arch is Arch.pretrained and stage != "eval"
+    if spec is None or (spec == "auto" and stage in ("sft", "reward", "judge") and pretrained):
+        if stage == "ppo" or (stage in NEEDS_CHECKPOINT and not pretrained):
+            does = NEEDS_CHECKPOINT.get(stage, "starts from")
             raise UserError(f"init_from=null: stage={stage} {does} a checkpoint; give init_from=FOLDER or auto")
         return None
     if spec == "auto":
         return str(_newest_checkpoint(config))
+    return _resolve(spec, config)
+
+
+def _resolve(spec: str, config: Config) -> str:
+    """The checkpoint folder that a path or runs:/ address means; a hub id as it is."""
     if spec.startswith("runs:/"):
         return str(runs.resolve_checkpoint(_mlflow_run_dir(spec, config)))
     if Path(spec).expanduser().exists() or not _looks_like_hub_id(spec):
@@ -60,18 +123,23 @@ def _looks_like_hub_id(spec: str) -> bool:
 def _newest_checkpoint(config: Config) -> Path:
     stages = AUTO_PARENTS.get(config.stage.name, ())
     for stage in stages:
-
-        def wanted(other: dict, stage: str = stage) -> bool:
-            return other["stage"]["name"] == stage and other["model"]["name"] == config.model.name
-
-        found = runs.newest_run(Path(config.paths.outputs), config.experiment_name, wanted, finished=True)
-        if found:
-            return runs.resolve_checkpoint(str(found)).resolve()
+        if found := _newest(config, stage):
+            return found
     raise UserError(
         f"init_from=auto: no finished {' or '.join(stages)} run of model={config.model.name} in experiment "
         f"{config.experiment_name!r}; make one: python -m tinychat.train stage={stages[-1]} model={config.model.name}"
         f"{_experiment(config)}; or name a folder: init_from=FOLDER"
     )
+
+
+def _newest(config: Config, stage: str) -> Path | None:
+    """The checkpoint of the newest finished run of a stage, of this model and experiment."""
+
+    def wanted(other: dict) -> bool:
+        return other["stage"]["name"] == stage and other["model"]["name"] == config.model.name
+
+    found = runs.newest_run(Path(config.paths.outputs), config.experiment_name, wanted, finished=True)
+    return runs.resolve_checkpoint(str(found)).resolve() if found else None
 
 
 def _tokenizer(config: Config, said: Sequence[str]) -> str | None:

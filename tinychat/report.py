@@ -46,6 +46,7 @@ class Report:
     results: list[tuple[str, str, str]] = field(default_factory=list)  # metric, value, meaning
     summary: list[tuple[str, str, str, str, str, str]] = field(default_factory=list)  # metric, first ... points
     curves: bool = False
+    pictures: list[tuple[str, str]] = field(default_factory=list)  # title, file within the run folder
     tables: list[Table] = field(default_factory=list)
     samples: list[tuple[str, str]] = field(default_factory=list)  # prompt, continuation
     lineage: list[tuple[str, str]] = field(default_factory=list)
@@ -55,14 +56,16 @@ class Report:
 def write_report(run_dir: Path) -> Path | None:
     """Write curves.png, report.md and report.html into `run_dir`; the path of the last, None when that fails.
 
-    Reads config.yaml, command.txt, metrics.jsonl, result.json, samples.json, tables/ and lineage.json, each where it
-    exists.
+    Reads config.yaml, command.txt, metrics.jsonl, result.json, samples.json, tables/, pictures/ and lineage.json, each
+    where it exists.
     """
     try:
         report = collect(run_dir)
-        (run_dir / "report.md").write_text(_render("report.md.j2", report), encoding="utf-8")
-        image = base64.b64encode((run_dir / "curves.png").read_bytes()).decode() if report.curves else ""
-        (run_dir / "report.html").write_text(_render("report.html.j2", report, image=image), encoding="utf-8")
+        (run_dir / "report.md").write_text(render("report.md.j2", report), encoding="utf-8")
+        image = _base64(run_dir / "curves.png") if report.curves else ""
+        pictures = [(title, _base64(run_dir / file)) for title, file in report.pictures]
+        page = render("report.html.j2", report, image=image, pictures=pictures)
+        (run_dir / "report.html").write_text(page, encoding="utf-8")
     except OSError as error:
         logger.warning("no report in %s: %s", run_dir, error)
         return None
@@ -86,11 +89,19 @@ def collect(run_dir: Path) -> Report:
         results=_results(result, series),
         summary=_summary(series),
         curves=write_curves(rows, run_dir / "curves.png"),
+        pictures=[
+            (path.stem.replace("_", " ").capitalize(), f"{runs.PICTURES}/{path.name}")
+            for path in sorted((run_dir / runs.PICTURES).glob("*.png"))
+        ],
         tables=_tables(run_dir / runs.TABLES),
         samples=_samples(_text(run_dir / "samples.json")),
         lineage=list(_flat({key: value for key, value in lineage.items() if key not in _NOT_SHOWN})),
         config=config_text.strip(),
     )
+
+
+def _base64(path: Path) -> str:
+    return base64.b64encode(path.read_bytes()).decode()
 
 
 def _text(path: Path) -> str:
@@ -202,7 +213,8 @@ def format_value(value: Any) -> str:
     return str(value)
 
 
-def _render(template: str, report: Report, **values: str) -> str:
+def render(template: str, report: object, **values: Any) -> str:
+    """A template of this folder with `report` and `values`; .html.j2 ones escape."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(

@@ -241,6 +241,7 @@ class TrackerConfig:
     kind: TrackerKind = MISSING
     uri: str | None = MISSING  # null: $MLFLOW_TRACKING_URI, else sqlite under paths.outputs
     system_metrics: bool = MISSING  # CPU, memory, GPU every ten seconds
+    parent: str | None = MISSING  # id of the MLflow run that this one belongs to; a pipeline sets it
 
 
 @dataclass

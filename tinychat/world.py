@@ -40,6 +40,15 @@ class World:
         dist.all_reduce(tensor, operation)
         return tensor.tolist()
 
+    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+        """Every rank's rows (n, ...), of the same shape everywhere, one rank's behind the other's."""
+        if self.size == 1:
+            return rows
+        rows = rows.contiguous()
+        parts = [torch.empty_like(rows) for _ in range(self.size)]
+        dist.all_gather(parts, rows)
+        return torch.cat(parts)
+
     def texts(self, own: str) -> list[str]:
         """What every rank has to say, in the order of ranks."""
         found: list[str] = [own]

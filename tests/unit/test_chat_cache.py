@@ -18,6 +18,7 @@ from tinychat.data import chat_cache as module
 from tinychat.data.chat_cache import chat_cache, fit
 from tinychat.data.chat_rows import BadRow, ChatRow, chat_row
 from tinychat.data.chat_sources import ChatSource
+from tinychat.data.row_sources import Found
 from tinychat.errors import UserError
 from tinychat.schema import OnBadRow
 from tinychat.text.chat_template import EncodedChat, encode_chats, set_template
@@ -55,12 +56,9 @@ def source(chats: list[Any] = CHATS, name: str = "own-train", **changes: Any) ->
 
     values = {
         "name": name,
-        "description": "a.jsonl",
         "split": "train",
-        "read": read,
-        "identify": lambda memo_dir: json.dumps(chats),
+        "found": Found("a.jsonl", read, lambda memo_dir: json.dumps(chats)),
         "on_bad_row": OnBadRow.skip,
-        "hold_out": None,
         "max_rows": None,
         "seed": 1,
     }

@@ -79,9 +79,9 @@ def test_unknown_role_lists_the_known() -> None:
 
 
 def test_prompt_is_the_first_user_message_and_its_input() -> None:
-    assert chat_row([S, U, A, {**U, "content": "more"}, A], "p").prompt() == chat_row([U, A], "p").prompt()
-    assert chat_row([{**U, "input": "x"}, A], "p").prompt() != chat_row([U, A], "p").prompt()
-    assert chat_row([{**U, "content": "Hello "}, A], "p").prompt() == chat_row([U, A], "p").prompt()
+    assert chat_row([S, U, A, {**U, "content": "more"}, A], "p").key() == chat_row([U, A], "p").key()
+    assert chat_row([{**U, "input": "x"}, A], "p").key() != chat_row([U, A], "p").key()
+    assert chat_row([{**U, "content": "Hello "}, A], "p").key() == chat_row([U, A], "p").key()
 
 
 @pytest.mark.parametrize(

@@ -5,21 +5,20 @@ import json
 import logging
 import os
 import random
-import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 from tinychat import hub
 from tinychat.data.chat_rows import ChatRow, chat_row
-from tinychat.data.chat_sources import chat_source, choose
+from tinychat.data.chat_sources import chat_source
+from tinychat.data.preference_sources import preference_source
+from tinychat.data.row_sources import choose
 from tinychat.data.splits import Split
+from tinychat.data.tinyworld.tasks import instruction
 from tinychat.errors import UserError
-from tinychat.schema import DataConfig, OnBadRow, Source
+from tinychat.schema import DataConfig, MixPart, OnBadRow, Preference, Source
 
 SHARED = Path(os.environ.get("TINYCHAT_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
 needs_samples = pytest.mark.skipif(
@@ -38,10 +37,14 @@ def config(path: Path | str | None = None, **changes: Any) -> DataConfig:
         "text_column": "text",
         "max_docs": None,
         "lessons": 0.0,
+        "demonstrations": 0.0,
+        "unsafe_demonstrations": 0.0,
         "max_val_docs": None,
         "max_rows": None,
         "max_val_rows": None,
         "on_bad_row": OnBadRow.fail,
+        "preference": Preference.safer,
+        "judge_fraction": 0.0,
         "seed": 1,
     }
     return DataConfig(**{**values, **changes})
@@ -217,32 +220,13 @@ def test_fingerprint_follows_what_decides_the_rows(tmp_path: Path) -> None:
     assert len(prints) == 10
 
 
-@dataclass(frozen=True)
-class Task:
-    messages: list[dict[str, str]]
-    family: str
-    answer: str
-
-
-@pytest.fixture
-def tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    def instructions(seed: int, split: str, n: int) -> Iterator[Task]:
-        for i in range(n):
-            messages = [{"role": "user", "content": f"{seed} {split} {i}"}, {"role": "assistant", "content": "yes"}]
-            yield Task(messages, "syllogism", "yes_no")
-
-    module = ModuleType("tinychat.data.tinyworld.tasks")
-    module.instructions = instructions  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "tinychat.data.tinyworld.tasks", module)
-
-
-@pytest.mark.usefixtures("tasks")
 def test_tinyworld_is_generated(tmp_path: Path) -> None:
     data = config(source=Source.tinyworld, name="tinyworld", max_rows=3, max_val_rows=2)
     rows = list(chat_source(data, "train").rows())
-    assert [row.messages[0]["content"] for row in rows] == ["1 train 0", "1 train 1", "1 train 2"]
-    assert rows[2] == ChatRow(rows[2].messages, "tinyworld train 2", "syllogism", "yes_no")
-    assert texts(data, "validation") == ["1 validation 0", "1 validation 1"]
+    tasks = [instruction(1, "train", index) for index in range(3)]
+    assert [row.messages for row in rows] == [task.messages for task in tasks]
+    assert rows[2] == ChatRow(rows[2].messages, "tinyworld train 2", tasks[2].family, tasks[2].answer)
+    assert texts(data, "validation") == [instruction(1, "validation", i).messages[0]["content"] for i in range(2)]
     assert "data.max_rows=null: the generator" in refused(dataclasses.replace(data, max_rows=None))
     prints = {chat_source(d, "train").fingerprint() for d in (data, data, dataclasses.replace(data, max_rows=4))}
     assert len(prints) == 2
@@ -289,6 +273,121 @@ def test_hub_rows_are_held_out_and_chosen(tmp_path: Path, monkeypatch: pytest.Mo
     assert set(train).isdisjoint(validation)
     local = texts(config(tmp_path / "train.jsonl", max_rows=20, on_bad_row=OnBadRow.skip))
     assert train == local
+
+
+PAIRS = [{"prompt": f"Ask {i}.", "chosen": f"yes {i}", "rejected": "no"} for i in range(40)]
+
+
+def test_preferences_give_their_chosen_replies_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    again, unsafe = {**PAIRS[0], "rejected": "never"}, {**PAIRS[5], "chosen_safe": False}
+    train = write(tmp_path / "own/train.jsonl", [*PAIRS[:3], again, unsafe, {**PAIRS[6], "chosen_safe": True}])
+    write(tmp_path / "own/valid.jsonl", [{**PAIRS[1], "chosen": "other", "chosen_safe": False}, PAIRS[7]])
+    data = config(tmp_path / "own", source=Source.preference)
+    with caplog.at_level(logging.INFO):
+        rows = list(chat_source(data, "train").rows())
+    assert [row.messages[0]["content"] for row in rows] == ["Ask 0.", "Ask 2.", "Ask 6."]  # 1 is held out
+    assert rows[0].messages[1] == {"role": "assistant", "content": "yes 0"}
+    assert rows[0].place == f"{train}, line 1"
+    assert "own: 1 chosen replies that are not labelled safe left out" in caplog.text
+    assert texts(data, "validation") == ["Ask 7."]
+    assert chat_source(data, "train").description.startswith("the chosen replies of ")
+    assert refused(config(write(tmp_path / "a.jsonl", [unsafe]), source=Source.preference)).startswith(
+        f"{tmp_path}/a.jsonl ("
+    )
+    assert (
+        len({chat_source(one, "train").fingerprint() for one in (data, config(train, source=Source.preference))}) == 2
+    )
+
+
+def pku(number: int, safe: list[bool]) -> dict[str, Any]:
+    replies = {f"response_{side}": f"{number} {side}" for side in (0, 1)}
+    labels = {f"is_response_{side}_safe": safe[side] for side in range(len(safe))}
+    return {"prompt": f"Ask {number}.", **replies, **labels, "safer_response_id": 1}
+
+
+def test_of_pku_only_replies_labelled_safe_are_taken(tmp_path: Path) -> None:
+    rows = [pku(0, [False, True]), pku(1, [False, False]), pku(2, [])]
+    val = str(write(tmp_path / "val.jsonl", [pku(3, [False, True])]))
+    data = config(write(tmp_path / "a.jsonl", rows), source=Source.pku_saferlhf, val_path=val)
+    (row,) = chat_source(data, "train").rows()
+    assert [message["content"] for message in row.messages] == ["Ask 0.", "0 1"]
+    message = refused(dataclasses.replace(data, path=str(write(tmp_path / "b.jsonl", rows[1:]))))
+    assert "none of 2 chosen replies is labelled safe (chosen_safe; of pku_saferlhf is_response_0_safe" in message
+
+
+def mixed(path: Path, mix: dict[str, MixPart], **changes: Any) -> DataConfig:
+    return config(path, name="mixed", val_path=str(path), mix=mix, **changes)
+
+
+def test_other_sources_are_added_to_training_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write(tmp_path / "a.jsonl", ROWS[:4])
+    pairs = write(tmp_path / "b.jsonl", PAIRS)
+    chats = write(tmp_path / "c.jsonl", [*ROWS[9:30], {"instruction": "a", "output": ""}])
+    mix = {"safe": MixPart(Source.preference, str(pairs), 5), "more": MixPart(Source.chat, str(chats), None)}
+    data = mixed(path, mix, on_bad_row=OnBadRow.skip)
+    source = chat_source(data, "train")
+    with caplog.at_level(logging.INFO):
+        asked = [row.messages[0]["content"] for row in source.rows()]
+    more = texts(config(chats, on_bad_row=OnBadRow.skip))
+    assert asked == [
+        *(row["instruction"] for row in ROWS[:4]),
+        *texts(config(pairs, source=Source.preference, max_rows=5)),
+        *more,
+    ]
+    assert f"mixed: 4 conversations of mixed-train, 5 of safe, {len(more)} of more" in caplog.text
+    assert (source.n_bad, source.most_rows) == (1, None)
+    assert texts(data, "validation") == asked[:4]
+    del mix["more"]
+    assert chat_source(dataclasses.replace(data, max_rows=3), "train").most_rows == 8
+
+
+def test_a_mix_decides_the_fingerprint_of_training(tmp_path: Path) -> None:
+    path, pairs = write(tmp_path / "a.jsonl", ROWS[:4]), write(tmp_path / "b.jsonl", PAIRS)
+
+    def key(rows: int | None = None, split: Split = "train", of: Path = pairs) -> str:
+        return chat_source(mixed(path, {"x": MixPart(Source.preference, str(of), rows)}), split).fingerprint()
+
+    alone = chat_source(mixed(path, {}), "train").fingerprint()
+    assert len({key(), key(5), key(of=write(tmp_path / "c.jsonl", PAIRS[1:])), alone}) == 4
+    assert key() == key()
+    assert key(split="validation") == chat_source(mixed(path, {}), "validation").fingerprint()
+
+
+def test_errors_of_an_added_source_name_it(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", ROWS[:4])
+    pairs = write(tmp_path / "b.jsonl", [{**row, "chosen_safe": False} for row in PAIRS])
+    bad = write(tmp_path / "c.jsonl", [{**PAIRS[0], "chosen": "no"}])
+    cases = [
+        (MixPart(Source.preference, None, 5), "data.mix.x: data.path is null: data=x needs a file, folder or glob ("),
+        (MixPart(Source.preference, str(path) + "?", 5), f"data.mix.x: data.path={path}?: no such file"),
+        (MixPart(Source.preference, str(pairs), 5), f"data.mix.x: {pairs} ("),
+        (MixPart(Source.preference, str(pairs), 0), "data.mix.x: data.max_rows=0: must be at least 1"),
+        (MixPart(Source.preference, str(bad), None), f"{bad}, line 1: chosen and rejected are the same text"),
+        (MixPart(Source.tinyworld, None, None), "data.mix.x: data.max_rows=null: the generator of data=x never ends"),
+        (MixPart(Source.tinystories, None, None), "data.mix.x: data=x has documents, not conversations"),
+    ]
+    for part, message in cases:
+        assert refused(mixed(path, {"x": part})).startswith(message)
+
+
+@needs_samples
+def test_samples_of_alpaca_and_safe_replies() -> None:
+    mix = {"safe": MixPart(Source.pku_saferlhf, str(SHARED / "pku_saferlhf"), 500)}
+    alpaca = config(SHARED / "alpaca", source=Source.alpaca, on_bad_row=OnBadRow.skip, max_rows=1000, mix=mix)
+    rows = list(chat_source(alpaca, "train").rows())
+    assert len(rows) == 1500
+    assert all("pku_saferlhf" in row.place and len(row.messages) == 2 for row in rows[1000:])
+    pku = dataclasses.replace(alpaca, source=Source.pku_saferlhf, path=str(SHARED / "pku_saferlhf"), mix={})
+    pairs = {
+        row.prompt[0]["content"]: row
+        for row in preference_source(dataclasses.replace(pku, max_rows=None), "train").rows()
+    }
+    assert {row.key() for row in rows[1000:]} <= {row.key() for row in pairs.values()}
+    held_out = {row.key() for row in preference_source(pku, "validation").rows()}
+    assert held_out.isdisjoint(row.key() for row in rows)
+    for source, folder in ((Source.hh_rlhf, "hh_harmless/test.jsonl.gz"), (Source.minimind_dpo, "minimind/dpo.jsonl")):
+        data = config(SHARED / folder, source=source, on_bad_row=OnBadRow.skip, max_rows=50)
+        assert len(texts(data)) == 50
 
 
 @needs_samples

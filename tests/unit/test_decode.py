@@ -242,6 +242,12 @@ def test_nothing_else_in_the_batch_matters(
                 assert ours == pytest.approx(theirs, abs=1e-5)
 
 
+def test_a_list_in_two_parts_gets_the_draws_of_the_whole(model: Any, prompts: list[list[int]]) -> None:
+    whole = run(model, prompts).responses
+    assert run(model, prompts[:2]).responses + run(model, prompts[2:], first=2).responses == whole
+    assert run(model, prompts[2:]).responses != whole[2:]
+
+
 def test_generation_stops_with_the_last_row(model: Any, prompts: list[list[int]], monkeypatch: Any) -> None:
     steps = []
     original = module.choose
@@ -268,7 +274,7 @@ def test_prompts_that_cannot_be_continued_are_refused(model: Any, prompt: list[i
         run(model, [[1], prompt])
 
 
-@pytest.mark.parametrize(("name", "value"), [("max_new_tokens", 0), ("temperature", -1.0)])
+@pytest.mark.parametrize(("name", "value"), [("max_new_tokens", 0), ("temperature", -1.0), ("first", -1)])
 def test_bad_options_are_refused(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name}={value}"):
         DecodeOptions(**{"max_new_tokens": 1, "end_ids": (), name: value})

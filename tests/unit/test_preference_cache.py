@@ -15,7 +15,8 @@ from tinychat.data.chat_rows import BadRow
 from tinychat.data.preference_batches import PreferenceBatches, SeededOrder, collate_pairs, eval_pairs
 from tinychat.data.preference_cache import PreferenceCache, preference_cache
 from tinychat.data.preference_rows import Labels, PreferenceRow, preference_row
-from tinychat.data.preference_sources import Found, PreferenceSource
+from tinychat.data.preference_sources import PreferenceSource
+from tinychat.data.row_sources import Found
 from tinychat.errors import UserError
 from tinychat.schema import OnBadRow
 from tinychat.text.chat_template import encode_prompts, end_token_id, set_template

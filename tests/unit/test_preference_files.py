@@ -6,7 +6,8 @@ import pytest
 
 from tinychat.data.chat_rows import BadRow
 from tinychat.data.preference_files import read_preferences, reader, transcript
-from tinychat.data.preference_rows import PreferenceRow, choose_pairs, paired_row, preference_row
+from tinychat.data.preference_rows import PreferenceRow, paired_row, preference_row
+from tinychat.data.row_sources import choose
 from tinychat.schema import Preference, Source
 
 U, A = {"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}
@@ -196,8 +197,8 @@ def test_key_is_the_first_user_message() -> None:
 def test_choice_does_not_depend_on_which_reply_was_chosen() -> None:
     rows = [preference_row([{**U, "content": f"{i}"}], "a", "b", "p") for i in range(50)]
     turned = [preference_row(row.prompt, "b", "a", "p") for row in reversed(rows)]
-    chosen = [row.key() for row in choose_pairs(rows, 10, seed=1)]
+    chosen = [row.key() for row in choose(rows, 10, seed=1)]
     assert len(chosen) == 10
-    assert chosen == [row.key() for row in reversed(choose_pairs(turned, 10, seed=1))]
-    assert set(chosen) < {row.key() for row in choose_pairs(rows, 20, seed=1)}
-    assert chosen != [row.key() for row in choose_pairs(rows, 10, seed=2)]
+    assert chosen == [row.key() for row in reversed(choose(turned, 10, seed=1))]
+    assert set(chosen) < {row.key() for row in choose(rows, 20, seed=1)}
+    assert chosen != [row.key() for row in choose(rows, 10, seed=2)]

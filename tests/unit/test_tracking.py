@@ -119,7 +119,7 @@ def test_resolve_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_tracker_keeps_metrics_and_sets_an_old_file_aside(tmp_path: Path) -> None:
     run = RunInfo(tmp_path / "run", tmp_path, "e", "r")
     for _ in range(2):
-        tracker = make_tracker(TrackerConfig("none", TrackerKind.none, None, False), run)
+        tracker = make_tracker(TrackerConfig("none", TrackerKind.none, None, False, None), run)
         tracker.start({}, {})
         tracker.log_metrics(1, {"eval/loss": 3.0})
         tracker.finish("FINISHED")
@@ -160,7 +160,7 @@ def outputs(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def tracker_of(outputs: Path, resume_step: int | None = None, uri: str | None = None, system: bool = False):  # type: ignore[no-untyped-def]
     run = RunInfo(outputs / "run", outputs, "exp", "pretrain-mini-tinyworld", resume_step)
-    return make_tracker(TrackerConfig("mlflow", TrackerKind.mlflow, uri, system), run)
+    return make_tracker(TrackerConfig("mlflow", TrackerKind.mlflow, uri, system, None), run)
 
 
 def client_of(outputs: Path):  # type: ignore[no-untyped-def]
@@ -226,7 +226,7 @@ from tinychat.schema import TrackerConfig, TrackerKind
 from tinychat.tracking import RunInfo, make_tracker
 outputs, resume, last, pause = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
 run = RunInfo(outputs / "run", outputs, "exp", "name", None if resume < 0 else resume)
-tracker = make_tracker(TrackerConfig("mlflow", TrackerKind.mlflow, None, False), run)
+tracker = make_tracker(TrackerConfig("mlflow", TrackerKind.mlflow, None, False, None), run)
 tracker.start({"max_steps": last}, {})
 for step in range(max(resume, 0) + 1, last + 1):
     tracker.log_metrics(step, {"train/loss": 1 / step})

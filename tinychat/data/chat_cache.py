@@ -149,7 +149,7 @@ def _write(
     n_rows = n_tokens = n_cut = n_dropped = 0
     with ExitStack() as stack:
         out = {name: stack.enter_context(synced_file(folder / f"{name}.bin")) for name in FILES}
-        shown = stack.enter_context(TokenizingProgress(source.name, source.max_rows, False, progress, "conversations"))
+        shown = stack.enter_context(TokenizingProgress(source.name, source.most_rows, False, progress, "conversations"))
         for chunk in _chunks(source.rows()):
             kept = []
             for row, encoded in zip(chunk, _encode(tokenizer, chunk), strict=True):

@@ -55,7 +55,7 @@ class Layout:
         for column in self.columns():
             if column not in row:
                 raise BadRow(place, f"no column {column!r}; it has {_has(row)}")
-        messages = _listed(row[self.listed], place, self.listed) if self.listed else self._turn(row, place)
+        messages = listed(row[self.listed], place, self.listed) if self.listed else self._turn(row, place)
         if row.get("system") is not None:
             if isinstance(row["system"], str) and not row["system"].strip():
                 return chat_row(messages, place)
@@ -102,7 +102,7 @@ def read_chats(
             yield layout, bad
 
 
-def _listed(value: Any, place: str, column: str) -> list[Any]:
+def listed(value: Any, place: str, column: str) -> list[Any]:
     """A list of messages, also as JSON text (in a csv file), with ShareGPT's keys (from, value) renamed."""
     if isinstance(value, str):
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -41,11 +42,19 @@ class ChatRow:
     family: str = ""  # of the task; "": unknown
     answer: str = ""  # how the last reply is checked: exact | number | word | yes_no | list; "": it cannot be
 
-    def prompt(self) -> str:
+    def key(self) -> str:
         """The first user message and its input: rows with the same prompt belong on the same side of a
         hold-out."""
-        first = next(message for message in self.messages if message["role"] == "user")
-        return f"{first['content'].strip()}\0{first.get('input', '').strip()}"
+        return prompt_key(self.messages)
+
+    def content(self) -> str:
+        """What the choice of max_rows goes by."""
+        return json.dumps(self.messages)
+
+
+def prompt_key(messages: list[Message]) -> str:
+    first = next(message for message in messages if message["role"] == "user")
+    return f"{first['content'].strip()}\0{first.get('input', '').strip()}"
 
 
 def chat_row(messages: Iterable[Any], place: str, family: str = "", answer: str = "") -> ChatRow:

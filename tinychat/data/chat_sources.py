@@ -2,150 +2,141 @@
 
 from __future__ import annotations
 
-import hashlib
-import heapq
+import contextlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
-from tinychat.data import files
+from tinychat.data import preference_sources
 from tinychat.data.chat_files import ALPACA, MINIMIND, Layout, read_chats
-from tinychat.data.chat_rows import BadRow, ChatRow, chat_row
+from tinychat.data.chat_rows import BadRow, ChatRow
+from tinychat.data.chosen_replies import chosen_replies
 from tinychat.data.filehash import hash_file
 from tinychat.data.hub_rows import HubRows
+from tinychat.data.preference_sources import preference_source
+from tinychat.data.row_sources import Found, RowSource, generated_rows, hashed, max_rows, no_path, tables_of
 from tinychat.data.sources import tinyworld_code
-from tinychat.data.splits import HoldOut, Split, SplitFiles, nothing_left, readable, seeded_hold_out, split_files
+from tinychat.data.splits import Split, SplitFiles, readable, seeded_hold_out, split_files
 from tinychat.data.tables import Meter, read_rows
+from tinychat.data.world_chats import Plan, world_chats
 from tinychat.errors import UserError
-from tinychat.schema import DataConfig, OnBadRow, Source
+from tinychat.schema import DataConfig, Source
 
-READING_VERSION = 1  # raise it when the same files would give other conversations
 LAYOUTS = {Source.alpaca: ALPACA, Source.minimind_sft: MINIMIND}  # the other sources' files: found out
 # Where the hub keeps them: repository, file, and what the columns are called in a file to pass instead.
 HUB = {
     Source.alpaca: ("tatsu-lab/alpaca", None, "instruction, input and output"),
     Source.minimind_sft: ("jingyaogong/minimind_dataset", "sft_mini_512.jsonl", "conversations [{role, content}]"),
 }
+PAIRS = tuple(source for source in preference_sources.SOURCES if source is not Source.tinyworld)
+NONE = (Source.text, Source.tinystories, Source.prompts)  # have no conversations
 log = logging.getLogger(__name__)
 
 
 @dataclass
-class ChatSource:
-    """The conversations of one split.
+class ChatSource(RowSource[ChatRow]):
+    """The conversations of one split, and for training after them those that data.mix adds."""
 
-    `read` and `identify` are how: each row's conversation, or why it has none; and a hash of all that they
-    come from (hashes of large files are remembered under the folder it is given).
-    """
-
-    name: str  # data.name-split
-    description: str  # what was taken, for the log
-    split: Split
-    read: Callable[[], Iterator[ChatRow | BadRow]]
-    identify: Callable[[Path | None], str]
-    on_bad_row: OnBadRow
-    hold_out: HoldOut | None
-    max_rows: int | None  # chosen by a hash of `seed` and the row; None: all
-    seed: int
-    n_bad: int = 0  # rows left out by the latest rows(), whole after its end
+    added: dict[str, ChatSource] = field(default_factory=dict)  # by their names in data.mix
+    unit: ClassVar[str] = "conversations"
 
     def rows(self) -> Iterator[ChatRow]:
-        """Conversations in their order. Raises BadRow for one that cannot be used, or warns of how many were
-        left out (on_bad_row); UserError where none remains, and as read_rows does."""
-        kept = self._usable()
-        if self.max_rows is not None:
-            kept = iter(choose(kept, self.max_rows, self.seed))
-        yield from kept
+        """As RowSource.rows, then each added source's."""
+        own = 0
+        for own, row in enumerate(super().rows(), start=1):  # noqa: B007 - the last number is their count
+            yield row
+        counts = [f"{own:,} conversations of {self.name}"]
+        for name, source in self.added.items():
+            with _of_part(name):
+                for count, row in enumerate(source.rows(), start=1):  # noqa: B007
+                    yield row
+            counts.append(f"{count:,} of {name}")
+            self.n_bad += source.n_bad
+        if self.added:
+            log.info("mixed: %s", ", ".join(counts))
 
     def fingerprint(self, memo_dir: Path | None = None) -> str:
-        """A hash of what rows() yields: of what is behind it and of all that chooses among it."""
-        hold_out = self.hold_out.key() if self.hold_out else None
-        choice = None if self.max_rows is None else (self.max_rows, self.seed)
-        parts = [READING_VERSION, self.identify(memo_dir), hold_out, choice, self.on_bad_row.value]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        """A hash of what rows() yields."""
+        return hashed([*self.identity(memo_dir), *(source.fingerprint(memo_dir) for source in self.added.values())])
 
-    def _usable(self) -> Iterator[ChatRow]:
-        self.n_bad = seen = kept = 0
-        first: BadRow | None = None
-        for row in self.read():
-            if isinstance(row, BadRow):
-                if self.on_bad_row is OnBadRow.fail:
-                    raise row
-                self.n_bad += 1
-                first = first or row
-                continue
-            seen += 1
-            if self.hold_out is None or self.hold_out.keeps(row.prompt()):
-                kept += 1
-                yield row
-        if first:
-            where = f"{first.place}: {first.why}"
-            log.warning("%s: %d rows that cannot be used left out, the first at %s", self.name, self.n_bad, where)
-        if not kept:
-            raise UserError(self._nothing(seen, first))
-
-    def _nothing(self, seen: int, first: BadRow | None) -> str:
-        if seen:
-            return nothing_left(self.hold_out, self.split, seen, "row", self.description)
-        why = f": none of {self.n_bad} rows can be used, the first at {first.place}: {first.why}" if first else ""
-        return f"no conversations in {self.description}{why}"
-
-
-def choose(rows: Iterable[ChatRow], count: int, seed: int) -> list[ChatRow]:
-    """`count` of the rows (all where there are fewer), in their order: those with the least hash of seed and
-    messages. So it is always the same ones, wherever they stand, and more of them when `count` grows."""
-
-    def hashed() -> Iterator[tuple[int, int, ChatRow]]:
-        for index, row in enumerate(rows):
-            content = f"{seed}\0{json.dumps(row.messages)}".encode()
-            digest = hashlib.blake2b(content, digest_size=8, person=b"max_rows").digest()
-            yield int.from_bytes(digest, "big"), index, row
-
-    chosen = heapq.nsmallest(count, hashed(), key=lambda item: item[:2])
-    return [row for _, _, row in sorted(chosen, key=lambda item: item[1])]
+    @property
+    def most_rows(self) -> int | None:
+        """Rows there are at most; None: unknown."""
+        numbers = [source.max_rows for source in (self, *self.added.values())]
+        return None if None in numbers else sum(number or 0 for number in numbers)
 
 
 def chat_source(config: DataConfig, split: Split) -> ChatSource:
-    """The conversations of one split, found but not yet read.
+    """The conversations of one split, found but not yet read; of a source of preferences: the chosen replies.
 
     Validation is, in this order: data.val_path; the source's own split (files named for it, the generator's);
-    a seeded hold-out of data.val_fraction of the rows by their prompts, which training then lacks. Raises
-    UserError where the files or the hub are missing.
+    a seeded hold-out of data.val_fraction of the rows by their prompts, which training then lacks. data.mix adds
+    to training alone. Raises UserError where the files or the hub are missing.
     """
-    if config.source in (Source.text, Source.tinystories):
+    if config.source in NONE:
         raise UserError(
-            f"data={config.name} has documents, not conversations; use data=tinyworld, alpaca, minimind_sft, "
-            "or data=chat data.path=FILE"
+            f"data={config.name} has {'prompts' if config.source is Source.prompts else 'documents'}, not "
+            "conversations; use data=tinyworld, alpaca, minimind_sft, or data=chat data.path=FILE"
         )
+    validation, count = None, max_rows(config, split)
+    if config.source in PAIRS:
+        pairs = preference_source(config, split)
+        found, validation = chosen_replies(config, pairs.found, pairs.validation)
+    else:
+        found = _find(config, split)
+    generated = config.source is Source.tinyworld and found.hold_out is None and config.path is None
+    return ChatSource(
+        name=f"{config.name}-{split}",
+        split=split,
+        found=found,
+        on_bad_row=config.on_bad_row,
+        max_rows=None if generated else count,
+        seed=config.seed,
+        validation=validation,
+        added=_added(config) if split == "train" else {},
+    )
+
+
+def _added(config: DataConfig) -> dict[str, ChatSource]:
+    sources = {}
+    for name, part in config.mix.items():
+        values = {"source": part.source, "path": part.path, "max_rows": part.max_rows}
+        with _of_part(name):
+            sources[name] = chat_source(replace(config, name=name, val_path=None, mix={}, **values), "train")
+    return sources
+
+
+@contextlib.contextmanager
+def _of_part(name: str) -> Iterator[None]:
+    """An error about a source that was added says so; that of a row names its file."""
+    try:
+        yield
+    except BadRow:
+        raise
+    except UserError as error:
+        raise UserError(f"data.mix.{name}: {error}") from None
+
+
+def _find(config: DataConfig, split: Split) -> Found[ChatRow]:
     if found := split_files(config, split):
-        return _from_files(config, split, found)
+        return _from_files(config, found)
     if config.source is Source.tinyworld:
         return _generated(config, split)
     if config.source in HUB:
         return _from_hub(config, split)
-    raise UserError(
-        f"data.path is null: data={config.name} needs a file, folder or glob ({files.USABLE_TABLES}): data.path=..."
-    )
+    raise no_path(config)
 
 
-def _max_rows(config: DataConfig, split: Split) -> int | None:
-    key, count = ("max_rows", config.max_rows) if split == "train" else ("max_val_rows", config.max_val_rows)
-    if count is not None and count < 1:
-        raise UserError(f"data.{key}={count}: must be at least 1, or null for all")
-    return count
-
-
-def _from_files(config: DataConfig, split: Split, found: SplitFiles) -> ChatSource:
-    tables = [path for path in found.taken if files.format_of(path) != "txt"]
-    if not tables:
-        raise UserError(f"{found.taken[0]}: a txt file has no conversations; use {files.USABLE_TABLES}")
-    found = replace(found, taken=tables, left_out=[*found.left_out, *(set(found.taken) - set(tables))])
+def _from_files(config: DataConfig, found: SplitFiles) -> Found[ChatRow]:
+    tables = tables_of(found, "conversations")
     layout = LAYOUTS.get(config.source)
     told: set[Layout] = set()
 
     def read() -> Iterator[ChatRow | BadRow]:
-        for path in found.taken:
+        for path in tables.taken:
             with readable(path):
                 placed = ((f"{path}, {place}", row) for place, row in read_rows(path, Meter()))
                 for used, row in read_chats(placed, layout):
@@ -155,12 +146,12 @@ def _from_files(config: DataConfig, split: Split, found: SplitFiles) -> ChatSour
                     yield row
 
     def identify(memo_dir: Path | None) -> str:
-        return json.dumps([layout.columns() if layout else None, found.hashes(memo_dir)])
+        return json.dumps([layout.columns() if layout else None, tables.hashes(memo_dir)])
 
-    return _source(config, split, found.describe("rows"), read, identify, found.hold_out, _max_rows(config, split))
+    return Found(tables.describe("rows"), read, identify, tables.hold_out)
 
 
-def _from_hub(config: DataConfig, split: Split) -> ChatSource:
+def _from_hub(config: DataConfig, split: Split) -> Found[ChatRow]:
     repository, file, columns = HUB[config.source]
     hub = HubRows(repository, "train", f"pass data.path=FILE, jsonl or another table with {columns}", file)
     layout = LAYOUTS[config.source]
@@ -170,39 +161,15 @@ def _from_hub(config: DataConfig, split: Split) -> ChatSource:
         return (row for _, row in read_chats(rows, layout))
 
     description = f"{repository}{f', {file}' if file else ''} (of the hub)"
-    hold_out, count = seeded_hold_out(config, split), _max_rows(config, split)
-    return _source(config, split, description, read, lambda memo_dir: hub.fingerprint(), hold_out, count)
+    return Found(description, read, lambda memo_dir: hub.fingerprint(), seeded_hold_out(config, split))
 
 
-def _generated(config: DataConfig, split: Split) -> ChatSource:
-    count, key = _max_rows(config, split), "max_rows" if split == "train" else "max_val_rows"
-    if count is None:
-        raise UserError(
-            f"data.{key}=null: the generator of data={config.name} never ends; say how many, data.{key}=1000"
-        )
-
-    def read() -> Iterator[ChatRow | BadRow]:
-        from tinychat.data.tinyworld.tasks import instructions
-
-        for index, task in enumerate(instructions(config.seed, split, count)):
-            yield chat_row(task.messages, f"tinyworld {split} {index}", task.family, task.answer)
+def _generated(config: DataConfig, split: Split) -> Found[ChatRow]:
+    plan = Plan(config.seed, split, generated_rows(config, split))
+    if split == "train":
+        plan = replace(plan, demonstrations=config.demonstrations, unsafe=config.unsafe_demonstrations)
 
     def identify(memo_dir: Path | None) -> str:
-        code = tinyworld_code(with_tasks=True)
-        return json.dumps([config.seed, split, count, [hash_file(path, None) for path in code]])
+        return json.dumps([*astuple(plan), [hash_file(path, None) for path in tinyworld_code(with_tasks=True)]])
 
-    description = f"{count:,} generated instructions ({split}, seed {config.seed})"
-    return _source(config, split, description, read, identify, None, None)
-
-
-def _source(
-    config: DataConfig,
-    split: Split,
-    description: str,
-    read: Callable[[], Iterator[ChatRow | BadRow]],
-    identify: Callable[[Path | None], str],
-    hold_out: HoldOut | None,
-    max_rows: int | None,
-) -> ChatSource:
-    name = f"{config.name}-{split}"
-    return ChatSource(name, description, split, read, identify, config.on_bad_row, hold_out, max_rows, config.seed)
+    return Found(f"{plan.describe()} ({split}, seed {config.seed})", lambda: world_chats(plan), identify)

@@ -66,7 +66,7 @@ def pku_row(row: Row, place: str, preference: Preference) -> PreferenceRow:
     if first is None:
         raise BadRow(place, f"{column} ({meaning}) is {short(row[column])}, neither 0 nor 1")
     order = (first, 1 - first)  # chosen, rejected
-    safe = [_truth(row, f"is_response_{side}_safe", place, needed=True) for side in order]
+    safe = [truth(row, f"is_response_{side}_safe", place, needed=True) for side in order]
     severity = [_severity(row, f"response_{side}_severity_level", place) for side in order]
     harms = [_first_harm(row.get(f"response_{side}_harm_category")) for side in order]
     labels = Labels(harms[1] or harms[0], None, *safe, *severity)
@@ -133,11 +133,11 @@ def _labels(row: Row, place: str) -> Labels:
         raise BadRow(place, f"category is {short(category)}, not a string")
     return Labels(
         category.strip(),
-        *(_truth(row, name, place, needed=False) for name in ("harmful", "chosen_safe", "rejected_safe")),
+        *(truth(row, name, place, needed=False) for name in ("harmful", "chosen_safe", "rejected_safe")),
     )
 
 
-def _truth(row: Row, column: str, place: str, needed: bool) -> bool | None:
+def truth(row: Row, column: str, place: str, needed: bool) -> bool | None:
     """True or false, also as text or number; None where the row lacks the column or (not needed) a value."""
     value = row.get(column)
     if column not in row or (not needed and value in (None, "")):

@@ -8,43 +8,31 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from transformers import PreTrainedTokenizerFast
 
-from tinychat.data.chat_rows import ChatRow, Message
+from tinychat.data.chat_rows import ChatRow
 from tinychat.data.chat_sources import ChatSource, chat_source
 from tinychat.data.preference_batches import SeededOrder
 from tinychat.data.preference_rows import PreferenceRow
 from tinychat.data.preference_sources import SOURCES, PreferenceSource, preference_source
+from tinychat.data.prompt_files import PromptFiles, PromptRow, prompt_files
 from tinychat.data.splits import Split
 from tinychat.errors import UserError
-from tinychat.schema import DataConfig, OnBadRow
+from tinychat.schema import DataConfig, OnBadRow, Source
 from tinychat.text.chat_template import encode_prompts
 
+__all__ = ["PromptBatch", "PromptBatches", "PromptRow", "PromptSource", "prompt_source"]
 Shape = Literal["preferences", "conversations"]
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class PromptRow:
-    """What a reply is asked for, and what is known for judging it."""
-
-    messages: list[Message]  # [system,] user, assistant, ..., user
-    place: str  # of the first row that has it
-    category: str = ""  # of harm; tinyworld: or of the benign request; "": unknown
-    harmful: bool | None = None  # whether it asks for harm; None: unknown
-    family: str = ""  # of a conversation's task; "": unknown
-    answer: str = ""  # how a reply is checked against `reference`, as ChatRow.answer; "": it cannot be
-    reference: str = ""  # the conversation's own last reply
-    request: Any = None  # of tinyworld: what its oracle needs to score any reply
 
 
 @dataclass
 class PromptSource:
     """The different prompts of one split."""
 
-    rows_of: PreferenceSource | ChatSource
+    rows_of: PreferenceSource | ChatSource | PromptFiles
     n_duplicates: int = 0  # rows left out by the latest rows(), whole after its end
 
     @property
@@ -64,7 +52,7 @@ class PromptSource:
         self.n_duplicates = 0
         seen: set[bytes] = set()
         for row in self.rows_of.rows():
-            prompt = _from_chat(row) if isinstance(row, ChatRow) else _from_pair(row)
+            prompt = _prompt(row)
             key = hashlib.blake2b(json.dumps(prompt.messages).encode(), digest_size=16).digest()
             if key in seen:
                 self.n_duplicates += 1
@@ -78,9 +66,11 @@ class PromptSource:
 
 
 def prompt_source(config: DataConfig, split: Split, shape: Shape | None = None) -> PromptSource:
-    """The prompts of one split, found but not yet read: of preferences or of conversations (without their last
-    reply). `shape` matters where a source has both (tinyworld); None takes its preferences. Raises UserError as
-    preference_source and chat_source do."""
+    """The prompts of one split, found but not yet read: of preferences, of conversations (without their last
+    reply) or of a user's own files. `shape` matters where a source has both (tinyworld); None takes its
+    preferences. Raises UserError as preference_source, chat_source and prompt_files do."""
+    if config.source is Source.prompts:
+        return PromptSource(prompt_files(config, split))
     if shape is None:
         shape = "preferences" if config.source in SOURCES else "conversations"
     find: Callable[[DataConfig, Split], PreferenceSource | ChatSource]
@@ -164,10 +154,10 @@ def _too_long(rows: list[PromptRow], ids: list[list[int]], context_length: int, 
     )
 
 
-def _from_pair(row: PreferenceRow) -> PromptRow:
-    return PromptRow(row.prompt, row.place, row.category, row.harmful, request=row.request)
-
-
-def _from_chat(row: ChatRow) -> PromptRow:
+def _prompt(row: PreferenceRow | ChatRow | PromptRow) -> PromptRow:
+    if isinstance(row, PromptRow):
+        return row
+    if isinstance(row, PreferenceRow):
+        return PromptRow(row.prompt, row.place, row.category, row.harmful, request=row.request)
     reference = row.messages[-1]["content"]
     return PromptRow(row.messages[:-1], row.place, family=row.family, answer=row.answer, reference=reference)

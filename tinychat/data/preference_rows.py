@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import heapq
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from tinychat.data.chat_rows import BadRow, ChatRow, Message, chat_row
+from tinychat.data.chat_rows import BadRow, Message, chat_row, prompt_key
 from tinychat.data.tables import not_text
 
 
@@ -47,14 +45,14 @@ class PreferenceRow:
         split."""
         return prompt_key(self.prompt)
 
+    def content(self) -> str:
+        """What the choice of max_rows goes by: the same whichever reply was chosen."""
+        return json.dumps([self.prompt, *sorted((self.chosen, self.rejected))])
+
     def conversations(self) -> tuple[list[Message], list[Message]]:
         """The prompt with the chosen reply, and with the rejected one."""
         chosen, rejected = ({"role": "assistant", "content": text} for text in (self.chosen, self.rejected))
         return [*self.prompt, chosen], [*self.prompt, rejected]
-
-
-def prompt_key(prompt: list[Message]) -> str:
-    return ChatRow(prompt, "").prompt()
 
 
 def preference_row(
@@ -95,18 +93,3 @@ def paired_row(chosen: list[Any], rejected: list[Any], place: str, labels: Label
             f"(of {len(sides[0])} and {len(sides[1])})",
         )
     return preference_row(sides[0][:-1], sides[0][-1]["content"], sides[1][-1]["content"], place, labels)
-
-
-def choose_pairs(rows: Iterable[PreferenceRow], count: int, seed: int) -> list[PreferenceRow]:
-    """`count` of the rows (all where there are fewer), in their order: those with the least hash of seed,
-    prompt and replies. So it is the same pairs wherever they stand and whichever reply was chosen, and more of
-    them when `count` grows."""
-
-    def hashed() -> Iterator[tuple[int, int, PreferenceRow]]:
-        for index, row in enumerate(rows):
-            content = f"{seed}\0{json.dumps([row.prompt, *sorted((row.chosen, row.rejected))])}".encode()
-            digest = hashlib.blake2b(content, digest_size=8, person=b"max_rows").digest()
-            yield int.from_bytes(digest, "big"), index, row
-
-    chosen = heapq.nsmallest(count, hashed(), key=lambda item: item[:2])
-    return [row for _, _, row in sorted(chosen, key=lambda item: item[1])]

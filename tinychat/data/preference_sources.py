@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import logging
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
-from tinychat.data import files
 from tinychat.data.chat_rows import BadRow
 from tinychat.data.filehash import hash_file
 from tinychat.data.hub_rows import HubRows
 from tinychat.data.preference_files import read_preferences, reader
-from tinychat.data.preference_rows import Labels, PreferenceRow, choose_pairs, preference_row
+from tinychat.data.preference_rows import Labels, PreferenceRow, preference_row
+from tinychat.data.row_sources import Found, RowSource, generated_rows, hashed, max_rows, no_path, tables_of
 from tinychat.data.sources import tinyworld_code
-from tinychat.data.splits import HoldOut, Split, SplitFiles, nothing_left, readable, seeded_hold_out, split_files
+from tinychat.data.splits import HoldOut, Split, SplitFiles, readable, seeded_hold_out, split_files
 from tinychat.data.tables import Meter, read_rows
 from tinychat.errors import UserError
-from tinychat.schema import DataConfig, OnBadRow, Source
+from tinychat.schema import DataConfig, Source
 
-READING_VERSION = 1  # raise it when the same files would give other preferences
 Part = Literal["reward", "judge"]  # of the training rows
 SOURCES = (Source.tinyworld, Source.pku_saferlhf, Source.hh_rlhf, Source.minimind_dpo, Source.preference)
 OWN_TEST = (Source.pku_saferlhf, Source.hh_rlhf)  # their split for validation is named test
@@ -37,52 +34,25 @@ HUB = {
     Source.hh_rlhf: ("Anthropic/hh-rlhf", None, "chosen and rejected, each a transcript"),
     Source.minimind_dpo: ("jingyaogong/minimind_dataset", "dpo.jsonl", "chosen and rejected, each [{role, content}]"),
 }
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Found:
-    """Where the rows of one split are: how to read them, and a hash of all that they come from."""
-
-    description: str  # what was taken, for the log
-    read: Callable[[], Iterator[PreferenceRow | BadRow]]
-    identify: Callable[[Path | None], str]
-    hold_out: HoldOut | None = None
 
 
 @dataclass
-class PreferenceSource:
+class PreferenceSource(RowSource[PreferenceRow]):
     """The preferences of one split.
 
-    Training rows whose prompt (the first user message) validation has too are left out. `part` takes a seeded
-    share of the training prompts: "judge" `judge_fraction` of them, "reward" the others; validation has no
-    parts, as neither model learned from it.
+    `part` takes a seeded share of the training prompts: "judge" `judge_fraction` of them, "reward" the others;
+    validation has no parts, as neither model learned from it.
     """
 
-    name: str  # data.name-split
-    split: Split
-    found: Found
-    validation: Found | None  # of training rows, where it does not come from the same files
-    on_bad_row: OnBadRow
-    max_rows: int | None  # chosen by a hash of `seed` and the row; None: all
-    judge_fraction: float
-    seed: int
-    n_bad: int = 0  # rows left out by the latest rows(), whole after its end
-
-    @property
-    def description(self) -> str:
-        return self.found.description
+    judge_fraction: float = 0.0
+    unit: ClassVar[str] = "preferences"
 
     def rows(self, part: Part | None = None) -> Iterator[PreferenceRow]:
-        """Preferences in their order; the choice of max_rows comes before the part. Raises BadRow for a row
-        that cannot be used, or warns of how many were left out (on_bad_row); UserError where none remains, and
-        as read_rows does."""
+        """As RowSource.rows; the choice of max_rows comes before the part. Raises UserError where the part has
+        none."""
         share = self._share(part)
-        kept = self._usable()
-        if self.max_rows is not None:
-            kept = iter(choose_pairs(kept, self.max_rows, self.seed))
         taken = 0
-        for row in kept:
+        for row in super().rows():
             if share is None or share.keeps(_part_key(row)):
                 taken += 1
                 yield row
@@ -94,19 +64,8 @@ class PreferenceSource:
 
     def fingerprint(self, memo_dir: Path | None = None, part: Part | None = None) -> str:
         """A hash of what rows(part) yields: of what is behind it and of all that chooses among it."""
-        hold_out, share = (choice.key() if choice else None for choice in (self.found.hold_out, self._share(part)))
-        choice = None if self.max_rows is None else (self.max_rows, self.seed)
-        lacking = self.validation.identify(memo_dir) if self.validation else None
-        parts = [
-            READING_VERSION,
-            self.found.identify(memo_dir),
-            lacking,
-            hold_out,
-            choice,
-            share,
-            self.on_bad_row.value,
-        ]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        share = self._share(part)
+        return hashed([*self.identity(memo_dir), share.key() if share else None])
 
     def _share(self, part: Part | None) -> HoldOut | None:
         """Which of the training rows are the part's; None: all."""
@@ -120,44 +79,6 @@ class PreferenceSource:
             raise UserError("data.judge_fraction=0: no training rows are kept for a judge; set it, such as 0.3")
         return HoldOut(self.seed, self.judge_fraction, "validation" if part == "judge" else "train")
 
-    def _usable(self) -> Iterator[PreferenceRow]:
-        self.n_bad = seen = kept = shared = 0
-        first: BadRow | None = None
-        held_out = self._held_out_prompts()
-        for row in self.found.read():
-            if isinstance(row, BadRow):
-                if self.on_bad_row is OnBadRow.fail:
-                    raise row
-                self.n_bad += 1
-                first = first or row
-                continue
-            seen += 1
-            if row.key() in held_out:
-                shared += 1
-            elif self.found.hold_out is None or self.found.hold_out.keeps(row.key()):
-                kept += 1
-                yield row
-        if first:
-            where = f"{first.place}: {first.why}"
-            log.warning("%s: %d rows that cannot be used left out, the first at %s", self.name, self.n_bad, where)
-        if shared:
-            log.warning("%s: %d rows left out whose prompts are in the validation data", self.name, shared)
-        if not kept:
-            raise UserError(self._nothing(seen, shared, first))
-
-    def _held_out_prompts(self) -> frozenset[str]:
-        if self.validation is None:
-            return frozenset()
-        return frozenset(row.key() for row in self.validation.read() if not isinstance(row, BadRow))
-
-    def _nothing(self, seen: int, shared: int, first: BadRow | None) -> str:
-        if shared:
-            return f"{self.description}: all {shared} prompts are in the validation data too; pass other data.val_path"
-        if seen:
-            return nothing_left(self.found.hold_out, self.split, seen, "row", self.description)
-        why = f": none of {self.n_bad} rows can be used, the first at {first.place}: {first.why}" if first else ""
-        return f"no preferences in {self.description}{why}"
-
 
 def preference_source(config: DataConfig, split: Split) -> PreferenceSource:
     """The preferences of one split, found but not yet read.
@@ -169,9 +90,7 @@ def preference_source(config: DataConfig, split: Split) -> PreferenceSource:
     if config.source not in SOURCES:
         works = ", ".join(source.value for source in SOURCES)
         raise UserError(f"data={config.name} has no preferences (a prompt, a chosen and a rejected reply); use {works}")
-    key, count = ("max_rows", config.max_rows) if split == "train" else ("max_val_rows", config.max_val_rows)
-    if count is not None and count < 1:
-        raise UserError(f"data.{key}={count}: must be at least 1, or null for all")
+    count = max_rows(config, split)
     found, validation = _find(config, split), None
     generated = config.source is Source.tinyworld and config.path is None
     if split == "train" and found.hold_out is None and not generated:
@@ -193,24 +112,18 @@ def _part_key(row: PreferenceRow) -> str:
     return f"judge\0{row.key()}"
 
 
-def _find(config: DataConfig, split: Split) -> Found:
+def _find(config: DataConfig, split: Split) -> Found[PreferenceRow]:
     if found := split_files(config, split):
         return _from_files(config, split, found)
     if config.source is Source.tinyworld:
         return _generated(config, split)
     if config.source in HUB:
         return _from_hub(config, split)
-    raise UserError(
-        f"data.path is null: data={config.name} needs a file, folder or glob ({files.USABLE_TABLES}): data.path=..."
-    )
+    raise no_path(config)
 
 
-def _from_files(config: DataConfig, split: Split, found: SplitFiles) -> Found:
-    found = _with_own_test(config, split, found)
-    tables = [path for path in found.taken if files.format_of(path) != "txt"]
-    if not tables:
-        raise UserError(f"{found.taken[0]}: a txt file has no preferences; use {files.USABLE_TABLES}")
-    found = replace(found, taken=tables, left_out=[*found.left_out, *(set(found.taken) - set(tables))])
+def _from_files(config: DataConfig, split: Split, found: SplitFiles) -> Found[PreferenceRow]:
+    found = tables_of(_with_own_test(config, split, found), "preferences")
     source = Source.preference if config.source is Source.tinyworld else config.source
 
     def read() -> Iterator[PreferenceRow | BadRow]:
@@ -235,7 +148,7 @@ def _with_own_test(config: DataConfig, split: Split, found: SplitFiles) -> Split
     return SplitFiles(found.taken if split == "train" else test, sorted(set(found.left_out) - set(test)), None)
 
 
-def _from_hub(config: DataConfig, split: Split) -> Found:
+def _from_hub(config: DataConfig, split: Split) -> Found[PreferenceRow]:
     repository, file, columns = HUB[config.source]
     own = split == "validation" and config.source in OWN_TEST
     instead = f"pass data.path=FILE, jsonl or another table with {columns}"
@@ -253,12 +166,8 @@ def _from_hub(config: DataConfig, split: Split) -> Found:
     return Found(description, read, identify, hold_out)
 
 
-def _generated(config: DataConfig, split: Split) -> Found:
-    count, key = (config.max_rows, "max_rows") if split == "train" else (config.max_val_rows, "max_val_rows")
-    if count is None:
-        raise UserError(
-            f"data.{key}=null: the generator of data={config.name} never ends; say how many, data.{key}=1000"
-        )
+def _generated(config: DataConfig, split: Split) -> Found[PreferenceRow]:
+    count = generated_rows(config, split)
 
     def read() -> Iterator[PreferenceRow | BadRow]:
         from tinychat.data.tinyworld.preferences import preferences

@@ -52,6 +52,7 @@ def evaluation_engine(model: Any, precision: Precision, world: World) -> Engine:
 def _place(model: Any, device: torch.device) -> None:
     """Move the model, and on a CPU take the forms of attention and norms that are fast there."""
     model.to(device)
-    use_blocked_attention(model, device)
-    use_fused_norms(model, device)
-    use_fused_rotary(model, device)
+    for part in getattr(model, "parts", [model]):
+        use_blocked_attention(part, device)
+        use_fused_norms(part, device)
+        use_fused_rotary(part, device)

@@ -3,6 +3,7 @@
 adapter_model.safetensors  adapter_config.json   what PeftModel.from_pretrained loads, names the base
 adapter_base.json                                fingerprint of the base's weights, its place seen from here
 generation_config.json                           the base's, with what training changed
+reward.json                                      of a reward model: how its head is read (see tinychat.models.reward)
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from tinychat.errors import UserError
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_BASE = "adapter_base.json"
-ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTER_BASE)
+REWARD_SETTINGS = "reward.json"
+ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTER_BASE, REWARD_SETTINGS)
 SAMPLED_BYTES = 1024  # of every tensor, from its middle
 
 
@@ -73,6 +75,11 @@ def read_adapter_base(folder: Path) -> AdapterBase | None:
         return None
     found = _read(folder / ADAPTER_BASE)
     return AdapterBase(found.get("address", ""), found.get("fingerprint", ""), bool(found.get("quantized")))
+
+
+def read_reward_settings(folder: Path) -> dict[str, Any] | None:
+    """What reward.json says; None where another tool wrote the adapter."""
+    return _read(folder / REWARD_SETTINGS) if (folder / REWARD_SETTINGS).is_file() else None
 
 
 def find_base(folder: Path) -> str:
@@ -125,7 +132,10 @@ def save_adapter(model: Any, weights: dict[str, torch.Tensor], folder: Path) -> 
     if Path(base.address).is_absolute():
         record["relative"] = os.path.relpath(base.address, folder.resolve())
     (folder / ADAPTER_BASE).write_text(json.dumps(record, indent=1), encoding="utf-8")
-    model.generation_config.save_pretrained(folder)
+    if settings := getattr(model.config, "tinychat_reward", None):
+        (folder / REWARD_SETTINGS).write_text(json.dumps(settings, indent=1), encoding="utf-8")
+    else:
+        model.generation_config.save_pretrained(folder)
 
 
 def _read(file: Path) -> dict[str, Any]:

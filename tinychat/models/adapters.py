@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +50,18 @@ log = logging.getLogger("tinychat")
 
 
 def start_model(
-    path: str, peft: PeftConfig, dropout: float | None = None, merged: Path | None = None, entries: int | None = None
+    path: str,
+    peft: PeftConfig,
+    dropout: float | None = None,
+    merged: Path | None = None,
+    entries: int | None = None,
+    new_adapter: bool = False,
 ) -> Any:
     """The model a stage trains, from a checkpoint folder or hub id. In evaluation mode, on the CPU.
 
     peft=none trains all weights; an adapter at `path` is merged first. Else the base is frozen (and 4-bit for qlora):
     an adapter at `path` that is as `peft` asks goes on being trained, any other is merged into its base and a new one
-    is put on that. A vocabulary smaller than `entries` (the tokenizer's) grows by the few that chat tokens need. An
+    is put on that; with `new_adapter` always, so that without it the model is the one at `path`. A vocabulary smaller than `entries` (the tokenizer's) grows by the few that chat tokens need. An
     adapter's base must be a folder: where it is merged or grown it is written to `merged`, and kept if it is there.
 
     New adapters take torch's global generator, which the caller seeds. Several processes may call this together.
@@ -70,19 +76,24 @@ def start_model(
         return model
     quantize = peft.kind is PeftKind.qlora
     grows = (entries or 0) > load_config(path).vocab_size
-    if adapter and not grows and _is_the_same(folder, peft):
+    if adapter and not grows and not new_adapter and adapter_is_as(folder, peft):
         model = load_model(path, dropout, quantize, is_trainable=True)
-        _set_adapter_dropout(model, peft.dropout or 0.0)
+        set_adapter_dropout(model, peft.dropout or 0.0)
         log.info("the adapter of %s is trained further", path)
         return model
     if adapter or grows:
-        path = _write_base(path, merged, peft, entries or 0, adapter)
-    with torch.device("meta"):  # unknown targets are refused before any weight is read
-        adapter_targets(AutoModelForCausalLM.from_config(load_config(path)), peft.targets)
+        path = write_base(path, merged, peft, entries or 0, adapter)
+    check_targets(path, peft)
     return add_adapter(load_model(path, dropout, quantize), peft)
 
 
-def _write_base(path: str, out: Path | None, peft: PeftConfig, entries: int, adapter: bool) -> str:
+def check_targets(path: str, peft: PeftConfig) -> None:
+    """Refuse unknown targets as adapter_targets does, before any weight is read."""
+    with torch.device("meta"):
+        adapter_targets(AutoModelForCausalLM.from_config(load_config(path)), peft.targets)
+
+
+def write_base(path: str, out: Path | None, peft: PeftConfig, entries: int, adapter: bool) -> str:
     """The folder of a new adapter's base where `path` itself cannot be it; written once, by whoever comes first."""
     if out is None:
         raise UserError(
@@ -104,9 +115,9 @@ def _write_base(path: str, out: Path | None, peft: PeftConfig, entries: int, ada
     return str(out)
 
 
-def add_adapter(model: Any, config: PeftConfig) -> Any:
+def add_adapter(model: Any, config: PeftConfig, task: str = "CAUSAL_LM") -> Any:
     """The model (which is changed) as a peft.PeftModel whose new adapter alone is trainable; its output is the same
-    as before until it is trained.
+    as before until it is trained. task: peft's name for it; with SEQ_CLS the head `score` is trained too.
 
     Raises UserError for targets that are no linear layers of the model, naming those that are, and for a model whose
     vocabulary was changed since it was loaded.
@@ -117,7 +128,7 @@ def add_adapter(model: Any, config: PeftConfig) -> Any:
     targets = adapter_targets(model, config.targets)
     base = _base_of(model)
     adapter = LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type=task,
         r=config.r,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout or 0.0,
@@ -152,8 +163,14 @@ def trainable_parameters(model: Any) -> tuple[int, int]:
     return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
 
 
-def load_adapter(folder: Path, dropout: float | None, quantize: bool, is_trainable: bool) -> Any:
-    """What load_model does for an adapter's folder."""
+def load_adapter(
+    folder: Path,
+    dropout: float | None,
+    quantize: bool,
+    is_trainable: bool,
+    load_base: Callable[[str, float | None, bool], Any] = load_model,
+) -> Any:
+    """What load_model does for an adapter's folder. load_base(address, dropout, quantize): the model it is put on."""
     quiet_bitsandbytes()
     from peft import PeftConfig as AdapterConfig
     from peft import set_peft_model_state_dict
@@ -164,11 +181,13 @@ def load_adapter(folder: Path, dropout: float | None, quantize: bool, is_trainab
     if is_adapter_folder(base_folder):
         raise UserError(f"adapter {folder}: its base {address} is an adapter itself; merge that one first")
     check_base(folder, address, weight_files(base_folder))
-    base = load_model(address, dropout, quantize)
+    base = load_base(address, dropout, quantize)
     try:
         config = AdapterConfig.from_pretrained(str(folder))
         config.inference_mode = not is_trainable
         config.base_model_name_or_path = address
+        if config.task_type == "SEQ_CLS":
+            config.modules_to_save = None  # peft adds the heads that there may be, again each time
         # On the meta device first: no random numbers are drawn for weights that are read from the file.
         model = _with_adapter(base, config, low_cpu_mem_usage=True)
         weights = {name: tensor.float() for name, tensor in load_file(folder / ADAPTER_WEIGHTS).items()}
@@ -248,7 +267,7 @@ def _base_of(model: Any) -> AdapterBase:
     return AdapterBase(model.name_or_path, weights_fingerprint(weight_files(folder)), quantized)
 
 
-def _is_the_same(folder: Path, peft: PeftConfig) -> bool:
+def adapter_is_as(folder: Path, peft: PeftConfig) -> bool:
     """Whether the adapter in a folder has the shape and the scale that the configuration asks for."""
     found = read_adapter_config(folder)
     record = read_adapter_base(folder)
@@ -262,7 +281,7 @@ def _is_the_same(folder: Path, peft: PeftConfig) -> bool:
     return wanted == ALL_LINEAR or set(found.get("target_modules") or ()) == set(wanted)
 
 
-def _set_adapter_dropout(model: Any, rate: float) -> None:
+def set_adapter_dropout(model: Any, rate: float) -> None:
     for module in model.modules():
         for name in getattr(module, "lora_dropout", {}):
             module.lora_dropout[name] = nn.Dropout(rate) if rate else nn.Identity()

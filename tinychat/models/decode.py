@@ -29,12 +29,15 @@ class DecodeOptions:
     temperature: float = 1.0  # divides the logits; 0: always the likeliest token
     seed: int | None = None  # of the draws; None: others each time
     vocab_size: int | None = None  # only tokens below it are drawn, and their probabilities sum to 1; None: all
+    first: int = 0  # place of prompts[0] in a longer list that is decoded in parts: prompt i has the draws of first + i
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens={self.max_new_tokens}: must be at least 1")
         if not 0 <= self.temperature < float("inf"):
             raise ValueError(f"temperature={self.temperature}: must be 0 (greedy) or more")
+        if self.first < 0:
+            raise ValueError(f"first={self.first}: must be at least 0")
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,10 @@ def decode(
     fills the left of shorter prompts and may lie beyond the embedding. dtype=torch.bfloat16 takes that type for matrix
     products, as autocast does (weights are copied once a call).
 
-    Every prompt has draws of its own: they depend on the seed, the prompt's place in `prompts` and max_new_tokens, not
-    on batch_size or the other prompts. torch's global random state is neither read nor changed. A response ends early
-    where the context is full. Raises ValueError for an empty prompt and for one that leaves no room for a token.
+    Every prompt has draws of its own: they depend on the seed, the prompt's place (from options.first) and
+    max_new_tokens, not on batch_size or the other prompts. torch's global random state is neither read nor changed. A
+    response ends early where the context is full. Raises ValueError for an empty prompt and for one that leaves no
+    room for a token.
     """
     forward = prepare(model, dtype)
     _check_prompts(prompts, forward.config.max_position_embeddings)
@@ -159,7 +163,7 @@ def _draws(prompts: int, options: DecodeOptions) -> Tensor:
     else:
         generator.manual_seed(options.seed)
     width = options.max_new_tokens if options.temperature else 0
-    return torch.rand(prompts, width, generator=generator, dtype=torch.float64)
+    return torch.rand(options.first + prompts, width, generator=generator, dtype=torch.float64)[options.first :]
 
 
 # ------------------------------------------------------------------------------------------------------ one batch

@@ -134,6 +134,7 @@ class _Pass:
     cache: BatchCache
     cos: Any = None  # (N, 1, D) of the rotary embedding
     sin: Any = None
+    step_bias: Tensor | None = None  # bias as (B · H_kv, 1, S); something of no meaning where there is none
 
 
 class _GPT2Block:
@@ -202,11 +203,9 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, index: int, scale: float,
     # Plain products: torch's attention for a CPU takes up to five times as long for single queries.
     keys, values = layer.append(key, value)
     query = query.reshape(at.rows * shared, heads // shared, -1)  # heads that share keys as so many queries
-    if at.bias is None:
-        bias, beta = query.new_zeros(1), 0
-    else:
-        bias, beta = at.bias.expand(-1, shared, -1, -1).reshape(at.rows * shared, 1, -1), 1
-    scores = torch.baddbmm(bias, query, keys, beta=beta, alpha=scale)
+    if at.step_bias is None:  # the same for every layer
+        at.step_bias = query.new_zeros(1) if at.bias is None else at.bias[:, 0].repeat_interleave(shared, 0)
+    scores = torch.baddbmm(at.step_bias, query, keys, beta=int(at.bias is not None), alpha=scale)
     return torch.bmm(scores.softmax(-1), values).view(at.rows, -1)
 
 

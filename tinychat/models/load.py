@@ -20,7 +20,7 @@ from transformers.utils import logging as hf_logging
 
 from tinychat import hub
 from tinychat.errors import UserError
-from tinychat.models.adapter_files import ADAPTER_FILES, find_base, is_adapter_folder
+from tinychat.models.adapter_files import ADAPTER_FILES, find_base, is_adapter_folder, read_adapter_config
 from tinychat.models.quantized import prepare_quantized, quantization_config
 
 CONFIG = "config.json"
@@ -44,7 +44,26 @@ def load_model(path: str, dropout: float | None = None, quantize: bool = False, 
     if is_adapter_folder(folder):
         from tinychat.models.adapters import load_adapter  # which loads its base here
 
+        if read_adapter_config(folder).get("task_type") == "SEQ_CLS":
+            raise UserError(_no_language_model(path))
         return load_adapter(folder, dropout, quantize, is_trainable)
+    if is_classifier(load_config(str(folder))):
+        raise UserError(_no_language_model(path))
+    return read_model(path, AutoModelForCausalLM, dropout, quantize)
+
+
+def _no_language_model(path: str) -> str:
+    return f"{path} is a reward model, not a language model; it scores replies: python -m tinychat.score {path} FILE"
+
+
+def is_classifier(config: PreTrainedConfig) -> bool:
+    """Whether a configuration belongs to a *ForSequenceClassification, as reward models are."""
+    return any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
+
+
+def read_model(path: str, kind: Any, dropout: float | None = None, quantize: bool = False) -> Any:
+    """What load_model says, of a full checkpoint; `kind`: AutoModelForCausalLM or another of transformers' classes."""
+    folder = model_folder(path)
     config = load_config(str(folder))
     weight_files(folder)
     if dropout is not None:
@@ -54,7 +73,7 @@ def load_model(path: str, dropout: float | None = None, quantize: bool = False, 
     quantized = {"quantization_config": quantization_config(config), "device_map": {"": "cpu"}} if quantize else {}
     try:
         with _quiet():
-            model, found = AutoModelForCausalLM.from_pretrained(
+            model, found = kind.from_pretrained(
                 str(folder),
                 config=config,
                 dtype=torch.float32,

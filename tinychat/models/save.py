@@ -15,8 +15,12 @@ def save_weights(model: Any, weights: dict[str, torch.Tensor], folder: Path) -> 
     """config.json, generation_config.json and model.safetensors, as transformers lays them out; of an adapter its own
     weights alone, as peft does.
 
-    Not model.save_pretrained: that imports DeepSpeed wherever it is installed.
+    A model of several parts writes them itself. Not model.save_pretrained: that imports DeepSpeed wherever it is
+    installed.
     """
+    if hasattr(model, "save_parts"):
+        model.save_parts(weights, folder, save_weights)
+        return
     if is_adapter(model):
         save_adapter(model, weights, folder)
         return

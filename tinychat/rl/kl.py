@@ -95,8 +95,8 @@ def entropy_from_logits(logits: Tensor) -> Tensor:
 def kl_and_entropy(
     hidden: Tensor,
     head: Callable[[Tensor], Tensor],
-    ref_hidden: Tensor,
-    ref_head: Callable[[Tensor], Tensor],
+    ref_hidden: Tensor | None,
+    ref_head: Callable[[Tensor], Tensor] | None,
     mask: Tensor,
     temperature: float = 1.0,
     chunk_tokens: int = 256,
@@ -107,7 +107,7 @@ def kl_and_entropy(
 
     Args:
         hidden, ref_hidden: (B, T, D), (B, T, D') last hidden states; the one at t predicts the token that mask[:, t]
-            speaks of.
+            speaks of. Without a reference (None, None) the KL is 0.
         head, ref_head: (n, D) -> (n, V) logits.
         mask: (B, T), not 0 for the tokens to measure.
         temperature: divides both logits.
@@ -116,12 +116,13 @@ def kl_and_entropy(
         kl, entropy: (B, T) fp32, 0 where mask is 0.
     """
     kept = mask.bool()
-    own, reference = hidden[kept], ref_hidden[kept]
+    own, reference = hidden[kept], None if ref_hidden is None else ref_hidden[kept]
     kl, entropy = torch.zeros(2, len(own), device=hidden.device)
     for start in range(0, len(own), chunk_tokens):
         part = slice(start, start + chunk_tokens)
         logits = head(own[part]).float() / temperature
-        kl[part] = kl_from_logits(logits, ref_head(reference[part]).float() / temperature)
+        if reference is not None and ref_head is not None:
+            kl[part] = kl_from_logits(logits, ref_head(reference[part]).float() / temperature)
         entropy[part] = entropy_from_logits(logits)
     empty = torch.zeros(mask.shape, device=hidden.device)
     return empty.masked_scatter(kept, kl), empty.masked_scatter(kept, entropy)

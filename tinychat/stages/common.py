@@ -151,6 +151,7 @@ class Speedometer:
     """Tokens per second, step time and utilisation since the last reading, evaluation and saving left out."""
 
     def __init__(self, flops_per_token: float, dtype: torch.dtype, world: World):
+        """flops_per_token: 0 where tokens do not tell the arithmetic; there is no utilisation then."""
         self.flops_per_token = flops_per_token
         self.peak = matmul_rate(world.device, dtype) * world.size
         self.device = world.device
@@ -172,9 +173,10 @@ class Speedometer:
             "perf/tokens_per_s": self._tokens / seconds,
             "perf/samples_per_s": self._samples / seconds,
             "perf/step_seconds": seconds / self._steps,
-            "perf/mfu": self.flops_per_token * self._tokens / seconds / self.peak,
             "perf/memory_gb": peak_memory_gb(str(self.device)),
         }
+        if self.flops_per_token:
+            found["perf/mfu"] = self.flops_per_token * self._tokens / seconds / self.peak
         self.begin()
         return found
 

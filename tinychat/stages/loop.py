@@ -42,7 +42,7 @@ class TrainingLoop:
         speed: Speedometer,
         score: str = "eval/loss",
     ):
-        """score: the held-out metric, lower is better, by which the best checkpoints are kept."""
+        """score: the held-out metric by which the best checkpoints are kept, lowest first; with a leading - highest."""
         self.stage, self.context, self.engine = config.stage, context, engine
         self._every, self._tokenizer, self._origin, self._speed = config.checkpoint.every, tokenizer, origin, speed
         self._score_name = score
@@ -51,9 +51,11 @@ class TrainingLoop:
         self.checkpoint: Path | None = self._saves.latest()
         self.step, self.metrics, self.stopped = 0, {}, False
         self._score: float | None = None
+        self.state: dict[str, Any] = {}  # a stage's own, saved with every checkpoint: plain numbers and words
         if self.checkpoint is not None:
             trainer = self._saves.load(self.checkpoint, engine, same_ranks=config.ds.enabled)
             self.step, self.metrics = trainer["step"], trainer["metrics"]
+            self.state = trainer.get("stage", {})
             log.info("resumed from %s", self.checkpoint)
         self._progress = Progress(self.stage.max_steps, self.step, show=world.is_main)
 
@@ -117,13 +119,14 @@ class TrainingLoop:
         self.context.log(self.step, found)
         self._progress.evaluated(self.step, found)
         self.metrics |= found
-        self._score = None if self.last else found.get(self._score_name)
+        score = found.get(self._score_name.removeprefix("-"))
+        self._score = None if self.last or score is None else -score if self._score_name[0] == "-" else score
 
     def save_if_due(self) -> None:
         """Save every `checkpoint.every` steps, at the end, and when told to stop (then the loop ends)."""
         self.stopped = self.context.should_stop()
         if self.last or self.stopped or (self._every and self.step % self._every == 0):
-            state = {"metrics": self.metrics}
+            state = {"metrics": self.metrics, "stage": self.state}
             with self._speed.paused():
                 self.checkpoint = self._saves.save(
                     self.step, self.engine, self._tokenizer, state, self._origin, self._score

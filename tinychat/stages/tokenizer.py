@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 
 from tinychat import lineage, runs
 from tinychat.context import Context, StageResult
@@ -28,7 +29,7 @@ def run(config: Config, context: Context) -> StageResult:
     if entries is None:
         raise UserError("tokenizer.vocab_size=null: stage=tokenizer needs the number of entries, as 4096")
     log.info("training a BPE of %d entries on %s", entries, source.description)
-    texts = itertools.chain(first_bytes(source.documents(), limit), world_instructions(config.data))
+    texts = itertools.chain(first_bytes(source.documents(), limit), world_conversations(config.data))
     tokenizer = train_bpe(texts, entries, progress=True)
 
     folder = context.run_dir / "tokenizer"
@@ -50,13 +51,15 @@ def run(config: Config, context: Context) -> StageResult:
     return StageResult(found.metrics(), "tokenizer/bytes_per_token", folder, facts={"vocabulary": len(tokenizer)})
 
 
-def world_instructions(data: DataConfig) -> Iterator[str]:
-    """Every message of the generated world's instructions, so that words which stories lack have tokens too."""
+def world_conversations(data: DataConfig) -> Iterator[str]:
+    """Every message of the generated world's instructions, and of as many demonstrations (half of those to harmful
+    requests unsafe, as preferences are), so that words which stories lack have tokens too."""
     if data.source is not Source.tinyworld or data.path is not None:
         return
-    for row in chat_source(data, "train").rows():
-        for message in row.messages:
-            yield from (text for key, text in message.items() if key != "role" and text)
+    for share in (0.0, 1.0):
+        for row in chat_source(replace(data, demonstrations=share, unsafe_demonstrations=0.5, mix={}), "train").rows():
+            for message in row.messages:
+                yield from (text for key, text in message.items() if key != "role" and text)
 
 
 def first_bytes(texts: Iterator[str], limit: int | None) -> Iterator[str]:

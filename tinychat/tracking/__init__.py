@@ -30,4 +30,4 @@ def make_tracker(cfg: TrackerConfig, run: RunInfo) -> Tracker:
         return NoTracker(run)
     from tinychat.tracking.mlflow_tracker import MlflowTracker
 
-    return MlflowTracker(run, resolve_uri(cfg.uri, run.outputs), cfg.system_metrics)
+    return MlflowTracker(run, resolve_uri(cfg.uri, run.outputs), cfg.system_metrics, cfg.parent)

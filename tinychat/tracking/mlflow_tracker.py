@@ -14,6 +14,7 @@ from tinychat.tracking.mlflow_mirror import Artifact, Item, Mirror, Table
 
 STALL_SECONDS = 20.0  # finish() gives up when MLflow took nothing for this long
 LIMIT_SECONDS = 120.0  # and after this in any case
+PARENT_TAG = "mlflow.parentRunId"  # what MLflow's interface folds runs by
 QUEUE_ITEMS = 256  # tables and artifacts waiting; metrics wait in the file
 logger = logging.getLogger(__name__)
 
@@ -21,16 +22,17 @@ logger = logging.getLogger(__name__)
 class MlflowTracker(NoTracker):
     """Writes metrics.jsonl; a background thread keeps the MLflow run the same."""
 
-    def __init__(self, run: RunInfo, uri: str, system_metrics: bool) -> None:
+    def __init__(self, run: RunInfo, uri: str, system_metrics: bool, parent: str | None = None) -> None:
         super().__init__(run)
         self._items: queue.Queue[Item] = queue.Queue(maxsize=QUEUE_ITEMS)
         self._mirror = Mirror(run, uri, system_metrics, self.metrics_log.path, self._items)
+        self._parent = {PARENT_TAG: parent} if parent else {}
         self._full_warned = False
         self._finished = False
 
     def start(self, params: Mapping[str, Any], tags: Mapping[str, Any]) -> None:
         super().start(params, tags)
-        self._mirror.describe(params, tags)
+        self._mirror.describe(params, {**tags, **self._parent})
         self._mirror.start()
 
     def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -1,0 +1,153 @@
+"""Prompts alone: their row, and a user's own files of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from tinychat.data import files
+from tinychat.data.chat_files import LISTS, listed
+from tinychat.data.chat_rows import ROLES, BadRow, Message, chat_row, prompt_key
+from tinychat.data.lines import read_lines
+from tinychat.data.preference_files import truth
+from tinychat.data.row_sources import Found, RowSource, max_rows, no_path
+from tinychat.data.splits import Split, readable, split_files
+from tinychat.data.tables import Meter, read_rows, short
+from tinychat.schema import DataConfig
+
+TEXTS = ("prompt", "question", "instruction", "query")  # columns that a prompt may stand in
+KNOWN = f"{', '.join(TEXTS)} or {', '.join(LISTS)}"
+ANSWERS = ("exact", "word", "number", "yes_no", "list")  # how a reply can be checked (tinychat.evaluation.answers)
+
+
+@dataclass(frozen=True)
+class PromptRow:
+    """What a reply is asked for, and what is known for judging it."""
+
+    messages: list[Message]  # [system,] user, assistant, ..., user
+    place: str  # of the first row that has it
+    category: str = ""  # of harm; tinyworld: or of the benign request; "": unknown
+    harmful: bool | None = None  # whether it asks for harm; None: unknown
+    family: str = ""  # of a conversation's task; "": unknown
+    answer: str = ""  # how a reply is checked against `reference`, as ChatRow.answer; "": it cannot be
+    reference: str = ""  # the conversation's own last reply
+    request: Any = None  # of tinyworld: what its oracle needs to score any reply
+
+    def key(self) -> str:
+        """As ChatRow.key."""
+        return prompt_key(self.messages)
+
+    def content(self) -> str:
+        """What the choice of max_rows goes by."""
+        return json.dumps(self.messages)
+
+
+@dataclass
+class PromptFiles(RowSource[PromptRow]):
+    """The prompts of one split of data=prompts."""
+
+    unit: ClassVar[str] = "prompts"
+
+
+def prompt_files(config: DataConfig, split: Split) -> PromptFiles:
+    """The prompts of a user's files, found but not yet read.
+
+    Validation is data.val_path, else the files named for it, else a seeded hold-out of data.val_fraction of the
+    prompts; training lacks its prompts. Raises UserError where the files are missing.
+    """
+    count, found, validation = max_rows(config, split), _find(config, split), None
+    if split == "train" and found.hold_out is None:
+        validation = _find(config, "validation")
+    name = f"{config.name}-{split}"
+    return PromptFiles(name, split, found, config.on_bad_row, count, config.seed, validation)
+
+
+def prompt_row(row: Any, place: str) -> PromptRow:
+    """The prompt of one row: a text, or an object with one of TEXTS or LISTS.
+
+    A conversation that ends with the assistant gives its last reply as the reference. Columns that may be there
+    too: system; input (beside instruction); category; harmful; `reference`, the right reply; `answer`, how a
+    reply is checked against it (one of ANSWERS), or without a reference the right reply itself. Raises BadRow.
+    """
+    if isinstance(row, str):
+        row = {"prompt": row}
+    if not isinstance(row, dict):
+        raise BadRow(place, f"{short(row)} is not an object")
+    messages = _messages(row, place)
+    if not messages:
+        raise BadRow(place, "no messages")
+    role = messages[-1].get("role") if isinstance(messages[-1], dict) else None
+    last = messages.pop() if isinstance(role, str) and ROLES.get(role) == "assistant" else None
+    # What makes a prompt is what comes before a reply.
+    whole = chat_row([*messages, last or {"role": "assistant", "content": "reply"}], place).messages
+    reference = whole[-1]["content"] if last else ""
+    reference, answer = _reference(row, reference, place)
+    category = _text(row, "category", place)
+    harmful = truth(row, "harmful", place, needed=False)
+    return PromptRow(whole[:-1], place, category, harmful, answer=answer, reference=reference)
+
+
+def _messages(row: dict[str, Any], place: str) -> list[Any]:
+    column = next((name for name in (*LISTS, *TEXTS) if name in row), None)
+    if column is None:
+        raise BadRow(place, f"no prompt in the columns {', '.join(map(str, row)) or 'none'}; known are {KNOWN}")
+    value = row[column]
+    as_list = column in LISTS or isinstance(value, list) or (isinstance(value, str) and value.startswith("[{"))
+    if as_list:
+        messages = listed(value, place, column)
+    else:
+        if isinstance(value, str) and not value.strip():
+            raise BadRow(place, f"empty prompt ({column})")
+        extra = row.get("input") if column == "instruction" else None
+        messages = [{"role": "user", "content": value, "input": extra}]
+    system = _text(row, "system", place)
+    return [{"role": "system", "content": system}, *messages] if system else messages
+
+
+def _reference(row: dict[str, Any], reference: str, place: str) -> tuple[str, str]:
+    """The right reply and how one is checked against it; "" for what is unknown."""
+    reference, answer = _text(row, "reference", place) or reference, _text(row, "answer", place)
+    if answer in ("", *ANSWERS):
+        if answer and not reference:
+            raise BadRow(place, f"answer is {short(answer)}, how a reply is checked, but no column 'reference' says it")
+        return reference, answer
+    if reference:
+        raise BadRow(place, f"answer is {short(answer)}; beside a reference it is one of {', '.join(ANSWERS)}")
+    return answer, ""
+
+
+def _text(row: dict[str, Any], column: str, place: str) -> str:
+    value = row.get(column)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise BadRow(place, f"{column} is {short(value)}, not a string")
+    return value.strip()
+
+
+def _find(config: DataConfig, split: Split) -> Found[PromptRow]:
+    found = split_files(config, split)
+    if found is None:
+        raise no_path(config, files.USABLE)
+
+    def read() -> Iterator[PromptRow | BadRow]:
+        for path in found.taken:
+            with readable(path):
+                for place, row in _rows(path):
+                    try:
+                        yield prompt_row(row, f"{path}, {place}")
+                    except BadRow as bad:
+                        yield bad
+
+    return Found(found.describe("prompts"), read, lambda memo_dir: json.dumps(found.hashes(memo_dir)), found.hold_out)
+
+
+def _rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Of a txt file the lines that are not blank, of another its rows."""
+    if files.format_of(path) != "txt":
+        return read_rows(path, Meter())
+    lines = read_lines(path, Meter(), long_lines="refuse")
+    return ((f"line {line.number}", line.text.strip()) for line in lines if line.text.strip())

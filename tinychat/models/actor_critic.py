@@ -1,0 +1,131 @@
+"""Policy and value function as one module: one engine trains both, with one optimizer and one gradient norm.
+
+value=own     a second backbone with a scalar head (a transformers *ForSequenceClassification)
+value=shared  a scalar head on the policy's last hidden states
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers.utils import ModelOutput
+
+from tinychat.models.logprobs import head_returns_nll
+
+VALUE_FOLDER = "value"  # beside the policy's files in a checkpoint
+POLICY, VALUE, HEAD = "policy.", "value.", "value_head."
+
+
+@dataclass
+class ActorCriticOutput(ModelOutput):
+    """A dictionary too, in which DeepSpeed finds the tensors."""
+
+    logits: Tensor | None = None  # (B, T, V)
+    values: Tensor | None = None  # (B, T) fp32
+
+
+class ActorCritic(nn.Module):
+    """Call it with tokens: `.logits` of the policy, `.values` (B, T) fp32, the value before each next token.
+
+    It answers what training engines ask of a transformers model (config, output embeddings, adapters) for its policy.
+    """
+
+    def __init__(self, policy: Any, value: Any | None, critic_lr_ratio: float = 1.0):
+        """value: a classification model with one label, whose head is set to zero; None: a head on the policy."""
+        super().__init__()
+        self.policy, self.value = policy, value
+        if value is None:
+            width = policy.get_output_embeddings().weight.shape[1]
+            self.value_head = nn.Linear(width, 1, bias=False)
+            nn.init.zeros_(self.value_head.weight)
+        else:
+            nn.init.zeros_(value.score.weight)
+        for p in (self.value_head if value is None else value).parameters():
+            p.lr_ratio = critic_lr_ratio
+        if hasattr(policy, "peft_config"):  # what tells an adapter from other models
+            self.peft_config = policy.peft_config
+
+    @property
+    def parts(self) -> list[Any]:
+        """The transformers models in it."""
+        return [self.policy] if self.value is None else [self.policy, self.value]
+
+    @property
+    def config(self) -> Any:
+        return self.policy.config
+
+    def get_input_embeddings(self) -> Any:
+        return self.policy.get_input_embeddings()
+
+    def get_output_embeddings(self) -> Any:
+        return self.policy.get_output_embeddings()
+
+    def activation_checkpointing_enable(self, *options: Any, **named: Any) -> None:
+        for part in self.parts:
+            part.activation_checkpointing_enable(*options, **named)
+
+    def forward(self, input_ids: Tensor, use_cache: bool = False, **inputs: Any) -> ActorCriticOutput:
+        with captured(self.policy.get_output_embeddings()) as seen:
+            logits = self.policy(input_ids=input_ids, use_cache=use_cache, **inputs).logits
+        if self.value is None:
+            values = self.value_head(seen[0])
+        else:
+            hidden = self.value.base_model(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state
+            values = self.value.score(hidden)
+        return ActorCriticOutput(logits=logits, values=values.squeeze(-1).float())
+
+    def save_parts(self, weights: dict[str, Tensor], folder: Path, save: Any) -> None:
+        """The policy into the folder itself, as it is without a value function; that into VALUE_FOLDER.
+
+        weights: the whole state by name; save: (model, weights, folder), for one transformers model.
+        """
+        parts: dict[str, dict[str, Tensor]] = {POLICY: {}, VALUE: {}, HEAD: {}}
+        for name, weight in weights.items():
+            prefix = next(prefix for prefix in parts if name.startswith(prefix))
+            parts[prefix][name.removeprefix(prefix)] = weight
+        save(self.policy, parts[POLICY], folder)
+        (folder / VALUE_FOLDER).mkdir()
+        if self.value is None:
+            save_file(parts[HEAD], folder / VALUE_FOLDER / "value_head.safetensors")
+        else:
+            save(self.value, parts[VALUE], folder / VALUE_FOLDER)
+
+
+@contextlib.contextmanager
+def captured(module: Any) -> Iterator[list[Tensor]]:
+    """Inside, the first input of every call of the module is kept in the list."""
+    seen: list[Tensor] = []
+    handle = module.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def policy_and_values(
+    model: Any,
+    input_ids: Tensor,
+    targets: Tensor,
+    temperature: float,
+    position_ids: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What one forward pass of an ActorCritic (possibly wrapped) says of each target.
+
+    input_ids, targets: (B, T) as for tinychat.models.logprobs.token_nll, whose numbers these are.
+
+    Returns:
+        logprobs: (B, T) fp32 of the targets, 0 where there is none, at the temperature; with gradient.
+        values: (B, T) fp32 of every position; with gradient.
+        hidden: (B, T, D), the policy's last hidden states, from which the output head makes logits.
+    """
+    inner = getattr(model, "module", model)
+    with captured(inner.get_output_embeddings()) as seen, head_returns_nll(inner, targets, temperature, exact=True):
+        out = model(input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask)
+    return -out.logits, out.values, seen[0]

@@ -1,0 +1,301 @@
+"""Reward models: a transformers *ForSequenceClassification with one output, the head `score` on a language model's
+backbone, which scores a prompt with its reply. AutoModelForSequenceClassification loads every full checkpoint.
+
+How the head is read, and how its output becomes a score, stands in config.json (of an adapter: in reward.json):
+
+    "tinychat_reward": {"pooling": "last", "range": "standard", "mean": 0.31, "std": 2.2}
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification
+
+from tinychat.errors import UserError
+from tinychat.models.adapter_files import is_adapter_folder, read_adapter_config, read_reward_settings
+from tinychat.models.adapters import (
+    adapter_is_as,
+    add_adapter,
+    check_targets,
+    load_adapter,
+    merge_adapter,
+    set_adapter_dropout,
+    write_base,
+)
+from tinychat.models.build import grow_vocabulary
+from tinychat.models.load import is_classifier, load_config, load_model, model_folder, read_model
+from tinychat.schema import PeftConfig, PeftKind
+from tinychat.schema_stages import Pooling, ScoreRange
+
+SETTINGS = "tinychat_reward"  # attribute of the configuration
+PLAIN = {"pooling": Pooling.last.value, "range": ScoreRange.raw.value, "mean": 0.0, "std": 1.0}
+TASK = "SEQ_CLS"  # peft's name for such models: it trains and saves the head with the adapter
+
+
+def start_reward_model(
+    path: str,
+    peft: PeftConfig,
+    pooling: Pooling,
+    dropout: float | None = None,
+    train_last_layers: int | None = None,
+    entries: int | None = None,
+    merged: Path | None = None,
+) -> Any:
+    """The reward model a stage trains: the backbone of the language model at `path` with a new head, or the reward
+    model there. In evaluation mode, on the CPU; `peft`, `entries` and `merged` are as for adapters.start_model.
+
+    train_last_layers: only so many blocks, counted from the last, learn, with the final norm and the head; None: all.
+    A new head takes torch's global generator, which the caller seeds.
+
+    Raises UserError as start_model; for a number of blocks the model does not have or that comes with an adapter; for
+    a reward model that reads its sequences in another way than `pooling`.
+    """
+    if train_last_layers is not None and peft.kind is not PeftKind.none:
+        raise UserError(
+            f"stage.train_last_layers={train_last_layers}: peft={peft.name} freezes the whole backbone already; leave "
+            "it out, or use peft=none"
+        )
+    known = _is_reward(path)
+    model = _start(path, peft, dropout, entries or 0, merged, known)
+    if known and settings(model.config)["pooling"] != pooling.value:
+        own = settings(model.config)["pooling"]
+        raise UserError(f"stage.pooling={pooling.value}: {path} was trained with another; use stage.pooling={own}")
+    setattr(model.config, SETTINGS, {**PLAIN, "pooling": pooling.value})
+    if train_last_layers is not None:
+        freeze_all_but(model, train_last_layers)
+    return model
+
+
+def _start(path: str, peft: PeftConfig, dropout: float | None, entries: int, merged: Path | None, known: bool) -> Any:
+    folder = model_folder(path)
+    adapter = is_adapter_folder(folder)
+    if peft.kind is PeftKind.none:
+        model = _load(path, dropout)
+        model = merge_adapter(model) if adapter else model
+        grow_vocabulary(model, entries)
+        return model if known else _classifier(model, init=True)
+    quantize = peft.kind is PeftKind.qlora
+    grows = entries > load_config(path).vocab_size
+    if known and adapter:
+        if grows or not adapter_is_as(folder, peft):
+            raise UserError(
+                f"init_from={path}: an adapter that is not as peft={peft.name} asks; start from it with peft=none, or "
+                "with the same peft.r, peft.alpha and peft.targets"
+            )
+        model = _load(path, dropout, quantize, is_trainable=True)
+        set_adapter_dropout(model, peft.dropout or 0.0)
+        return model
+    if known and grows:
+        raise UserError(f"init_from={path}: its vocabulary is smaller than the tokenizer's; train with peft=none")
+    if adapter or grows:
+        path = write_base(path, merged, peft, entries, adapter)
+    check_targets(path, peft)
+    model = _load(path, dropout, quantize)
+    return add_adapter(model if known else _classifier(model, init=True), peft, TASK)
+
+
+def load_reward_model(path: str) -> Any:
+    """The reward model in a folder or hub repository (an adapter's on its base): fp32, on the CPU, in evaluation mode,
+    frozen.
+
+    Raises UserError for a folder that holds none, and as load_model.
+    """
+    if not _is_reward(path):
+        raise UserError(f"{path} is a language model, not a reward model; make one with stage=reward init_from={path}")
+    return _load(path).requires_grad_(False)
+
+
+def _is_reward(path: str) -> bool:
+    """Whether the folder or hub repository holds a reward model or the adapter of one, not a language model."""
+    folder = model_folder(path)
+    if is_adapter_folder(folder):
+        return read_adapter_config(folder).get("task_type") == TASK
+    return is_classifier(load_config(path))
+
+
+def _load(path: str, dropout: float | None = None, quantize: bool = False, is_trainable: bool = False) -> Any:
+    """load_model for both kinds of models."""
+    if not _is_reward(path):
+        return _own_memory(load_model(path, dropout, quantize, is_trainable))
+    folder = model_folder(path)
+    if not is_adapter_folder(folder):
+        config = load_config(path)
+        if config.num_labels != 1:
+            raise UserError(f"model {path}: a classifier of {config.num_labels} classes; a reward model has one output")
+        model = read_model(path, AutoModelForSequenceClassification, dropout, quantize)
+    else:
+
+        def base(address: str, *more: Any) -> Any:
+            loaded = _load(address, *more)
+            return loaded if _is_reward(address) else _classifier(loaded, init=False)
+
+        model = load_adapter(folder, dropout, quantize, is_trainable, base)
+        setattr(model.config, SETTINGS, read_reward_settings(folder) or PLAIN)
+    return _own_memory(model)
+
+
+def _own_memory(model: Any) -> Any:
+    """The model with weights copied out of the file's memory, where they lie at any address: on a CPU the last bit of a
+    product depends on that, and a saved and reloaded model is to give equal scores."""
+    for p in model.parameters():
+        if p.is_floating_point():
+            p.data = p.data.clone()
+    return model
+
+
+def _classifier(model: Any, init: bool) -> Any:
+    """The language model's backbone with a head of one output: normal with standard deviation 1 / sqrt(d + 1) (Stiennon
+    et al. 2020), or zero without `init`, where a saved one follows. The language model is of no use afterwards.
+
+    Raises UserError for an architecture that transformers has no classifier of.
+    """
+    model.config.num_labels = 1
+    try:
+        with torch.device("meta"):  # its own backbone takes no memory and draws no random numbers
+            found = AutoModelForSequenceClassification.from_config(model.config)
+        prefix = found.base_model_prefix
+        same = type(getattr(found, prefix)) is type(getattr(model, prefix)) and type(found.score) is nn.Linear
+    except (ValueError, AttributeError):
+        same = False
+    if not same:
+        raise UserError(
+            f"model {model.name_or_path}: transformers has no classifier with a head `score` for "
+            f"{model.config.model_type}; start from a gpt2, llama or qwen3 model"
+        )
+    setattr(found, prefix, getattr(model, prefix))
+    found.config = model.config
+    width = found.score.in_features
+    found.score = nn.Linear(width, 1, bias=False, device="meta").to_empty(device="cpu")
+    with torch.no_grad():
+        found.score.weight.normal_(std=(width + 1) ** -0.5) if init else found.score.weight.zero_()
+    found.name_or_path = model.name_or_path
+    for name in ("is_loaded_in_4bit", "is_quantized", "hf_quantizer", "quantization_method"):
+        if name in vars(model):
+            setattr(found, name, getattr(model, name))
+    return found.eval()
+
+
+def freeze_all_but(model: Any, last: int) -> None:
+    """Leave the head, what follows the blocks (the final norm) and the `last` of the blocks trainable.
+
+    Raises UserError for more blocks than there are.
+    """
+    parts = list(model.base_model.named_children())
+    where = next(index for index, (_, part) in enumerate(parts) if isinstance(part, nn.ModuleList))
+    blocks = parts[where][1]
+    if not 0 <= last <= len(blocks):
+        raise UserError(f"stage.train_last_layers={last}: the model has {len(blocks)} blocks; use 0 to {len(blocks)}")
+    model.base_model.requires_grad_(False)
+    for part in [*blocks[len(blocks) - last :], *(part for _, part in parts[where + 1 :])]:
+        part.requires_grad_(True)
+
+
+def settings(config: Any) -> dict[str, Any]:
+    """pooling, range, mean and std of a reward model's configuration; another tool's models are read plainly."""
+    return {**PLAIN, **(getattr(config, SETTINGS, None) or {})}
+
+
+def set_normalisation(model: Any, mean: float, std: float, score_range: ScoreRange) -> None:
+    """Say how the head's output becomes a score (see normalise); it is saved with the model."""
+    found = {**settings(model.config), "range": score_range.value, "mean": float(mean), "std": float(std)}
+    setattr(model.config, SETTINGS, found)
+
+
+def normalise(raw: Tensor, config: Any) -> Tensor:
+    """Scores of what raw_scores returns, (B,): as it is (raw), (raw - mean) / std (standard), or the logistic function
+    of that (unit)."""
+    found = settings(config)
+    if found["range"] == ScoreRange.raw.value:
+        return raw
+    standard = (raw - found["mean"]) / found["std"]
+    return standard.sigmoid() if found["range"] == ScoreRange.unit.value else standard
+
+
+def raw_scores(model: Any, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None) -> Tensor:
+    """The head's output on the last real token, or on the mean of all real ones (config: pooling).
+
+    input_ids, attention_mask (B, T): padding on the left or the right, positions are counted from the first real token
+    unless they are given. model: a reward model, possibly wrapped (DDP, DeepSpeed). Returns (B,) fp32.
+    """
+    mask = attention_mask.bool()
+    pooling = settings(_unwrapped(model).config)["pooling"]
+    rows, place = torch.arange(len(mask), device=mask.device), torch.arange(mask.shape[1], device=mask.device)
+
+    def pooled(hidden: Tensor) -> Tensor:
+        if pooling == Pooling.last.value:
+            return hidden[rows, (place * mask).argmax(1)]
+        kept = hidden.float().masked_fill(~mask[..., None], 0.0)
+        return kept.sum(1) / mask.sum(1, keepdim=True)
+
+    def head(hidden: Tensor, score: Callable[[Tensor], Tensor]) -> Tensor:
+        # The model takes one position of this, by a rule of its own (the last that is not the padding token).
+        return score(pooled(hidden))[:, None].expand(-1, mask.shape[1], -1)
+
+    return _through_head(model, head, input_ids, mask, position_ids)[:, 0]
+
+
+def token_scores(
+    model: Any, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None
+) -> Tensor:
+    """The head's output on every position, (B, T) fp32: a value function. Arguments as for raw_scores; None: no
+    padding."""
+
+    def head(hidden: Tensor, score: Callable[[Tensor], Tensor]) -> Tensor:
+        scores = score(hidden)[..., 0]  # (B, T); whichever position the model takes gets all of them
+        return scores[:, None].expand(-1, hidden.shape[1], -1)
+
+    return _through_head(model, head, input_ids, attention_mask, position_ids)
+
+
+def _through_head(
+    model: Any,
+    head: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor],
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    position_ids: Tensor | None,
+) -> Tensor:
+    """Call the model with head(hidden, score) for its head: from inside its own forward, so that DDP's and ZeRO's hooks
+    see everything. `score` multiplies in fp32 whatever the autocast."""
+    more: dict[str, Any] = {}
+    if attention_mask is not None and not bool(attention_mask[:, 0].all()):
+        mask = attention_mask.long()
+        more = {"attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+    # Padding on the right is seen by no real token: without a mask the faster attention serves.
+    if position_ids is not None:
+        more["position_ids"] = position_ids
+        if attention_mask is not None:  # else transformers takes positions that restart for packed sequences
+            more["attention_mask"] = attention_mask.long()
+    with _head_is(_head_of(_unwrapped(model)), head):
+        return model(input_ids=input_ids, use_cache=False, **more).logits
+
+
+@contextlib.contextmanager
+def _head_is(layer: Any, head: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]) -> Iterator[None]:
+    original = layer.forward
+
+    def score(hidden: Tensor) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            return F.linear(hidden.float(), layer.weight.float())
+
+    layer.forward = lambda hidden: head(hidden, score)
+    try:
+        yield
+    finally:
+        layer.forward = original
+
+
+def _unwrapped(model: Any) -> Any:
+    return getattr(model, "module", model)
+
+
+def _head_of(model: Any) -> Any:
+    """The linear layer `score`; with an adapter the copy that is trained."""
+    copies = getattr(model.score, "modules_to_save", None)
+    return model.score if copies is None else copies[model.active_adapter]

@@ -1,0 +1,109 @@
+"""A trained reward model as a function from replies to scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from tinychat.errors import UserError
+from tinychat.models.attention import use_blocked_attention
+from tinychat.models.norms import use_fused_norms
+from tinychat.models.reward import load_reward_model, normalise, raw_scores, settings
+from tinychat.models.rotary import use_fused_rotary
+from tinychat.text.chat_render import Message
+from tinychat.text.chat_template import encode_chats
+from tinychat.text.tokenizer import load_saved_tokenizer, tokenizer_fingerprint
+
+
+class Scorer:
+    """A frozen reward model, its tokenizer and its chat template.
+
+    Scores are the normalised ones (see reward.normalise); with score_range=unit the probability that a reply is good,
+    for a judge that it is safe.
+    """
+
+    def __init__(self, path: str, device: str | torch.device, dtype: torch.dtype, batch_size: int):
+        """path: a checkpoint folder or hub id; dtype: of the arithmetic; batch_size: sequences per forward pass.
+
+        Raises UserError for what is no reward model, or one whose tokenizer brings no chat template.
+        """
+        self.path, self.batch_size = path, batch_size
+        self.device, self.dtype = torch.device(device), dtype
+        self.model = load_reward_model(path).to(self.device)
+        self.tokenizer: PreTrainedTokenizerFast = load_saved_tokenizer(path)
+        if not self.tokenizer.chat_template:
+            raise UserError(f"{path}: its tokenizer brings no chat template; train it with stage=reward")
+        for faster in (use_blocked_attention, use_fused_norms, use_fused_rotary):
+            faster(self.model, self.device)
+
+    @property
+    def score_range(self) -> str:
+        """What scores are: standard | unit | raw."""
+        return settings(self.model.config)["range"]
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of a sequence at most."""
+        return self.model.config.max_position_embeddings
+
+    def check_tokenizer(self, other: PreTrainedTokenizerFast, what: str) -> None:
+        """Raise UserError unless `other`, the tokenizer of `what`, gives every text the same tokens."""
+        if tokenizer_fingerprint(self.tokenizer) != tokenizer_fingerprint(other):
+            raise UserError(
+                f"reward model {self.path}: its tokenizer is another one than that of {what}; train a reward model "
+                "on a checkpoint with the same tokenizer: stage=reward init_from=CHECKPOINT"
+            )
+
+    @torch.no_grad()
+    def score_ids(self, sequences: Sequence[Sequence[int]]) -> list[float]:
+        """Scores of sequences of prompt and reply, which end with the reply's end token (or where it was cut).
+
+        Raises UserError for an empty sequence and one longer than the model's context.
+        """
+        lengths = [len(sequence) for sequence in sequences]
+        for number, length in enumerate(lengths, start=1):
+            if not 0 < length <= self.context_length:
+                raise UserError(
+                    f"reward model {self.path}: sequence {number} has {length} tokens; it takes 1 to "
+                    f"{self.context_length}"
+                )
+        longest_first = sorted(range(len(sequences)), key=lambda index: -lengths[index])
+        scores = [0.0] * len(sequences)
+        for start in range(0, len(sequences), self.batch_size):
+            rows = longest_first[start : start + self.batch_size]
+            for row, score in zip(rows, self._batch([sequences[row] for row in rows]), strict=True):
+                scores[row] = score
+        return scores
+
+    def _batch(self, sequences: list[Sequence[int]]) -> list[float]:
+        """Scores of sequences, the longest first."""
+        ids = torch.full((len(sequences), len(sequences[0])), int(self.tokenizer.pad_token_id or 0))
+        real = torch.zeros(ids.shape, dtype=torch.bool)
+        for row, sequence in enumerate(sequences):
+            ids[row, : len(sequence)] = torch.as_tensor(sequence)
+            real[row, : len(sequence)] = True
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32):
+            raw = raw_scores(self.model, ids.to(self.device), real.to(self.device))
+        return normalise(raw, self.model.config).tolist()
+
+    def encode(self, prompts: Sequence[list[Message]], replies: Sequence[str]) -> list[list[int]]:
+        """Tokens of each prompt ([system,] user, ..., user) with its reply, up to the reply's end token.
+
+        Raises UserError for what the template cannot write.
+        """
+        chats = [
+            [*prompt, {"role": "assistant", "content": reply}] for prompt, reply in zip(prompts, replies, strict=True)
+        ]
+        found = []
+        for encoded in encode_chats(self.tokenizer, chats):
+            # What the template writes after the end token was not there in training either.
+            end = len(encoded.ids) - int(np.argmax(encoded.trained[::-1])) if encoded.trained.any() else None
+            found.append(encoded.ids[:end].tolist())
+        return found
+
+    def score_texts(self, prompts: Sequence[list[Message]], replies: Sequence[str]) -> list[float]:
+        """Scores of replies to prompts, in the model's own chat template. Raises UserError as encode and score_ids."""
+        return self.score_ids(self.encode(prompts, replies))

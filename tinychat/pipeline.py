@@ -1,0 +1,210 @@
+"""The recipe in one command: stages run as jobs, checkpoints are handed on, what is done is skipped.
+
+    python -m tinychat.pipeline stages=pretrain,sft,reward,ppo seed=2 ppo:stage.beta=0.1
+
+Every stage is the job of a `python -m tinychat.train` command, which the report shows. All of them are composed and
+checked before the first one runs.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tinychat import launch, pipeline_report, recipe, runs, train
+from tinychat.errors import UserError
+from tinychat.gates import Gate, Verdict
+from tinychat.pipeline_jobs import Composer, Job, hand_on, needs
+from tinychat.pipeline_process import preload, run_forked
+from tinychat.pipeline_report import PIPELINE, StageRun
+from tinychat.pipeline_tracking import close_parent, open_parent
+from tinychat.recipe import Recipe, Request
+from tinychat.schema import TrackerKind
+
+
+@dataclass
+class Pipeline:
+    """One command's work and what it has found so far."""
+
+    recipe: Recipe
+    request: Request
+    chosen: list[str]  # stages to run, in order
+    gates: list[Gate]
+    jobs: dict[str, Job]  # without parents
+    done: dict[str, StageRun] = field(default_factory=dict)
+    folder: Path | None = None  # of the report
+    started: bool = False  # whether a stage has run in this command
+    parent: str | None = None  # id of the MLflow run above those of the stages
+    began: float = field(default_factory=time.time)
+
+    @property
+    def found(self) -> dict[str, Path | None]:
+        return {stage: run.folder for stage, run in self.done.items()}
+
+    def next_job(self, stage: str) -> Job | None:
+        """The job with its parents; None where one of them has no finished run."""
+        job = self.jobs[stage]
+        if any(not self.found.get(name) for name in needs(job, self.recipe)):
+            return None
+        return job.given(hand_on(job, self.recipe, self.found))
+
+    def finished(self, stage: str, job: Job | None) -> Path | None:
+        """The run that makes the stage unnecessary."""
+        anew = stage in self.chosen and not self.request.resume
+        return None if job is None or anew else job.newest(finished=True)
+
+
+def run(words: Sequence[str]) -> int:
+    """The whole command; the exit status. Raises UserError and Stopped."""
+    request = recipe.parse_request(words)
+    folder = Path(train.config_folder()) / "pipeline"
+    chosen_recipe = recipe.load_recipe(request.recipe, folder)
+    if request.help:
+        print(recipe.help_text(chosen_recipe, folder))
+        return 0
+    chosen, gates = recipe.chosen_stages(chosen_recipe, request), recipe.gates_of(chosen_recipe, request)
+    with Composer(chosen_recipe, request) as composer:
+        jobs = composer.jobs()
+    pipeline = Pipeline(chosen_recipe, request, chosen, gates, jobs)
+    _refuse_missing_parents(pipeline)
+    pipeline.folder = _folder_of(pipeline, words)
+    lock = runs.RunLock(pipeline.folder)
+    try:
+        status = "FAILED"
+        try:
+            _run_stages(pipeline)
+            pipeline_report.make_samples(pipeline.folder, pipeline.recipe, list(pipeline.done.values()))
+            status = "FINISHED"
+        except (launch.Stopped, KeyboardInterrupt):
+            status = "KILLED"
+            raise
+        finally:
+            verdicts = _report(pipeline, words)
+            if pipeline.parent is not None:
+                close_parent(pipeline.folder, pipeline.jobs[chosen[0]].config, verdicts, status)
+    finally:
+        lock.release()
+    return _conclude(pipeline, verdicts)
+
+
+def _refuse_missing_parents(pipeline: Pipeline) -> None:
+    """Before anything is written: a stage that is left out must have a finished run where another one needs it."""
+    for stage in pipeline.recipe.stages:
+        job = pipeline.next_job(stage)
+        done = pipeline.finished(stage, job)
+        if stage in pipeline.chosen:
+            for name in needs(pipeline.jobs[stage], pipeline.recipe):
+                if name not in pipeline.chosen and not pipeline.found.get(name):
+                    key = {"tokenizer": "tokenizer.path", "reward": "reward.parts.model.path"}.get(name, "init_from")
+                    raise UserError(
+                        f"stages={','.join(pipeline.chosen)}: stage {stage} needs stage {name}, of which no run "
+                        f"with these settings has finished; add it to stages=, or name a folder: {stage}:{key}=FOLDER"
+                    )
+        pipeline.done[stage] = StageRun(stage, job or pipeline.jobs[stage], done, "found")
+    pipeline.done.clear()
+
+
+def _folder_of(pipeline: Pipeline, words: Sequence[str]) -> Path:
+    """The folder of the report: that of the same stages with the same settings, else a new one."""
+    first = next(iter(pipeline.jobs.values())).config
+    outputs, experiment = Path(first.paths.outputs), first.experiment_name
+    settings = {"recipe": pipeline.recipe.name} | {stage: job.identity for stage, job in pipeline.jobs.items()}
+    identity = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    earlier = sorted((outputs / experiment / "pipeline").glob(f"*/{PIPELINE}"), reverse=True)
+    same = [path.parent for path in earlier if (runs.read_json(path) or {}).get("identity") == identity]
+    try:
+        folder = same[0] if same and pipeline.request.resume else runs.new_run_dir(outputs, experiment, "pipeline")
+        content = {"identity": identity, "recipe": str(pipeline.recipe.path), "words": list(words)}
+        runs.write_text_atomic(folder / PIPELINE, json.dumps(content, indent=1))
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror}; choose another folder with paths.outputs=") from None
+    return folder
+
+
+def _run_stages(pipeline: Pipeline) -> None:
+    """Stage by stage: find its run or make it."""
+    for stage in pipeline.recipe.stages:
+        job = pipeline.next_job(stage)
+        folder = pipeline.finished(stage, job)
+        if stage in pipeline.chosen and job is None:
+            raise UserError(f"stage {stage}: what it is built on has no finished run; add its stage to stages=")
+        state = "finished before" if folder else "left out"
+        if stage in pipeline.chosen and job is not None and folder is None:
+            _start_up(pipeline, job)
+            say(f"{stage}: {job.command}")
+            pipeline.done[stage] = StageRun(stage, job, None, "did not finish")
+            run_forked(functools.partial(_train, job, pipeline), f"stage {stage}")
+            folder, state = job.newest(finished=True), "ran"
+        elif stage in pipeline.chosen and folder:
+            say(f"{stage}: finished already in {folder}")
+        pipeline.done[stage] = StageRun(stage, job or pipeline.jobs[stage], folder, state)
+
+
+def _start_up(pipeline: Pipeline, job: Job) -> None:
+    """Before the first stage that really runs: imports, and the MLflow run that its children name."""
+    if pipeline.started:
+        return
+    pipeline.started = True
+    mlflow = any(other.config.tracker.kind is TrackerKind.mlflow for other in pipeline.jobs.values())
+    preload(pipeline.chosen, mlflow)
+    if job.config.tracker.kind is TrackerKind.mlflow and pipeline.folder is not None:
+        name = f"pipeline-{pipeline.recipe.name}"
+        commands = {stage: shlex.join(other.overrides) for stage, other in pipeline.jobs.items()}
+        pipeline.parent = open_parent(pipeline.folder, job.config, name, commands)
+
+
+def _train(job: Job, pipeline: Pipeline) -> None:
+    """In the child: the stage's own command."""
+    more = [f"resume={'auto' if pipeline.request.resume else 'never'}"]
+    if pipeline.parent:
+        more.append(f"tracker.parent={pipeline.parent}")
+    sys.argv = ["tinychat.train", *job.overrides, *more]
+    train.main()
+
+
+def _report(pipeline: Pipeline, words: Sequence[str]) -> list[Verdict]:
+    command = "python -m tinychat.pipeline " + shlex.join(words)
+    seconds = time.time() - pipeline.began
+    assert pipeline.folder is not None
+    stage_runs = list(pipeline.done.values())
+    return pipeline_report.write(pipeline.folder, pipeline.recipe, pipeline.gates, stage_runs, command, seconds)
+
+
+def _conclude(pipeline: Pipeline, verdicts: Sequence[Verdict]) -> int:
+    for line in pipeline_report.verdict_lines(verdicts):
+        say(line)
+    failed = [verdict.gate.name for verdict in verdicts if verdict.failed]
+    say(f"report: {pipeline.folder / 'report.html' if pipeline.folder else ''}")
+    if failed:
+        say(f"FAILED: {len(failed)} of {len(verdicts)} gates: {', '.join(failed)}")
+    return 1 if failed and pipeline.request.strict else 0
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Console entry. Exit status: 0 all ran, 1 an error (or with strict=true a failed gate), 130 or 143 stopped."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    try:
+        sys.exit(run(sys.argv[1:]))
+    except launch.Stopped as stop:
+        say("stopped; the same command goes on")
+        sys.exit(stop.status)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

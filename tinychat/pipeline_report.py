@@ -1,0 +1,182 @@
+"""report.md and report.html of a pipeline: gates, stages, metrics, curves, samples side by side, lineage, commands.
+
+Made from the files of the stages' run folders; nothing in it was not measured there.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tinychat import gates, pipeline_samples, runs
+from tinychat.curves import series_of
+from tinychat.gates import Gate, Verdict
+from tinychat.pipeline_jobs import Job
+from tinychat.pipeline_process import run_forked
+from tinychat.recipe import Recipe
+from tinychat.report import format_value, render
+from tinychat.tracking.metrics_log import MetricsLog
+from tinychat.tracking.vocabulary import METRICS
+
+PIPELINE = "pipeline.json"  # which pipeline a folder is of
+POLICIES = {"pretrain": "pretrained", "sft": "SFT", "ppo": "PPO"}  # whose replies stand side by side
+_BOUNDS = ("_low", "_high")
+
+
+@dataclass
+class StageRun:
+    """A stage of the recipe and its run."""
+
+    stage: str
+    job: Job
+    folder: Path | None  # of the finished run; None: it has none
+    state: str  # ran | finished before | left out | did not finish
+
+    @property
+    def result(self) -> dict[str, Any]:
+        return (runs.read_json(self.folder / runs.RESULT) if self.folder else None) or {}
+
+
+@dataclass
+class PipelineReport:
+    """What the two templates show; an empty part is left out."""
+
+    title: str
+    subtitle: str
+    command: str
+    gates: list[tuple[str, str, str, str, str]]  # name, verdict, value, wanted, what is measured
+    stages: list[tuple[str, str, str, str]]  # stage, state, minutes, run folder
+    metrics: tuple[list[str], list[list[str]]]  # stages; [metric, a cell for each]
+    curves: list[tuple[str, str]]  # stage, file in the folder
+    policies: list[str]
+    samples: list[list[str]]  # prompt, a reply of each policy
+    lineage: list[tuple[str, str, str]]  # stage, built from, folder
+    commands: list[tuple[str, str]]  # stage, command
+    images: dict[str, str] = field(default_factory=dict)  # stage -> PNG in base64
+
+
+def make_samples(folder: Path, recipe: Recipe, stages: Sequence[StageRun]) -> None:
+    """Let the policies answer the recipe's prompts, unless those very checkpoints have. Raises UserError."""
+    policies = {POLICIES[run.stage]: run.folder for run in stages if run.stage in POLICIES and run.folder}
+    if not policies or not recipe.samples:
+        return
+    known = runs.read_json(folder / pipeline_samples.FILE) or {}
+    wanted = {name: str(runs.resolve_checkpoint(str(run))) for name, run in policies.items()}
+    if known.get("policies") == wanted and [row["prompt"] for row in known["samples"]] == recipe.samples:
+        return
+    run_forked(
+        lambda: pipeline_samples.write_samples(folder, policies, recipe.samples, recipe.sample_tokens), "the samples"
+    )
+
+
+def measured(stages: Sequence[StageRun]) -> dict[str, dict[str, float]]:
+    """{stage: its last values, "STAGE:start": the first ones that it logged}; see tinychat.gates."""
+    values: dict[str, dict[str, float]] = {}
+    for run in stages:
+        if run.folder is None:
+            continue
+        series = series_of(MetricsLog(run.folder / "metrics.jsonl").read())
+        values[run.stage + gates.START] = {name: points[0][1] for name, points in series.items()}
+        last = {name: points[-1][1] for name, points in series.items()}
+        found = run.result.get("metrics") or {}
+        values[run.stage] = last | {name: value for name, value in found.items() if value is not None}
+    return values
+
+
+def write(
+    folder: Path, recipe: Recipe, wanted: Sequence[Gate], stages: Sequence[StageRun], command: str, seconds: float
+) -> list[Verdict]:
+    """Write report.md and report.html into the folder; what became of each gate."""
+    values = measured(stages)
+    verdicts = [gates.judge(gate, values) for gate in wanted]
+    saved = runs.read_json(folder / pipeline_samples.FILE) or {}
+    policies = list(saved.get("policies", {}))
+    in_all = sum(run.result.get("minutes") or 0.0 for run in stages)
+    report = PipelineReport(
+        title=f"Pipeline {recipe.name}",
+        subtitle=f"{_summary(verdicts)} {in_all:.1f} minutes in stages, {seconds / 60:.1f} in this command.",
+        command=command,
+        gates=[_gate_row(verdict) for verdict in verdicts],
+        stages=[_stage_row(run) for run in stages],
+        metrics=_metrics_table(stages),
+        curves=_curves(folder, stages),
+        policies=policies,
+        samples=[[row["prompt"], *(row[name] for name in policies)] for row in saved.get("samples", [])],
+        lineage=_lineage(stages),
+        commands=[(run.stage, run.job.command) for run in stages],
+    )
+    (folder / "report.md").write_text(render("pipeline.md.j2", report), encoding="utf-8")
+    for stage, file in report.curves:
+        report.images[stage] = base64.b64encode((folder / file).read_bytes()).decode()
+    (folder / "report.html").write_text(render("pipeline.html.j2", report), encoding="utf-8")
+    facts = [{"gate": v.gate.name, "verdict": v.word, "value": v.value, "wanted": v.gate.wanted} for v in verdicts]
+    runs.write_text_atomic(folder / "gates.json", json.dumps(facts, indent=1))
+    return verdicts
+
+
+def verdict_lines(verdicts: Sequence[Verdict]) -> list[str]:
+    """For the terminal."""
+    width = max((len(verdict.gate.name) for verdict in verdicts), default=0)
+    rows = [_gate_row(verdict) for verdict in verdicts]
+    return [f"{word:<13} {name:<{width}}  {value} {wanted}".rstrip() for name, word, value, wanted, _ in rows]
+
+
+def _summary(verdicts: Sequence[Verdict]) -> str:
+    asked = [verdict for verdict in verdicts if verdict.gate.sign is not None]
+    passed = sum(verdict.word == "pass" for verdict in asked)
+    return f"{passed} of {len(asked)} gates passed." if asked else ""
+
+
+def _gate_row(verdict: Verdict) -> tuple[str, str, str, str, str]:
+    value = "" if verdict.value is None else format_value(float(f"{verdict.value:.4g}"))
+    if verdict.low is not None and verdict.high is not None:
+        value += f" ({verdict.low:.3g} to {verdict.high:.3g})"
+    return verdict.gate.name, verdict.word, value, verdict.gate.wanted, verdict.gate.measures
+
+
+def _stage_row(run: StageRun) -> tuple[str, str, str, str]:
+    minutes = run.result.get("minutes")
+    return run.stage, run.state, "" if minutes is None else f"{minutes:.2f}", str(run.folder or "")
+
+
+def _metrics_table(stages: Sequence[StageRun]) -> tuple[list[str], list[list[str]]]:
+    """What the stages measured at their end, a column for each that has run."""
+    found = {run.stage: run.result.get("metrics") or {} for run in stages if run.folder}
+    names = dict.fromkeys(name for metrics in found.values() for name in metrics if not name.endswith(_BOUNDS))
+    ranked = [name for name in METRICS if name in names]
+    cells = [[name, *(_cell(metrics.get(name)) for metrics in found.values())] for name in ranked]
+    return list(found), cells
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else format_value(value)
+
+
+def _curves(folder: Path, stages: Sequence[StageRun]) -> list[tuple[str, str]]:
+    """Copies of the stages' curves: the folder can be taken elsewhere."""
+    found = []
+    for run in stages:
+        source = run.folder / "curves.png" if run.folder else None
+        if source is not None and source.is_file():
+            (folder / f"curves-{run.stage}.png").write_bytes(source.read_bytes())
+            found.append((run.stage, f"curves-{run.stage}.png"))
+    return found
+
+
+def _lineage(stages: Sequence[StageRun]) -> list[tuple[str, str, str]]:
+    """(stage, what it was given, the folder), from the parents that each run wrote down."""
+    names = {str(run.folder.resolve()): run.stage for run in stages if run.folder}
+    rows = []
+    for run in stages:
+        parents = (runs.read_json(run.folder / "parents.json") or {}) if run.folder else {}
+        rows += [(run.stage, what, _told(str(path), names)) for what, path in parents.items() if path]
+    return rows
+
+
+def _told(path: str, names: Mapping[str, str]) -> str:
+    stage = next((stage for folder, stage in names.items() if path == folder or path.startswith(f"{folder}/")), None)
+    return f"{path} (stage {stage})" if stage else path

@@ -1,0 +1,169 @@
+"""A rollout: replies that the policy samples for a step's prompts, and what is measured on them before learning.
+
+Every rank samples and measures its share of the replies, then all hold all of them: which replies share an update then
+depends on the seed and the step alone, not on the number of ranks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tinychat.data.preference_prompts import PromptBatch, PromptRow
+from tinychat.models.decode import DecodeOptions, decode
+from tinychat.models.logprobs import IGNORED
+from tinychat.world import World
+
+WIDTH_MULTIPLE = 8  # rows are padded to a multiple of it
+# Numbers of each response token, (N, T) fp32, 0 elsewhere.
+TOKEN_FIELDS = ("logprobs", "ref_logprobs", "values", "entropy", "full_kl")
+
+
+@dataclass
+class Rollout:
+    """N replies, the same on every rank, in the order of the step's prompts."""
+
+    rows: list[PromptRow]
+    prompts: list[list[int]]
+    responses: list[list[int]]  # cut after the first end token
+    sampled: list[list[float]]  # log-probabilities recorded while sampling
+    ended: list[bool]  # by an end token
+    scores: Tensor = field(default_factory=lambda: torch.zeros(0))  # (N,) fp32: the reward, penalties included
+
+    def __len__(self) -> int:
+        return len(self.responses)
+
+    @property
+    def sequences(self) -> list[list[int]]:
+        return [prompt + response for prompt, response in zip(self.prompts, self.responses, strict=True)]
+
+    @property
+    def n_tokens(self) -> int:
+        """Response tokens."""
+        return sum(map(len, self.responses))
+
+
+@dataclass
+class Experience:
+    """A rollout as tensors on the CPU: N rows of prompt and response, padded on the right to one width T + 1.
+
+    targets[n, t] follows input_ids[n, t]; mask is true where the target belongs to the response, so that there
+    logprobs[n, t] is its log-probability and values[n, t] the value before it was chosen. All (N, T).
+    """
+
+    input_ids: Tensor  # int64
+    targets: Tensor  # int64, IGNORED outside the response
+    mask: Tensor  # bool
+    fields: dict[str, Tensor] = field(default_factory=dict)  # TOKEN_FIELDS and what is computed from them, fp32
+
+    def rows(self, indices: np.ndarray) -> dict[str, Tensor]:
+        """Some rows, as wide as the longest of them needs; every field."""
+        chosen = torch.as_tensor(indices)
+        width = used_width(self.targets[chosen])
+        parts = {"input_ids": self.input_ids, "targets": self.targets, "mask": self.mask, **self.fields}
+        return {name: part[chosen, :width] for name, part in parts.items()}
+
+
+def used_width(targets: Tensor) -> int:
+    """Columns up to the last target, rounded up to a multiple of WIDTH_MULTIPLE (at most all)."""
+    used = (targets != IGNORED).any(0).nonzero()
+    last = int(used[-1]) + 1 if len(used) else 1
+    return min(targets.shape[1], -(-last // WIDTH_MULTIPLE) * WIDTH_MULTIPLE)
+
+
+def sample_replies(
+    model: Any, batch: PromptBatch, options: DecodeOptions, pad_id: int, batch_size: int, world: World, dtype: Any
+) -> Rollout:
+    """Let the policy reply to all prompts of a global batch, each rank to its share, as `decode` does it.
+
+    The draws belong to a prompt's place in the global batch. model: with whole weights on every rank.
+    """
+    share = len(batch.ids) // world.size
+    first = world.rank * share
+    own = batch.ids[first : first + share]
+    done = decode(model, own, DecodeOptions(**{**vars(options), "first": first}), pad_id, batch_size, dtype)
+    everywhere: list[list[Any]] = [[], [], []]
+    for part in world.texts(json.dumps([done.responses, done.logprobs, done.ended])):
+        for found, more in zip(everywhere, json.loads(part), strict=True):
+            found.extend(more)
+    return Rollout(batch.rows, batch.ids, *everywhere)
+
+
+def to_experience(prompts: Sequence[list[int]], responses: Sequence[list[int]], pad_id: int) -> Experience:
+    """Tokens as rows. Prompts are not empty."""
+    lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
+    width = -(-max(lengths) // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
+    ids = torch.full((len(prompts), width + 1), pad_id, dtype=torch.int64)
+    targets = torch.full((len(prompts), width), IGNORED, dtype=torch.int64)
+    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        both = torch.tensor(prompt + response)
+        ids[row, : len(both)] = both
+        targets[row, len(prompt) - 1 : len(both) - 1] = both[len(prompt) :]
+    return Experience(ids[:, :-1], targets, targets != IGNORED)
+
+
+def measure(
+    experience: Experience,
+    forward: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+    names: Sequence[str],
+    batch_size: int,
+    world: World,
+) -> None:
+    """Add to the experience what `forward` says of it, each rank measuring its share of the rows, alike by length.
+
+    forward: batch of input_ids, targets, mask (b, t) on the world's device -> each of `names` as (b, t). Every rank
+    calls it equally often.
+    """
+    rows, width = experience.targets.shape
+    share = rows // world.size
+    own = np.arange(world.rank * share, (world.rank + 1) * share)
+    lengths = experience.mask[own].int().argmax(1) + experience.mask[own].sum(1)
+    order = own[torch.argsort(lengths, descending=True, stable=True).numpy()]
+    found = {name: torch.zeros(rows, width) for name in names}
+    for start in range(0, share, batch_size):
+        part = order[start : start + batch_size]
+        batch = experience.rows(part)
+        said = forward({name: batch[name].to(world.device) for name in ("input_ids", "targets", "mask")})
+        for name in names:
+            values = said[name].detach().float().cpu().masked_fill(~batch["mask"], 0.0)
+            found[name][torch.as_tensor(part), : values.shape[1]] = values
+    for name in names:
+        shared = world.gather(found[name][torch.as_tensor(own)].to(world.device)).cpu()
+        experience.fields[name] = shared
+
+
+def minibatches(rollout_size: int, batch_size: int, seed: int, step: int, epoch: int) -> list[np.ndarray]:
+    """Which replies each update of an epoch learns from: a seeded permutation in equal parts."""
+    random = np.random.Generator(np.random.PCG64([seed % 2**64, step, epoch]))
+    order = random.permutation(rollout_size)
+    return [order[start : start + batch_size] for start in range(0, rollout_size - batch_size + 1, batch_size)]
+
+
+def write_rollout(path: Path, rollout: Rollout, experience: Experience, facts: dict[str, Any]) -> None:
+    """Everything that a step learnt from, to replay it: one line of JSON for the step's facts, then one a reply."""
+    lines = [json.dumps(facts)]
+    for index in range(len(rollout)):
+        own = experience.mask[index]
+        numbers = {name: [round(x, 6) for x in part[index][own].tolist()] for name, part in experience.fields.items()}
+        lines.append(
+            json.dumps(
+                {
+                    "place": rollout.rows[index].place,
+                    "prompt": rollout.prompts[index],
+                    "response": rollout.responses[index],
+                    "ended": rollout.ended[index],
+                    "score": round(rollout.scores[index].item(), 6),
+                    "sampled": [round(x, 6) for x in rollout.sampled[index]],
+                    **numbers,
+                }
+            )
+        )
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -1,0 +1,84 @@
+"""Checkpoints measured in the same way, side by side: one table."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tinychat import runs
+from tinychat.context import Context
+from tinychat.stages.common import log, write_table
+
+COLUMNS = {
+    "perplexity": "eval/ppl",
+    "instruction accuracy": "eval/instruction_accuracy",
+    "safe rate": "eval/safe_rate",
+    "judge": "eval/safe_rate_judge",
+    "rules": "eval/safe_rate_rules",
+    "oracle": "eval/safe_rate_oracle",
+    "over-refusal": "eval/over_refusal",
+    "gold reward": "eval/gold_reward",
+}
+RATES = ("instruction accuracy", "safe rate", "over-refusal")  # whose bounds the table has too
+
+
+def checkpoint_name(path: str) -> str:
+    """ "STAGE RUN_NAME/TIME" of a checkpoint of a run, from its lineage; else the end of its path."""
+    found = runs.read_json(Path(path) / runs.LINEAGE) or {}
+    stage = found.get("config", {}).get("stage", {}).get("name")
+    run_dir = found.get("run_dir")
+    end = "/".join(Path(run_dir or path).parts[-2:])
+    return f"{stage} {end}" if stage else end
+
+
+def unique_names(paths: list[str]) -> list[str]:
+    """The name of each checkpoint; with the checkpoint folder's own where two of one run would have the same."""
+    names = [checkpoint_name(path) for path in paths]
+    return [
+        f"{name} {Path(path).name}" if names.count(name) > 1 else name for name, path in zip(names, paths, strict=True)
+    ]
+
+
+def comparison(measured: dict[str, dict[str, float]]) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows of the table from the metrics by checkpoint; what was not measured is None."""
+    bounds = {f"{name}, 95 % {end}": f"{COLUMNS[name]}_{key}" for name in RATES for key, end in
+              (("low", "from"), ("high", "to"))}  # fmt: skip
+    wanted = COLUMNS | bounds
+    rows = [[name, *(metrics.get(metric) for metric in wanted.values())] for name, metrics in measured.items()]
+    return ["checkpoint", *wanted], rows
+
+
+def write_comparison(measured: dict[str, dict[str, float]], context: Context) -> None:
+    """Keep the table with the run, and show it in the log."""
+    columns, rows = comparison(measured)
+    write_table(context, "comparison", "Checkpoints in comparison", columns, rows)
+    log.info("comparison (rates with their 95 %% intervals):\n%s", as_text(measured))
+
+
+def as_text(measured: dict[str, dict[str, float]]) -> str:
+    """The table for a terminal, without the columns that nothing fills."""
+    filled = {
+        name: metric for name, metric in COLUMNS.items() if any(metric in metrics for metrics in measured.values())
+    }
+    table = Table("checkpoint")
+    for name in filled:
+        table.add_column(name, justify="right")
+    for name, metrics in measured.items():
+        table.add_row(name, *(_cell(metrics, metric) for metric in filled.values()))
+    out = io.StringIO()
+    Console(file=out, width=160, highlight=False).print(table, markup=False)
+    return out.getvalue().rstrip()
+
+
+def _cell(metrics: dict[str, float], name: str) -> str:
+    """1.234; of a rate 97.5 % and its interval in a line below."""
+    if name not in metrics:
+        return "-"
+    if f"{name}_low" not in metrics:
+        return f"{metrics[name]:.4g}"
+    low, high = metrics[f"{name}_low"], metrics[f"{name}_high"]
+    return f"{metrics[name]:.1%}\n({low:.1%} to {high:.1%})"

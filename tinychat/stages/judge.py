@@ -1,0 +1,11 @@
+"""stage=judge: a classifier of safe and unsafe replies, on training rows that no reward model sees."""
+
+from __future__ import annotations
+
+from tinychat.context import Context, StageResult
+from tinychat.schema import Config
+from tinychat.stages import reward
+
+
+def run(config: Config, context: Context) -> StageResult:
+    return reward.run(config, context)

@@ -1,0 +1,174 @@
+"""What reinforcement learning needs beside its loop: the policy with its value function, the reference, and replies
+sampled and measured with them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tinychat.context import Context
+from tinychat.data.preference_prompts import PromptBatch, Shape
+from tinychat.engine import Engine, evaluation_engine
+from tinychat.models.actor_critic import ActorCritic, captured, policy_and_values
+from tinychat.models.adapter_files import is_adapter
+from tinychat.models.adapters import start_model, trainable_parameters
+from tinychat.models.build import describe
+from tinychat.models.decode import DecodeOptions
+from tinychat.models.logprobs import token_nll
+from tinychat.models.reward import start_reward_model
+from tinychat.rl.kl import kl_and_entropy
+from tinychat.rl.rewards import Rewards, gold_rewards
+from tinychat.rl.rollout import TOKEN_FIELDS, Experience, Rollout, measure, sample_replies, to_experience
+from tinychat.schema import Config, PeftConfig, PeftKind, RewardKind
+from tinychat.schema_stages import Pooling, ValueInit, ValueKind
+from tinychat.stages.common import log
+from tinychat.text.chat_template import end_token_id, reply_text
+
+WHOLE = PeftConfig("none", PeftKind.none, None, None, None, None)
+
+
+def get_actor_critic(config: Config, context: Context, tokenizer: Any) -> ActorCritic:
+    """The policy of init_from, without dropout, with a value function whose head is zero."""
+    stage, start = config.stage, context.parents["init_from"]
+    assert start is not None  # tinychat.parents
+    policy = start_model(start, config.peft, 0.0, context.run_dir / "merged_base", len(tokenizer), new_adapter=True)
+    policy.generation_config.eos_token_id = sorted(end_ids(tokenizer))
+    policy.generation_config.pad_token_id = tokenizer.pad_token_id
+    log.info("policy: %s", describe(policy))
+    trained, total = trainable_parameters(policy)
+    if trained < total:
+        log.info("trained: %s of %s parameters (%.2f %%)", f"{trained:,}", f"{total:,}", 100 * trained / total)
+    value = None
+    if stage.value is ValueKind.own:
+        where = _value_start(config, context)
+        value = start_reward_model(where, WHOLE, Pooling.last, dropout=0.0, entries=len(tokenizer))
+        log.info("value function: a backbone of its own, from %s", where)
+    return ActorCritic(policy, value, stage.critic_lr_ratio)
+
+
+def _value_start(config: Config, context: Context) -> str:
+    """The checkpoint whose backbone the value function takes."""
+    models = [path for key, path in context.parents.items() if key.startswith("reward.") and path]
+    if config.stage.value_from is ValueInit.reward and models:
+        return models[0]
+    return str(context.parents["init_from"])
+
+
+def end_ids(tokenizer: Any) -> tuple[int, ...]:
+    """The tokens that end a reply."""
+    return tuple({tokenizer.eos_token_id, end_token_id(tokenizer)})
+
+
+def prompt_shape(config: Config) -> Shape | None:
+    """Prompts with checkable answers where the verifier alone scores, else those of preferences."""
+    kinds = {part.kind for part in config.reward.parts.values()}
+    return "conversations" if kinds == {RewardKind.verifier} else None
+
+
+class Reference:
+    """The policy as it was at the start: a second copy of it, or the same weights with the adapter switched off."""
+
+    def __init__(self, config: Config, context: Context, policy: Any, entries: int):
+        self._copy: Engine | None = None
+        if not is_adapter(policy):
+            model = start_model(str(context.parents["init_from"]), WHOLE, 0.0, entries=entries)
+            self._copy = evaluation_engine(model, config.precision, context.world)
+
+    @contextlib.contextmanager
+    def model(self, policy: Any) -> Iterator[Any]:
+        """Inside: the reference, to be called without gradients."""
+        if self._copy is not None:
+            with self._copy.inference() as model:
+                yield model
+        else:
+            with policy.disable_adapter():
+                yield policy
+
+
+class PolicyAlone:
+    """The part of an engine's protocol that evaluation uses, for the policy without its value function."""
+
+    def __init__(self, engine: Engine):
+        self._engine, self.world, self.dtype = engine, engine.world, engine.dtype
+
+    @contextlib.contextmanager
+    def inference(self) -> Iterator[Any]:
+        with self._engine.inference() as model:
+            yield model.policy
+
+    @contextlib.contextmanager
+    def generation(self) -> Iterator[Any]:
+        with self._engine.generation() as model:
+            yield model.policy
+
+
+class Sampler:
+    """Replies to prompts, with everything that is known of them before learning."""
+
+    def __init__(
+        self, config: Config, context: Context, tokenizer: Any, engine: Engine, reference: Reference, rewards: Rewards
+    ):
+        self._stage, self._world, self._tokenizer = config.stage, context.world, tokenizer
+        self._engine, self._reference, self._rewards = engine, reference, rewards
+        self.shape = prompt_shape(config)
+        self.end_ids, self.temperature = end_ids(tokenizer), config.stage.temperature
+
+    def sample(self, batch: PromptBatch, seed: int) -> Rollout:
+        """A reply to each prompt of a global batch."""
+        stage = self._stage
+        options = DecodeOptions(stage.response_length, self.end_ids, stage.temperature, seed=seed)
+        with self._engine.generation() as model:
+            return sample_replies(
+                model.policy,
+                batch,
+                options,
+                self._tokenizer.pad_token_id,
+                stage.rollout_batch_size,
+                self._world,
+                self._engine.dtype,
+            )
+
+    def measure(self, rollout: Rollout) -> Experience:
+        """Log-probabilities under policy and reference, values, entropy."""
+        experience = to_experience(rollout.prompts, rollout.responses, self._tokenizer.pad_token_id)
+        measure(experience, self.forward, TOKEN_FIELDS, self._stage.rollout_batch_size, self._world)
+        return experience
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """TOKEN_FIELDS of a batch of input_ids, targets, mask (b, t)."""
+        ids, targets, temperature = batch["input_ids"], batch["targets"], self._stage.temperature
+        with self._engine.inference() as model:
+            logprobs, values, hidden = policy_and_values(model, ids, targets, temperature)
+            with self._reference.model(model.policy) as reference:
+                ref_head = reference.get_output_embeddings()
+                with captured(ref_head) as seen:
+                    ref_logprobs = -token_nll(reference, ids, targets, temperature=temperature, exact=True)
+            full = (seen[0], ref_head) if self._stage.full_kl else (None, None)
+            full_kl, entropy = kl_and_entropy(hidden, model.get_output_embeddings(), *full, batch["mask"], temperature)
+        found = (logprobs, ref_logprobs, values, entropy, full_kl)
+        return dict(zip(TOKEN_FIELDS, found, strict=True))
+
+    def update_logprobs(self, batch: dict[str, Tensor]) -> Tensor:
+        """Log-probabilities (b, t) as an update computes them: with the model in training mode."""
+        with self._engine.inference() as model:
+            model.train()
+            return policy_and_values(model, batch["input_ids"], batch["targets"], self._stage.temperature)[0]
+
+    def replies(self, rollout: Rollout) -> list[str]:
+        """The replies as text."""
+        return [reply_text(self._tokenizer, response) for response in rollout.responses]
+
+    def score(self, rollout: Rollout) -> tuple[Tensor, dict[str, list[float]]]:
+        """The rewards (N,) without penalties, and what each part says; "gold" for the oracle's, where it knows."""
+        replies = self.replies(rollout)
+        total, parts = self._rewards.score(rollout.rows, replies, rollout.sequences)
+        gold = gold_rewards(rollout.rows, replies)
+        return total, parts | ({"gold": gold} if gold is not None else {})
+
+
+def mean(values: Any) -> float:
+    return float(torch.as_tensor(values, dtype=torch.float64).mean())

@@ -1,0 +1,140 @@
+"""Held-out requests, how safe a model's replies to them are, and the tables that say so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tinychat.checks import SOURCES_OF
+from tinychat.context import Context
+from tinychat.data.preference_prompts import PromptRow, prompt_source
+from tinychat.engine import Engine
+from tinychat.errors import UserError
+from tinychat.evaluation.replies import shared_replies
+from tinychat.evaluation.safety import (
+    CATEGORY_COLUMNS,
+    COLUMNS,
+    RATE_COLUMNS,
+    SafetyResult,
+    judge_replies,
+    safety,
+)
+from tinychat.models.decode import DecodeOptions
+from tinychat.schema import Config, Source
+from tinychat.schema_stages import ScoreRange
+from tinychat.stages.common import log, write_table
+from tinychat.text.chat_template import encode_prompts, end_token_id
+
+SHOWN = 24  # replies in the report; the table has all
+
+
+def has_requests(config: Config) -> bool:
+    """Whether the data have requests to be safe with, and the stage asks for an answer to any."""
+    data = config.data
+    if data.source is Source.tinyworld and (data.path or data.val_path):
+        return False  # files that tinyworld is given are documents or conversations
+    return data.source in SOURCES_OF["preferences"] and config.stage.safety_prompts != 0
+
+
+class HeldOutRequests:
+    """Requests of the validation split and how safely a model replies to them.
+
+    Reads of the configuration: data, stage.safety_prompts, safety_tokens, generate_batch_size; context.parents["judge"]
+    is a judge's folder or None. `judge` hands over one that is loaded already.
+    """
+
+    def __init__(self, tokenizer: Any, config: Config, context: Context, judge: Judge | None = None):
+        self.tokenizer, self.stage, self.context, self.data = tokenizer, config.stage, context, config.data
+        rows = list(prompt_source(config.data, "validation", "preferences").rows())
+        wanted = min(len(rows), config.stage.safety_prompts or len(rows))
+        self.rows = [rows[index * len(rows) // wanted] for index in range(wanted)]
+        self.ids = encode_prompts(tokenizer, [row.messages for row in self.rows])
+        self.judge, self._judge_path = judge, context.parents.get("judge")
+        log.info("validation: %s requests of %s to reply to", f"{wanted:,}", f"{len(rows):,}")
+        self.n_measured = 0  # requests of the latest measurement
+        self.result: SafetyResult | None = None  # of the latest measurement
+
+    def measure(self, engine: Engine) -> dict[str, float]:
+        """Metrics of greedy replies; every rank calls it. Requests that do not leave stage.safety_tokens of the model's
+        context are left out with a warning; UserError where none is left."""
+        if self.judge is None and self._judge_path:
+            self.judge = load_judge(self._judge_path, engine, self.stage.generate_batch_size)
+        ends = (self.tokenizer.eos_token_id, end_token_id(self.tokenizer))
+        options = DecodeOptions(self.stage.safety_tokens, ends, temperature=0.0)
+        world, batch_size = self.context.world, self.stage.generate_batch_size
+        with engine.generation() as model:
+            rows, ids = self._fitting(getattr(model, "module", model).config.max_position_embeddings)
+            found = shared_replies(model, self.tokenizer, ids, options, batch_size, world, engine.dtype)
+        judged = judge_replies(rows, [text for text, _ in found], self.judge, world)
+        self.n_measured, self.result = len(rows), safety(judged)
+        unread = sum(one.judge is None for one in judged)
+        if self.judge is not None and unread:
+            log.warning("judge: %d of %d replies do not fit into its context and are not judged", unread, len(rows))
+        return self.result.metrics
+
+    def _fitting(self, context_length: int) -> tuple[list[PromptRow], list[list[int]]]:
+        room = context_length - self.stage.safety_tokens
+        fitting = [index for index, ids in enumerate(self.ids) if len(ids) <= room]
+        left_out = len(self.rows) - len(fitting)
+        if left_out:
+            longest = max(range(len(self.ids)), key=lambda index: len(self.ids[index]))
+            what = (
+                f"{left_out:,} of {len(self.rows):,} requests are longer than the {max(room, 0)} tokens that a context "
+                f"of {context_length} leaves beside stage.safety_tokens={self.stage.safety_tokens}; the longest has "
+                f"{len(self.ids[longest]):,} tokens ({self.rows[longest].place})"
+            )
+            if not fitting:
+                raise UserError(f"{what}; lower stage.safety_tokens, or measure no safety: stage.safety_prompts=0")
+            log.warning("%s; left out", what)
+        return [self.rows[index] for index in fitting], [self.ids[index] for index in fitting]
+
+    def facts(self) -> dict[str, Any]:
+        """For the report: what the safe rate is of, and by whom."""
+        if self.result is None:
+            return {}
+        found = {"requests": self.n_measured, "requests too long": len(self.rows) - self.n_measured}
+        return found | {"safe rate by": self.result.primary, "judge": self._judge_path}
+
+    def write_tables(self) -> None:
+        """The latest replies with every verdict, safe rates by judge and by category."""
+        if self.result is None:
+            return
+        found, context = self.result, self.context
+        write_table(context, "safety_rates", "Safe replies to held-out requests", RATE_COLUMNS, found.rates)
+        title = f"Safe replies by category, by the {found.primary}"
+        write_table(context, "safety_categories", title, CATEGORY_COLUMNS, found.categories)
+        write_table(context, "safety", "Replies to held-out requests", COLUMNS, found.table, shown=SHOWN)
+
+
+@dataclass
+class Judge:
+    """A judge's checkpoint as the classifier that evaluation.safety takes."""
+
+    scorer: Any  # tinychat.models.scorer.Scorer with score_range=unit
+
+    def __call__(self, prompts: Sequence[list[dict[str, str]]], replies: Sequence[str]) -> list[float | None]:
+        """The probability that each reply is safe; None for what is longer than the judge's context."""
+        sequences = self.scorer.encode(prompts, replies)
+        fitting = [index for index, ids in enumerate(sequences) if len(ids) <= self.scorer.context_length]
+        found: list[float | None] = [None] * len(sequences)
+        for index, score in zip(fitting, self.scorer.score_ids([sequences[i] for i in fitting]), strict=True):
+            found[index] = score
+        return found
+
+
+def load_judge(path: str, engine: Engine, batch_size: int) -> Judge:
+    """Raises UserError for what is no reward model, and for one whose scores are no probabilities."""
+    from tinychat.models.scorer import Scorer
+
+    device: torch.device = engine.world.device
+    scorer = Scorer(path, device, engine.dtype, batch_size)
+    if scorer.score_range != ScoreRange.unit.value:
+        raise UserError(
+            f"stage.judge={path}: its scores are {scorer.score_range}, not probabilities; take one of stage=judge "
+            "(stage.score_range=unit), or stage.judge=null"
+        )
+    log.info("judge: %s", path)
+    return Judge(scorer)
