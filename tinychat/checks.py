@@ -261,10 +261,10 @@ def _reward_parts(config: Config) -> Iterator[str]:
     for name, part in parts.items():
         if part.kind is schema.RewardKind.python and (not part.path or ":" not in part.path):
             yield f"reward.parts.{name}.path={part.path}: a function of yours, as FILE.py:FUNCTION"
-        elif part.kind is schema.RewardKind.python and not Path(part.path.rpartition(":")[0]).expanduser().is_file():
+        elif part.kind is schema.RewardKind.python and not Path(str(part.path).rpartition(":")[0]).is_file():
             yield f"reward.parts.{name}.path={part.path}: no such file (looked from {Path.cwd()})"
         if part.kind is schema.RewardKind.oracle and config.data.source is not schema.Source.tinyworld:
-            yield f"reward.parts.{name}: the oracle knows tinyworld's requests alone; use data=tinyworld or reward=model"
+            yield f"reward.parts.{name}: the oracle knows only tinyworld's requests; use data=tinyworld or reward=model"
 
 
 def _peft(config: Config) -> Iterator[str]:

@@ -20,6 +20,13 @@ logger = logging.getLogger(__name__)
 
 # metric -> how a log line shows it; any other metric: its last name and four digits
 _STEP_FORMATS = {
+    "rl/reward": "reward {:.3f}",
+    "rl/gold_reward": "gold {:.3f}",
+    "rl/kl": "kl {:.2f}",
+    "rl/entropy": "entropy {:.2f}",
+    "rl/response_length": "length {:.0f}",
+    "rl/eos_rate": "ended {:.0%}",
+    "rl/clip_frac": "clipped {:.1%}",
     "train/loss": "loss {:.3f}",
     "schedule/lr": "lr {:.1e}",
     "train/grad_norm": "grad {:.2f}",
@@ -41,6 +48,7 @@ _LEFT_OUT = {
     "data/trained_tokens",
     "eval/response_ppl",
 }  # in metrics.jsonl only
+_LEFT_OUT_STEP = ("rl/", "perf/")  # what has no format of its own is there too
 _LEFT_OUT_ENDINGS = ("_low", "_high", "_rows", "_tokens")  # there too
 
 
@@ -62,7 +70,10 @@ def _metric_parts(metrics: Mapping[str, float], formats: Mapping[str, str]) -> l
     others = [
         name
         for name in metrics
-        if name not in formats and name not in _LEFT_OUT and not name.endswith(_LEFT_OUT_ENDINGS)
+        if name not in formats
+        and name not in _LEFT_OUT
+        and not name.startswith(_LEFT_OUT_STEP)
+        and not name.endswith(_LEFT_OUT_ENDINGS)
     ]
     return known + [f"{name.rpartition('/')[2].replace('_', ' ')} {metrics[name]:.4g}" for name in others]
 
@@ -157,7 +168,7 @@ class Progress:
         if self._bar is not None:
             fields = {"left": f"{format_duration(left)} left" if left is not None else ""}
             if metrics is not None:
-                shown = ("train/loss", "perf/tokens_per_s", "perf/memory_gb")
+                shown = ("train/loss", "rl/reward", "rl/kl", "perf/tokens_per_s", "perf/memory_gb")
                 values = {name: metrics[name] for name in shown if name in metrics}
                 fields["numbers"] = " · ".join(_metric_parts(values, _STEP_FORMATS))
             self._bar.update(self._task, completed=step, **fields)

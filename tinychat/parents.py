@@ -46,7 +46,8 @@ def find_parents(config: Config, said: Sequence[str] = ()) -> dict[str, str | No
 
 def _scorers(config: Config) -> dict[str, str | None]:
     """The checkpoints that score or are compared, by their keys in find_parents."""
-    stage, found = config.stage, {}
+    stage = config.stage
+    found: dict[str, str | None] = {}
     if stage.name == "ppo":
         for name, part in config.reward.parts.items():
             if part.kind is RewardKind.model:
@@ -78,8 +79,9 @@ def _check_ppo_parents(config: Config, said: Sequence[str]) -> None:
     commands = [_command(config, stage, said) for stage in missing]
     if "pretrain" in missing and config.tokenizer.kind is TokenizerKind.bpe:
         commands.insert(0, _command(config, "tokenizer", said))
-    what = " and ".join("a fine-tuned policy" if stage == "sft" else "a reward model" for stage in missing[-2:]
-                        if stage != "pretrain")
+    what = " and ".join(
+        "a fine-tuned policy" if stage == "sft" else "a reward model" for stage in missing[-2:] if stage != "pretrain"
+    )
     raise UserError(
         f"stage=ppo needs {what} of model={config.model.name} in experiment {config.experiment_name!r}, and there is "
         f"none yet; make what is missing, in this order: {'; '.join(commands)}; or name folders: init_from=FOLDER "
@@ -88,10 +90,9 @@ def _check_ppo_parents(config: Config, said: Sequence[str]) -> None:
 
 
 def _command(config: Config, stage: str, said: Sequence[str]) -> str:
-    groups = [word for word in said if word.startswith(("data=", "tokenizer="))]
-    words = " ".join(shlex.quote(word) for word in groups)
+    words = "".join(f" {shlex.quote(word)}" for word in said if word.startswith(("data=", "tokenizer=")))
     model = "" if stage == "tokenizer" else f" model={config.model.name}"
-    return f"python -m tinychat.train stage={stage}{model}{' ' + words if words else ''}{_experiment(config)}{_same(said)}"
+    return f"python -m tinychat.train stage={stage}{model}{words}{_experiment(config)}{_same(said)}"
 
 
 def _init_from(config: Config) -> str | None:

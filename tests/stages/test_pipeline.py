@@ -117,7 +117,9 @@ def test_it_hands_on_skips_and_runs_anew_what_has_changed(warm: WarmPython, fold
     assert [len(stage_runs(folder, stage)) for stage in STAGES] == [1, 2, 2], "that stage, and what is built on it"
     assert str(stage_runs(folder, "pretrain")[1]) in given(stage_runs(folder, "sft")[1])["init_from"]
 
-    other_seed = pipeline(warm, folder, QUIET, "seed=2", "stages=pretrain,sft", "pretrain:tokenizer.path=" + str(tokenizer))
+    other_seed = pipeline(
+        warm, folder, QUIET, "seed=2", "stages=pretrain,sft", "pretrain:tokenizer.path=" + str(tokenizer)
+    )
     assert other_seed.returncode == 0, other_seed.stderr[-3000:]
     assert str(stage_runs(folder, "pretrain")[2]) in given(stage_runs(folder, "sft")[2])["init_from"]
     first_again = pipeline(warm, folder, QUIET)

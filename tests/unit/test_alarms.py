@@ -7,7 +7,8 @@ import pytest
 from tinychat.rl.alarms import GOLD_WINDOW, Alarms
 
 WELL = {
-    "rl/kl": 2.0, "rl/entropy": 1.0, "rl/response_length": 20.0, "rl/eos_rate": 0.9, "rl/clip_frac": 0.1, "rl/reward": 0.0
+    "rl/kl": 2.0, "rl/entropy": 1.0, "rl/response_length": 20.0, "rl/eos_rate": 0.9, "rl/clip_frac": 0.1,
+    "rl/reward": 0.0,
 }  # fmt: skip
 
 

@@ -313,9 +313,8 @@ def terminal():
 def test_a_person_talks_stops_corrects_and_saves(terminal, folders, tmp_path):
     """In the C locale, where readline alone would edit bytes."""
     history, talk = tmp_path / "state" / "history", tmp_path / "talk.json"
-    session = terminal(
-        folders[1], "--greedy", "--max_new_tokens", 10**6, LC_ALL="C", PYTHONIOENCODING="", TINYCHAT_HISTORY=str(history)
-    )
+    variables = {"LC_ALL": "C", "PYTHONIOENCODING": "", "TINYCHAT_HISTORY": str(history)}
+    session = terminal(folders[1], "--greedy", "--max_new_tokens", 10**6, **variables)
     assert "did you mean /system" in session.say("/sytem be brief")
     session.type("猫狗\x7f在\n")  # a character, then Backspace
     time.sleep(1)

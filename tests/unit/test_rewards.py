@@ -32,7 +32,9 @@ def python(tmp_path: Path, code: str, weight: float = 1.0, name: str = "score") 
 
 
 def test_parts_are_weighted_and_added(tmp_path: Path) -> None:
-    mine = python(tmp_path, "def score(prompts, replies): return [len(p) + len(r) for p, r in zip(prompts, replies)]", 0.5)
+    mine = python(
+        tmp_path, "def score(prompts, replies): return [len(p) + len(r) for p, r in zip(prompts, replies)]", 0.5
+    )
     right = RewardPart(RewardKind.verifier, 2.0, None)
     rows = [row(1, "number", "7"), row(2, "number", "8")]
     total, parts = rewards(mine=mine, right=right).score(rows, ["7", "The answer is 9"], [[1], [1]])
@@ -47,7 +49,7 @@ def test_parts_are_weighted_and_added(tmp_path: Path) -> None:
         ("def score(prompts, replies): return [1.0, float('nan')]", r"the score is nan for the reply 'bad' to row 2"),
         ("def score(prompts, replies): return [1.0, 'x']", "gave 'x' where a number is needed"),
         (
-            "def score(prompts, replies):\n    if 'bad' in replies: raise ValueError('oh\\nno')\n    return [0.0] * len(replies)",
+            "def score(prompts, replies):\n    if 'bad' in replies: raise ValueError('oh\\nno')\n    return [0.0]",
             r"ValueError: oh no, for the reply 'bad' to row 2",
         ),
         ("import nothing_like_it", "ModuleNotFoundError while it is loaded"),

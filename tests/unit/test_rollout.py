@@ -27,7 +27,9 @@ class OneOf(World):
 
 
 def sample(model, world=ALONE, batch_size=2, prompts=PROMPTS, seed=3):
-    return sample_replies(model.policy, batch(prompts), DecodeOptions(6, (EOS,), seed=seed), PAD, batch_size, world, None)
+    return sample_replies(
+        model.policy, batch(prompts), DecodeOptions(6, (EOS,), seed=seed), PAD, batch_size, world, None
+    )
 
 
 def test_rows_hold_prompt_and_response() -> None:

@@ -167,7 +167,7 @@ def test_ranks_share_the_replies(monkeypatch: pytest.MonkeyPatch) -> None:
     assert alone[3] == ("", False), "no room for a reply"
     assert all(text for text, _ in alone[:3])
     monkeypatch.setattr(
-        World, "texts", lambda self, own: shares.append(own) or [json.dumps(dict.fromkeys(range(4), ["", False]))]
+        World, "texts", lambda self, own: shares.append(own) or [json.dumps({n: ["", False] for n in range(4)})]
     )
     for rank in range(2):
         say(World(rank, rank, 2, torch.device("cpu")))

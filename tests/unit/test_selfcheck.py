@@ -32,9 +32,7 @@ class Policy:
 
     def check(self, **other):
         calls = {"forward": self.logprobs, "update": self.logprobs, "policy": self.model.policy, "score": None}
-        return self_check(
-            self.rollout, PAD, 0.8, dtype=torch.float32, device=torch.device("cpu"), **(calls | other)
-        )
+        return self_check(self.rollout, PAD, 0.8, dtype=torch.float32, device=torch.device("cpu"), **(calls | other))
 
 
 @pytest.mark.parametrize("arch", ["gpt2", "llama"])
@@ -50,7 +48,7 @@ def test_dropout_is_found() -> None:
     policy = Policy("gpt2")
     check_dropout(policy.model)
     policy.model.policy.transformer.h[0].attn.attn_dropout.p = 0.1
-    with pytest.raises(UserError, match="dropout of 0.1 is on in policy.transformer.h.0.attn"):
+    with pytest.raises(UserError, match=r"dropout of 0\.1 is on in policy\.transformer\.h\.0\.attn"):
         check_dropout(policy.model)
 
     def update(part: dict) -> torch.Tensor:

@@ -103,9 +103,9 @@ def chat_source(config: DataConfig, split: Split) -> ChatSource:
 def _added(config: DataConfig) -> dict[str, ChatSource]:
     sources = {}
     for name, part in config.mix.items():
-        values = {"source": part.source, "path": part.path, "max_rows": part.max_rows}
+        its = replace(config, name=name, source=part.source, path=part.path, max_rows=part.max_rows)
         with _of_part(name):
-            sources[name] = chat_source(replace(config, name=name, val_path=None, mix={}, **values), "train")
+            sources[name] = chat_source(replace(its, val_path=None, mix={}), "train")
     return sources
 
 

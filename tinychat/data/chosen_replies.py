@@ -53,7 +53,7 @@ def chosen_replies(
         return hashed(["chosen", found.identify(memo_dir)])
 
     chosen = Found(f"the chosen replies of {found.description}", read, identify, found.hold_out)
-    return chosen, validation and Found(validation.description, read_all, validation.identify)
+    return chosen, Found(validation.description, read_all, validation.identify) if validation else None
 
 
 def _chosen(row: PreferenceRow) -> ChatRow:

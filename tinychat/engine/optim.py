@@ -15,9 +15,8 @@ def build_optimizer(model: Any, cfg: OptimConfig, lr: float, dtype: torch.dtype)
     """AdamW over everything, or Muon over the hidden matrices and AdamW over the rest.
 
     An adapter's matrices are the thin factors of an update, not matrices to orthogonalise: AdamW takes them.
-    Weight decay falls on hidden matrices alone. Every group carries its `peak_lr`; a parameter with an `lr_ratio` of its
-    own has that many times the others'. `dtype` is the arithmetic of Muon's
-    orthogonalisation.
+    Weight decay falls on hidden matrices alone. Every group carries its `peak_lr`; a parameter with an `lr_ratio` of
+    its own has that many times the others'. `dtype` is the arithmetic of Muon's orthogonalisation.
     """
     hidden, rest = split_parameters(model)
     muon = cfg.kind is OptimKind.muon and not is_adapter(model)

@@ -27,11 +27,11 @@ class ActorCriticOutput(ModelOutput):
     """A dictionary too, in which DeepSpeed finds the tensors."""
 
     logits: Tensor | None = None  # (B, T, V)
-    values: Tensor | None = None  # (B, T) fp32
+    state_values: Tensor | None = None  # (B, T) fp32; not `values`, which is a dictionary's own
 
 
 class ActorCritic(nn.Module):
-    """Call it with tokens: `.logits` of the policy, `.values` (B, T) fp32, the value before each next token.
+    """Call it with tokens: `.logits` of the policy, `.state_values` (B, T) fp32, the value before each next token.
 
     It answers what training engines ask of a transformers model (config, output embeddings, adapters) for its policy.
     """
@@ -78,7 +78,7 @@ class ActorCritic(nn.Module):
         else:
             hidden = self.value.base_model(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state
             values = self.value.score(hidden)
-        return ActorCriticOutput(logits=logits, values=values.squeeze(-1).float())
+        return ActorCriticOutput(logits=logits, state_values=values.squeeze(-1).float())
 
     def save_parts(self, weights: dict[str, Tensor], folder: Path, save: Any) -> None:
         """The policy into the folder itself, as it is without a value function; that into VALUE_FOLDER.
@@ -128,4 +128,4 @@ def policy_and_values(
     inner = getattr(model, "module", model)
     with captured(inner.get_output_embeddings()) as seen, head_returns_nll(inner, targets, temperature, exact=True):
         out = model(input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask)
-    return -out.logits, out.values, seen[0]
+    return -out.logits, out.state_values, seen[0]

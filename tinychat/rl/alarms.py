@@ -47,8 +47,8 @@ class Alarms:
             )
         if entropy < ENTROPY_LEFT * self.state["rl/entropy"][0]:
             found["entropy"] = (
-                f"entropy collapse: {entropy:.3f} nats per token, {self.state['rl/entropy'][0]:.3f} in the first "
-                "rollout; all replies become one: raise stage.beta or stage.entropy_coef, lower stage.lr or stage.epochs"
+                f"entropy collapse: {entropy:.3f} nats per token, {self.state['rl/entropy'][0]:.3f} at first; "
+                "all replies become one: raise stage.beta or stage.entropy_coef, lower stage.lr or stage.epochs"
             )
         if metrics["rl/eos_rate"] < EOS_LOST * self.state["rl/eos_rate"][0] or metrics["rl/eos_rate"] == 0:
             found["eos"] = (

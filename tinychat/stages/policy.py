@@ -147,8 +147,9 @@ class Sampler:
                 ref_head = reference.get_output_embeddings()
                 with captured(ref_head) as seen:
                     ref_logprobs = -token_nll(reference, ids, targets, temperature=temperature, exact=True)
-            full = (seen[0], ref_head) if self._stage.full_kl else (None, None)
-            full_kl, entropy = kl_and_entropy(hidden, model.get_output_embeddings(), *full, batch["mask"], temperature)
+                full = (seen[0], ref_head) if self._stage.full_kl else (None, None)
+                head = model.get_output_embeddings()
+                full_kl, entropy = kl_and_entropy(hidden, head, *full, batch["mask"], temperature)
         found = (logprobs, ref_logprobs, values, entropy, full_kl)
         return dict(zip(TOKEN_FIELDS, found, strict=True))
 

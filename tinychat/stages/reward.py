@@ -57,6 +57,7 @@ def run(config: Config, context: Context) -> StageResult:
     train = get_pairs("train", tokenizer, length, config, context)
     unlabelled = check_labels(train, stage, config.data.name)
     held_out = HeldOutPairs(tokenizer, length, config, context)
+    check_labels(held_out.pairs, stage, config.data.name)
     batches = PreferenceBatches(train, config.seed)
     parameters, flops = count_parameters(model), training_flops_per_token(model, length)
     engine = build_engine(model, config.optim, config.ds, stage, config.precision, world)
@@ -93,7 +94,7 @@ def run(config: Config, context: Context) -> StageResult:
         "scores": ", ".join(f"{key} {value}" for key, value in settings(engine.model.config).items()),
         **describe_engine(engine),
     }
-    return loop.result("eval/reward_accuracy", facts)
+    return loop.result("eval/loss", facts)
 
 
 def get_reward_start(config: Config, context: Context, tokenizer: Any) -> Any:
@@ -137,7 +138,7 @@ def pair_facts(pairs: PreferenceCache) -> dict[str, Any]:
 
 
 def check_labels(pairs: PreferenceCache, stage: RewardStage, name: str) -> int:
-    """How many replies have no label, which do not count in training. Raises UserError where none has one."""
+    """How many replies have no label, which do not count. Raises UserError where none has one."""
     known = labels_of(stage, torch.from_numpy(pairs.labels[:, 0].astype("int64")).view(-1, 2))[1]
     missing = int((~known).sum())
     if missing == known.numel():
@@ -146,7 +147,7 @@ def check_labels(pairs: PreferenceCache, stage: RewardStage, name: str) -> int:
             "stage=reward"
         )
     if missing:
-        log.warning("%d of %d training replies have no safety label and do not count", missing, known.numel())
+        log.warning("%d of %d replies have no safety label and do not count", missing, known.numel())
     return missing
 
 
@@ -208,19 +209,15 @@ class HeldOutPairs:
         with engine.inference() as model:
             self.found = score_pairs(model, batches, world)
         scores, safe = torch.from_numpy(self.found.scores), torch.from_numpy(self.found.safe)
-        metrics = {}
-        losses = losses_of(stage, scores, safe)
-        if len(losses):
-            metrics["eval/loss"] = float(losses.mean())
-        metrics |= preference_metrics(self.found)
         labels, known = labels_of(stage, safe)
+        metrics = preference_metrics(self.found)
         if stage.loss is RewardLoss.bradley_terry:
             self.bins, error = pair_calibration(self.found)
         elif bool(known.any()):
             self.bins, error = reply_calibration(scores[known].numpy(), labels[known].numpy())
-        else:
+        else:  # the few pairs measured in between may lack labels
             return metrics
-        return metrics | {"eval/reward_ece": error}
+        return {"eval/loss": float(losses_of(stage, scores, safe).mean()), **metrics, "eval/reward_ece": error}
 
     def write(self) -> None:
         """Tables of the latest measurement, and the picture of its calibration. Rank 0 alone writes."""
