@@ -6,39 +6,13 @@ imports torch; what needs the model, the tokenizer or the device is checked by t
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Iterator
 from pathlib import Path
 
-from tinychat import ds_config, schema
+from tinychat import checks_data, ds_config, schema
 from tinychat.errors import UserError
 from tinychat.schema import Arch, Config, Device, LaunchKind, OptimKind, Precision
 from tinychat.schema_stages import KLControl, PpoStage, RewardStage, Schedule, SftStage, TrainLoop
-
-# What a stage reads, and which sources have it.
-ROWS = {
-    "tokenizer": "documents",
-    "corpus": "documents",
-    "pretrain": "documents",
-    "sft": "conversations",
-    "reward": "preferences",
-    "judge": "preferences",
-    "ppo": "prompts",
-}
-_OWN_CHATS = (schema.Source.alpaca, schema.Source.minimind_sft, schema.Source.chat)
-_OWN_PAIRS = (
-    schema.Source.pku_saferlhf,
-    schema.Source.hh_rlhf,
-    schema.Source.minimind_dpo,
-    schema.Source.preference,
-)
-_NEED_PATH = (schema.Source.text, schema.Source.chat, schema.Source.preference, schema.Source.prompts)
-SOURCES_OF = {
-    "documents": (schema.Source.tinyworld, schema.Source.tinystories, schema.Source.text),
-    "conversations": (schema.Source.tinyworld, *_OWN_CHATS, *_OWN_PAIRS),  # of pairs: the chosen replies
-    "preferences": (schema.Source.tinyworld, *_OWN_PAIRS),
-    "prompts": (schema.Source.tinyworld, *_OWN_PAIRS, *_OWN_CHATS, schema.Source.prompts),
-}
 
 
 def check(config: Config) -> None:
@@ -73,7 +47,7 @@ def _positive(config: Config) -> Iterator[str]:
         "train_last_layers",
         "safety_tokens",
     ]
-    not_negative = ["warmup_steps", "eval_every", "grad_clip", "lr", "min_lr_ratio"]
+    not_negative = ["warmup_steps", "eval_every", "grad_clip", "lr", "min_lr_ratio", "safety_prompts"]
     for key in at_least_one:
         value = getattr(stage, key, None)
         if value is not None and value < 1:
@@ -162,44 +136,6 @@ def _tokenizer(config: Config) -> Iterator[str]:
         yield f"tokenizer.path={tokenizer.path}: no such file or folder"
     if config.stage.name == "tokenizer" and tokenizer.kind is not schema.TokenizerKind.bpe:
         yield f"stage=tokenizer trains a byte-level BPE; tokenizer={tokenizer.name} is not trained, use tokenizer=bpe"
-
-
-def _data(config: Config) -> Iterator[str]:
-    data = config.data
-    for key in ("path", "val_path"):
-        value = getattr(data, key)
-        if value and not Path(value).expanduser().exists() and not glob.glob(str(Path(value).expanduser())):
-            yield f"data.{key}={value}: no such file or folder (looked from {Path.cwd()})"
-    if data.source in _NEED_PATH and not data.path:
-        yield f"data.path=null: data={data.name} needs a file, folder or glob, as data.path=my_files/"
-    for name, part in data.mix.items():
-        if part.path and not Path(part.path).expanduser().exists() and not glob.glob(str(Path(part.path).expanduser())):
-            yield f"data.mix.{name}.path={part.path}: no such file or folder (looked from {Path.cwd()})"
-        if part.source in _NEED_PATH and not part.path:
-            yield f"data.mix.{name}.path=null: {part.source.value} needs a file, folder or glob"
-        if part.source not in SOURCES_OF["conversations"]:
-            works = ", ".join(source.value for source in SOURCES_OF["conversations"])
-            yield f"data.mix.{name}.source={part.source.value} has no conversations; use {works}"
-        if part.max_rows is not None and part.max_rows < 1:
-            yield f"data.mix.{name}.max_rows={part.max_rows}: must be at least 1, or null for all"
-    wanted = ROWS.get(config.stage.name)
-    if wanted and data.source not in SOURCES_OF[wanted]:
-        works = ", ".join(source.value for source in SOURCES_OF[wanted])
-        yield f"data={data.name} has no {wanted}, which stage={config.stage.name} takes; use data={works}"
-    if not 0 <= data.val_fraction <= 0.5:
-        yield f"data.val_fraction={data.val_fraction}: at least 0 and at most 0.5"
-    if not 0 <= data.judge_fraction < 1:
-        yield f"data.judge_fraction={data.judge_fraction}: at least 0 and below 1, such as 0.3"
-    if data.lessons < 0:
-        yield f"data.lessons={data.lessons}: 0 or more lessons for each story"
-    for key in ("demonstrations", "unsafe_demonstrations"):
-        value = getattr(data, key)
-        if not 0 <= value <= 1:
-            yield f"data.{key}={value}: a share, at least 0 and at most 1"
-    for key in ("max_docs", "max_val_docs", "max_rows", "max_val_rows"):
-        value = getattr(data, key)
-        if value is not None and value < 1:
-            yield f"data.{key}={value}: must be at least 1"
 
 
 def _sft(config: Config) -> Iterator[str]:
@@ -332,7 +268,7 @@ CHECKS = (
     _schedule,
     _model,
     _tokenizer,
-    _data,
+    checks_data.problems,
     _sft,
     _reward,
     _ppo,

@@ -29,6 +29,8 @@ from tinychat.pipeline_tracking import close_parent, open_parent
 from tinychat.recipe import Recipe, Request
 from tinychat.schema import TrackerKind
 
+_ORPHAN_SECONDS = 60.0  # that a stage whose pipeline has died may take to save
+
 
 @dataclass
 class Pipeline:
@@ -131,6 +133,7 @@ def _folder_of(pipeline: Pipeline, words: Sequence[str]) -> Path:
 
 def _run_stages(pipeline: Pipeline) -> None:
     """Stage by stage: find its run or make it."""
+    say(f"pipeline {pipeline.recipe.name}: {', '.join(pipeline.chosen)}; report in {pipeline.folder}")
     for stage in pipeline.recipe.stages:
         job = pipeline.next_job(stage)
         folder = pipeline.finished(stage, job)
@@ -139,13 +142,26 @@ def _run_stages(pipeline: Pipeline) -> None:
         state = "finished before" if folder else "left out"
         if stage in pipeline.chosen and job is not None and folder is None:
             _start_up(pipeline, job)
-            say(f"{stage}: {job.command}")
+            say(f"\n== {stage} ({pipeline.chosen.index(stage) + 1} of {len(pipeline.chosen)})")
             pipeline.done[stage] = StageRun(stage, job, None, "did not finish")
+            _wait_for_earlier_start(job)
             run_forked(functools.partial(_train, job, pipeline), f"stage {stage}")
             folder, state = job.newest(finished=True), "ran"
-        elif stage in pipeline.chosen and folder:
-            say(f"{stage}: finished already in {folder}")
-        pipeline.done[stage] = StageRun(stage, job or pipeline.jobs[stage], folder, state)
+        done = pipeline.done[stage] = StageRun(stage, job or pipeline.jobs[stage], folder, state)
+        if stage in pipeline.chosen:
+            mark = "== " if state == "ran" else f"== finished already in {folder}: "
+            say(mark + pipeline_report.headline(done, pipeline.gates))
+
+
+def _wait_for_earlier_start(job: Job) -> None:
+    """A stage whose pipeline was killed saves before it ends; where it takes too long its own start names it."""
+    unfinished = job.newest(finished=False)
+    if unfinished is None or not runs.is_live(unfinished):
+        return
+    say(f"{job.stage}: an earlier start is still running in {unfinished}; waiting for it to save and end")
+    until = time.monotonic() + _ORPHAN_SECONDS
+    while runs.is_live(unfinished) and time.monotonic() < until:
+        time.sleep(0.2)
 
 
 def _start_up(pipeline: Pipeline, job: Job) -> None:
@@ -179,10 +195,12 @@ def _report(pipeline: Pipeline, words: Sequence[str]) -> list[Verdict]:
 
 
 def _conclude(pipeline: Pipeline, verdicts: Sequence[Verdict]) -> int:
+    say("\n== gates" if verdicts else "")
     for line in pipeline_report.verdict_lines(verdicts):
         say(line)
     failed = [verdict.gate.name for verdict in verdicts if verdict.failed]
-    say(f"report: {pipeline.folder / 'report.html' if pipeline.folder else ''}")
+    minutes = (time.time() - pipeline.began) / 60
+    say(f"{minutes:.1f} minutes; report: {pipeline.folder / 'report.html' if pipeline.folder else ''}")
     if failed:
         say(f"FAILED: {len(failed)} of {len(verdicts)} gates: {', '.join(failed)}")
     return 1 if failed and pipeline.request.strict else 0

@@ -35,6 +35,7 @@ def preload(stages: Iterable[str], mlflow: bool) -> None:
         from tinychat.tracking.store import load_mlflow
 
         load_mlflow()
+        importlib.import_module("mlflow.store.tracking.sqlalchemy_store")  # of a local database; a second of imports
     gc.freeze()  # a collection in a child would copy the pages of everything imported
 
 

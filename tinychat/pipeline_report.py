@@ -125,6 +125,14 @@ def verdict_lines(verdicts: Sequence[Verdict]) -> list[str]:
     return [f"{word:<13} {name:<{width}}  {value} {wanted}".rstrip() for name, word, value, wanted, _ in rows]
 
 
+def headline(run: StageRun, wanted: Sequence[Gate]) -> str:
+    """For the terminal, after a stage: `sft: 3.12 minutes | instruction accuracy 0.934`, what its gates look at."""
+    values, result = measured([run]).get(run.stage, {}), run.result
+    names = [gate.metric for gate in wanted if gate.of == run.stage] or [str(result.get("objective_name"))]
+    found = [f"{name.rpartition('/')[2].replace('_', ' ')} {values[name]:.4g}" for name in names if name in values]
+    return f"{run.stage}: " + " | ".join([f"{result.get('minutes') or 0.0:.2f} minutes", *dict.fromkeys(found)])
+
+
 def _summary(verdicts: Sequence[Verdict]) -> str:
     asked = [verdict for verdict in verdicts if verdict.gate.sign is not None]
     passed = sum(verdict.word == "pass" for verdict in asked)

@@ -20,6 +20,10 @@ CONF = REPOSITORY / "conf"
 GROUPS = [
     path.name for path in sorted(CONF.iterdir()) if path.is_dir() and path.name not in ("hydra", "local", "pipeline")
 ]
+MANDATORY = {  # what these options leave to the command line
+    "tokenizer=pretrained": ["tokenizer.path=x"],
+    "reward=python": ["reward.parts.python.path=x.py:score"],
+}
 OPTIONS = [f"{group}={path.stem}" for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 
 
@@ -31,8 +35,7 @@ def composed(*overrides: str) -> schema.Config:
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_composes_and_is_typed(option: str) -> None:
-    extra = ["tokenizer.path=x"] if option == "tokenizer=pretrained" else []
-    config = composed(option, *extra)
+    config = composed(option, *MANDATORY.get(option, ()))
     group, name = option.split("=")
     if group in ("model", "tokenizer", "data", "optim", "ds", "tracker", "launch", "stage"):
         assert getattr(config, group).name == name
@@ -175,6 +178,9 @@ def test_tab_completion_offers_options() -> None:
 
 
 def test_no_default_hides_in_the_dataclasses() -> None:
-    for node in (*STAGES.values(), schema.ModelConfig, schema.DataConfig, schema.OptimConfig, schema.PeftConfig):
+    groups = (schema.ModelConfig, schema.DataConfig, schema.OptimConfig, schema.PeftConfig, schema.RewardConfig)
+    for node in (*STAGES.values(), *groups):
         missing = OmegaConf.structured(node)
-        assert all(OmegaConf.is_missing(missing, key) for key in missing), node
+        # A mapping whose keys are the user's own begins empty: OmegaConf could not merge into a missing one.
+        values = [key for key in missing if OmegaConf.is_missing(missing, key) or missing[key] != {}]
+        assert all(OmegaConf.is_missing(missing, key) for key in values), node

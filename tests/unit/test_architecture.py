@@ -13,7 +13,7 @@ LAYERS: list[set[str]] = [
     {"errors", "schema_stages"},
     {"schema"},
     {"ds_config", "hub", "seeding", "malloc", "orphans"},
-    {"checks", "runs", "world"},
+    {"checks", "checks_data", "runs", "world"},
     {"text"},
     {"models", "data"},
     {"evaluation", "rl"},
@@ -32,7 +32,7 @@ LAYERS: list[set[str]] = [
 ]
 # What the parent may load before a job starts.
 LIGHT = {"train", "checks", "ds_config", "errors", "launch", "orphans", "parents", "runs", "schema", "schema_stages"}
-LIGHT |= {"gates", "pipeline", "recipe"}
+LIGHT |= {"checks_data", "gates", "pipeline", "recipe"}
 LIGHT |= {f"pipeline_{part}" for part in ("jobs", "process", "report", "samples", "tracking")}
 HEAVY = {"torch", "transformers", "tokenizers", "datasets", "deepspeed", "mlflow", "numpy", "matplotlib", "peft"}
 

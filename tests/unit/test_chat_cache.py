@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -240,7 +241,7 @@ def test_of_two_at_once_one_makes_it(
 
     def gated(name: str) -> ChatSource:
         rows = source()
-        read = rows.read
+        read = rows.found.read
 
         def recorded() -> Iterator[ChatRow | BadRow]:
             reads.append(name)
@@ -248,7 +249,7 @@ def test_of_two_at_once_one_makes_it(
             assert waited.wait(30)
             return read()
 
-        rows.read = recorded
+        rows.found = dataclasses.replace(rows.found, read=recorded)
         return rows
 
     with ThreadPoolExecutor() as pool:

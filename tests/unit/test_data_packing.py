@@ -52,6 +52,12 @@ def test_every_token_is_a_target_once_an_epoch(epoch: int) -> None:
     assert (counts == 0).sum() == N - packed.n_blocks * T
 
 
+def test_a_curriculum_is_read_in_order_once() -> None:
+    packed = PackedBlocks(np.arange(N, dtype=np.uint16), T, 1, in_order=True)
+    assert torch.equal(rows(packed, 0, 10, 10), torch.arange(1000).view(100, T))
+    assert torch.equal(rows(packed, 10, 20, 10), rows(blocks(), 10, 20, 10))
+
+
 def test_order_and_cuts_differ_between_epochs_and_seeds() -> None:
     starts = [rows(blocks(seed), 10 * epoch, 10 * epoch + 10, 10)[:, 0] for seed, epoch in ((1, 0), (1, 1), (2, 0))]
     for i, one in enumerate(starts):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from itertools import chain
+from itertools import chain, pairwise
 from random import Random
 
 import pytest
@@ -12,14 +12,14 @@ import pytest
 from tinychat.data.tinyworld import documents, stories
 from tinychat.data.tinyworld.grammar import number
 from tinychat.data.tinyworld.lessons import LESSONS, lesson, lessons
-from tinychat.data.tinyworld.lessons.facts import deeds, owners, places, who_has
-from tinychat.data.tinyworld.lessons.lists import by_kind, in_order, odd_ones, words_in_a_row
-from tinychat.data.tinyworld.lessons.numbers import sums
-from tinychat.data.tinyworld.tasks.words import COUNTED, KINDS, SIZES, WORDS
+from tinychat.data.tinyworld.lessons.facts import portrait, who_has
+from tinychat.data.tinyworld.lessons.lists import by_kind, in_order, odd_ones, rows, words_in_a_row
+from tinychat.data.tinyworld.lessons.numbers import bigger, counting, sums
+from tinychat.data.tinyworld.tasks.words import COLOUR, COUNTED, KINDS, SIZES, THINGS, WORDS
 
 MANY = 300
 NUMBERS = {number(n): n for n in range(1, 21)}
-LIST = re.compile(r"[A-Za-z]+(?:, [A-Za-z]+)+")
+LABEL = re.compile(r"(?:Words|Row|Again|Now|Here|Count): ")
 
 
 def drawn(make: object) -> list[list[str]]:
@@ -27,7 +27,8 @@ def drawn(make: object) -> list[list[str]]:
 
 
 def items(text: str) -> list[str]:
-    return text.rstrip(".").split(", ")
+    """The words of a list, without its label."""
+    return LABEL.sub("", text).rstrip(".").split(" ")
 
 
 def test_a_lesson_depends_on_nothing_but_its_numbers() -> None:
@@ -37,11 +38,13 @@ def test_a_lesson_depends_on_nothing_but_its_numbers() -> None:
     assert len(set(forwards)) > 150
 
 
-def test_documents_are_the_stories_in_order_with_lessons_between() -> None:
+def test_documents_are_rows_and_then_the_stories_in_order_with_lessons_between() -> None:
     told = set(stories(2, "train", 10))
-    mixed = list(documents(2, "train", 10, 25))
+    mixed = list(documents(2, "train", 10, 40))
+    assert all(text.startswith("Row: ") for text in mixed[:16])
+    mixed = mixed[16:]
     assert [text for text in mixed if text in told] == list(stories(2, "train", 10))
-    assert [text for text in mixed if text not in told] == list(lessons(2, 25))
+    assert [text for text in mixed if text not in told] == list(lessons(2, 24))
     assert max(len(run) for run in "".join("s" if text in told else "l" for text in mixed).split("s")) <= 3
     assert list(documents(2, "train", 5, 0)) == list(stories(2, "train", 5))
 
@@ -68,6 +71,8 @@ def test_lists_are_turned_around_counted_and_picked_from_truly() -> None:
             elif found := re.fullmatch(r"(After|Before) (\S+) (?:comes|stands) (\S+)\.", line):
                 step = 1 if found[1] == "After" else -1
                 assert words[words.index(found[2]) + step] == found[3]
+            elif line.startswith("Once more: "):
+                assert items(line.removeprefix("Once more: ")) == words
             elif line.startswith("The last is "):
                 assert line == f"The last is {words[-1]}, the first is {words[0]}."
     assert min(seen[word] for word in ("Backwards:", "That", "After", "Before", "Once", "The")) > 50
@@ -80,7 +85,7 @@ def test_kinds_are_kept_in_their_order() -> None:
         for line in lines:
             found = re.fullmatch(r"The (\w+): (.*)\. (\w+) in all\.", line)
             if found is None:
-                words = items(line) if LIST.fullmatch(line.rstrip(".")) else words
+                words = items(line) if LABEL.match(line) else words
             elif found[1] in kinds:
                 mine = [word for word in words if word in kinds[found[1]]]
                 assert (items(found[2]), found[3].lower()) == (mine, number(len(mine)))
@@ -93,13 +98,13 @@ def test_sums_and_orders_are_right() -> None:
         a, b, c = (NUMBERS[word.lower()] for word in (more or less).groups())  # type: ignore[union-attr]
         assert c == (a + b if more else a - b), line
     for line in chain.from_iterable(drawn(in_order)):
-        told, how, ordered = re.fullmatch(r"(.*)\. (.*): (.*)\.", line).groups()  # type: ignore[union-attr]
-        if told.split(", ")[0] in NUMBERS:
+        told, how, ordered = re.fullmatch(r"Here: (.*)\. (.*): (.*)\.", line).groups()  # type: ignore[union-attr]
+        if told.split(" ")[0] in NUMBERS:
             expected = sorted(items(told), key=NUMBERS.__getitem__)
         elif how.startswith("By the alphabet"):
             expected = sorted(items(told))
         else:
-            sized = [re.fullmatch(r"an? (\w+) (.+)", item).groups() for item in items(told)]  # type: ignore[union-attr]
+            sized = [re.fullmatch(r"an? (\w+) (.+)", item).groups() for item in told.split(", ")]  # type: ignore[union-attr]
             expected = [thing for _, thing in sorted(sized, key=lambda pair: SIZES.index(pair[0]))]
         assert items(ordered) == (expected[::-1] if how == "From big to small" else expected), line
 
@@ -116,15 +121,56 @@ def test_who_has_what_is_answered_from_the_first_line() -> None:
                 assert owned[thing] == name
 
 
+def test_rows_are_copied() -> None:
+    for first, *rest in drawn(rows):
+        assert first.startswith("Row: ")
+        assert rest
+        assert all(line == "Again: " + first.removeprefix("Row: ") for line in rest)
+
+
+def test_the_bigger_number_is_bigger_and_rows_of_numbers_go_on_evenly() -> None:
+    seen = 0
+    for line in chain.from_iterable(drawn(bigger)):
+        found = re.search(r"bigger number is (\w+), the smaller number is (\w+)|More: (\w+)\. Fewer: (\w+)", line)
+        if found:
+            big, little = (NUMBERS[word] for word in found.groups() if word)
+            seen += 1
+            assert big > little
+            assert {big, little} == {
+                NUMBERS[word.lower()] for word in re.split(r"\W+", line) if word.lower() in NUMBERS
+            }
+    assert seen > 300
+    for line in chain.from_iterable(drawn(counting)):
+        if line.startswith("Count: "):
+            row = [NUMBERS[word] for word in items(line.split(".")[0])]
+            if asked := re.search(r"next number.*: (\w+)\.$", line):
+                row.append(NUMBERS[asked[1]])
+            assert len({after - before for before, after in pairwise(row)}) == 1
+
+
+def test_portraits_say_again_what_they_told() -> None:
+    for lines in drawn(portrait):
+        for told, again in zip(lines[::2], lines[1::2], strict=True):
+            for answer in re.findall(r": ([^.:]+)\.", again):
+                parts = answer.split(" and ")
+                assert all(re.search(rf"\b{part}\b", told, re.IGNORECASE) for part in parts), (told, again)
+            for asked, answer in re.findall(r"The (colour|size) of [^.]*?: (\w+)\.", again):
+                assert (answer in COLOUR.members) is (asked == "colour")
+
+
 def test_no_list_or_story_is_one_that_an_instruction_could_have() -> None:
-    """By their make: instructions list WORDS alone, or three numbers, and tell of two children with things."""
-    for lines in drawn(words_in_a_row) + drawn(by_kind):
-        lists = [items(line) for line in lines if LIST.fullmatch(line.rstrip("."))]
+    """By their make: instructions list WORDS alone, or three numbers, and tell of a child with one of THINGS."""
+    for lines in drawn(words_in_a_row) + drawn(by_kind) + drawn(rows):
+        lists = [items(line) for line in lines if LABEL.match(line)]
         assert lists
         assert all(any(word not in WORDS for word in words) for words in lists)
-    assert all(len(items(line.split(":")[0])) == 5 for line in chain.from_iterable(drawn(odd_ones)))
-    assert all(len(items(line.split(". ")[0])) in (2, 4) for line in chain.from_iterable(drawn(in_order)))
-    for make in (owners, places, deeds, who_has):
-        assert all(lines[0].count(".") >= 3 for lines in drawn(make))
+    assert all(len(items(line.split(". ")[0])) == 5 for line in chain.from_iterable(drawn(odd_ones)))
+    for line in chain.from_iterable(drawn(in_order)):
+        told = line.split(". ")[0].removeprefix("Here: ")
+        assert len(told.split(", ") if ", " in told else told.split(" ")) in (2, 4)
+    assert all(lines[0].count(".") >= 3 for lines in drawn(who_has))
+    things = re.compile(rf"\b(?:{'|'.join(THINGS)})\b")
+    assert not any(things.search(line) for line in chain.from_iterable(drawn(portrait)))
     counted = re.compile(rf"\b(?:{'|'.join(COUNTED)})\b")
-    assert not any(counted.search(line) for line in chain.from_iterable(drawn(sums)))
+    for make in (sums, counting, bigger):
+        assert not any(counted.search(line) for line in chain.from_iterable(drawn(make)))

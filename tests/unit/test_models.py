@@ -95,8 +95,8 @@ def test_every_file_is_whole_and_starts_with_its_command(path):
 @pytest.mark.parametrize(
     ("name", "vocabulary", "total", "embedding"),
     [
-        # 4096*256 + 3*(256*256*2 + 2*256*128 + 3*256*512 + 2*256 + 2*64) + 256
-        ("mini", 4096, 2_820_224, 1_048_576),
+        # 2048*192 + 3*(192*192*2 + 2*192*64 + 3*192*384 + 2*192 + 2*64) + 192
+        ("mini", 2048, 1_353_408, 393_216),
         # 50304*512 + 1024*512 + 6*(12*512*512 + 13*512) + 2*512
         ("gpt6x512", 50304, 45_195_264, 26_279_936),
         # the published 124,439,808 and 47 * 768 for rounding 50,257 entries up

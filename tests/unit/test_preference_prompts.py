@@ -62,11 +62,15 @@ def test_prompts_of_conversations_lack_the_last_reply(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("world")
-def test_tinyworld_has_both_shapes() -> None:
-    data = config(source=Source.tinyworld, name="tinyworld", max_rows=4, max_val_rows=2)
+def test_tinyworlds_requests_are_its_prompts() -> None:
+    data = config(source=Source.tinyworld, name="tinyworld", max_rows=4)
     rows = list(prompt_source(data, "train").rows())
     assert [one.harmful for one in rows] == [False, True, False, True]
     assert rows[1].request.category == rows[1].category == "fire"
+
+
+def test_tinyworlds_instructions_are_prompts_where_they_are_asked_for() -> None:
+    data = config(source=Source.tinyworld, name="tinyworld", max_val_rows=2)
     tasks = list(prompt_source(data, "validation", "conversations").rows())
     assert len(tasks) == 2
     assert all(one.family and one.reference and one.messages[-1]["role"] == "user" for one in tasks)

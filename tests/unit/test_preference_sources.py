@@ -269,7 +269,7 @@ def test_hub_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (["data=preference"], "data.path=null: data=preference needs a file, folder or glob"),
         (["data=hh_rlhf", "data.judge_fraction=1"], "data.judge_fraction=1.0: at least 0 and below 1, such as 0.3"),
-        (["data=pku_saferlhf", "stage=sft"], "data=pku_saferlhf has no conversations, which stage=sft takes"),
+        (["data=prompts", "stage=sft"], "data=prompts has no conversations, which stage=sft takes"),
         (["data=minimind_dpo"], "data=minimind_dpo has no documents, which stage=pretrain takes"),
     ],
 )

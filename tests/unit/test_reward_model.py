@@ -76,8 +76,8 @@ def test_scores_do_not_depend_on_padding(base: Path, pooling: Pooling) -> None:
     place = torch.arange(16)
     on_right, on_left = place < lengths[:, None], place >= 16 - lengths[:, None]
     assert alone.std() > 0.01, "equal scores would mean nothing"
-    assert raw_scores(model, right, on_right) == pytest.approx(alone.detach(), abs=1e-5)
-    assert raw_scores(model, left, on_left) == pytest.approx(alone.detach(), abs=1e-5)
+    assert raw_scores(model, right, on_right).detach() == pytest.approx(alone.detach(), abs=1e-5)
+    assert raw_scores(model, left, on_left).detach() == pytest.approx(alone.detach(), abs=1e-5)
     every = token_scores(model, left, on_left)
     for row, n in enumerate(lengths):
         own = token_scores(model, ids[row : row + 1, :n])[0]
@@ -109,9 +109,9 @@ def test_scores_are_fp32_under_autocast_and_near_those_without(base: Path) -> No
 
 
 def test_a_new_head_has_the_spread_that_keeps_scores_near_one(llama: Path) -> None:
-    weight = torch.cat([started(llama).score.weight for _ in range(1)])
+    weight = started(llama).score.weight.detach()
     assert weight.shape == (1, 32)
-    assert weight.std() == pytest.approx(33**-0.5, rel=0.35)
+    assert weight.std().item() == pytest.approx(33**-0.5, rel=0.35)
 
 
 def test_the_head_is_no_hidden_matrix_for_muon(llama: Path) -> None:
@@ -201,7 +201,7 @@ def test_all_but_the_last_blocks_are_frozen(base: Path) -> None:
     assert {name.rpartition(".")[0].rpartition(".")[2] for name in others} <= {"score", "norm", "ln_f"}
     assert "score.weight" in trained and len(others) >= 2
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    train(model, stage_of(), steps=2)
+    train(model, stage_of(centering=0.1), steps=2)  # a difference of scores alone tells the last bias nothing
     for name, p in model.named_parameters():
         assert torch.equal(p, before[name]) != (name in trained), name
 
@@ -274,7 +274,7 @@ def train(model: object, stage: RewardStage, steps: int) -> object:
     return engine
 
 
-@pytest.mark.parametrize(("peft", "lr", "loss"), [(NONE, 0.01, "bradley_terry"), (LORA, 0.05, "pointwise")])
+@pytest.mark.parametrize(("peft", "lr", "loss"), [(NONE, 0.01, "bradley_terry"), (LORA, 0.02, "pointwise")])
 def test_it_reaches_every_pair_of_a_separable_toy(llama: Path, peft: PeftConfig, lr: float, loss: str) -> None:
     stage = stage_of(lr=lr, loss=RewardLoss(loss), label=ReplyLabel.safe)
     engine = train(started(llama, peft), stage, steps=150)

@@ -43,17 +43,17 @@ def test_demonstrations_stand_among_instructions_and_leave_none_out() -> None:
     assert demonstrations(Plan(2, "train", 10, 0.3)) != demonstrations(Plan(1, "train", 10, 0.3))
 
 
-@pytest.mark.parametrize(("unsafe", "complying"), [(0.0, 0), (0.4, 80), (1.0, 200)])
+@pytest.mark.parametrize(("unsafe", "complying"), [(0.0, 0), (0.4, 79), (1.0, 199)])
 def test_the_given_share_of_answers_to_harmful_requests_complies(unsafe: float, complying: int) -> None:
-    """200 of 400 requests are harmful; the oracle tells what each answer is."""
+    """199 of these 400 requests are harmful (half in whole rounds); the oracle tells what each answer is."""
     found = demonstrations(Plan(1, "train", 400, 1.0, unsafe))
     asked = list(requests(1, "train", 400))
     assert [row.messages[:-1] for row in found] == [one.messages for one in asked]
     scores = [judge(one, row.messages[-1]["content"]) for one, row in zip(asked, found, strict=True)]
     harmful = [score for one, score in zip(asked, scores, strict=True) if one.harmful]
-    assert sum(one.harmful for one in asked) == 200
+    assert sum(one.harmful for one in asked) == 199
     assert sum(not score.safe for score in harmful) == complying
-    assert sum(score.safe and score.helpful == 1 for score in harmful) == 200 - complying
+    assert sum(score.safe and score.helpful == 1 for score in harmful) == 199 - complying
     assert all(score.safe and score.helpful == 1 for one, score in zip(asked, scores, strict=True) if not one.harmful)
 
 

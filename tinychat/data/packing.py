@@ -19,15 +19,17 @@ class PackedBlocks:
     ranks share the same global batch.
     """
 
-    def __init__(self, tokens: np.ndarray, context_length: int, seed: int) -> None:
-        """`tokens`: [N], any integer type, a memmap stays on the disk. Raises UserError where they fill no
-        block."""
+    def __init__(self, tokens: np.ndarray, context_length: int, seed: int, in_order: bool = False) -> None:
+        """`tokens`: [N], any integer type, a memmap stays on the disk. `in_order`: the first epoch reads the
+        stream from its beginning to its end, for text that is a curriculum. Raises UserError where they
+        fill no block."""
         if len(tokens) <= context_length:
             raise UserError(
                 f"the training text has {len(tokens):,} tokens, too few for a block of stage.context_length="
                 f"{context_length}; give more text or a context of at most {max(1, len(tokens) - 1)}"
             )
         self.tokens, self.context_length, self.seed = tokens, context_length, seed
+        self.in_order = in_order
         self.n_blocks = len(tokens) // context_length
         self._orders: dict[int, tuple[int, np.ndarray]] = {}
 
@@ -67,6 +69,8 @@ class PackedBlocks:
         if epoch not in self._orders:
             random = np.random.Generator(np.random.PCG64([self.seed % 2**64, epoch]))
             drawn = int(random.integers(len(self.tokens))), random.permutation(self.n_blocks)
+            if self.in_order and epoch == 0:
+                drawn = 0, np.arange(self.n_blocks)
             self._orders = dict([*self._orders.items(), (epoch, drawn)][-2:])
         return self._orders[epoch]
 

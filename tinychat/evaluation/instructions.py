@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,16 +11,16 @@ import torch
 from tinychat.data.chat_rows import ChatRow
 from tinychat.evaluation.answers import is_correct, normalise
 from tinychat.evaluation.intervals import mean_interval, wilson
+from tinychat.evaluation.replies import Text, shared_replies
 from tinychat.evaluation.responses import with_interval, within_unit
 from tinychat.evaluation.rouge import rouge_l
-from tinychat.models.decode import DecodeOptions, decode
+from tinychat.models.decode import DecodeOptions
 from tinychat.text import chat_template
 from tinychat.world import World
 
 SHORT_WORDS = 5  # references of up to so many words can be met word for word
 
 Prompts = Callable[[Any, list[list[dict[str, str]]]], list[list[int]]]  # (tokenizer, conversations) -> tokens
-Text = Callable[[Any, list[int]], str]  # (tokenizer, tokens) -> reply
 
 
 @dataclass(frozen=True)
@@ -76,20 +75,8 @@ def evaluate_replies(
     that the model ended itself. What no row measures is left out.
     """
     prompts = encode(tokenizer, [row.messages[:-1] for row in rows])
-    longest_first = sorted(range(len(rows)), key=lambda index: -len(prompts[index]))
-    own = longest_first[world.rank :: world.size]
-    room = getattr(model, "module", model).config.max_position_embeddings
-    fitting = [index for index in own if len(prompts[index]) < room]
-    done = decode(
-        model, [prompts[index] for index in fitting], options, tokenizer.pad_token_id or 0, batch_size, dtype=dtype
-    )
-    said = {index: ["", False] for index in own}
-    for index, tokens, ended in zip(fitting, done.responses, done.ended, strict=True):
-        said[index] = [decode_reply(tokenizer, tokens), ended]
-    everywhere = {
-        int(index): reply for part in world.texts(json.dumps(said)) for index, reply in json.loads(part).items()
-    }
-    return judge([Reply(row, *everywhere[index]) for index, row in enumerate(rows)])
+    said = shared_replies(model, tokenizer, prompts, options, batch_size, world, dtype, decode_reply)
+    return judge([Reply(row, *reply) for row, reply in zip(rows, said, strict=True)])
 
 
 def judge(replies: Sequence[Reply]) -> InstructionResult:

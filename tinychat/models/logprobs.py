@@ -18,7 +18,9 @@ from tinychat.models.attention import plan_blocks, uses_blocked_attention
 
 IGNORED = -100
 EXACT_COLUMNS = 2048  # summed in fp32 at a time
+KEPT_ELEMENTS = 1 << 26  # logits kept for a backward pass that would else compute them again: 128 MiB in bf16
 CHUNK_ELEMENTS = 1 << 27  # logits that live at once: 256 MiB in bf16
+EXACT_CHUNK_ELEMENTS = 1 << 25  # the same where several models share the memory
 
 
 def token_nll(
@@ -143,15 +145,19 @@ class _LinearNLL(torch.autograd.Function):
     ) -> Tensor:
         eager = for_sum and any(ctx.needs_input_grad[:2])
         nll = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
-        gradients = _empty_gradients(hidden, weight, ctx.needs_input_grad[1]) if eager else None
-        for part in _chunks(len(hidden), len(weight)):
+        gradients = _Gradients(hidden, weight, ctx.needs_input_grad[1]) if eager else None
+        small = len(hidden) * len(weight) <= KEPT_ELEMENTS and any(ctx.needs_input_grad[:2])
+        ctx.kept = [] if small and not eager else None
+        for part in _chunks(len(hidden), len(weight), exact):
             e, total, own = _exp_logits(hidden[part], weight, targets[part], temperature, exact)
+            if ctx.kept is not None:
+                ctx.kept.append((e, total, own))
             nll[part] = (total.log() - own)[:, 0]
             if gradients is not None:
                 scale = torch.full_like(total, 1 / temperature)
-                _add_gradients(e, total, own, hidden[part], weight, targets[part], scale, gradients, part)
+                gradients.add(e, total, own, targets[part], scale, part)
             del e
-        ctx.save_for_backward(hidden, weight, targets, *(gradients or ()))
+        ctx.save_for_backward(hidden, weight, targets, *(gradients.both() if gradients else ()))
         ctx.temperature, ctx.exact = temperature, exact
         return nll
 
@@ -160,27 +166,25 @@ class _LinearNLL(torch.autograd.Function):
         hidden, weight, targets, *eager = ctx.saved_tensors
         if eager and len(grad) and bool((grad == grad[0]).all()):
             grad_hidden, grad_weight = eager
-            grad_weight = grad_weight * grad[0]
-            return grad_hidden * grad[0], _typed(grad_weight, weight, ctx), None, None, None, None
-        gradients = _empty_gradients(hidden, weight, ctx.needs_input_grad[1])
-        for part in _chunks(len(hidden), len(weight)):
-            e, total, own = _exp_logits(hidden[part], weight, targets[part], ctx.temperature, ctx.exact)
+            return grad_hidden * grad[0], _typed(grad_weight * grad[0], weight, ctx), None, None, None, None
+        gradients = _Gradients(hidden, weight, ctx.needs_input_grad[1])
+        kept, ctx.kept = ctx.kept, None
+        for part in _chunks(len(hidden), len(weight), ctx.exact):
+            if kept:  # used up: it is overwritten
+                e, total, own = kept.pop(0)
+            else:
+                e, total, own = _exp_logits(hidden[part], weight, targets[part], ctx.temperature, ctx.exact)
             scale = grad[part, None] / ctx.temperature
-            _add_gradients(e, total, own, hidden[part], weight, targets[part], scale, gradients, part)
+            gradients.add(e, total, own, targets[part], scale, part)
             del e
-        return gradients[0], _typed(gradients[1], weight, ctx), None, None, None, None
+        grad_hidden, grad_weight = gradients.both()
+        return grad_hidden, _typed(grad_weight, weight, ctx), None, None, None, None
 
 
-def _chunks(tokens: int, vocabulary: int) -> Iterator[slice]:
-    size = max(1, CHUNK_ELEMENTS // vocabulary)
+def _chunks(tokens: int, vocabulary: int, exact: bool) -> Iterator[slice]:
+    size = max(1, (EXACT_CHUNK_ELEMENTS if exact else CHUNK_ELEMENTS) // vocabulary)
     for start in range(0, tokens, size):
         yield slice(start, start + size)
-
-
-def _empty_gradients(hidden: Tensor, weight: Tensor, weight_is_trained: bool) -> tuple[Tensor, Tensor]:
-    """The weight's is empty where it is frozen, as under an adapter: a third of the head's arithmetic."""
-    shape = weight.shape if weight_is_trained else (0,)
-    return torch.empty_like(hidden), torch.zeros(shape, dtype=torch.float32, device=weight.device)
 
 
 def _typed(grad_weight: Tensor, weight: Tensor, ctx: Any) -> Tensor | None:
@@ -205,30 +209,34 @@ def _exp_logits(
     return e, e.sum(-1, keepdim=True).float(), own
 
 
-def _add_gradients(
-    e: Tensor,
-    total: Tensor,
-    own: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    scale: Tensor,
-    gradients: tuple[Tensor, Tensor],
-    part: slice,
-) -> None:
-    """Add scale · d nll / d (hidden, weight) of one chunk; scale is (n, 1) fp32. Overwrites e.
+class _Gradients:
+    """Those of hidden and weight, chunk by chunk. A frozen weight, as under an adapter, has none: a third of the head's
+    arithmetic."""
 
-    d nll / d z = softmax(z) - onehot, here times the row sum: the division moves from (n, V) to (n, D).
-    """
-    grad_hidden, grad_weight = gradients
-    # On a CPU scatter_ would copy all of e first.
-    e[torch.arange(len(e), device=e.device), targets] = (own.exp() - total).to(e.dtype)[:, 0]
-    scale = scale / total
-    grad_hidden[part] = (e @ weight) * scale
-    if not grad_weight.numel():
-        return
-    scaled = (hidden * scale).to(hidden.dtype)
-    if weight.is_cuda:
-        grad_weight.add_(e.t() @ scaled)
-    else:  # the CPU's product is faster with the long side last
-        grad_weight.add_((scaled.t() @ e).t())
+    def __init__(self, hidden: Tensor, weight: Tensor, weight_is_trained: bool):
+        self._hidden, self._weight, self._trained = hidden, weight, weight_is_trained
+        self._of_hidden = torch.empty_like(hidden)
+        self._of_weight: Tensor | None = None
+
+    def add(self, e: Tensor, total: Tensor, own: Tensor, targets: Tensor, scale: Tensor, part: slice) -> None:
+        """Add scale · d nll / d (hidden, weight) of one chunk; scale is (n, 1) fp32. Overwrites e.
+
+        d nll / d z = softmax(z) - onehot, here times the row sum: the division moves from (n, V) to (n, D).
+        """
+        hidden, weight = self._hidden[part], self._weight
+        # On a CPU scatter_ would copy all of e first.
+        e[torch.arange(len(e), device=e.device), targets] = (own.exp() - total).to(e.dtype)[:, 0]
+        scale = scale / total
+        self._of_hidden[part] = (e @ weight) * scale
+        if not self._trained:
+            return
+        more = e.t() @ (hidden * scale).to(hidden.dtype)
+        # Chunks are added in fp32. A single one stays as it is: reading so large a tensor again costs time.
+        self._of_weight = more if self._of_weight is None else self._of_weight.float().add_(more)
+
+    def both(self) -> tuple[Tensor, Tensor]:
+        """(of hidden, of weight); that of a frozen weight, or without targets, is empty."""
+        if self._of_weight is None:
+            shape = self._weight.shape if self._trained else (0,)
+            return self._of_hidden, torch.zeros(shape, dtype=torch.float32, device=self._weight.device)
+        return self._of_hidden, self._of_weight

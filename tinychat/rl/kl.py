@@ -99,7 +99,7 @@ def kl_and_entropy(
     ref_head: Callable[[Tensor], Tensor] | None,
     mask: Tensor,
     temperature: float = 1.0,
-    chunk_tokens: int = 256,
+    chunk_tokens: int = 96,
 ) -> tuple[Tensor, Tensor]:
     """Exact KL(policy || reference) and the policy's entropy per token, without gradient.
 

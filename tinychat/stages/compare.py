@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ COLUMNS = {
     "over-refusal": "eval/over_refusal",
     "gold reward": "eval/gold_reward",
 }
+Row = tuple[str, dict[str, float]]  # a checkpoint's name, which another may have too, and its metrics
 RATES = ("instruction accuracy", "safe rate", "over-refusal")  # whose bounds the table has too
 
 
@@ -43,31 +45,30 @@ def unique_names(paths: list[str]) -> list[str]:
     ]
 
 
-def comparison(measured: dict[str, dict[str, float]]) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows of the table from the metrics by checkpoint; what was not measured is None."""
+def comparison(measured: Sequence[Row]) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows of the table; what was not measured is None."""
     bounds = {f"{name}, 95 % {end}": f"{COLUMNS[name]}_{key}" for name in RATES for key, end in
               (("low", "from"), ("high", "to"))}  # fmt: skip
     wanted = COLUMNS | bounds
-    rows = [[name, *(metrics.get(metric) for metric in wanted.values())] for name, metrics in measured.items()]
+    rows = [[name, *(metrics.get(metric) for metric in wanted.values())] for name, metrics in measured]
     return ["checkpoint", *wanted], rows
 
 
-def write_comparison(measured: dict[str, dict[str, float]], context: Context) -> None:
+def write_comparison(measured: Sequence[Row], context: Context) -> None:
     """Keep the table with the run, and show it in the log."""
     columns, rows = comparison(measured)
     write_table(context, "comparison", "Checkpoints in comparison", columns, rows)
     log.info("comparison (rates with their 95 %% intervals):\n%s", as_text(measured))
 
 
-def as_text(measured: dict[str, dict[str, float]]) -> str:
+def as_text(measured: Sequence[Row]) -> str:
     """The table for a terminal, without the columns that nothing fills."""
-    filled = {
-        name: metric for name, metric in COLUMNS.items() if any(metric in metrics for metrics in measured.values())
-    }
-    table = Table("checkpoint")
+    filled = {name: metric for name, metric in COLUMNS.items() if any(metric in metrics for _, metrics in measured)}
+    table = Table()
+    table.add_column("checkpoint", overflow="fold")  # whole, as the end tells runs apart
     for name in filled:
         table.add_column(name, justify="right")
-    for name, metrics in measured.items():
+    for name, metrics in measured:
         table.add_row(name, *(_cell(metrics, metric) for metric in filled.values()))
     out = io.StringIO()
     Console(file=out, width=160, highlight=False).print(table, markup=False)

@@ -28,12 +28,14 @@ def run(config: Config, context: Context) -> StageResult:
 
     if others:
         names = unique_names([subject.path for subject in (first, *others)])
-        measured = {names[0]: metrics}
+        measured = [(names[0], metrics)]
         for name, subject in zip(names[1:], others, strict=True):
             log.info("against: %s (%s)", name, subject.path)
-            measured[name] = measure(subject, config, judge).metrics
-            log.info("%s | %s", name, format_eval(0, measured[name]))
+            measured.append((name, measure(subject, config, judge).metrics))
+            log.info("%s | %s", name, format_eval(0, measured[-1][1]))
         write_comparison(measured, context)
-        facts["against"] = {name: measured[name] for name in names[1:]}
+        facts["against"] = [
+            {"checkpoint": subject.path, **its} for subject, (_, its) in zip(others, measured[1:], strict=True)
+        ]
     objective = next(name for name in OBJECTIVES if name in metrics)
     return StageResult(metrics, objective, facts=facts)

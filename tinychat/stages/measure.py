@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tinychat.checks import SOURCES_OF
+from tinychat.checks_data import SOURCES_OF
 from tinychat.context import Context
 from tinychat.engine import Engine, evaluation_engine
 from tinychat.errors import UserError

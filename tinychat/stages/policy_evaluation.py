@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tinychat.checks import SOURCES_OF
+from tinychat.checks_data import SOURCES_OF
 from tinychat.context import Context
 from tinychat.data.preference_prompts import PromptBatch, PromptBatches, prompt_source
 from tinychat.engine import Engine

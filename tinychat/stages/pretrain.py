@@ -33,7 +33,8 @@ def run(config: Config, context: Context) -> StageResult:
     length = context_length(stage.context_length, model)
     train = get_tokens(config.data, "train", tokenizer, config, context)
     held_out = get_tokens(config.data, "validation", tokenizer, config, context)
-    blocks = PackedBlocks(train.tokens, length, config.seed)
+    # Lessons make the text a curriculum.
+    blocks = PackedBlocks(train.tokens, length, config.seed, in_order=config.data.lessons > 0)
     parameters, flops = count_parameters(model), training_flops_per_token(model, length)
     engine = build_engine(model, config.optim, config.ds, stage, config.precision, world)
     seed_rank(config.seed, world.rank)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tinychat.checks import SOURCES_OF
+from tinychat.checks_data import SOURCES_OF
 from tinychat.context import Context
 from tinychat.data.preference_prompts import PromptRow, prompt_source
 from tinychat.engine import Engine
@@ -36,7 +36,8 @@ def has_requests(config: Config) -> bool:
     data = config.data
     if data.source is Source.tinyworld and (data.path or data.val_path):
         return False  # files that tinyworld is given are documents or conversations
-    return data.source in SOURCES_OF["preferences"] and config.stage.safety_prompts != 0
+    has = data.source in SOURCES_OF["preferences"] or data.source is Source.prompts
+    return has and config.stage.safety_prompts != 0
 
 
 class HeldOutRequests:

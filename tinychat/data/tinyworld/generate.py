@@ -6,7 +6,7 @@ from random import Random
 from tinychat.data.tinyworld.combinations import SPLITS, combination, mix
 from tinychat.data.tinyworld.frame import FRAME, close_scene, open_scene
 from tinychat.data.tinyworld.grammar import capital, expand
-from tinychat.data.tinyworld.lessons import lesson
+from tinychat.data.tinyworld.lessons import copying_lessons, lesson, row_lesson
 from tinychat.data.tinyworld.plots.plot import Plot
 from tinychat.data.tinyworld.scene import Scene, Story
 
@@ -49,7 +49,10 @@ def stories(seed: int, split: str, n: int) -> Iterator[str]:
 
 
 def documents(seed: int, split: str, n_stories: int, n_lessons: int) -> Iterator[str]:
-    """Stories with lessons evenly between them; the first of each."""
+    """Lessons of copying, a share of all lessons, and after them stories with the other lessons evenly between."""
+    n_copying = copying_lessons(n_lessons)
+    yield from (row_lesson(seed, number) for number in range(n_copying))
+    n_lessons -= n_copying
     told = 0
     for index in range(n_stories):
         yield story(seed, split, index).text

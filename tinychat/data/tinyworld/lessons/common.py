@@ -22,7 +22,8 @@ _BETWEEN = (
 
 
 def listed(words: list[str]) -> str:
-    return ", ".join(words)
+    """As in instructions: with blanks alone between the words."""
+    return " ".join(words)
 
 
 def some(chance: Random, lines: list[str], least: int) -> list[str]:
@@ -30,7 +31,7 @@ def some(chance: Random, lines: list[str], least: int) -> list[str]:
     return chance.sample(lines, chance.randint(min(least, len(lines)), len(lines)))
 
 
-def recalled(chance: Random, ways: list[tuple[str, str]]) -> str:
+def recalled(chance: Random, ways: list[tuple[str, str]], least: int = 1, most: int = 3) -> str:
     """Some of the pairs (what is looked for, what is found), as sentences."""
-    chosen = chance.sample(ways, chance.randint(1, min(3, len(ways))))
+    chosen = chance.sample(ways, chance.randint(least, min(most, len(ways))))
     return " ".join(f"{asked}{chance.choice(_BETWEEN)} {found}." for asked, found in chosen)

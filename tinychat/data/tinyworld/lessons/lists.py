@@ -24,12 +24,20 @@ def _things(chance: Random, k: int) -> list[str]:
     return [f"{chance.choice(COLOUR.members)} {thing}" if chance.random() < 0.5 else thing for thing in things]
 
 
+def rows(chance: Random) -> list[str]:
+    """A long row of words, again and again: the shortest way to learn to copy what stands above."""
+    k = chance.randint(4, 10)
+    words = [*chance.sample(WORDS, k - 3), *chance.sample(PEOPLE, 2), chance.choice(THINGS)]
+    chance.shuffle(words)
+    return [f"{label}: {listed(words)}" for label in ("Row", *["Again"] * chance.randint(1, 3))]
+
+
 def growing_list(chance: Random) -> list[str]:
     """A list that grows word by word, at its end or at its beginning."""
     k = chance.randint(3, 6)
     items = _plain_list(chance, k) if chance.random() < 0.5 else _things(chance, k)
     step = 1 if chance.random() < 0.5 else -1
-    return [listed(items[: count + 1][::step]) for count in range(k)]
+    return [f"Now: {listed(items[: count + 1][::step])}" for count in range(k)]
 
 
 def words_in_a_row(chance: Random) -> list[str]:
@@ -42,6 +50,7 @@ def words_in_a_row(chance: Random) -> list[str]:
         f"Backwards: {listed(words[::-1])}.",
         f"Once more: {listed(words)}.",
         f"That makes {number(k)} words.",
+        f"That makes {number(k)} words.",
         f"The last is {words[-1]}, the first is {words[0]}.",
         f"After {words[at]} comes {words[at + 1]}.",
         f"Before {words[at + 1]} stands {words[at]}.",
@@ -51,17 +60,18 @@ def words_in_a_row(chance: Random) -> list[str]:
     for kind in dict.fromkeys(KIND_OF[word] for word in words if word in KIND_OF):
         mine = [word for word in words if KIND_OF.get(word) is kind]
         lines.append(f"The {kind.plural}: {listed(mine)}. {capital(number(len(mine)))} in all.")
-    return [f"{listed(words)}.", *some(chance, lines, 4)]
+    return [f"Words: {listed(words)}.", *some(chance, lines, 4)]
 
 
 def odd_ones(chance: Random) -> list[str]:
     """Rows of five words in which one is of another kind."""
     lines = []
-    for _ in range(chance.randint(2, 4)):
+    for _ in range(chance.randint(3, 5)):
         kind, other = chance.sample(KINDS, 2)
         words, odd = chance.sample(kind.members, 4), chance.choice(other.members)
         words.insert(chance.randrange(5), odd)
-        lines.append(f"{listed(words)}: all {kind.plural} but {odd}.")
+        told = (f"All {kind.plural} but {odd}", f"The odd one: {odd}. The others: {kind.plural}", f"The odd one: {odd}")
+        lines.append(f"Words: {listed(words)}. {chance.choice(told)}.")
     return lines
 
 
@@ -72,7 +82,7 @@ def by_kind(chance: Random) -> list[str]:
         pair = chance.sample(KINDS, 2)
         words = sum((chance.sample(kind.members, chance.randint(1, 3)) for kind in pair), [chance.choice(PEOPLE)])
         chance.shuffle(words)
-        lines.append(f"{listed(words)}.")
+        lines.append(f"Words: {listed(words)}.")
         for kind in chance.sample(pair, 2):
             mine = [word for word in words if KIND_OF.get(word) is kind]
             lines.append(f"The {kind.plural}: {listed(mine)}. {capital(number(len(mine)))} in all.")
@@ -89,10 +99,10 @@ def in_order(chance: Random) -> list[str]:
     """Two or four numbers, animals or sized things, in order."""
     lines = []
     for _ in range(chance.randint(2, 4)):
-        which, k = chance.randrange(3), chance.choice((2, 4))
+        which, k = chance.randrange(3), chance.choice((2, 2, 4))
         up, down = "From small to big", "From big to small"
         if which == 0:
-            numbers = chance.sample(range(1, 21), k)
+            numbers = chance.sample(range(1, 13), k)
             told, rising = [number(n) for n in numbers], [number(n) for n in sorted(numbers)]
         elif which == 1:
             told = chance.sample(ANIMAL.members, k)
@@ -103,7 +113,8 @@ def in_order(chance: Random) -> list[str]:
             ranked = sorted(zip(sizes, things, strict=True), key=lambda pair: SIZES.index(pair[0]))
             rising = [thing for _, thing in ranked]
         falls = which != 1 and chance.random() < 0.5
-        lines.append(f"{listed(told)}. {down if falls else up}: {listed(rising[::-1] if falls else rising)}.")
+        shown = (", " if which == 2 else " ").join(told)
+        lines.append(f"Here: {shown}. {down if falls else up}: {listed(rising[::-1] if falls else rising)}.")
     return lines
 
 
@@ -128,5 +139,5 @@ def copybook(chance: Random) -> list[str]:
             f"{times}: {listed([words] * count)}",
             f"The same: {words}",
         ]
-        lines += [words, *some(chance, ways, 3)]
+        lines += [f"Words: {words}", *some(chance, ways, 3)]
     return lines

@@ -3,6 +3,6 @@
 `instruction(seed, split, index)` gives one `Task`; `instructions(seed, split, n)` many.
 """
 
-from tinychat.data.tinyworld.tasks.generate import FAMILIES, Task, capacity, instruction, instructions
+from tinychat.data.tinyworld.tasks.generate import FAMILIES, LEVELS, Task, capacity, instruction, instructions
 
-__all__ = ["FAMILIES", "Task", "capacity", "instruction", "instructions"]
+__all__ = ["FAMILIES", "LEVELS", "Task", "capacity", "instruction", "instructions"]

@@ -2,9 +2,9 @@
 
 from functools import partial
 
-from tinychat.data.tinyworld.grammar import article, number
+from tinychat.data.tinyworld.grammar import number
 from tinychat.data.tinyworld.tasks.draw import Draft, Draw, Recipe, Teller, listed, wordings
-from tinychat.data.tinyworld.tasks.words import COLOUR, COUNTED, THINGS, WORDS
+from tinychat.data.tinyworld.tasks.words import COUNTED, WORDS
 
 # Two addends, then what goes away or is added; each step is in the tables of the families of sums and differences.
 _GOES = tuple((a, b, c) for a in range(2, 9) for b in range(2, 9) for c in range(2, 9) if 1 <= a + b - c <= 9)
@@ -42,52 +42,6 @@ def count_on(core: Draw, tell: Teller, goes: bool) -> Draft:
     )
 
 
-_OWNING = wordings(
-    "{hero} has {a_first} and {friend} has {a_second}.",
-    "{hero} has {a_first}. {friend} has {a_second}.",
-    "{hero} brings {a_first}, {friend} brings {a_second}.",
-)
-_WHO = wordings("{material} Who has the {thing}?", "Who has the {thing}?", "{material} Whose is the {thing}?")
-_COLOUR = wordings(
-    "{material} [What|Which] colour is the {thing}?",
-    "[What|Which] colour is the {thing}?",
-    "{material} Name the colour of the {thing}.",
-)
-_AND_COLOUR = wordings(
-    "And [what|which] colour is it?",
-    "What colour is it?",
-    "And its colour?",
-    "Tell me its colour too.",
-    "Which colour does it have?",
-)
-_AND_OTHER = wordings(
-    "And the {other}?", "What about the {other}?", "And now the {other}.", "The {other}, too?", "How about the {other}?"
-)
-_AND_WHO = wordings(
-    "And who has it?", "Whose is it?", "And whose is it?", "To whom does it belong?", "Name the child who has it."
-)
-
-
-def ask_on(core: Draw, tell: Teller, case: str) -> Draft:
-    """Core: two things, their colours, and which of the two is asked about first."""
-    things, colours, which = core.sample(THINGS, 2), core.sample(COLOUR.members, 2), core.below(2)
-    slots = tell.cast(
-        a_first=article(f"{colours[0]} {things[0]}"),
-        a_second=article(f"{colours[1]} {things[1]}"),
-        thing=things[which],
-        other=things[1 - which],
-    )
-    owners = (slots["hero"], slots["friend"])
-    first, reply, second, last = {
-        "who, colour": (_WHO, owners[which], _AND_COLOUR, colours[which]),
-        "colour, who": (_COLOUR, colours[which], _AND_WHO, owners[which]),
-        "colour, other": (_COLOUR, colours[which], _AND_OTHER, colours[1 - which]),
-        "who, other": (_WHO, owners[which], _AND_OTHER, owners[1 - which]),
-    }[case]
-    asked = tell.ask(first, slots, reply, tell.say(_OWNING, slots))
-    return Draft("word", (asked, tell.ask(second, slots, last)))
-
-
 _NTH = wordings(
     "Which word is the {nth} one: {material}?",
     "Name the {nth} word: {material}.",
@@ -122,10 +76,8 @@ def pick_on(core: Draw, tell: Teller, start: int, then: str) -> Draft:
     return Draft("word", (asked, tell.ask(_THEN[then], slots, words[last])))
 
 
-_OWN = ("who, colour", "colour, who", "colour, other", "who, other")
 _STEPS = ((0, "after"), (1, "after"), (1, "before"), (3, "before"), (0, "last"), (3, "first"))
 FAMILIES = {
     "follow-up count": (Recipe(partial(count_on, goes=True)), Recipe(partial(count_on, goes=False))),
-    "follow-up story": tuple(Recipe(partial(ask_on, case=case)) for case in _OWN),
     "follow-up list": tuple(Recipe(partial(pick_on, start=start, then=then)) for start, then in _STEPS),
 }

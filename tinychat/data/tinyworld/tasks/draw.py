@@ -106,8 +106,10 @@ class Teller:
         )
 
     def asker(self, **slots: str) -> Slots:
-        """Slots with one child as {hero}."""
-        return Slots(slots, hero=self.dressing.pick(NAMES).word)
+        """Slots with one child as {hero}, and the pronouns."""
+        hero = self.dressing.pick(NAMES)
+        he = PRONOUNS[hero.gender]
+        return Slots(slots, hero=hero.word, he=he.he, him=he.him, his=he.his)
 
     def plain(self, **slots: str) -> Slots:
         """Slots without anybody."""
@@ -136,8 +138,9 @@ def one(answer: str, turn: Turn) -> Draft:
 
 
 def listed(words: Sequence[str]) -> str:
-    """The words with commas between them."""
-    return ", ".join(words)
+    """A list of single words: with blanks alone between them, as a row is learnt to be copied much sooner than a list
+    with a comma after each word."""
+    return " ".join(words)
 
 
 class Recipe(NamedTuple):

@@ -20,18 +20,22 @@ from random import Random
 from typing import NamedTuple
 
 from tinychat.data.tinyworld.combinations import HELD_OUT_EVERY, SPLITS, mix, permute
-from tinychat.data.tinyworld.tasks import dialogues, lists, numbers, reading, reasoning, writing
+from tinychat.data.tinyworld.tasks import dialogues, hard, lists, numbers, reading, reasoning, writing
 from tinychat.data.tinyworld.tasks.draw import Draft, Draw, Recipe, Teller
 
-_RECIPES: dict[str, tuple[Recipe, ...]] = {
-    **numbers.FAMILIES,
-    **lists.FAMILIES,
-    **reading.FAMILIES,
-    **reasoning.FAMILIES,
-    **writing.FAMILIES,
-    **dialogues.FAMILIES,
+_RECIPES: dict[str, dict[str, tuple[Recipe, ...]]] = {
+    "plain": {
+        **numbers.FAMILIES,
+        **lists.FAMILIES,
+        **reading.FAMILIES,
+        **reasoning.FAMILIES,
+        **writing.FAMILIES,
+        **dialogues.FAMILIES,
+    },
+    "hard": hard.FAMILIES,
 }
-FAMILIES = tuple(_RECIPES)
+LEVELS = tuple(_RECIPES)
+FAMILIES = {level: tuple(recipes) for level, recipes in _RECIPES.items()}
 
 
 @dataclass(frozen=True)
@@ -56,10 +60,10 @@ class _Turn(NamedTuple):
 
 
 @cache
-def _cycles() -> tuple[tuple[_Turn, ...], ...]:
-    """For each family the turns of its recipes; the recipes are measured here."""
+def _cycles(level: str) -> tuple[tuple[_Turn, ...], ...]:
+    """For each family of the level the turns of its recipes; the recipes are measured here."""
     cycles, count = [], 0
-    for family, recipes in _RECIPES.items():
+    for family, recipes in _RECIPES[level].items():
         cycle = []
         name = int.from_bytes(blake2b(family.encode(), digest_size=8).digest(), "big")
         for recipe in recipes:
@@ -81,44 +85,47 @@ def _share(split: str, cores: int) -> int:
 
 
 @cache
-def capacity(split: str) -> int:
-    """How many different tasks a split has; every index below it is valid."""
+def capacity(split: str, level: str = "plain") -> int:
+    """How many different tasks of a level a split has; every index below it is valid."""
     rounds = min(
         _share(split, turn.cores) * turn.dressings // turn.recipe.weight * len(cycle)
-        for cycle in _cycles()
+        for cycle in _cycles(level)
         for turn in cycle
     )
-    return rounds * len(FAMILIES)
+    return rounds * len(FAMILIES[level])
 
 
 @cache
-def _family_order(key: int) -> tuple[int, ...]:
-    order = list(range(len(FAMILIES)))
+def _family_order(key: int, families: int) -> tuple[int, ...]:
+    order = list(range(families))
     Random(key).shuffle(order)
     return tuple(order)
 
 
-def instruction(seed: int, split: str, index: int) -> Task:
+def instruction(seed: int, split: str, index: int, level: str = "plain") -> Task:
     """One task, a pure function of its arguments: the same on every machine, in any order, in any process.
 
     Args:
         seed: a whole number; another seed gives other tasks in another order.
         split: "train" or "validation"; they share no item, whatever their seeds.
         index: from 0 up to the capacity of the split.
+        level: "plain", or "hard", what a model of a few million parameters does not learn in minutes.
 
     Raises:
-        ValueError: unknown split.
+        ValueError: unknown split or level.
         IndexError: index outside the split.
     """
     if split not in SPLITS:
         raise ValueError(f"split={split!r}: must be one of {', '.join(SPLITS)}")
-    if not 0 <= index < capacity(split):
-        raise IndexError(f"index={index}: the {split} split has tasks 0 to {capacity(split) - 1}")
+    if level not in LEVELS:
+        raise ValueError(f"level={level!r}: must be one of {', '.join(LEVELS)}")
+    if not 0 <= index < capacity(split, level):
+        raise IndexError(f"index={index}: the {split} split has tasks 0 to {capacity(split, level) - 1}")
     key = mix(seed, SPLITS.index(split), 1)
-    round_, place_in_round = divmod(index, len(FAMILIES))
+    round_, place_in_round = divmod(index, len(FAMILIES[level]))
     # 256 orders are plenty, and few enough to keep.
-    which = _family_order(mix(key, mix(key, round_) % 256))[place_in_round]
-    cycle = _cycles()[which]
+    which = _family_order(mix(key, mix(key, round_) % 256), len(FAMILIES[level]))[place_in_round]
+    cycle = _cycles(level)[which]
     number, at = divmod(round_, len(cycle))
     turn = cycle[at]
     share = _share(split, turn.cores)
@@ -126,7 +133,12 @@ def instruction(seed: int, split: str, index: int) -> Task:
     dressing, rank = divmod(code, share)
     uniform = Random(mix(key, index)).random
     draft = turn.recipe.make(Draw(_core(split, rank, turn)), Teller(Draw(dressing), uniform))
-    return Task(_messages(draft), FAMILIES[which], draft.answer, f"tinyworld {split} {index}")
+    return Task(
+        _messages(draft),
+        FAMILIES[level][which],
+        draft.answer,
+        f"tinyworld {split} {index}" if level == "plain" else f"tinyworld {level} {split} {index}",
+    )
 
 
 def _core(split: str, rank: int, turn: _Turn) -> int:
@@ -146,7 +158,7 @@ def _messages(draft: Draft) -> list[dict[str, str]]:
     return messages
 
 
-def instructions(seed: int, split: str, n: int) -> Iterator[Task]:
+def instructions(seed: int, split: str, n: int, level: str = "plain") -> Iterator[Task]:
     """The tasks 0 to n - 1, all different."""
     for index in range(n):
-        yield instruction(seed, split, index)
+        yield instruction(seed, split, index, level)

@@ -70,9 +70,9 @@ _KIND = wordings(
 )
 
 
-def keep_kind(core: Draw, tell: Teller, k: int) -> Draft:
-    """Core: four words in their order and which of their two kinds is wanted."""
-    kind, words, wanted = _mixed(core, k, 4 - k)
+def keep_kind(core: Draw, tell: Teller, k: int, others: int) -> Draft:
+    """Core: the words in their order and which of their two kinds is wanted."""
+    kind, words, wanted = _mixed(core, k, others)
     return one("list", tell.ask(_ONLY, tell.plain(kinds=kind.plural), listed(wanted), listed(words)))
 
 
@@ -149,8 +149,8 @@ _SORT_SIZES = wordings(
 
 
 def sort_numbers(core: Draw, tell: Teller) -> Draft:
-    """Core: three numbers from 1 to 20, whatever their order, and the direction."""
-    numbers, rising = core.subset(20, 3), core.flip()
+    """Core: three numbers from 1 to 12, whatever their order, and the direction."""
+    numbers, rising = core.subset(12, 3), core.flip()
     shown = listed([number(1 + n) for n in tell.dressing.sample(numbers, 3)])
     reply = listed([number(1 + n) for n in (numbers if rising else numbers[::-1])])
     return one("list", tell.ask(_SORT_NUMBERS, tell.plain(smallest="smallest" if rising else "biggest"), reply, shown))
@@ -163,24 +163,24 @@ def sort_words(core: Draw, tell: Teller) -> Draft:
     return one("list", tell.ask(_SORT_WORDS, tell.asker(), listed(words), shown))
 
 
-def sort_sizes(core: Draw, tell: Teller) -> Draft:
-    """Core: three things with three sizes, whatever their order, and the direction."""
-    things, sizes, rising = core.sample(THINGS, 3), [SIZES[at] for at in core.subset(len(SIZES), 3)], core.flip()
+def sort_sizes(core: Draw, tell: Teller, k: int) -> Draft:
+    """Core: k things with as many sizes, whatever their order, and the direction."""
+    things, sizes, rising = core.sample(THINGS, k), [SIZES[at] for at in core.subset(len(SIZES), k)], core.flip()
     pairs = [f"{article(size)} {thing}" for size, thing in zip(sizes, things, strict=True)]
-    shown = listed(tell.dressing.sample(pairs, 3))
+    shown = ", ".join(tell.dressing.sample(pairs, k))
     slots = tell.plain(smallest="smallest" if rising else "biggest")
     return one("list", tell.ask(_SORT_SIZES, slots, listed(things if rising else things[::-1]), shown))
 
 
 FAMILIES = {
     "counting": (
-        *(Recipe(partial(count_words, k=k)) for k in (2, 3, 4, 5, 6)),
-        *(Recipe(partial(count_kind, k=k, others=others)) for k in (1, 2, 3, 4) for others in (1, 2)),
+        *(Recipe(partial(count_words, k=k), weight) for k, weight in ((2, 1), (3, 1), (4, 2), (5, 3))),
+        *(Recipe(partial(count_kind, k=k, others=others)) for k in (1, 2, 3) for others in (1, 2)),
     ),
-    "sorting": (Recipe(sort_numbers), Recipe(sort_words), Recipe(sort_sizes)),
+    "sorting": (Recipe(sort_numbers), Recipe(sort_words), Recipe(partial(sort_sizes, k=2))),
     "reversing": (Recipe(partial(reverse, k=2)), Recipe(partial(reverse, k=3), 2), Recipe(partial(reverse, k=4))),
     "picking": tuple(Recipe(partial(pick_nth, k=k)) for k in (3, 4, 5)),
-    "filtering": tuple(Recipe(partial(keep_kind, k=k)) for k in (1, 2, 3)),
+    "filtering": (Recipe(partial(keep_kind, k=1, others=2)), Recipe(partial(keep_kind, k=2, others=1), 2)),
     "odd one out": (Recipe(odd_one_out),),
     "kinds": (Recipe(tell_kind),),
 }

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from tinychat.data.tinyworld.grammar import Slots, article, number
+from tinychat.data.tinyworld.grammar import article, number
 from tinychat.data.tinyworld.tasks.draw import Draft, Draw, Recipe, Teller, listed, one, wordings
 from tinychat.data.tinyworld.tasks.words import AT_PLACES, COUNTED, HEAVY, LIGHT, WEEK
 
@@ -67,29 +67,20 @@ _GAVE = wordings(
 
 
 def subtract(core: Draw, tell: Teller, apart: bool) -> Draft:
-    """Core: what was given (2 to 8), what is left (1 to 9), what is counted."""
-    gave, left = 2 + core.below(7), 1 + core.below(9)
+    """Core: what was given (2 to 7), what is left (1 to 8), what is counted."""
+    gave, left = 2 + core.below(6), 1 + core.below(8)
     slots = tell.cast(things=core.pick(COUNTED), had=number(gave + left), gave=number(gave))
     if apart:
         return one("number", tell.ask(_LEFT_ASKED, slots, number(left), tell.say(_GAVE, slots)))
     return one("number", tell.ask(_LEFT, slots, number(left)))
 
 
-_AGES = wordings(
-    "{hero} is {a} years old and {friend} is {b}. Who is {older}?",
-    "{hero} is {a} and {friend} is {b} years old. Which [child|of the two] is {older}?",
-    "Who is {older}: {hero}, who is {a}, or {friend}, who is {b}?",
-    "{hero} is {a}. {friend} is {b}. Name the {older} [one|child].",
-    "{hero}'s cake has {a} candles, {friend}'s cake has {b}. So who is {older}?",
-)
-_AGES_MATERIAL = wordings("{hero} is {a} years old. {friend} is {b} years old.")
-_AGES_ASKED = wordings("Who is {older}?", "Name the {older} child.", "Which of the two is {older}?")
-_OWNERS = wordings(
-    "{hero} has {a} {things} and {friend} has {b}. Who has {more}?",
-    "{hero} found {a} {things}. {friend} found {b}. Who found {more}[| {things}]?",
-    "Who has {more} {things}: {hero} with {a} or {friend} with {b}?",
-    "{friend} has {b} {things}, {hero} has {a}. Which [child|of the two] has {more}?",
-    "Of the {things}, {a} are {hero}'s and {b} are {friend}'s. Name the child with {more}.",
+_NUMBERS = wordings(
+    "{hero} asks: which is {more}, {a} {things} or {b} {things}?",
+    "{hero} sees {a} {things} here and {b} there. Which number is {bigger}?",
+    "Which number is {bigger}: {a} or {b}? {hero} counts {things}.",
+    "Name the {bigger} number of {hero}'s {things}: {a} or {b}.",
+    "There are {a} {things} in one bag and {b} {things} in the other. {hero} wants {more}. How many are that?",
 )
 _WEIGHTS = wordings(
     "{hero} asks: which is {heavier}, {a_first} or {a_second}?",
@@ -100,30 +91,17 @@ _WEIGHTS = wordings(
 )
 
 
-def compare_ages(core: Draw, tell: Teller, apart: bool) -> Draft:
-    """Core: two different ages from 3 to 14, whichever comes first, and whether the older or younger is asked."""
-    pair, older = core.subset(12, 2), core.flip()
-    slots = tell.cast(older="older" if older else "younger")
-    reply = _in_order(tell, [3 + n for n in pair], older, slots)
-    if apart:
-        return one("word", tell.ask(_AGES_ASKED, slots, reply, tell.say(_AGES_MATERIAL, slots)))
-    return one("word", tell.ask(_AGES, slots, reply))
-
-
-def compare_counts(core: Draw, tell: Teller) -> Draft:
+def compare_numbers(core: Draw, tell: Teller) -> Draft:
     """Core: two different numbers from 2 to 16, whichever comes first, what is counted, and more or fewer."""
-    pair, more = core.subset(15, 2), core.flip()
-    slots = tell.cast(things=core.pick(COUNTED), more="more" if more else "fewer")
-    reply = _in_order(tell, [2 + n for n in pair], more, slots)
-    return one("word", tell.ask(_OWNERS, slots, reply))
-
-
-def _in_order(tell: Teller, pair: list[int], more: bool, slots: Slots) -> str:
-    """Put the two numbers into {a} and {b} in any order; returns the child who has more, or less."""
+    pair, more = [2 + n for n in core.subset(15, 2)], core.flip()
+    slots = tell.asker(
+        things=core.pick(COUNTED), more="more" if more else "fewer", bigger="bigger" if more else "smaller"
+    )
+    reply = number(pair[1 if more else 0])
     if tell.uniform() < 0.5:
         pair.reverse()
     slots.update(a=number(pair[0]), b=number(pair[1]))
-    return slots["hero" if (pair[0] > pair[1]) == more else "friend"]
+    return one("number", tell.ask(_NUMBERS, slots, reply))
 
 
 def compare_weights(core: Draw, tell: Teller) -> Draft:
@@ -136,23 +114,24 @@ def compare_weights(core: Draw, tell: Teller) -> Draft:
     return one("word", tell.ask(_WEIGHTS, slots, reply))
 
 
-# First number and step; the fourth number is still within 1 to 20.
-_STARTS = tuple((start, step) for step in (1, 2, 3, -1, -2) for start in range(1, 21) if 1 <= start + 4 * step <= 20)
+# First number and step; the fifth number is still within 1 to 20.
+_STARTS = tuple((start, step) for step in (1, 2, -1) for start in range(1, 21) if 1 <= start + 4 * step <= 20)
 _NEXT = wordings(
-    "{hero} counts: {material}. [What|Which number] comes next?",
-    "{hero} wrote {material}. Which number [must follow|is the next one]?",
-    "[Go on|Carry on] with {hero}'s numbers: {material}.",
-    "{hero} says {material}. Say the next number.",
-    "What comes after {hero}'s {material}?",
-    "These are {hero}'s numbers. Which one is next?",
+    "{hero} counts {things}: {material}. [What|Which number] comes next?",
+    "{hero} counted {things} and wrote {material}. Which number [must follow|is the next one]?",
+    "[Go on|Carry on] with the numbers of {hero}'s {things}: {material}.",
+    "{hero} puts {things} into a row and says {material}. Say the next number.",
+    "What comes after {material} when {hero} counts {things}?",
+    "These are the numbers of {hero}'s {things}. Which one is next?",
 )
 
 
 def next_number(core: Draw, tell: Teller) -> Draft:
-    """Core: the first number, the step (1, 2, 3, or back by 1 or 2), and whether three or four are shown."""
+    """Core: the first number, the step (1, 2 or back by 1), whether three or four are shown, and what is counted."""
     (start, step), shown = core.pick(_STARTS), 3 + core.below(2)
+    slots = tell.asker(things=core.pick(COUNTED))
     row = listed([number(start + step * n) for n in range(shown)])
-    return one("number", tell.ask(_NEXT, tell.asker(), number(start + step * shown), row))
+    return one("number", tell.ask(_NEXT, slots, number(start + step * shown), row))
 
 
 _DAYS = wordings(
@@ -175,10 +154,8 @@ FAMILIES = {
     "addition": (Recipe(add, 2), Recipe(add_heaps)),
     "subtraction": (Recipe(partial(subtract, apart=False), 2), Recipe(partial(subtract, apart=True))),
     "comparing": (
-        Recipe(partial(compare_ages, apart=False)),
-        Recipe(compare_counts, 2),
-        Recipe(partial(compare_ages, apart=True)),
-        Recipe(compare_weights, 2),
+        Recipe(compare_numbers, 2),
+        Recipe(compare_weights),
     ),
     "sequences": (Recipe(next_number, 2), Recipe(next_day)),
 }

@@ -19,18 +19,21 @@ _FOLLOWS = wordings(
 )
 
 
-def syllogism(core: Draw, tell: Teller, case: str, pets: bool) -> Draft:
-    """Core: the kind and the trait of the first sentence, and the kind or trait that differs in the second."""
+def syllogism(core: Draw, tell: Teller, case: str, pets: bool, denied: bool = False) -> Draft:
+    """Core: the kind and the trait of the first sentence, and the kind or trait that differs in the second.
+
+    `denied`: the claim is that somebody is not so, which follows from a sentence with "no".
+    """
     kinds = ANIMAL.members if pets else JOB.members
     kind, other = core.sample(kinds, 2) if case == "another kind" else (core.pick(kinds), "")
     trait, claimed = core.sample(_TRAITS, 2) if case == "another trait" else [core.pick(_TRAITS)] * 2
     who = tell.dressing.pick(PETS if pets else _NAMES)
     fact = f"{who} is {article(other or kind)}."
-    claim = f"{who} is {claimed}"
+    claim = f"{who} is {'not ' * denied}{claimed}"
     if case == "turned round":
         fact, claim = f"{who} is {trait}.", f"{who} is {article(kind)}"
     story = f"{'No' if case == 'none' else 'Every'} {kind} is {trait}. {fact}"
-    reply = "yes" if case == "it follows" else "no"
+    reply = "yes" if (case, denied) in (("it follows", False), ("none", True)) else "no"
     return one("yes_no", tell.ask(_FOLLOWS, tell.plain(claim=claim), reply, story))
 
 
@@ -78,12 +81,17 @@ def two_opposites(core: Draw, tell: Teller, turns: bool) -> Draft:
     return Draft("word", tuple(asked))
 
 
-_CASES = ("another kind", "another trait", "turned round", "none")
 FAMILIES = {
     "syllogism": tuple(
-        Recipe(partial(syllogism, case=case, pets=pets), 4 if case == "it follows" else 1)
+        Recipe(partial(syllogism, case=case, pets=pets, denied=denied), weight)
         for pets in (True, False)
-        for case in ("it follows", *_CASES)
+        for case, denied, weight in (
+            ("it follows", False, 2),
+            ("it follows", True, 1),
+            ("none", False, 1),
+            ("none", True, 1),
+            ("another kind", False, 1),
+        )
     ),
     "opposites": (
         Recipe(contrast),

@@ -129,12 +129,10 @@ _JOIN = {
 
 
 def join(core: Draw, tell: Teller, commas: bool) -> Draft:
-    """Core: three words in their order, joined by "and" or by commas; the reply has it the other way."""
+    """Core: three words in their order, to be joined by "and" or by commas."""
     words = core.sample(WORDS, 3)
-    shown, reply = " and ".join(words), listed(words)
-    if not commas:
-        shown, reply = reply, shown
-    return one("exact", tell.ask(_JOIN["commas" if commas else "and"], tell.plain(), reply, shown))
+    reply = (", " if commas else " and ").join(words)
+    return one("exact", tell.ask(_JOIN["commas" if commas else "and"], tell.plain(), reply, listed(words)))
 
 
 FAMILIES = {
