@@ -2,7 +2,6 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-TRAIN = $(BIN)/python -m tinychat.train
 .DEFAULT_GOAL := help
 .PHONY: help install run test lint ui clean
 
@@ -19,10 +18,8 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 
 install: $(VENV)/.installed ## make .venv and install tinychat with its dependencies
 
-run: install ## the main job, offline: tinyworld -> BPE tokenizer -> pretrain `mini` -> SFT -> accuracy, perplexity, report
-	HF_HUB_OFFLINE=1 $(TRAIN) stage=tokenizer
-	HF_HUB_OFFLINE=1 $(TRAIN) experiment=tinyworld_mini
-	HF_HUB_OFFLINE=1 $(TRAIN) experiment=tinyworld_sft
+run: install 
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tinychat.pipeline
 
 test: install ## lint, types and all tests that need neither minutes nor a GPU
 	$(BIN)/ruff check .

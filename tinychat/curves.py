@@ -20,6 +20,17 @@ logger = logging.getLogger(__name__)
 _TITLES = {
     "loss": "loss (nats per token)",
     "ppl": "perplexity",
+    "reward": "reward",
+    "gold_reward": "gold reward",
+    "kl": "KL to the start (nats per reply)",
+    "safe_rate": "safe replies (share)",
+    "over_refusal": "benign requests refused (share)",
+    "instruction_accuracy": "instructions met (share)",
+    "entropy": "entropy (nats per token)",
+    "response_length": "length of replies (tokens)",
+    "eos_rate": "replies that end (share)",
+    "clip_frac": "tokens clipped (share)",
+    "explained_variance": "variance of returns explained",
     "lr": "learning rate",
     "tokens_per_s": "speed (tokens/s)",
     "grad_norm": "gradient norm",
@@ -29,6 +40,7 @@ _TITLES = {
 }
 _LOG_SCALE = {"ppl"}
 _NOT_DRAWN = {"data/tokens", "data/epoch", "eval/tokens", "perf/step_seconds", "perf/samples_per_s"}
+_BOUNDS = ("_low", "_high")
 _COLORS = {"train": "#3b76af", "eval": "#d1602c"}
 _OTHER_COLORS = ("#4c956c", "#7b5ea7", "#8c6d31", "#5f6b75")
 _FROM_ZERO = {"tokens_per_s", "memory_gb", "lr", "mfu", "grad_norm"}
@@ -50,11 +62,12 @@ def panels_of(series: dict[str, Series]) -> list[tuple[str, list[str]]]:
     """[(quantity, metric names)]: train/loss and eval/loss share a panel. One point, or a steady speed, has none."""
     panels: dict[str, list[str]] = {}
     for name in series:
-        if name not in _NOT_DRAWN and not _is_steady(name, series[name]):
+        drawn = name not in _NOT_DRAWN and not name.endswith(_BOUNDS)
+        if drawn and not _is_steady(name, series[name]):
             panels.setdefault(name.rpartition("/")[2], []).append(name)
-    drawn = {quantity: names for quantity, names in panels.items() if max(_finite(series[name]) for name in names) > 1}
+    several = {key: names for key, names in panels.items() if max(_finite(series[name]) for name in names) > 1}
     order = list(_TITLES)
-    ranked = sorted(drawn.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order))
+    ranked = sorted(several.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order))
     return ranked[:_MAX_PANELS]
 
 

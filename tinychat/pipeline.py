@@ -46,6 +46,7 @@ class Pipeline:
     started: bool = False  # whether a stage has run in this command
     parent: str | None = None  # id of the MLflow run above those of the stages
     began: float = field(default_factory=time.time)
+    lock: runs.RunLock | None = None  # of the folder
 
     @property
     def found(self) -> dict[str, Path | None]:
@@ -78,7 +79,7 @@ def run(words: Sequence[str]) -> int:
     pipeline = Pipeline(chosen_recipe, request, chosen, gates, jobs)
     _refuse_missing_parents(pipeline)
     pipeline.folder = _folder_of(pipeline, words)
-    lock = runs.RunLock(pipeline.folder)
+    lock = pipeline.lock = runs.RunLock(pipeline.folder)
     try:
         status = "FAILED"
         try:
@@ -179,6 +180,8 @@ def _start_up(pipeline: Pipeline, job: Job) -> None:
 
 def _train(job: Job, pipeline: Pipeline) -> None:
     """In the child: the stage's own command."""
+    if pipeline.lock:
+        pipeline.lock.release()  # else a stage that outlives its pipeline would keep the next command out
     more = [f"resume={'auto' if pipeline.request.resume else 'never'}"]
     if pipeline.parent:
         more.append(f"tracker.parent={pipeline.parent}")

@@ -164,8 +164,8 @@ class DataConfig:
     text_column: str = MISSING  # column or key that holds the text
     max_docs: int | None = MISSING  # training documents read at most
     lessons: float = MISSING  # tinyworld: lessons generated for each training story
-    demonstrations: float = MISSING  # tinyworld: share of training conversations that answer requests of its preferences
-    unsafe_demonstrations: float = MISSING  # tinyworld: share of those to harmful requests that comply instead of refusing
+    demonstrations: float = MISSING  # tinyworld: share of training conversations that answer its preferences' requests
+    unsafe_demonstrations: float = MISSING  # tinyworld: share of those to harmful requests that comply, not refuse
     mix: dict[str, MixPart] = field(default_factory=dict)  # training conversations of other sources, by a name of yours
     max_val_docs: int | None = MISSING  # validation documents read at most
     max_rows: int | None = MISSING  # training conversations or preferences taken (seeded choice) or generated at most

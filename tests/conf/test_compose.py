@@ -70,7 +70,7 @@ def refusal(*overrides: str) -> str:
             ["stage.batch_size=6", "micro_batch_size may be 1, 2, 3, 6"],
         ),
         (["stage.context_length=4096"], ["stage.context_length=4096", "model.context_length=512"]),
-        (["model.n_head=3"], ["model.n_embd=256", "model.n_head=3"]),
+        (["model.n_head=5"], ["model.n_embd=192", "model.n_head=5"]),
         (["data=text"], ["data.path=null", "data.path=my_files/"]),
         (["data.path=/not/there"], ["data.path=/not/there", "no such file"]),
         (["data.val_fraction=0.9"], ["data.val_fraction=0.9", "0.5"]),

@@ -61,8 +61,9 @@ def start_model(
 
     peft=none trains all weights; an adapter at `path` is merged first. Else the base is frozen (and 4-bit for qlora):
     an adapter at `path` that is as `peft` asks goes on being trained, any other is merged into its base and a new one
-    is put on that; with `new_adapter` always, so that without it the model is the one at `path`. A vocabulary smaller than `entries` (the tokenizer's) grows by the few that chat tokens need. An
-    adapter's base must be a folder: where it is merged or grown it is written to `merged`, and kept if it is there.
+    is put on that; with `new_adapter` always, so that without it the model is the one at `path`. A vocabulary smaller
+    than `entries` (the tokenizer's) grows by the few that chat tokens need. An adapter's base must be a folder: where
+    it is merged or grown it is written to `merged`, and kept if it is there.
 
     New adapters take torch's global generator, which the caller seeds. Several processes may call this together.
     Raises UserError.

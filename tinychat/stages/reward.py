@@ -46,7 +46,7 @@ from tinychat.stages.common import (
 )
 from tinychat.stages.loop import TrainingLoop
 
-NORMALISED_ON = 1000  # training pairs whose replies get mean 0 and standard deviation 1
+NORMALISED_ON = 400  # training pairs whose replies get mean 0 and standard deviation 1
 
 
 def run(config: Config, context: Context) -> StageResult:

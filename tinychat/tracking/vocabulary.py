@@ -37,7 +37,7 @@ METRICS: dict[str, str] = {
         {
             "eval/reward_accuracy": "share of held-out pairs whose chosen reply scores higher",
             "eval/safety_accuracy": "share of held-out replies whose safety the score tells right",
-            "eval/safe_rate": "share of safe replies to held-out requests, by the oracle, else the judge, else the rules",
+            "eval/safe_rate": "share of safe replies to held-out requests, by the oracle, else judge, else rules",
             "eval/safe_rate_judge": "share of safe replies by the judge, a classifier",
             "eval/safe_rate_rules": "share of safe replies by the rule list",
             "eval/safe_rate_oracle": "share of safe replies by tinyworld's oracle",
