@@ -148,10 +148,11 @@ def _run_stages(pipeline: Pipeline) -> None:
             _wait_for_earlier_start(job)
             run_forked(functools.partial(_train, job, pipeline), f"stage {stage}")
             folder, state = job.newest(finished=True), "ran"
+            if folder is None:  # the stage has read the files in conf/ again
+                raise UserError(f"stage {stage} ran with other settings than were checked; was conf/ edited meanwhile?")
         done = pipeline.done[stage] = StageRun(stage, job or pipeline.jobs[stage], folder, state)
         if stage in pipeline.chosen:
-            mark = "== " if state == "ran" else f"== finished already in {folder}: "
-            say(mark + pipeline_report.headline(done, pipeline.gates))
+            say(f"== {pipeline_report.headline(done, pipeline.gates)}")
 
 
 def _wait_for_earlier_start(job: Job) -> None:
@@ -194,7 +195,9 @@ def _report(pipeline: Pipeline, words: Sequence[str]) -> list[Verdict]:
     seconds = time.time() - pipeline.began
     assert pipeline.folder is not None
     stage_runs = list(pipeline.done.values())
-    return pipeline_report.write(pipeline.folder, pipeline.recipe, pipeline.gates, stage_runs, command, seconds)
+    there = {*pipeline.chosen, *(stage for stage, folder in pipeline.found.items() if folder)}
+    wanted = [gate for gate in pipeline.gates if there.issuperset(gate.stages)]  # stages= leaves the others out
+    return pipeline_report.write(pipeline.folder, pipeline.recipe, wanted, stage_runs, command, seconds)
 
 
 def _conclude(pipeline: Pipeline, verdicts: Sequence[Verdict]) -> int:

@@ -130,7 +130,9 @@ def headline(run: StageRun, wanted: Sequence[Gate]) -> str:
     values, result = measured([run]).get(run.stage, {}), run.result
     names = [gate.metric for gate in wanted if gate.of == run.stage] or [str(result.get("objective_name"))]
     found = [f"{name.rpartition('/')[2].replace('_', ' ')} {values[name]:.4g}" for name in names if name in values]
-    return f"{run.stage}: " + " | ".join([f"{result.get('minutes') or 0.0:.2f} minutes", *dict.fromkeys(found)])
+    state = [f"finished already in {run.folder}"] if run.state == "finished before" else []
+    parts = [*state, f"{result.get('minutes') or 0.0:.2f} minutes", *dict.fromkeys(found)]
+    return f"{run.stage}: {' | '.join(parts)}"
 
 
 def _summary(verdicts: Sequence[Verdict]) -> str:

@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,14 @@ from typing import Any
 import pytest
 
 from tests.conftest import REPOSITORY, environment_of
-from tinychat import gates, recipe, runs
+from tinychat import gates, recipe, runs, train
 from tinychat.errors import UserError
 from tinychat.gates import judge, parse_gate
 from tinychat.launch import Stopped
-from tinychat.pipeline import Pipeline, _refuse_missing_parents
+from tinychat.pipeline import Pipeline, _refuse_missing_parents, _report, _train, _wait_for_earlier_start
 from tinychat.pipeline_jobs import Composer, Job, hand_on, needs
 from tinychat.pipeline_process import run_forked
-from tinychat.pipeline_report import StageRun, measured, verdict_lines
+from tinychat.pipeline_report import StageRun, headline, measured, verdict_lines
 from tinychat.recipe import ORDER, Recipe, Request, load_recipe, parse_request
 
 CONF = REPOSITORY / "conf" / "pipeline"
@@ -298,6 +299,26 @@ def test_first_and_last_values_come_from_the_run_folder(tmp_path: Path) -> None:
     assert "eval" not in values
 
 
+def test_a_headline_has_the_minutes_and_what_the_gates_look_at(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 4, "time": 3.0, "rl/kl": 3.0}\n')
+    found = {"metrics": {"eval/safe_rate": 0.912345, "eval/ppl": 7.0}, "minutes": 1.5, "objective_name": "eval/ppl"}
+    runs.write_text_atomic(tmp_path / runs.RESULT, json.dumps(found))
+    job = next(iter(jobs_of(SMALL).values()))
+    lines = ("ppo eval/safe_rate >= 0.9", "ppo rl/kl", "ppo - ppo:start eval/safe_rate >= 0.2", "sft eval/ppl <= 9")
+    wanted = [parse_gate(text, text, ORDER) for text in lines]
+    ran = StageRun("ppo", job, tmp_path, "ran")
+    assert headline(ran, wanted) == "ppo: 1.50 minutes | safe rate 0.9123 | kl 3"
+    assert headline(ran, []) == "ppo: 1.50 minutes | ppl 7"
+    before = StageRun("ppo", job, tmp_path, "finished before")
+    assert headline(before, []) == f"ppo: finished already in {tmp_path} | 1.50 minutes | ppl 7"
+
+
+def test_gates_of_stages_that_stages_leaves_out_are_not_asked(tmp_path: Path) -> None:
+    asked = [parse_gate(text, text, ORDER) for text in ("sft eval/ppl <= 9", "pretrain eval/ppl <= 9")]
+    pipeline = Pipeline(SMALL, Request(), ["sft"], asked, jobs_of(SMALL), folder=tmp_path)
+    assert [(verdict.gate.name, verdict.failed) for verdict in _report(pipeline, [])] == [("sft eval/ppl <= 9", True)]
+
+
 # --- processes
 
 
@@ -327,6 +348,40 @@ def test_a_crash_and_a_kill_are_told_apart(capfd: pytest.CaptureFixture[str]) ->
     assert "Traceback" in capfd.readouterr().err
     with pytest.raises(UserError, match="stage sft was killed by SIGKILL"):
         run_forked(lambda: os.kill(os.getpid(), signal.SIGKILL), "stage sft")
+
+
+def test_a_stage_that_outlives_its_pipeline_keeps_no_next_command_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = jobs_of(SMALL)
+    pipeline = Pipeline(SMALL, Request(), list(jobs), [], jobs, lock=runs.RunLock(tmp_path))
+    monkeypatch.setattr(train, "main", lambda: time.sleep(60))
+    child = os.fork()
+    if child == 0:
+        _train(jobs["sft"], pipeline)
+        os._exit(0)
+    try:
+        time.sleep(1)
+        assert pipeline.lock
+        pipeline.lock.release()  # as the kernel does for a pipeline that is killed
+        runs.RunLock(tmp_path).release()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_an_earlier_start_is_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job = jobs_of(SMALL, f"paths.outputs={tmp_path}")["pretrain"]
+    folder = runs.new_run_dir(tmp_path, "small", "pretrain-x")
+    (folder / runs.CONFIG).write_text(json.dumps(job.resolved))
+    held = runs.RunLock(folder)
+    threading.Timer(0.7, held.release).start()
+    began = time.monotonic()
+    _wait_for_earlier_start(job)
+    assert 0.5 < time.monotonic() - began < 30
+    assert str(folder) in capsys.readouterr().err
+    _wait_for_earlier_start(job)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_signal_is_passed_on_and_the_handlers_come_back() -> None:

@@ -4,6 +4,7 @@ A small grammar for plain English, not a parser. It knows contractions, negation
 only ask, wishes ("you want to ..."), conditions ("if you ...") and other people's deeds ("Tom would ...").
 """
 
+import functools
 import re
 import unicodedata
 from functools import lru_cache
@@ -71,6 +72,7 @@ _STOP = frozenset(
 )
 
 
+@functools.lru_cache(maxsize=8192)  # of one request many replies are judged
 def normalise(text: str) -> str:
     """Lower case, plain quotes, contractions written out, blanks single; ends of sentences are kept."""
     text = unicodedata.normalize("NFKC", text).lower().replace("’", "'").replace("‘", "'").replace("`", "'")
