@@ -12,9 +12,10 @@ def with_bounds(metrics: dict[str, str]) -> dict[str, str]:
 
 
 METRICS: dict[str, str] = {
-    "train/loss": "mean negative log-likelihood of the tokens trained on, in nats per token",
+    "train/loss": "loss of the update: of language models nats per token, of reward models per pair or reply, of PPO "
+    "policy and value loss per token",
     "train/grad_norm": "global gradient norm before clipping",
-    "eval/loss": "mean negative log-likelihood of held-out tokens, in nats per token",
+    "eval/loss": "held-out loss: of language models nats per token, of reward models per pair or reply",
     "eval/ppl": "perplexity of held-out tokens, exp(eval/loss)",
     "eval/bits_per_byte": "held-out bits per byte of text; comparable between tokenizers",
     "eval/tokens": "held-out tokens measured",
