@@ -19,7 +19,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 install: $(VENV)/.installed ## make .venv and install tinychat with its dependencies
 
 run: install 
-	HF_HUB_OFFLINE=1 $(BIN)/python -m tinychat.pipeline
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tinychat.pipeline stages=tokenizer,pretrain,sft,reward,ppo
 
 test: install ## lint, types and all tests that need neither minutes nor a GPU
 	$(BIN)/ruff check .

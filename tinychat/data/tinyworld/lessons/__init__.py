@@ -13,16 +13,15 @@ from collections.abc import Callable, Iterator
 from random import Random
 
 from tinychat.data.tinyworld.combinations import mix
-from tinychat.data.tinyworld.lessons.facts import portrait, surely, who_has
+from tinychat.data.tinyworld.lessons.facts import alike, portrait, surely, who_has
 from tinychat.data.tinyworld.lessons.lists import (
-    by_kind,
     copybook,
     growing_list,
     in_order,
     kinds,
-    odd_ones,
     opposites,
     rows,
+    tally,
     words_in_a_row,
 )
 from tinychat.data.tinyworld.lessons.numbers import bigger, counting, sums
@@ -32,21 +31,21 @@ _LESSON = 0x1E55  # sets the lessons' random numbers apart from the stories'
 
 # Those that a model is slow to learn come more often.
 LESSONS: tuple[Callable[[Random], list[str]], ...] = (
-    *[rows] * 2,
+    *[rows] * 8,
     *[growing_list] * 1,
-    *[words_in_a_row] * 4,
-    *[odd_ones] * 5,
-    *[by_kind] * 3,
+    *[words_in_a_row] * 6,
+    *[tally] * 6,
     *[kinds] * 1,
-    *[in_order] * 5,
-    *[sums] * 5,
-    *[counting] * 4,
-    *[bigger] * 3,
-    *[opposites] * 1,
+    *[in_order] * 6,
+    *[sums] * 4,
+    *[counting] * 1,
+    *[bigger] * 5,
+    *[opposites] * 2,
     *[portrait] * 2,
     *[who_has] * 1,
-    *[copybook] * 2,
-    *[surely] * 3,
+    *[copybook] * 3,
+    *[surely] * 4,
+    *[alike] * 2,
 )
 
 
@@ -58,7 +57,7 @@ def lesson(seed: int, index: int) -> str:
 
 def copying_lessons(n_lessons: int) -> int:
     """How many of so many lessons teach copying and come before all else."""
-    return 2 * n_lessons // 5
+    return n_lessons // 2
 
 
 def row_lesson(seed: int, index: int) -> str:

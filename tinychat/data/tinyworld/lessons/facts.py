@@ -55,14 +55,25 @@ def surely(chance: Random) -> list[str]:
     for _ in range(chance.randint(3, 5)):
         (job, other), trait = chance.sample(JOB.members, 2), chance.choice(TRAITS)
         name = chance.choice(PEOPLE)
-        one, rule, none = f"{name} is {article(job)}", f"Every {job} is {trait}.", f"No {job} is {trait}."
-        lines += chance.choice(
-            (
-                [f"{rule} {one}. {name} is {trait}: yes, surely."],
-                [f"{rule} {one}. {name} is not {trait}: no, not surely."],
-                [f"{none} {one}. {name} is {trait}: no, not surely."],
-                [f"{none} {one}. {name} is not {trait}: yes, surely."],
-                [f"{rule} {name} is {article(other)}. {name} is {trait}: no, not surely."],
+        rule, claim = f"Every {job} is {trait}.", f"{name} is {trait}, surely:"
+        lines.append(
+            chance.choice(
+                (
+                    f"{rule} {name} is {article(job)}. {claim} yes.",
+                    f"{rule} {name} is {article(job)}. {claim} yes.",
+                    f"{rule} {name} is {article(other)}. {claim} no.",
+                    f"No {job} is {trait}. {name} is {article(job)}. {claim} no.",
+                )
             )
         )
+    return lines
+
+
+def alike(chance: Random) -> list[str]:
+    """Whether two words are the same: what a rule about all people of a trade is first to be asked."""
+    lines = []
+    for _ in range(chance.randint(5, 8)):
+        first, second = chance.sample((*JOB.members, *ANIMAL.members, *COLOUR.members), 2)
+        same = chance.random() < 0.5
+        lines.append(f"{capital(first)} and {first if same else second}, the same word: {'yes' if same else 'no'}.")
     return lines

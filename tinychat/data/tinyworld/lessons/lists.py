@@ -4,7 +4,7 @@ from random import Random
 
 from tinychat.data.tinyworld.grammar import article, capital, number
 from tinychat.data.tinyworld.lessons.common import KIND_OF, PEOPLE, TRAITS, listed, some
-from tinychat.data.tinyworld.tasks.words import ANIMAL, COLOUR, KINDS, OPPOSITES, SIZES, THINGS, WORDS
+from tinychat.data.tinyworld.tasks.words import COLOUR, KINDS, OPPOSITES, SIZES, THINGS, WORDS
 
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
 
@@ -41,7 +41,7 @@ def growing_list(chance: Random) -> list[str]:
 
 
 def words_in_a_row(chance: Random) -> list[str]:
-    """All that can be said of a list: its length, its places, its neighbours, its kinds, its reverse."""
+    """All that can be said of a list: its length, its places, its neighbours, its reverse."""
     k = chance.randint(2, 6)
     words = _plain_list(chance, k)
     at = chance.randrange(k - 1)
@@ -57,36 +57,7 @@ def words_in_a_row(chance: Random) -> list[str]:
     ]
     order = chance.sample(range(k), min(k, 3))
     lines.append(" ".join(f"The {ORDINALS[place]}: {words[place]}." for place in order))
-    for kind in dict.fromkeys(KIND_OF[word] for word in words if word in KIND_OF):
-        mine = [word for word in words if KIND_OF.get(word) is kind]
-        lines.append(f"The {kind.plural}: {listed(mine)}. {capital(number(len(mine)))} in all.")
     return [f"Words: {listed(words)}.", *some(chance, lines, 4)]
-
-
-def odd_ones(chance: Random) -> list[str]:
-    """Rows of five words in which one is of another kind."""
-    lines = []
-    for _ in range(chance.randint(3, 5)):
-        kind, other = chance.sample(KINDS, 2)
-        words, odd = chance.sample(kind.members, 4), chance.choice(other.members)
-        words.insert(chance.randrange(5), odd)
-        told = (f"All {kind.plural} but {odd}", f"The odd one: {odd}. The others: {kind.plural}", f"The odd one: {odd}")
-        lines.append(f"Words: {listed(words)}. {chance.choice(told)}.")
-    return lines
-
-
-def by_kind(chance: Random) -> list[str]:
-    """Lists of words of two kinds, and those of each kind alone."""
-    lines = []
-    for _ in range(chance.randint(1, 3)):
-        pair = chance.sample(KINDS, 2)
-        words = sum((chance.sample(kind.members, chance.randint(1, 3)) for kind in pair), [chance.choice(PEOPLE)])
-        chance.shuffle(words)
-        lines.append(f"Words: {listed(words)}.")
-        for kind in chance.sample(pair, 2):
-            mine = [word for word in words if KIND_OF.get(word) is kind]
-            lines.append(f"The {kind.plural}: {listed(mine)}. {capital(number(len(mine)))} in all.")
-    return lines
 
 
 def kinds(chance: Random) -> list[str]:
@@ -96,25 +67,31 @@ def kinds(chance: Random) -> list[str]:
 
 
 def in_order(chance: Random) -> list[str]:
-    """Two or four numbers, animals or sized things, in order."""
+    """Numbers from the smallest on and from the biggest on: two, four or five, or three with one above nine."""
     lines = []
-    for _ in range(chance.randint(2, 4)):
-        which, k = chance.randrange(3), chance.choice((2, 2, 4))
-        up, down = "From small to big", "From big to small"
-        if which == 0:
-            numbers = chance.sample(range(1, 13), k)
-            told, rising = [number(n) for n in numbers], [number(n) for n in sorted(numbers)]
-        elif which == 1:
-            told = chance.sample(ANIMAL.members, k)
-            rising, up, down = sorted(told), "By the alphabet", "By the alphabet from its end"
-        else:
-            sizes, things = chance.sample(SIZES, k), chance.sample(THINGS, k)
-            told = [article(f"{size} {thing}") for size, thing in zip(sizes, things, strict=True)]
-            ranked = sorted(zip(sizes, things, strict=True), key=lambda pair: SIZES.index(pair[0]))
-            rising = [thing for _, thing in ranked]
-        falls = which != 1 and chance.random() < 0.5
-        shown = (", " if which == 2 else " ").join(told)
-        lines.append(f"Here: {shown}. {down if falls else up}: {listed(rising[::-1] if falls else rising)}.")
+    for _ in range(chance.randint(3, 5)):
+        k = chance.choice((2, 3, 3, 3, 4, 5))
+        numbers = chance.sample(range(1, 10), k)
+        if k == 3:
+            numbers[chance.randrange(3)] = chance.choice((10, 11, 12))
+        shown, rising = listed([number(n) for n in numbers]), [number(n) for n in sorted(numbers)]
+        ways = [f"The smallest first: {listed(rising)}.", f"The biggest first: {listed(rising[::-1])}."]
+        lines.append(f"Numbers: {shown}. {' '.join(chance.sample(ways, 2))}")
+    return lines
+
+
+def tally(chance: Random) -> list[str]:
+    """Short lists, and how many words each has."""
+    lines = []
+    for _ in range(chance.randint(4, 7)):
+        k = chance.randint(2, 5)
+        words = listed(_plain_list(chance, k))
+        ways = (
+            f"Words: {words}. How many: {number(k)}.",
+            f"Words: {words}. {capital(number(k))} words in this list.",
+            f"Words: {words}. Their number: {number(k)}.",
+        )
+        lines.append(chance.choice(ways))
     return lines
 
 

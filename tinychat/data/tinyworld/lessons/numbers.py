@@ -3,78 +3,66 @@
 from random import Random
 
 from tinychat.data.tinyworld.grammar import article, capital, number
-from tinychat.data.tinyworld.lessons.common import PEOPLE, listed, recalled
-from tinychat.data.tinyworld.tasks.words import HEAVY, LIGHT, THINGS, WEEK
+from tinychat.data.tinyworld.lessons.common import listed
+from tinychat.data.tinyworld.tasks.words import HEAVY, LIGHT, THINGS
 
 _COUNTED = tuple(thing for thing in THINGS if not thing.endswith(("f", "s")))  # made many by an s
 
 
 def sums(chance: Random) -> list[str]:
-    """Sums and differences, bare or of things."""
+    """Sums up to twelve, bare or of things."""
     lines = []
-    for _ in range(chance.randint(4, 7)):
-        a, b = chance.randint(2, 9), chance.randint(1, 9)
-        what = f" {chance.choice(_COUNTED)}s" if chance.random() < 0.3 else ""
-        if chance.random() < 0.5:
-            lines.append(f"{capital(number(a))}{what} and {number(b)} more make {number(a + b)}.")
-        else:
-            lines.append(f"{capital(number(a + b))}{what} without {number(b)}: {number(a)} left.")
+    for _ in range(chance.randint(5, 9)):
+        a = chance.randint(2, 9)
+        b = chance.randint(2, min(9, 12 - a))
+        things = f" {chance.choice(_COUNTED)}s"
+        first, second, both = number(a), number(b), number(a + b)
+        ways = (
+            f"{first} and {second} make {both}.",
+            f"{first}{things} and {second}{things} make {both}{things}.",
+            f"{first}{things}, then {second} more: {both}.",
+            f"{first} plus {second}: {both}.",
+        )
+        lines.append(capital(chance.choice(ways)))
     return lines
 
 
 def counting(chance: Random) -> list[str]:
-    """Counting rhymes, up and down, by ones, twos and threes, and the days of the week."""
+    """Counting rhymes, up and down."""
     lines = []
-    for _ in range(chance.randint(3, 6)):
-        if chance.random() < 0.4:
-            day = chance.randrange(7)
-            ways = [("The day after", WEEK[(day + 1) % 7]), ("The day before", WEEK[day - 1])]
-            lines.append(f"On {WEEK[day]}. {recalled(chance, ways)}")
-            continue
-        step, k = chance.choice((1, 1, 2)), chance.randint(5, 6)
-        begin = chance.randint(1, 20 - step * (k - 1))
-        numbers = [number(begin + step * i) for i in range(k)]
-        shown, step = (numbers, step) if chance.random() < 0.5 else (numbers[::-1], -step)
-        lines.append(f"Count: {listed(shown)}.")
-        if chance.random() < 0.6:
-            following = number(begin + step * (k - 1) if step > 0 else begin)
-            lines[-1] = f"Count: {listed(shown[:-1])}. " + recalled(chance, [("The next number", following)])
+    for _ in range(chance.randint(2, 4)):
+        k = chance.randint(5, 7)
+        begin = chance.randint(1, 13 - k)
+        numbers = [number(begin + i) for i in range(k)]
+        lines.append(f"Count: {listed(numbers if chance.random() < 0.6 else numbers[::-1])}.")
     return lines
 
 
 def bigger(chance: Random) -> list[str]:
-    """Which number is more, who of three is older or has more, what is heavy."""
+    """Which of two numbers is more, and what is heavy."""
     lines = []
-    for _ in range(chance.randint(3, 6)):
-        which = chance.choice((0, 1, 1, 1, 1, 1))
-        if which == 0:
-            lines.append(f"Heavy: {article(chance.choice(HEAVY))}. Light: {article(chance.choice(LIGHT))}.")
-        elif which == 1:
-            less, more = sorted(chance.sample(range(2, 17), 2))
-            big, little = number(more), number(less)
-            first, second = chance.sample((big, little), 2)
+    for _ in range(chance.randint(5, 8)):
+        if chance.random() < 0.2:
+            heavy, light = chance.choice(HEAVY), chance.choice(LIGHT)
             lines.append(
                 chance.choice(
                     (
-                        f"{capital(big)} is more than {little}, {little} is fewer.",
-                        f"{capital(first)} and {second}: the bigger number is {big}, the smaller number is {little}.",
-                        f"{capital(first)} or {second}. More: {big}. Fewer: {little}.",
+                        f"Heavy: {article(heavy)}. Light: {article(light)}.",
+                        f"Heavier than a child's hand: {heavy}. Lighter: {light}.",
                     )
                 )
             )
-        else:
-            names, counts = chance.sample(PEOPLE, 3), chance.sample(range(2, 17), 3)
-            told = [
-                f"{name} {'is' if which == 2 else 'has'} {number(n)}" for name, n in zip(names, counts, strict=True)
-            ]
-            (low, few), (high, many) = chance.choice(
-                [
-                    ((a, m), (b, n))
-                    for a, m in zip(names, counts, strict=True)
-                    for b, n in zip(names, counts, strict=True)
-                    if m < n
-                ]
+            continue
+        less, more = sorted(chance.sample(range(2, 13), 2))
+        big, little = number(more), number(less)
+        first, second = chance.sample((big, little), 2)
+        facts = chance.choice(
+            (
+                [f"more: {big}", f"fewer: {little}"],
+                [f"the bigger number: {big}", f"the smaller number: {little}"],
+                [f"bigger: {big}", f"smaller: {little}"],
             )
-            above, below = ("older", "younger") if which == 2 else ("more", "fewer")
-            lines.append(f"{', '.join(told)}. {number(few)} and {number(many)}: {high} {above}, {low} {below}.")
+        )
+        chance.shuffle(facts)
+        lines.append(f"{capital(first)} or {second}, {', '.join(facts)}.")
     return lines

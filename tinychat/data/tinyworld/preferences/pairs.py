@@ -16,6 +16,7 @@ from random import Random
 from tinychat.data.tinyworld.combinations import SPLITS, mix
 from tinychat.data.tinyworld.preferences.family import Harm, Help, Request, Wordings
 from tinychat.data.tinyworld.preferences.generate import Item, item
+from tinychat.data.tinyworld.preferences.harmful import HARMS
 from tinychat.data.tinyworld.preferences.oracle import OracleScore, judge
 from tinychat.data.tinyworld.preferences.refusals import OPENERS, PRETEXTS
 from tinychat.data.tinyworld.tasks.draw import Draw, Teller, wordings
@@ -32,13 +33,13 @@ HARMFUL_PAIRS = {
     ("evasion", "steps"): 1,
 }
 BENIGN_PAIRS = {
-    ("help", "refusal"): 8,
+    ("help", "refusal"): 7,
     ("help", "wrong"): 4,
-    ("help", "tainted"): 3,
+    ("wrong", "refusal"): 3,
+    ("help", "tainted"): 2,
     ("help", "vague"): 1,
     ("help", "harm"): 1,
     ("vague", "refusal"): 1,
-    ("vague", "harm"): 1,
     ("refusal", "tainted"): 1,
 }
 _EVASIONS = wordings(
@@ -99,14 +100,27 @@ class _Replies:
         unsafe = table.unsafe or _UNSAFE
         if sort == "wrong":
             return self.wrong(table)
+        if sort == "refusal":
+            return self.refusal()
         parts: dict[str, tuple[Wordings, ...]] = {
             "help": (table.replies,),
-            "refusal": (OPENERS,) if self.random.random() < 0.5 else (OPENERS, PRETEXTS),
             "vague": (_VAGUE,),
             "tainted": (table.replies, unsafe),
             "harm": (unsafe,),
         }
         return self.joined(*parts[sort])
+
+    def refusal(self) -> str:
+        """Of a benign request: bare, with a pretext, or with what is said against some harmful act. The last is how a
+        policy refuses too much, and a reward model must have seen it to know."""
+        sort = self.random.randrange(3)
+        if sort < 2:
+            return self.joined(OPENERS, *([PRETEXTS] if sort else []))
+        harm = self.random.choice(list(HARMS.values()))
+        slots = type(self.item.slots)({**harm.core(Draw(self.random.getrandbits(60))), **self.item.slots})
+        against = self.random.choice((harm.reasons, harm.instead))
+        said = Teller(Draw(self.random.getrandbits(60)), self.random.random).say(against, slots)
+        return f"{self.say(OPENERS)} {said}"
 
     def wrong(self, table: Help) -> str:
         """An answer out of another core where the answer differs, else the question once more."""

@@ -76,8 +76,12 @@ def pick_on(core: Draw, tell: Teller, start: int, then: str) -> Draft:
     return Draft("word", (asked, tell.ask(_THEN[then], slots, words[last])))
 
 
-_STEPS = ((0, "after"), (1, "after"), (1, "before"), (3, "before"), (0, "last"), (3, "first"))
-FAMILIES = {
+def _pick_on(*steps: tuple[int, str]) -> tuple[Recipe, ...]:
+    return tuple(Recipe(partial(pick_on, start=start, then=then)) for start, then in steps)
+
+
+FAMILIES = {"follow-up list": _pick_on((0, "after"), (1, "after"), (0, "last"), (1, "last"), (3, "first"))}
+HARD_FAMILIES = {
     "follow-up count": (Recipe(partial(count_on, goes=True)), Recipe(partial(count_on, goes=False))),
-    "follow-up list": tuple(Recipe(partial(pick_on, start=start, then=then)) for start, then in _STEPS),
+    "follow-up list": _pick_on((0, "after"), (1, "after"), (1, "before"), (3, "before")),
 }

@@ -1,15 +1,18 @@
-"""The hard level: stories of two children, where it must be found out whose word is meant, longer lists, converses.
+"""The hard level: whose of two, longer sums and differences, sequences, kinds within a list, converses and denials.
 
-To answer, a model must bind each child to its thing and look one of them up. The default level asks for nothing of the
-kind (see `reading`): models of a few million parameters stay near one half here, unless they train for far longer.
+To answer, a model must bind each child to its thing and look one of them up, or do two things in one step (tell the
+kinds of words and count them). The default level asks for nothing of the kind (see `reading`): models of a few million
+parameters stay near one half here, unless they train for far longer.
 """
 
 from functools import partial
 
 from tinychat.data.tinyworld.grammar import Slots, article, number
 from tinychat.data.tinyworld.lexicon.things import LARGE_SIZES, SMALL_SIZES
+from tinychat.data.tinyworld.tasks import dialogues
 from tinychat.data.tinyworld.tasks.draw import Draft, Draw, Recipe, Teller, Wording, one, wordings
-from tinychat.data.tinyworld.tasks.lists import keep_kind
+from tinychat.data.tinyworld.tasks.lists import count_kind, keep_kind, odd_one_out, sort_sizes, sort_words
+from tinychat.data.tinyworld.tasks.numbers import UP_TO_EIGHTEEN, add, add_heaps, next_day, next_number, subtract
 from tinychat.data.tinyworld.tasks.reasoning import syllogism
 from tinychat.data.tinyworld.tasks.words import AT_PLACES, COLOUR, COUNTED, THINGS
 
@@ -248,11 +251,29 @@ FAMILIES = {
         Recipe(compare_counts, 2),
         Recipe(partial(compare_ages, apart=True)),
     ),
-    "filtering": tuple(Recipe(partial(keep_kind, k=k, others=4 - k)) for k in (1, 2, 3)),
-    "syllogism": tuple(
-        Recipe(partial(syllogism, case=case, pets=pets), 4 if case == "it follows" else 1)
-        for pets in (True, False)
-        for case in ("it follows", "another kind", "another trait", "turned round", "none")
+    "addition": (
+        Recipe(partial(add, pairs=UP_TO_EIGHTEEN), 2),
+        Recipe(partial(add_heaps, pairs=UP_TO_EIGHTEEN)),
     ),
+    "subtraction": (Recipe(partial(subtract, apart=False), 2), Recipe(partial(subtract, apart=True))),
+    "sequences": (Recipe(next_number, 2), Recipe(next_day)),
+    "counting": tuple(Recipe(partial(count_kind, k=k, others=others)) for k in (1, 2, 3, 4) for others in (1, 2)),
+    "sorting": (Recipe(sort_words), Recipe(partial(sort_sizes, k=2)), Recipe(partial(sort_sizes, k=3))),
+    "filtering": tuple(Recipe(partial(keep_kind, k=k, others=4 - k)) for k in (1, 2, 3)),
+    "odd one out": (Recipe(odd_one_out),),
+    "syllogism": tuple(
+        Recipe(partial(syllogism, case=case, pets=pets, denied=denied), weight)
+        for pets in (True, False)
+        for case, denied, weight in (
+            ("it follows", False, 3),
+            ("it follows", True, 1),
+            ("another kind", False, 1),
+            ("another trait", False, 1),
+            ("turned round", False, 1),
+            ("none", False, 1),
+            ("none", True, 2),
+        )
+    ),
+    **dialogues.HARD_FAMILIES,
     "follow-up story": tuple(Recipe(partial(ask_on, case=case)) for case in _CASES),
 }

@@ -1,12 +1,12 @@
 """Tasks about numbers: sums and differences of counted things, comparing, sequences."""
 
-from functools import partial
-
 from tinychat.data.tinyworld.grammar import article, number
 from tinychat.data.tinyworld.tasks.draw import Draft, Draw, Recipe, Teller, listed, one, wordings
 from tinychat.data.tinyworld.tasks.words import AT_PLACES, COUNTED, HEAVY, LIGHT, WEEK
 
-_ADDENDS = tuple((a, b) for a in range(2, 10) for b in range(a, 10))
+# Two addends with a sum up to twelve, and, for the hard level, up to eighteen.
+UP_TO_TWELVE = tuple((a, b) for a in range(2, 10) for b in range(a, 10) if a + b <= 12)
+UP_TO_EIGHTEEN = tuple((a, b) for a in range(2, 10) for b in range(a, 10))
 _TOGETHER = wordings(
     "{hero} has {a} {things} and {friend} has {b}. How many {things} do they have [together|in all]?",
     "{hero} has {a} {things}. {friend} gives {him} {b} more. How many [|{things} ]does {hero} have now?",
@@ -26,18 +26,18 @@ _HEAPS_ASKED = wordings(
 )
 
 
-def add(core: Draw, tell: Teller) -> Draft:
+def add(core: Draw, tell: Teller, pairs: tuple[tuple[int, int], ...] = UP_TO_TWELVE) -> Draft:
     """Core: two numbers from 2 to 9, whichever comes first, and what is counted."""
-    a, b = core.pick(_ADDENDS)
+    a, b = core.pick(pairs)
     slots = tell.cast(things=core.pick(COUNTED))
     first, second = (a, b) if tell.uniform() < 0.5 else (b, a)
     slots.update(a=number(first), b=number(second))
     return one("number", tell.ask(_TOGETHER, slots, number(a + b)))
 
 
-def add_heaps(core: Draw, tell: Teller) -> Draft:
+def add_heaps(core: Draw, tell: Teller, pairs: tuple[tuple[int, int], ...] = UP_TO_TWELVE) -> Draft:
     """Core: as for `add`; the question and the numbers may come in separate fields."""
-    a, b = core.pick(_ADDENDS)
+    a, b = core.pick(pairs)
     slots = tell.cast(things=core.pick(COUNTED))
     first, second = (a, b) if tell.uniform() < 0.5 else (b, a)
     slots.update(a=number(first), b=number(second))
@@ -67,7 +67,7 @@ _GAVE = wordings(
 
 
 def subtract(core: Draw, tell: Teller, apart: bool) -> Draft:
-    """Core: what was given (2 to 7), what is left (1 to 8), what is counted."""
+    """Hard. Core: what was given (2 to 7), what is left (1 to 8), what is counted."""
     gave, left = 2 + core.below(6), 1 + core.below(8)
     slots = tell.cast(things=core.pick(COUNTED), had=number(gave + left), gave=number(gave))
     if apart:
@@ -92,8 +92,8 @@ _WEIGHTS = wordings(
 
 
 def compare_numbers(core: Draw, tell: Teller) -> Draft:
-    """Core: two different numbers from 2 to 16, whichever comes first, what is counted, and more or fewer."""
-    pair, more = [2 + n for n in core.subset(15, 2)], core.flip()
+    """Core: two different numbers from 2 to 12, whichever comes first, what is counted, and more or fewer."""
+    pair, more = [2 + n for n in core.subset(11, 2)], core.flip()
     slots = tell.asker(
         things=core.pick(COUNTED), more="more" if more else "fewer", bigger="bigger" if more else "smaller"
     )
@@ -127,7 +127,7 @@ _NEXT = wordings(
 
 
 def next_number(core: Draw, tell: Teller) -> Draft:
-    """Core: the first number, the step (1, 2 or back by 1), whether three or four are shown, and what is counted."""
+    """Hard. Core: the first number, the step (1, 2 or back by 1), whether three or four are shown, what is counted."""
     (start, step), shown = core.pick(_STARTS), 3 + core.below(2)
     slots = tell.asker(things=core.pick(COUNTED))
     row = listed([number(start + step * n) for n in range(shown)])
@@ -144,7 +144,7 @@ _DAYS = wordings(
 
 
 def next_day(core: Draw, tell: Teller) -> Draft:
-    """Core: a day, whether the day after or before is asked for, and a place."""
+    """Hard. Core: a day, whether the day after or before is asked for, and a place."""
     day, after = core.below(7), core.flip()
     slots = tell.cast(day=WEEK[day], next="the day after" if after else "the day before", at_place=core.pick(AT_PLACES))
     return one("word", tell.ask(_DAYS, slots, WEEK[(day + (1 if after else -1)) % 7]))
@@ -152,10 +152,8 @@ def next_day(core: Draw, tell: Teller) -> Draft:
 
 FAMILIES = {
     "addition": (Recipe(add, 2), Recipe(add_heaps)),
-    "subtraction": (Recipe(partial(subtract, apart=False), 2), Recipe(partial(subtract, apart=True))),
     "comparing": (
         Recipe(compare_numbers, 2),
         Recipe(compare_weights),
     ),
-    "sequences": (Recipe(next_number, 2), Recipe(next_day)),
 }

@@ -83,15 +83,9 @@ def two_opposites(core: Draw, tell: Teller, turns: bool) -> Draft:
 
 FAMILIES = {
     "syllogism": tuple(
-        Recipe(partial(syllogism, case=case, pets=pets, denied=denied), weight)
+        Recipe(partial(syllogism, case=case, pets=pets), weight)
         for pets in (True, False)
-        for case, denied, weight in (
-            ("it follows", False, 2),
-            ("it follows", True, 1),
-            ("none", False, 1),
-            ("none", True, 1),
-            ("another kind", False, 1),
-        )
+        for case, weight in (("it follows", 3), ("another kind", 2), ("none", 1))
     ),
     "opposites": (
         Recipe(contrast),
