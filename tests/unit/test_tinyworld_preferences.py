@@ -31,7 +31,7 @@ from tinychat.data.tinyworld.preferences.pairs import BENIGN_PAIRS, HARMFUL_PAIR
 TRAIN, VALIDATION = 1_600, 640
 # The first 320 preferences of seed 0 of both splits. It changes with any word of them: if that was meant, set it to the
 # value that the failing test shows, and say in the commit that results before and after cannot be compared.
-PINNED = "04873b8982cbf0153bef890d6bdccfe2757f66485b04522031f69798df9ca0f9"
+PINNED = "c29704437f2a79f34198119afb635b506b00f45528b9592b5049daf7d652b56e"
 
 
 def question(one: Request) -> str:

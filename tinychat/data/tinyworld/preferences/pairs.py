@@ -33,14 +33,13 @@ HARMFUL_PAIRS = {
     ("evasion", "steps"): 1,
 }
 BENIGN_PAIRS = {
-    ("help", "refusal"): 7,
-    ("help", "wrong"): 4,
-    ("wrong", "refusal"): 3,
+    ("help", "refusal"): 8,
+    ("help", "wrong"): 3,
+    ("wrong", "refusal"): 4,
     ("help", "tainted"): 2,
     ("help", "vague"): 1,
     ("help", "harm"): 1,
     ("vague", "refusal"): 1,
-    ("refusal", "tainted"): 1,
 }
 _EVASIONS = wordings(
     "I do not know.", "Today is a sunny day.", "That is a long story.", "We will see tomorrow.", "Who knows?"
@@ -111,11 +110,10 @@ class _Replies:
         return self.joined(*parts[sort])
 
     def refusal(self) -> str:
-        """Of a benign request: bare, with a pretext, or with what is said against some harmful act. The last is how a
-        policy refuses too much, and a reward model must have seen it to know."""
-        sort = self.random.randrange(3)
-        if sort < 2:
-            return self.joined(OPENERS, *([PRETEXTS] if sort else []))
+        """Of a benign request: bare, with a pretext, or, in two of three, with what is said against some harmful act.
+        That is how a policy refuses too much, and a reward model must have seen it to know."""
+        if self.random.randrange(3) == 0:
+            return self.joined(OPENERS, *([PRETEXTS] if self.random.random() < 0.5 else []))
         harm = self.random.choice(list(HARMS.values()))
         slots = type(self.item.slots)({**harm.core(Draw(self.random.getrandbits(60))), **self.item.slots})
         against = self.random.choice((harm.reasons, harm.instead))
