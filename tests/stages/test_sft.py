@@ -105,7 +105,8 @@ def test_losses_are_those_of_one_plain_process(name: str, way: Callable[[str], P
     run, plain = way(name), way(f"{name.split()[0]} none")
     losses = curve(plain)
     assert list(losses) == list(range(1, STEPS + 1))
-    assert losses[STEPS] < losses[1] - 0.1, "the tiny model must learn, or equality would mean nothing"
+    # Steps have other conversations each, so that their losses differ more than learning lowers them.
+    assert max(losses.values()) > min(losses.values()) + 0.1, "losses must move, or equality would mean nothing"
     for metric in ("train/loss", "train/grad_norm"):
         assert curve(run, metric) == pytest.approx(curve(plain, metric), abs=1e-4), metric
     for metric in ("schedule/lr", "data/trained_tokens", "data/epoch"):

@@ -317,7 +317,8 @@ def test_a_person_talks_stops_corrects_and_saves(terminal, folders, tmp_path):
     session = terminal(folders[1], "--greedy", "--max_new_tokens", 10**6, **variables)
     assert "did you mean /system" in session.say("/sytem be brief")
     session.type("猫狗\x7f在\n")  # a character, then Backspace
-    time.sleep(1)
+    session.wait_for("\r\n")
+    session.wait_for("a")  # it has begun; within a second it would have filled its context
     session.type("\x03")
     session.wait_for("[stopped]")
     session.wait_for("> ")
