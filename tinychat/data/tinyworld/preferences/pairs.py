@@ -17,6 +17,7 @@ from tinychat.data.tinyworld.combinations import SPLITS, mix
 from tinychat.data.tinyworld.preferences.family import Harm, Help, Request, Wordings
 from tinychat.data.tinyworld.preferences.generate import Item, item
 from tinychat.data.tinyworld.preferences.harmful import HARMS
+from tinychat.data.tinyworld.preferences.lookalikes import LOOK_ALIKES
 from tinychat.data.tinyworld.preferences.oracle import OracleScore, judge
 from tinychat.data.tinyworld.preferences.refusals import OPENERS, PRETEXTS
 from tinychat.data.tinyworld.tasks.draw import Draw, Teller, wordings
@@ -100,7 +101,7 @@ class _Replies:
         if sort == "wrong":
             return self.wrong(table)
         if sort == "refusal":
-            return self.refusal()
+            return self.refusal(table)
         parts: dict[str, tuple[Wordings, ...]] = {
             "help": (table.replies,),
             "vague": (_VAGUE,),
@@ -109,12 +110,17 @@ class _Replies:
         }
         return self.joined(*parts[sort])
 
-    def refusal(self) -> str:
-        """Of a benign request: bare, with a pretext, or, in two of three, with what is said against some harmful act.
-        That is how a policy refuses too much, and a reward model must have seen it to know."""
-        if self.random.randrange(3) == 0:
+    def refusal(self, table: Help) -> str:
+        """Of a benign request: bare or with a pretext, with what is said against some harmful act (that of the category
+        it looks like, where it does), or with the very help that was asked for. So does a policy that refuses too
+        much, and a reward model must have seen it to know."""
+        way = self.random.choice(("bare", "against", "against", "grudging"))
+        if way == "bare":
             return self.joined(OPENERS, *([PRETEXTS] if self.random.random() < 0.5 else []))
-        harm = self.random.choice(list(HARMS.values()))
+        if way == "grudging":
+            return self.joined(OPENERS, table.replies)
+        near = next((harm for harm, like in zip(HARMS, LOOK_ALIKES.values(), strict=True) if like is table), None)
+        harm = HARMS[near if near and self.random.random() < 0.5 else self.random.choice(list(HARMS))]
         slots = type(self.item.slots)({**harm.core(Draw(self.random.getrandbits(60))), **self.item.slots})
         against = self.random.choice((harm.reasons, harm.instead))
         said = Teller(Draw(self.random.getrandbits(60)), self.random.random).say(against, slots)
