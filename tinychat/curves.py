@@ -112,12 +112,19 @@ def _draw(series: dict[str, Series], panels: list[tuple[str, list[str]]], path: 
 
 
 def _panel(axes: Axes, quantity: str, metrics: dict[str, Series]) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     spare = iter(_OTHER_COLORS)
     for name, points in metrics.items():
         prefix = name.partition("/")[0]
         _line(axes, prefix, points, _COLORS.get(prefix) or next(spare, "#555555"))
+    style_axes(axes, quantity)
+    if len(metrics) > 1:
+        axes.legend(fontsize=8, frameon=False)
+
+
+def style_axes(axes: Axes, quantity: str) -> None:
+    """Title, steps, grid and scale of a panel of a quantity, the last name of a metric; after its lines are drawn."""
+    from matplotlib.ticker import MaxNLocator
+
     axes.set_title(_TITLES.get(quantity, quantity.replace("_", " ")), fontsize=10, loc="left")
     axes.set_xlabel("optimizer step", fontsize=8)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
@@ -126,8 +133,6 @@ def _panel(axes: Axes, quantity: str, metrics: dict[str, Series]) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     _scale(axes, quantity)
-    if len(metrics) > 1:
-        axes.legend(fontsize=8, frameon=False)
 
 
 def _line(axes: Axes, label: str, points: Series, color: str) -> None:

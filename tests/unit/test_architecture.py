@@ -22,9 +22,11 @@ LAYERS: list[set[str]] = [
     {"stages"},
     {"worker"},
     {"launch"},
+    {"compare_runs", "compare_settings", "comparison", "compare_pairs", "compare_table", "compare_curves"}
+    | {"compare_report"},
     {"chat_session", "chat_input"},
     {"repl"},
-    {"train", "chat", "merge", "score", "gates"},
+    {"train", "chat", "merge", "score", "compare", "gates"},
     {"recipe"},
     {"pipeline_jobs", "pipeline_process", "pipeline_samples"},
     {"pipeline_report", "pipeline_tracking"},
@@ -32,7 +34,7 @@ LAYERS: list[set[str]] = [
 ]
 # What the parent may load before a job starts.
 LIGHT = {"train", "checks", "ds_config", "errors", "launch", "orphans", "parents", "runs", "schema", "schema_stages"}
-LIGHT |= {"checks_data", "gates", "pipeline", "recipe"}
+LIGHT |= {"checks_data", "gates", "pipeline", "recipe", "compare"}
 LIGHT |= {f"pipeline_{part}" for part in ("jobs", "process", "report", "samples", "tracking")}
 HEAVY = {"torch", "transformers", "tokenizers", "datasets", "deepspeed", "mlflow", "numpy", "matplotlib", "peft"}
 

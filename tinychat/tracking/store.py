@@ -99,18 +99,26 @@ def _create(path: Path) -> None:
     os.replace(temporary, path)
 
 
+def run_tags_of(run_id: str, uri: str) -> dict[str, str]:
+    """The tags of an MLflow run. Raises UserError for an unknown run or a store that does not answer."""
+    load_mlflow()
+    import mlflow
+
+    path = sqlite_path(uri)
+    if path is not None and not _exists(path):  # the client would make it
+        raise UserError(f"runs:/{run_id}: there is no MLflow store {path}")
+    try:
+        return mlflow.MlflowClient(uri).get_run(run_id).data.tags
+    except Exception as error:  # each kind of store has its own
+        raise UserError(f"runs:/{run_id}: {shown(uri)} says: {str(error).splitlines()[0]}") from None
+
+
 def run_folder_of(run_id: str, uri: str) -> str:
     """The run folder behind an MLflow run, from the tag that every tinychat run has.
 
     Raises UserError for an unknown run, a store that does not answer, or a run that tinychat did not make.
     """
-    load_mlflow()
-    import mlflow
-
-    try:
-        tags = mlflow.MlflowClient(uri).get_run(run_id).data.tags
-    except Exception as error:  # each kind of store has its own
-        raise UserError(f"runs:/{run_id}: {shown(uri)} says: {str(error).splitlines()[0]}") from None
+    tags = run_tags_of(run_id, uri)
     if "run_dir" not in tags:
         raise UserError(f"runs:/{run_id}: not a run of tinychat (it has no run_dir tag); give a checkpoint folder")
     return tags["run_dir"]

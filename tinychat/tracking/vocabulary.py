@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 
 def with_bounds(metrics: dict[str, str]) -> dict[str, str]:
     """The metrics, each followed by NAME_low and NAME_high, the bounds of its 95 % confidence interval."""
@@ -93,6 +95,19 @@ METRICS: dict[str, str] = {
     "perf/memory_gb": "peak memory of rank 0 in GB (1e9 bytes): resident on CPU, allocated on CUDA",
     "perf/step_seconds": "seconds per optimizer step",
 }
+
+# Of which less is better; of all others more is. What is neither good nor bad in itself (an entropy) is among those.
+LOWER_IS_BETTER = frozenset(
+    "train/loss train/grad_norm eval/loss eval/ppl eval/bits_per_byte eval/response_loss eval/response_ppl "
+    "eval/over_refusal eval/reward_ece eval/kl rl/kl rl/kl_per_token rl/kl_full rl/policy_loss rl/value_loss "
+    "rl/approx_kl rl/clip_frac rl/value_clip_frac rl/sampler_gap perf/rollout_seconds perf/scoring_seconds "
+    "perf/update_seconds perf/step_seconds perf/memory_gb tokenizer/tokens_per_word tokenizer/unknown_tokens".split()
+)
+
+
+def goal_of(metric: str) -> Literal["minimize", "maximize"]:
+    """Whether less or more of a metric is better, in Optuna's words."""
+    return "minimize" if metric in LOWER_IS_BETTER else "maximize"
 
 
 def check_names(names: object) -> None:
