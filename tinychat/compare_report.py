@@ -23,7 +23,7 @@ from tinychat.comparison import MINUTES, Comparison
 from tinychat.report import render
 from tinychat.tracking.vocabulary import METRICS
 
-MOST_METRICS = 8  # beside the compared one
+MOST_METRICS = 5  # beside the compared one
 
 
 @dataclass

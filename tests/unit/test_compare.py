@@ -221,7 +221,10 @@ def test_settings_that_follow_the_seed_or_a_name_make_no_group(tmp_path: Path) -
 
 def test_several_stages_need_a_choice(seeds: Path) -> None:
     make_run(seeds, 20, stage="sft", loss=1.0, eval__rouge_l=0.4)
-    with pytest.raises(UserError, match=r"several stages \(8 pretrain, 1 sft\); say which with --stage, or what to compare .* eval/loss$"):
+    with pytest.raises(
+        UserError,
+        match=r"several stages \(8 pretrain, 1 sft\); say which with --stage, or .* eval/loss$",
+    ):
         comparison.compare(find(["exp"], seeds))
     assert len(comparison.compare(find(["exp"], seeds), stage="sft").groups) == 1
     shared = comparison.compare(find(["exp"], seeds), ["eval/loss"])

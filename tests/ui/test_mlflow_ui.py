@@ -1,0 +1,202 @@
+"""MLflow's own pages on a small sweep, in headless Chromium: the runs, three of them compared, charts.
+
+    python -m pytest -n 0 -m ui -s tests/ui        prints where the screenshots are
+
+Needs playwright (pip install 'tinychat[ui]') and Chromium (apt-get install chromium, or playwright install chromium).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import pytest
+
+from tests.conftest import TINY_DATA, TINY_MODEL, TINY_STAGE, environment_of, run_train
+
+pytestmark = [pytest.mark.ui, pytest.mark.timeout(900)]
+
+STUDY = "lr_study"
+RATES = ("0.001", "0.003", "0.01")
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FILTER = f"tags.`tinychat.study` = '{STUDY}'"  # as docs/compare.md has it
+SECONDS = 90  # for a page on a busy machine
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A tracked sweep: its store, experiment, and names and ids of its runs in MLflow."""
+
+    uri: str
+    experiment: str
+    parent: str
+    children: list[tuple[str, str]]  # run name, run id
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Sweep:
+    """Three tiny pretraining runs of one multirun below a parent, with the tags that a sweep's runs have."""
+    from mlflow import MlflowClient
+
+    from tinychat.tracking import RunInfo, run_tags
+    from tinychat.tracking.mlflow_tracker import MlflowTracker
+
+    folder = tmp_path_factory.mktemp("sweep")
+    outputs = folder / "outputs"
+    uri = f"sqlite:///{outputs / 'mlflow.db'}"
+    own = outputs / "sweeps" / STUDY
+    own.mkdir(parents=True)
+    tracker = MlflowTracker(RunInfo(own, outputs, "ui", STUDY), uri, system_metrics=False)
+    tags = {**run_tags("sweep", "mini", "tinyworld"), "tinychat.study": STUDY, "tinychat.kind": "sweep"}
+    tracker.start({"sweep": "stage.lr"}, tags)
+    parent = tracker.wait_run_id(180)
+    assert parent is not None
+    tiny = (*TINY_MODEL, *TINY_DATA, *TINY_STAGE, f"tokenizer.path={tokenizer_folder}")
+    tracked = ("experiment_name=ui", f"tracker.uri={uri}", "tracker.system_metrics=false", f"tracker.parent={parent}")
+    steps = ("stage.max_steps=6", "stage.eval_every=2", "stage.log_every=1")
+    done = run_train(folder, "-m", *tiny, *tracked, *steps, f"stage.lr={','.join(RATES)}", timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    tracker.finish("FINISHED")
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("ui")
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{parent}'")
+    for number, run in enumerate(reversed(found)):  # what a plain multirun does not tag
+        client.set_tag(run.info.run_id, "tinychat.study", STUDY)
+        client.set_tag(run.info.run_id, "tinychat.trial", str(number))
+    assert len(found) == len(RATES)
+    return Sweep(uri, experiment.experiment_id, parent, [(run.info.run_name, run.info.run_id) for run in found])
+
+
+@pytest.fixture(scope="module")
+def address(sweep: Sweep, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Of `mlflow ui` on the sweep's store."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = ["--backend-store-uri", sweep.uri, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    log = tmp_path_factory.mktemp("server") / "log.txt"
+    with open(log, "w") as file:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "ui", *place], env=environment_of(), stdout=file, stderr=file
+        )
+    try:
+        end = time.monotonic() + 180
+        while not _answers(f"http://127.0.0.1:{port}/health"):
+            assert server.poll() is None and time.monotonic() < end, log.read_text()[-2000:]
+            time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}/#"
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as reply:
+            return reply.status == 200
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium: the system's, else playwright's own. Skips where there is none."""
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install 'tinychat[ui]'")
+    path = next((found for name in CHROMIUM if (found := shutil.which(name))), None)
+    with api.sync_playwright() as playwright:
+        try:
+            started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        except api.Error as error:
+            pytest.skip(f"no Chromium that starts ({str(error).splitlines()[0]}): apt-get install chromium")
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def page(browser: Any) -> Iterator[Any]:
+    opened = browser.new_page(viewport={"width": 1700, "height": 1000})
+    opened.set_default_timeout(SECONDS * 1000)
+    yield opened
+    opened.close()
+
+
+def runs_page(address: str, sweep: Sweep, **more: str) -> str:
+    return (
+        f"{address}/experiments/{sweep.experiment}/runs?{urlencode({'searchFilter': FILTER, **more}, quote_via=quote)}"
+    )
+
+
+def unfold(page: Any) -> None:
+    """Open the parent's row, and close the panel beside it."""
+    page.get_by_role("link", name=STUDY).wait_for()
+    close = page.get_by_role("button", name="Close", exact=True)
+    if close.count():
+        close.first.click()
+    page.locator(".ag-row").first.locator("[col-id='attributes.`Run Name`'] button").first.click()
+
+
+def save(page: Any, folder: Path, name: str) -> None:
+    page.mouse.move(5, 995)  # away from what shows a hint
+    time.sleep(1)  # moving parts
+    page.screenshot(path=folder / f"{name}.png")
+    print(f"\nscreenshot: {folder / name}.png")
+
+
+def test_children_stand_below_their_parent_with_settings_and_metric(
+    page: Any, address: str, sweep: Sweep, tmp_path: Path
+) -> None:
+    page.goto(runs_page(address, sweep))
+    page.get_by_role("link", name=STUDY).wait_for()
+    assert page.get_by_role("link", name=sweep.children[0][0]).count() == 0  # folded
+    unfold(page)
+    page.get_by_role("link", name=sweep.children[0][0]).first.wait_for()
+    page.get_by_role("button", name="Columns", exact=True).click()
+    for column in ("stage.lr", "eval/loss"):
+        page.get_by_placeholder("Search columns").fill(column)
+        page.get_by_text(column, exact=True).last.click()
+    page.keyboard.press("Escape")
+    page.locator(".ag-header").get_by_text("eval/loss").wait_for()
+    save(page, tmp_path, "runs")
+    shown = page.inner_text(".ag-root").splitlines()
+    assert set(RATES) <= set(shown), shown
+    assert sum(line == STUDY for line in shown) == 1
+    assert sum(line in {name for name, _ in sweep.children} for line in shown) == len(RATES)
+    assert "4 matching runs" in page.inner_text("body")
+
+
+def test_three_trials_compared(page: Any, address: str, sweep: Sweep, tmp_path: Path) -> None:
+    ids = json.dumps([run_id for _, run_id in sweep.children])
+    page.goto(f"{address}/compare-runs?runs={quote(ids)}&experiments={quote(json.dumps([sweep.experiment]))}")
+    page.get_by_text("Comparing 3 Runs from 1 Experiment").wait_for()
+    page.locator(".js-plotly-plot").first.wait_for()
+    save(page, tmp_path, "compare")
+    shown = page.inner_text("body")
+    assert "Parallel Coordinates Plot" in shown
+    for words in ("stage.lr", "eval/loss", "perf/tokens_per_s", *RATES, *(name for name, _ in sweep.children)):
+        assert words in shown, words
+
+
+def test_a_chart_has_a_line_for_each_trial(page: Any, address: str, sweep: Sweep, tmp_path: Path) -> None:
+    page.goto(runs_page(address, sweep))
+    unfold(page)  # stays so in the other view
+    page.get_by_role("link", name=sweep.children[0][0]).first.wait_for()
+    page.goto(runs_page(address, sweep, compareRunsMode="CHART"))
+    page.get_by_placeholder("Search metric charts").fill("eval/loss")
+    chart = page.locator(".js-plotly-plot", has=page.locator(".scatterlayer .trace")).first
+    chart.wait_for()
+    page.get_by_text("eval/loss", exact=True).first.wait_for()
+    drawn = [trace for trace in chart.locator(".scatterlayer .trace").all() if trace.locator("path.point").count()]
+    save(page, tmp_path, "chart")
+    assert len(drawn) == len(RATES)  # the parent has no points of its own
