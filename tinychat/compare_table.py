@@ -134,7 +134,7 @@ def pairs_notes(found: Comparison, pairs: Sequence[SeedPairs]) -> list[str]:
         notes.append("Difference: best minus other, over the seeds that finished in both.")
         fewest = min(tested, key=lambda result: result.n)
         if fewest.n <= 5:
-            notes.append(f"With {fewest.n} seeds the sign-flip p cannot be below {fewest.smallest_p_flip:.2g}.")
+            notes.append(f"With {fewest.n} seeds the sign-flip p cannot be below {fewest.smallest_p_flip:.3g}.")
         if len(tested) > 1:
             limit = f"{0.05 / len(tested):.2g}"
             notes.append(
