@@ -31,7 +31,7 @@ from tinychat.data.tinyworld.preferences.pairs import BENIGN_PAIRS, HARMFUL_PAIR
 TRAIN, VALIDATION = 1_600, 640
 # The first 320 preferences of seed 0 of both splits. It changes with any word of them: if that was meant, set it to the
 # value that the failing test shows, and say in the commit that results before and after cannot be compared.
-PINNED = "c29704437f2a79f34198119afb635b506b00f45528b9592b5049daf7d652b56e"
+PINNED = "4b3e3df91441bc49037f91b6c74edd2739efc5ad9486d71d59b12ad974466d85"
 
 
 def question(one: Request) -> str:
