@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import json
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,24 @@ def converse(sessions: list[Session], options: SamplingOptions) -> None:
             print(f"error: {error}")
         except KeyboardInterrupt:  # between two replies
             print()
+
+
+@contextlib.contextmanager
+def noted_interrupts() -> Iterator[list[int]]:
+    """Inside, the first Ctrl-C is noted in the list and raises nothing: a KeyboardInterrupt that comes up while a
+    library's destructor or callback runs would be swallowed there. The second one raises."""
+    noted: list[int] = []
+
+    def note(number: int, _frame: Any) -> None:
+        noted.append(number)
+        if len(noted) > 1:
+            raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGINT, note)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 class Repl:
@@ -90,8 +110,11 @@ class Repl:
                 print(f"[{session.name}] ", end="", flush=True)
             pieces = session.reply(line, options)
             try:
-                for piece in pieces:
-                    print(piece.translate(PICTURES), end="", flush=True)
+                with noted_interrupts() as noted:
+                    for piece in pieces:
+                        print(piece.translate(PICTURES), end="", flush=True)
+                        if noted:
+                            raise KeyboardInterrupt
                 print(flush=True)
             except KeyboardInterrupt:
                 pieces.close()  # type: ignore[attr-defined]
