@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from tinychat import checks_data, ds_config, schema
+from tinychat import checks_data, checks_launch, ds_config, schema
 from tinychat.errors import UserError
-from tinychat.schema import Arch, Config, Device, LaunchKind, OptimKind, Precision
+from tinychat.schema import Arch, Config, Device, OptimKind, Precision
 from tinychat.schema_stages import KLControl, PpoStage, RewardStage, Schedule, SftStage, TrainLoop
 
 
@@ -237,20 +237,7 @@ def _optim(config: Config) -> Iterator[str]:
         yield "optim.kind=muon needs optim.muon_lr_ratio, muon_momentum and muon_ns_steps; optim=muon sets them"
 
 
-def _launch(config: Config) -> Iterator[str]:
-    launch = config.launch
-    if min(launch.nproc, launch.nnodes) < 1:
-        yield f"launch.nproc={launch.nproc} launch.nnodes={launch.nnodes}: each at least 1"
-        return
-    if launch.kind is LaunchKind.inline and world_size(config) > 1:
-        found = f"launch.nproc={launch.nproc} nnodes={launch.nnodes}"
-        yield f"launch=inline is one process, found {found}; use launch=torchrun"
-    if not 0 <= launch.node_rank < launch.nnodes:
-        yield f"launch.node_rank={launch.node_rank}: from 0 to launch.nnodes-1={launch.nnodes - 1}"
-    if launch.nnodes > 1 and not launch.rdzv_endpoint:
-        yield f"launch.nnodes={launch.nnodes} needs launch.rdzv_endpoint=HOST:PORT of node 0"
-    if launch.nnodes > 1 and not config.run_dir:
-        yield f"launch.nnodes={launch.nnodes} needs run_dir=FOLDER, the same on every node"
+def _device(config: Config) -> Iterator[str]:
     if config.device is Device.cpu and config.precision is Precision.fp16:
         yield "precision=fp16 does not work on the CPU; use precision=bf16 or fp32"
 
@@ -274,6 +261,7 @@ CHECKS = (
     _ppo,
     _peft,
     _optim,
-    _launch,
+    checks_launch.problems,
+    _device,
     _deepspeed,
 )

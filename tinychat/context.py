@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tinychat import failures
 from tinychat.tracking import Tracker
 from tinychat.world import World
 
@@ -33,7 +34,7 @@ class StopFlag:
         """Take the two signals over; with `insist`, a second Ctrl-C ends even a patient stage at once."""
 
         def stop(number: int, _frame: Any) -> None:
-            if any(self.run_dir.glob("error-rank*.json")):
+            if failures.stamps(self.run_dir):
                 os._exit(1)  # another rank has failed: nothing more can be computed together
             again, self.signal_number = self.signal_number > 0, self.signal_number or number
             if not self.patient or (again and insist and number == signal.SIGINT):

@@ -1,7 +1,11 @@
-"""Start the ranks of one job from a run folder and bring back its result. Hydra has already run, once, in the parent.
+"""One job: choose its run folder, start its ranks, bring back its result. Hydra has already run, once, in the parent.
 
-inline    this very process (in a multirun, one process for each job, so that its memory is freed)
-torchrun  torch.distributed.run on `tinychat.worker`, which imports no Hydra
+inline     this very process (in a multirun, one process for each job, so that its memory is freed)
+torchrun   tinychat.ranks: torch.distributed.run
+deepspeed  tinychat.ranks: DeepSpeed's launcher
+slurm      tinychat.slurm: a job of its own for each run
+
+Ranks start from the run folder and import no Hydra.
 """
 
 from __future__ import annotations
@@ -10,8 +14,6 @@ import contextlib
 import json
 import os
 import shlex
-import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,44 +21,25 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from tinychat import parents, runs
+from tinychat import failures, parents, ranks, runs, slurm
 from tinychat.errors import UserError
-from tinychat.orphans import end_with_parent
-from tinychat.schema import Config, LaunchKind
+from tinychat.ranks import JobFailed, Stopped
+from tinychat.schema import Config
+from tinychat.schema_launch import LaunchKind
 
-# Ranks of an outer launcher must not leak into the ranks started here.
-RANK_VARIABLES = (
-    "RANK",
-    "LOCAL_RANK",
-    "WORLD_SIZE",
-    "LOCAL_WORLD_SIZE",
-    "GROUP_RANK",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-)
-STOP_GRACE_SECONDS = 300  # a rank that is told to stop may save for so long
-
-
-class JobFailed(Exception):
-    """A job that ended in an error which its ranks have reported; the message names it."""
-
-
-class Stopped(BaseException):
-    """A job that saved and ended because of a signal; `status` is the exit status to pass on.
-
-    No Exception: it ends a whole multirun.
-    """
-
-    def __init__(self, status: int):
-        super().__init__(f"stopped by signal {status - 128}")
-        self.status = status
+__all__ = ["JobFailed", "Stopped", "in_multirun", "run_job"]
 
 
 def run_job(config: Config, node: DictConfig) -> float | None:
     """Make or find the run folder, start the ranks, return the objective of the stage.
 
-    Raises UserError, JobFailed or Stopped.
+    None where there is no result: launch.dry_run=true, launch.wait=false, and on all nodes but the first. Raises
+    UserError, JobFailed or Stopped.
     """
+    if config.launch.dry_run:
+        print(_plan(config))
+        return None
+    _refuse_search_without_result(config)
     # As it will be read back from the run folder: enums as words, numbers as YAML has them.
     resolved = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(node, resolve=True)))
     with _writable():
@@ -67,24 +50,48 @@ def run_job(config: Config, node: DictConfig) -> float | None:
     if config.launch.node_rank == 0:
         with _writable():
             _write_inputs(run_dir, config, node)
-    if config.launch.kind is LaunchKind.torchrun:
-        _run_ranks(_torchrun_command(config, run_dir), run_dir, config)
-    elif in_multirun():
-        _run_ranks([sys.executable, "-m", "tinychat.worker", str(run_dir)], run_dir, config)
-    else:
-        from tinychat import worker  # torch and transformers load here
-
-        for name in RANK_VARIABLES:  # of a launcher around this command: they would have it wait for other ranks
-            os.environ.pop(name, None)
-        status = worker.run(run_dir)
-        if status:
-            raise Stopped(status)
-    if config.launch.node_rank > 0:
-        return None  # node 0 reports
+    if not _start(config, run_dir):
+        return None
     result = runs.read_json(run_dir / runs.RESULT)
     if result is None:
         raise JobFailed(f"{run_dir}: the job ended without a {runs.RESULT}")
     return result.get("objective")
+
+
+def _start(config: Config, run_dir: Path) -> bool:
+    """Run the ranks to their end. Returns whether there is a result to read."""
+    if config.launch.kind is LaunchKind.slurm:
+        return slurm.run(config, run_dir)
+    if config.launch.kind is not LaunchKind.inline or in_multirun():
+        ranks.run(config, run_dir)
+        return config.launch.node_rank == 0  # which reports
+    from tinychat import worker  # torch and transformers load here
+
+    for name in ranks.RANK_VARIABLES:  # of a launcher around this command: they would have it wait for other ranks
+        os.environ.pop(name, None)
+    status = worker.run(run_dir)
+    if status:
+        raise Stopped(status)
+    return True
+
+
+def _plan(config: Config) -> str:
+    """What would be started, as a line or script of shell. TIME stands for the moment of the start."""
+    name = config.run_name or runs.default_run_name(config)
+    run_dir = Path(config.run_dir or Path(config.paths.outputs) / config.experiment_name / name / "TIME")
+    if config.launch.kind is LaunchKind.slurm:
+        return slurm.script(config, run_dir)
+    return ranks.describe(config, run_dir)
+
+
+def _refuse_search_without_result(config: Config) -> None:
+    if config.launch.wait or not in_multirun():
+        return
+    from hydra.core.hydra_config import HydraConfig
+
+    sweeper = str(HydraConfig.get().sweeper.get("_target_"))
+    if not sweeper.endswith("BasicSweeper"):
+        raise UserError("launch.wait=false: a search needs the result of each trial; leave it out")
 
 
 @contextlib.contextmanager
@@ -182,8 +189,9 @@ def _write_inputs(run_dir: Path, config: Config, node: DictConfig) -> None:
     with open(run_dir / runs.COMMAND, "a", encoding="utf-8") as file:
         file.write(f"{_command()}\n")
     # What an earlier start ended with must not be taken for this one's.
-    for old in (run_dir / runs.RESULT, *run_dir.glob("error-rank*.json")):
+    for old in (run_dir / runs.RESULT, run_dir / runs.STOP):
         old.unlink(missing_ok=True)
+    failures.clear(run_dir)
 
 
 def _remove_if_empty(run_dir: Path) -> None:
@@ -210,99 +218,3 @@ def in_multirun() -> bool:
     from hydra.types import RunMode
 
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-
-
-def _torchrun_command(config: Config, run_dir: Path) -> list[str]:
-    launch = config.launch
-    command = [
-        sys.executable,
-        "-m",
-        "tinychat.launch",
-        f"--nproc-per-node={launch.nproc}",
-        f"--nnodes={launch.nnodes}",
-        "--signals-to-handle=SIGTERM",  # Ctrl-C comes as one: two signals at once make the agent print tracebacks
-    ]
-    if launch.nnodes == 1:
-        command += ["--standalone"]
-    else:
-        host, _, port = (launch.rdzv_endpoint or "").rpartition(":")
-        command += [f"--node-rank={launch.node_rank}", f"--master-addr={host}", f"--master-port={port}"]
-    return [*command, "-m", "tinychat.worker", str(run_dir)]
-
-
-def _rank_environment(config: Config) -> dict[str, str]:
-    environment = {key: value for key, value in os.environ.items() if key not in RANK_VARIABLES}
-    # torchrun would give each rank a single thread; share the cores instead.
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // config.launch.nproc)))
-    environment.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(STOP_GRACE_SECONDS))
-    environment.setdefault("LOGLEVEL", "CRITICAL")  # the agent's own lines; ranks report their errors themselves
-    return environment
-
-
-def _run_ranks(command: list[str], run_dir: Path, config: Config) -> None:
-    """Run the ranks to their end. SIGTERM and Ctrl-C are passed on, so that they save before they go."""
-    stopped_by: list[int] = []
-
-    def forward(number: int, _frame: Any) -> None:
-        if not stopped_by:
-            process.send_signal(signal.SIGTERM)
-        stopped_by.append(number)
-
-    # A terminal's Ctrl-C reaches the child too, a signal to this process alone does not: it ignores the first kind (the
-    # disposition is inherited) and is told of both alike.
-    previous = {signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN), signal.SIGTERM: signal.SIG_DFL}
-    process = subprocess.Popen(command, env=_rank_environment(config))
-    for number in previous:
-        signal.signal(number, forward)
-    try:
-        status = process.wait()
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-    ended = (runs.read_json(run_dir / runs.RESULT) or {}).get("status")
-    if stopped_by and ended in ("stopped", None):
-        raise Stopped(128 + stopped_by[0])
-    if status:
-        raise JobFailed(_first_error(run_dir) or f"{run_dir}: the ranks ended with exit status {status}")
-
-
-def _first_error(run_dir: Path) -> str | None:
-    """What the rank that failed first had to say: one line for a UserError, else its traceback with its rank."""
-    reports = [report for path in run_dir.glob("error-rank*.json") if (report := runs.read_json(path))]
-    if not reports:
-        return None
-    first = min(reports, key=lambda report: (not report["user"], report["time"]))
-    if first["user"]:
-        return first["message"]
-    return f"rank {first['rank']} failed:\n{first['traceback'].rstrip()}"
-
-
-def _report_killed(run_dir: Path, rank: int, signal_name: str) -> None:
-    """Speak for a rank that could not; its death is what made the others fail."""
-    message = f"rank {rank} was killed by {signal_name}"
-    if signal_name == "SIGKILL":
-        message += ", which the system sends when memory runs out: then try a smaller stage.micro_batch_size"
-    report = {"rank": rank, "time": 0.0, "user": True, "message": message}
-    runs.write_text_atomic(run_dir / f"error-rank{rank}.json", json.dumps(report))
-
-
-def _agent() -> None:
-    """`python -m tinychat.launch TORCHRUN-ARGUMENTS`: torchrun without its own traceback when a rank fails."""
-    from torch.distributed import run
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
-    end_with_parent(signal.SIGTERM)
-    try:
-        run.run(run.parse_args(sys.argv[1:]))
-    except ChildFailedError as error:
-        killed = {rank: failure.signal_name() for rank, failure in error.failures.items() if failure.exitcode < 0}
-        for rank, name in killed.items():
-            _report_killed(Path(sys.argv[-1]), rank, name)
-        sys.exit(1)
-    except SignalException as stop:
-        sys.exit(128 + stop.sigval.value)
-
-
-if __name__ == "__main__":
-    _agent()

@@ -33,6 +33,7 @@ LINEAGE = "lineage.json"
 MANIFEST = "manifest.json"
 TRAINER_STATE = "trainer_state"
 STARTED = ".started"
+STOP = ".stop"  # made to have the ranks save and stop, see tinychat.guard
 STEP_PATTERN = re.compile(r"^step-(\d{6,})$")
 # What may differ between a run and its continuation: where and how it runs, not what it computes.
 NOT_IDENTITY = ("run_dir", "run_name", "resume", "tracker", "launch", "paths", "checkpoint")

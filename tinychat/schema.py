@@ -14,6 +14,7 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from tinychat.schema_launch import LaunchConfig
 from tinychat.schema_stages import STAGES
 
 
@@ -96,11 +97,6 @@ class OptimKind(Enum):
 class TrackerKind(Enum):
     mlflow = "mlflow"
     none = "none"
-
-
-class LaunchKind(Enum):
-    inline = "inline"
-    torchrun = "torchrun"
 
 
 @dataclass
@@ -242,19 +238,6 @@ class TrackerConfig:
     uri: str | None = MISSING  # null: $MLFLOW_TRACKING_URI, else sqlite under paths.outputs
     system_metrics: bool = MISSING  # CPU, memory, GPU every ten seconds
     parent: str | None = MISSING  # id of the MLflow run that this one belongs to; a pipeline sets it
-
-
-@dataclass
-class LaunchConfig:
-    """How the ranks of one job are started."""
-
-    name: str = MISSING
-    kind: LaunchKind = MISSING
-    nproc: int = MISSING  # ranks on this node
-    nnodes: int = MISSING
-    node_rank: int = MISSING  # of this machine, 0-based
-    rdzv_endpoint: str | None = MISSING  # host:port on node 0 where more than one node meets
-    timeout_minutes: float = MISSING  # a collective or rendezvous that takes longer is an error
 
 
 @dataclass

@@ -73,6 +73,8 @@ def explain(error: BaseException) -> str:
     noise = ("full_key:", "object_type=", "reference_type=", "Config search path:", "provider=", "To append to your")
     wanted = dict.fromkeys(line for line in lines if line and not line.startswith(noise))
     text = re.sub(r"\s+", " ", re.sub(r"(?<![.:?])\n(?=[A-Z])", ". ", "\n".join(wanted)))
+    if absent := re.search(r"because '(\w+)\.(\w+)' is None", text):
+        text += f"; {absent[1]}={absent[2]} has it"
     if "Available options in" in text:
         text += "." + _nearest_option(text)
     return text if not key or key in text else f"{key}: {text}"

@@ -1,6 +1,6 @@
 """One rank of one job: the resolved configuration in, one stage run, result.json out. Imports no Hydra.
 
-python -m tinychat.worker RUN_DIR        (started by tinychat.launch; RANK and WORLD_SIZE from torchrun)
+python -m tinychat.worker RUN_DIR        (started by tinychat.guard; RANK and WORLD_SIZE from the launcher)
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from tinychat import lineage, parents, report, runs
+from tinychat import failures, lineage, parents, report, runs
 from tinychat.console import setup_logging
 from tinychat.context import Context, Interrupted, StageResult, StopFlag
 from tinychat.errors import UserError
@@ -27,7 +27,7 @@ from tinychat.orphans import end_with_parent
 from tinychat.schema import Config, to_config
 from tinychat.seeding import seed_everything
 from tinychat.tracking import RunInfo, Status, Tracker, make_tracker, run_tags
-from tinychat.world import World, join_world
+from tinychat.world import LostContact, World, answering, join_world
 
 log = logging.getLogger("tinychat")
 
@@ -43,6 +43,11 @@ def run(run_dir: Path, insist: bool = True) -> int:
     if not (run_dir / runs.CONFIG).exists():
         raise UserError(f"{run_dir / runs.CONFIG} is missing; with several nodes run_dir must lie on a disk they share")
     config = to_config(OmegaConf.load(run_dir / runs.CONFIG))  # type: ignore[arg-type]
+    with answering(config.launch.timeout_minutes):
+        return _run_as_rank(config, run_dir, insist)
+
+
+def _run_as_rank(config: Config, run_dir: Path, insist: bool) -> int:
     world = join_world(config.device, config.launch.timeout_minutes)
     if world.device.type == "cpu":
         keep_freed_memory()
@@ -141,19 +146,13 @@ def _finish(run_dir: Path, tracker: Tracker, status: Status) -> None:
 def main() -> None:
     """A rank in a process of its own. An error is written beside the run for the parent to print, once."""
     run_dir, rank = Path(sys.argv[1]), int(os.environ.get("RANK", 0))
-    # Without its agent a rank cannot be stopped any more; a process of its own still saves.
+    # Without its guard a rank cannot be stopped any more; a process of its own still saves.
     end_with_parent(signal.SIGKILL if "RANK" in os.environ else signal.SIGTERM)
     try:
         status = run(run_dir, insist=False)
     except BaseException as error:
-        content = {
-            "rank": rank,
-            "time": time.time(),
-            "user": isinstance(error, UserError),
-            "message": str(error),
-            "traceback": traceback.format_exc(),
-        }
-        runs.write_text_atomic(run_dir / f"error-rank{rank}.json", json.dumps(content))
+        told = None if isinstance(error, UserError) else traceback.format_exc()
+        failures.write(run_dir, rank, str(error), told, echo=isinstance(error, LostContact))
         status = 1
     # At once: the interpreter's own shutdown would wait for the other ranks after an error, and after a success it now
     # and then aborts in a thread of the process group ("terminate called without an active exception").

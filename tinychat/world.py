@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from tinychat.errors import UserError
 from tinychat.schema import Device
+
+# How gloo, nccl and the store on node 0 say that a rank did not answer in time, and that its connection is gone.
+TIMED_OUT = ("timed out", "timeout")
+CLOSED = ("connection closed", "connection reset", "broken pipe", "remote process exited", "connection was closed")
+
+
+class LostContact(UserError):
+    """Another rank has failed, or does not answer; its own report, if it has one, tells more."""
 
 
 @dataclass(frozen=True)
@@ -87,3 +99,33 @@ def join_world(device: Device, timeout_minutes: float) -> World:
     if size > 1:
         dist.init_process_group("nccl" if use_cuda else "gloo", timeout=timedelta(minutes=timeout_minutes))
     return World(rank, local_rank, size, own)
+
+
+@contextlib.contextmanager
+def answering(timeout_minutes: float) -> Iterator[None]:
+    """What torch raises when other ranks do not answer becomes LostContact: which rank waited, how long, and where."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error).lower()
+        closed, late = any(sign in text for sign in CLOSED), any(sign in text for sign in TIMED_OUT)
+        if int(os.environ.get("WORLD_SIZE", 1)) == 1 or isinstance(error, UserError) or not (closed or late):
+            raise
+        rank, place = os.environ.get("RANK", "0"), _place(error)
+        if closed:
+            message = f"rank {rank} lost its connection to another rank in {place}; that one, or its node, has ended"
+        else:
+            message = (
+                f"rank {rank} waited {timeout_minutes:g} minutes for the others in {place}; a node is lost or a rank "
+                "hangs (launch.timeout_minutes= sets how long they wait)"
+            )
+        raise LostContact(message) from error
+
+
+def _place(error: BaseException) -> str:
+    """Where in tinychat an error came up, but for this module: a file, a line and a function."""
+    package = Path(__file__).parent
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if package in Path(frame.filename).parents]
+    outer = [frame for frame in frames if Path(frame.filename) != Path(__file__)]
+    frame = (outer or frames)[-1]
+    return f"{Path(frame.filename).relative_to(package.parent)}:{frame.lineno} ({frame.name})"

@@ -10,10 +10,10 @@ from tests.conftest import REPOSITORY
 PACKAGE = REPOSITORY / "tinychat"
 # Each layer may import from itself and from the layers before it. docs/architecture.md tells why.
 LAYERS: list[set[str]] = [
-    {"errors", "schema_stages"},
+    {"errors", "schema_stages", "schema_launch"},
     {"schema"},
-    {"ds_config", "hub", "seeding", "malloc", "orphans"},
-    {"checks", "checks_data", "runs", "world"},
+    {"ds_config", "hub", "seeding", "malloc", "orphans", "hostfile"},
+    {"checks", "checks_data", "checks_launch", "runs", "failures", "world"},
     {"text"},
     {"models", "data"},
     {"evaluation", "rl"},
@@ -21,6 +21,8 @@ LAYERS: list[set[str]] = [
     {"report", "checkpoint", "context"},
     {"stages"},
     {"worker"},
+    {"guard", "agents", "ranks"},
+    {"slurm"},
     {"launch"},
     {"compare_runs", "compare_settings", "comparison", "compare_pairs", "compare_table", "compare_curves"}
     | {"compare_report"},
@@ -35,6 +37,7 @@ LAYERS: list[set[str]] = [
 # What the parent may load before a job starts.
 LIGHT = {"train", "checks", "ds_config", "errors", "launch", "orphans", "parents", "runs", "schema", "schema_stages"}
 LIGHT |= {"checks_data", "gates", "pipeline", "recipe", "compare"}
+LIGHT |= {"agents", "checks_launch", "failures", "guard", "hostfile", "ranks", "schema_launch", "slurm"}
 LIGHT |= {f"pipeline_{part}" for part in ("jobs", "process", "report", "samples", "tracking")}
 HEAVY = {"torch", "transformers", "tokenizers", "datasets", "deepspeed", "mlflow", "numpy", "matplotlib", "peft"}
 

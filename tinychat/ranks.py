@@ -1,0 +1,197 @@
+"""The ranks of one job on this machine or, through DeepSpeed's launcher, several: commands, environments, waiting.
+
+inline     a process of its own (in a multirun, so that its memory is freed)
+torchrun   torch.distributed.run on each node
+deepspeed  DeepSpeed's launcher, which reaches other nodes by pdsh
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tinychat import failures, runs
+from tinychat.schema import Config, Device
+from tinychat.schema_launch import LaunchConfig, LaunchKind
+
+# Ranks of an outer launcher must not leak into the ranks started here.
+RANK_VARIABLES = (
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "GROUP_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "LOCAL_SIZE",  # these three are DeepSpeed's
+    "CROSS_RANK",
+    "CROSS_SIZE",
+)
+STOP_GRACE_SECONDS = 300  # a rank that is told to stop may save for so long
+# Of the command's environment, what ranks on other nodes get; DeepSpeed itself passes PYTHON*, NCCL* and MLFLOW* on.
+CARRIED = ("HF_", "OMP_", "TINYCHAT_", "DS_ACCELERATOR", "TORCH_")
+ENVIRONMENT = "deepspeed.env"
+
+
+class JobFailed(Exception):
+    """A job that ended in an error which its ranks have reported; the message names it."""
+
+
+class Stopped(BaseException):
+    """A job that saved and ended because of a signal; `status` is the exit status to pass on.
+
+    No Exception: it ends a whole multirun.
+    """
+
+    def __init__(self, status: int):
+        super().__init__(f"stopped by signal {status - 128}")
+        self.status = status
+
+
+def command(config: Config, run_dir: Path) -> list[str]:
+    """What is run for the ranks of a job."""
+    launch = config.launch
+    if launch.kind is LaunchKind.torchrun:
+        return _agent("torchrun", *_torchrun(launch), "-m", "tinychat.guard", str(run_dir))
+    if launch.kind is LaunchKind.deepspeed:
+        options = _deepspeed(launch, config.device)
+        return _agent("deepspeed", *options, "--module", "tinychat.guard", str(run_dir))
+    return [sys.executable, "-m", "tinychat.guard", str(run_dir)]
+
+
+def _agent(name: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "tinychat.agents", name, *arguments]
+
+
+def _torchrun(launch: LaunchConfig) -> list[str]:
+    options = [
+        f"--nproc-per-node={launch.nproc}",
+        f"--nnodes={launch.nnodes}",
+        "--signals-to-handle=SIGTERM",  # Ctrl-C comes as one: two signals at once make the agent print tracebacks
+    ]
+    if launch.nnodes == 1:
+        return [*options, "--standalone"]
+    host, _, port = (launch.rdzv_endpoint or "").rpartition(":")
+    return [
+        *options,
+        f"--node-rank={launch.node_rank}",
+        f"--master-addr={host}",
+        f"--master-port={port}",
+        f"--rdzv-conf=timeout={max(1, round(60 * launch.timeout_minutes))}",
+    ]
+
+
+def _deepspeed(launch: LaunchConfig, device: Device) -> list[str]:
+    options = ["--no_local_rank", "--log_level=critical", f"--hostfile={launch.hostfile or ''}"]
+    host, _, port = (launch.rdzv_endpoint or "").rpartition(":")
+    if host:
+        options.append(f"--master_addr={host}")
+    if launch.hostfile is not None:
+        options += [f"--num_nodes={launch.nnodes}", f"--num_gpus={launch.nproc}"]
+        return [*options, f"--master_port={port}"] if port else options
+    visible = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
+    if visible and device is not Device.cpu:
+        # With --num_gpus it would take the machine's first ones, whichever are meant.
+        options.append(f"--include=localhost:{','.join(visible[: launch.nproc])}")
+    else:
+        options.append(f"--num_gpus={launch.nproc}")
+    return [*options, f"--master_port={port or _free_port()}"]
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def _changes(config: Config, run_dir: Path) -> dict[str, str]:
+    """The variables that ranks get beside those of the command, where the user has not set them."""
+    launch = config.launch
+    # torchrun would give each rank a single thread; share the cores instead.
+    wanted = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // launch.nproc))}
+    if launch.kind is LaunchKind.torchrun:
+        wanted["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(STOP_GRACE_SECONDS)
+        wanted["LOGLEVEL"] = "CRITICAL"  # the agent's own lines; ranks report their errors themselves
+    if launch.kind is LaunchKind.deepspeed and config.device is Device.cpu:
+        wanted["DS_ACCELERATOR"] = "cpu"
+    wanted = {name: value for name, value in wanted.items() if name not in os.environ}
+    if launch.hostfile is not None:
+        wanted["DS_ENV_FILE"] = str((run_dir / ENVIRONMENT).resolve())
+    return wanted
+
+
+def describe(config: Config, run_dir: Path) -> str:
+    """The command as a line of shell, with the variables it sets."""
+    words = [f"{name}={shlex.quote(value)}" for name, value in _changes(config, run_dir).items()]
+    return " ".join([*words, shlex.join(command(config, run_dir))])
+
+
+def environment(config: Config, run_dir: Path) -> dict[str, str]:
+    """The environment of the ranks on this machine."""
+    kept = {key: value for key, value in os.environ.items() if key not in RANK_VARIABLES}
+    return {**kept, **_changes(config, run_dir)}
+
+
+def _write_environment(path: Path, variables: dict[str, str]) -> None:
+    """What DeepSpeed exports on every node; the files in which a user lists more are not read beside this one."""
+    name = os.environ.get("DS_ENV_FILE", ".deepspeed_env")
+    own = [file.read_text().rstrip("\n") for folder in (Path.home(), Path()) if (file := folder / name).is_file()]
+    carried = [f"{key}={value}" for key, value in variables.items() if key.startswith(CARRIED) and "\n" not in value]
+    runs.write_text_atomic(path, "\n".join([*carried, *own]) + "\n")
+
+
+def run(config: Config, run_dir: Path) -> None:
+    """Run the ranks to their end. SIGTERM and Ctrl-C are passed on, so that they save before they go.
+
+    Raises Stopped or JobFailed.
+    """
+    by_deepspeed = config.launch.kind is LaunchKind.deepspeed
+    variables = environment(config, run_dir)
+    if config.launch.hostfile is not None:
+        _write_environment(run_dir / ENVIRONMENT, variables)
+    stopped_by: list[int] = []
+
+    def forward(number: int, _frame: Any) -> None:
+        if by_deepspeed:  # a signal to it would kill ranks that still save; a second one is to end them
+            (run_dir / runs.STOP).touch()
+            if stopped_by:
+                _end_group(process.pid)
+        elif not stopped_by:
+            process.send_signal(signal.SIGTERM)
+        stopped_by.append(number)
+
+    # A terminal's Ctrl-C reaches the child too, a signal to this process alone does not: it ignores the first kind (the
+    # disposition is inherited) and is told of both alike. DeepSpeed's launcher would listen: it gets its own session.
+    previous = {signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN), signal.SIGTERM: signal.SIG_DFL}
+    process = subprocess.Popen(command(config, run_dir), env=variables, start_new_session=by_deepspeed)
+    for number in previous:
+        signal.signal(number, forward)
+    try:
+        status = process.wait()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        if by_deepspeed:
+            _end_group(process.pid)  # what is left of it after a kill -9
+    _judge(run_dir, status, stopped_by)
+
+
+def _end_group(leader: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
+
+
+def _judge(run_dir: Path, status: int, stopped_by: list[int]) -> None:
+    ended = (runs.read_json(run_dir / runs.RESULT) or {}).get("status")
+    if ended == "stopped" or (stopped_by and ended is None):
+        raise Stopped(128 + (stopped_by[0] if stopped_by else signal.SIGTERM))
+    problem = failures.first(run_dir)
+    if status or (problem and ended != "finished"):
+        raise JobFailed(problem or f"{run_dir}: the ranks ended with exit status {status}")
