@@ -104,13 +104,13 @@ def run_train(
     )
 
 
-def start_train(folder: Path, *overrides: str) -> subprocess.Popen[str]:
+def start_train(folder: Path, *overrides: str, **environment: str) -> subprocess.Popen[str]:
     """Start `python -m tinychat.train` in a process group of its own; what it says goes to FOLDER/stderr.txt."""
     with open(folder / "stderr.txt", "w") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "tinychat.train", *overrides],
             cwd=folder,
-            env=environment_of(),
+            env=environment_of(**environment),
             stdout=subprocess.DEVNULL,
             stderr=file,
             text=True,

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit status of a rank t
 class Guard:
     """Watches over the rank of one process."""
 
-    def __init__(self, run_dir: Path, rank: int):
-        self.run_dir, self.rank = run_dir, rank
+    def __init__(self, run_dir: Path, rank: int, command: Sequence[str]):
+        self.run_dir, self.rank, self.command = run_dir, rank, command
         self._old = failures.stamps(run_dir)  # of an earlier start
         self._told, self._killed = False, False
         self._look = threading.Event()
@@ -41,9 +42,7 @@ class Guard:
         """The rank from start to end. Returns 0 also where it was told to stop and has saved: no other need end."""
         signal.signal(signal.SIGTERM, self._on_signal)
         # In a session of its own: a launcher signals the guard's whole group, and the guard decides what comes of it.
-        self._worker = subprocess.Popen(
-            [sys.executable, "-m", "tinychat.worker", str(self.run_dir)], start_new_session=True
-        )
+        self._worker = subprocess.Popen(self.command, start_new_session=True)
         if self._told:
             self._worker.terminate()
         threading.Thread(target=self._look_around, daemon=True).start()
@@ -60,10 +59,14 @@ class Guard:
         if self._worker is not None:
             self._worker.terminate()
 
-    def _others_failed(self) -> bool:
+    def _reported(self) -> tuple[bool, bool]:
+        """Whether this rank, and whether another one, has reported a failure since the start."""
         own = failures.path_of(self.run_dir, self.rank).name
-        new = failures.stamps(self.run_dir).items() - self._old.items()
-        return any(name != own for name, _ in new)
+        new = dict(failures.stamps(self.run_dir).items() - self._old.items())
+        return own in new, bool(new.keys() - {own})
+
+    def _others_failed(self) -> bool:
+        return self._reported()[1]
 
     def _look_around(self) -> None:
         assert self._worker is not None
@@ -81,16 +84,15 @@ class Guard:
         """The rank's exit status as the launcher is to see it, after a report where the rank left none."""
         if status == 0 or status in STOPPED:
             return 0
-        if self._killed or failures.path_of(self.run_dir, self.rank).name in (
-            name for name, _ in failures.stamps(self.run_dir).items() - self._old.items()
-        ):
+        reported, others_failed = self._reported()
+        if self._killed or reported:
             return 1
         if status == -signal.SIGTERM and self._told:
             return 128 + signal.SIGTERM  # it was told before it listened
         if status < 0:
-            aborted = status == -signal.SIGABRT and self._others_failed()
+            aborted = status == -signal.SIGABRT and others_failed
             failures.write(self.run_dir, self.rank, _death(self.rank, -status), echo=aborted)
-        elif not (status == 1 and self._others_failed()):
+        elif not (status == 1 and others_failed):
             failures.write(self.run_dir, self.rank, f"rank {self.rank} ended with exit status {status} and no message")
         return 1
 
@@ -107,7 +109,8 @@ def _death(rank: int, number: int) -> str:
 def main() -> None:
     """Console entry. Without its launcher a rank of several cannot go on; a process of its own still saves."""
     end_with_parent(signal.SIGKILL if "RANK" in os.environ else signal.SIGTERM)
-    sys.exit(Guard(Path(sys.argv[1]), int(os.environ.get("RANK", 0))).watch())
+    run_dir, rank = sys.argv[1], int(os.environ.get("RANK", 0))
+    sys.exit(Guard(Path(run_dir), rank, [sys.executable, "-m", "tinychat.worker", run_dir]).watch())
 
 
 if __name__ == "__main__":
