@@ -149,15 +149,16 @@ def _wait(job: str, run_dir: Path, log: Path, poll_seconds: float) -> None:
             return
         gone = gone + 1 if _state(job) is None else 0
         time.sleep(poll_seconds)
-    status = _result(run_dir).get("status")
-    if status == "finished":
+    result = _result(run_dir)
+    if result.get("status") == "finished":
         return
-    if status == "stopped":
+    if result.get("status") == "stopped":
         raise JobFailed(f"{run_dir}: slurm job {job} was stopped and saved; the same command with resume=auto goes on")
     problem = failures.first(run_dir)
     if problem is None:
         how = _how_it_ended(job)
-        problem = f"slurm job {job} ended{f' ({how})' if how else ''} without a {runs.RESULT}; its log: {log}"
+        said = f": {result['error']}" if result.get("error") else f" without a {runs.RESULT}"
+        problem = f"slurm job {job} ended{f' ({how})' if how else ''}{said}; its log: {log}"
     raise JobFailed(problem)
 
 
