@@ -45,7 +45,7 @@ stop=$stop
 rm -f "$$stop"
 trap 'touch "$$stop"' TERM
 # shellcheck disable=SC2016 # the tasks' own variables
-srun --kill-on-bad-exit=1 bash -c 'RANK=$$SLURM_PROCID LOCAL_RANK=$$SLURM_LOCALID exec "$$@"' rank \\
+srun --kill-on-bad-exit=1$cpus bash -c 'RANK=$$SLURM_PROCID LOCAL_RANK=$$SLURM_LOCALID exec "$$@"' rank \\
     $worker &
 ranks=$$!
 while true; do # a signal ends a wait before the ranks have ended
@@ -66,6 +66,7 @@ def script(config: Config, run_dir: Path) -> str:
         name=_job_name(config),
         limit=limit,
         setup="".join(f"{line}\n" for line in slurm.setup),
+        cpus=f" --cpus-per-task={slurm.cpus}" if slurm.cpus else "",  # srun does not take it from sbatch
         world_size=launch.nproc * launch.nnodes,
         stop=shlex.quote(str(run_dir / runs.STOP)),
         worker=shlex.join([sys.executable, "-m", "tinychat.guard", str(run_dir)]),

@@ -6,6 +6,7 @@ A rank that is killed under torchrun is in test_launch.
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import REPOSITORY, TORCHRUN, result_of, rows, start_train, wait_until
+from tests.conftest import REPOSITORY, TORCHRUN, error_line, result_of, rows, run_train, start_train, wait_until
 from tests.distributed.test_launch import gone, ranks
 
 ENDLESS = ("stage.max_steps=100000", "stage.eval_every=0", "stage.log_every=1", "device=cpu", "run_dir=run")
@@ -68,6 +69,16 @@ def test_deepspeeds_launcher_names_a_killed_rank(tiny: tuple[str, ...], tmp_path
     assert said.splitlines()[-1].startswith("error: rank 1 was killed by SIGKILL, which the system sends"), said
     assert "Traceback" not in said
     assert gone(list(found.values()))
+
+
+def test_a_node_that_does_not_come_is_a_timeout_with_a_message(tiny: tuple[str, ...], tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    nodes = ("launch=torchrun", "launch.nproc=1", "launch.nnodes=2", f"launch.rdzv_endpoint={address}", "run_dir=run")
+    line = error_line(run_train(tmp_path, *tiny, *nodes, "device=cpu", "launch.timeout_minutes=0.05"))
+    assert line.startswith(f"error: node 0: the 2 nodes did not meet at launch.rdzv_endpoint={address} within launch.t")
+    assert "1/2 clients joined" in line
 
 
 def test_a_rank_that_hangs_is_a_timeout_with_a_message(tiny: tuple[str, ...], tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def test_a_multirun_submits_a_job_for_each_trial(tiny: tuple[str, ...], tmp_path
     assert done.returncode == 0, done.stderr[-3000:]
     scripts = (folder / "submitted").read_text().splitlines()
     assert len(set(scripts)) == 2
-    assert all((Path(script).parent / "config.yaml").exists() for script in scripts)
+    assert all((tmp_path / script).with_name("config.yaml").exists() for script in scripts)
 
 
 def test_a_dry_run_of_every_launcher_writes_nothing(tiny: tuple[str, ...], tmp_path: Path) -> None:
@@ -46,8 +46,8 @@ def test_a_dry_run_of_every_launcher_writes_nothing(tiny: tuple[str, ...], tmp_p
     for launcher in ("inline", "torchrun", "deepspeed", "slurm"):
         done = run_train(tmp_path, *tiny, f"launch={launcher}", "launch.dry_run=true", PATH=path)
         assert done.returncode == 0, done.stderr[-3000:]
-        assert "-m tinychat.guard" in done.stdout
-        assert list(tmp_path.iterdir()) == []
+        assert "tinychat.guard" in done.stdout
+        assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_two_nodes_of_a_hostfile_by_deepspeeds_launcher(tiny: tuple[str, ...], tmp_path: Path) -> None:
@@ -60,7 +60,6 @@ def test_two_nodes_of_a_hostfile_by_deepspeeds_launcher(tiny: tuple[str, ...], t
         [
             REPOSITORY / "launchers" / "deepspeed.sh",
             *tiny,
-            "ds=zero2",
             "device=cpu",
             "stage.max_steps=2",
             "run_dir=run",

@@ -79,7 +79,12 @@ def test_deepspeed_sh_counts_nodes_and_slots(tmp_path: Path) -> None:
 
     def plan(**variables: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [REPOSITORY / "launchers" / "deepspeed.sh", "launch.dry_run=true", "stage.micro_batch_size=1"],
+            [
+                REPOSITORY / "launchers" / "deepspeed.sh",
+                "launch.dry_run=true",
+                "stage.micro_batch_size=1",
+                "stage.batch_size=12",
+            ],
             cwd=tmp_path,
             env=environment_of(PYTHON=sys.executable, **variables),
             capture_output=True,

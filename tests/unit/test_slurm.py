@@ -60,6 +60,7 @@ def test_the_script_asks_for_what_the_configuration_says(tmp_path: Path) -> None
     last = max(number for number, line in enumerate(lines) if line.startswith("#SBATCH"))
     assert all(line.startswith("#") for line in lines[: last + 1]), "sbatch reads no option behind a command"
     assert "module load cuda" in lines
+    assert "srun --kill-on-bad-exit=1 --cpus-per-task=8 bash" in text
     assert "WORLD_SIZE=6" in lines
     assert "resume=auto" in text
     assert "hydra" not in text.lower()
