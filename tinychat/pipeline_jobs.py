@@ -117,7 +117,7 @@ class Composer:
             raise UserError(train.explain(error)) from None
         if config.launch.dry_run or not config.launch.wait:
             raise UserError(
-                "launch.dry_run=true and launch.wait=false give no result that the next stage could build on"
+                "launch.dry_run=true and launch.wait=false leave nothing that the next stage could build on"
             )
         if config.stage.name != stage:
             raise UserError(f"its settings make stage={config.stage.name}: {' '.join(overrides)}")
