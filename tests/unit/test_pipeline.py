@@ -219,6 +219,7 @@ def test_the_commands_choice_of_a_group_takes_the_place_of_the_recipes() -> None
         (["model=minni"], "Did you mean model=mini?"),
         (["pretrain:peft=lora"], "stage pretrain: peft=lora: stage=pretrain trains all weights"),
         (["sft:stage=pretrain"], "its settings make stage=pretrain"),
+        (["launch=slurm", "launch.dry_run=true"], "leave nothing that the next stage could build on"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_runs(words: list[str], says: str) -> None:
