@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from tinychat import runs
+from tinychat import failures, runs
 from tinychat.errors import UserError
 from tinychat.tracking.params import flatten
 
@@ -69,13 +69,13 @@ class Run:
     @property
     def why(self) -> str:
         """The first line of the error that ended the run; "" without one."""
-        return next(iter(str(self.result.get("error") or self._rank_error or "").strip().splitlines()), "")
+        # result.json has what rank 0 met, which may only be the echo of another rank's failure.
+        return next(iter(str(self._rank_error or self.result.get("error") or "").strip().splitlines()), "")
 
     @cached_property
     def _rank_error(self) -> str | None:
-        reports = [report for path in self.folder.glob("error-rank*.json") if (report := runs.read_json(path))]
-        first = min(reports, key=lambda report: report.get("time", 0.0), default=None)
-        return str(first.get("message") or "a rank failed") if first else None
+        first = failures.cause(self.folder)
+        return str(first["message"] or "a rank failed") if first else None
 
     @cached_property
     def metrics(self) -> dict[str, float]:

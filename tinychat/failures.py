@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 from tinychat import runs
 
@@ -45,12 +46,18 @@ def stamps(run_dir: Path) -> dict[str, int]:
     return found
 
 
+def cause(run_dir: Path) -> dict[str, Any] | None:
+    """The report of the rank that failed first; None where none failed."""
+    reports = [report for path in run_dir.glob(PATTERN) if (report := runs.read_json(path))]
+    # Clocks of nodes differ, so what is known to follow from another failure comes last.
+    return min(reports, key=lambda report: (report["echo"], not report["user"], report["time"]), default=None)
+
+
 def first(run_dir: Path) -> str | None:
     """What the rank that failed first had to say: one line where that says all, else its traceback with its rank."""
-    reports = [report for path in run_dir.glob(PATTERN) if (report := runs.read_json(path))]
-    if not reports:
+    told = cause(run_dir)
+    if told is None:
         return None
-    told = min(reports, key=lambda report: (report["echo"], not report["user"], report["time"]))
     if told["user"]:
         return told["message"]
     return f"rank {told['rank']} failed:\n{told['traceback'].rstrip()}"
