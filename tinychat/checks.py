@@ -181,10 +181,12 @@ def _ppo(config: Config) -> Iterator[str]:
         yield f"stage.clip_low={stage.clip_low}: from 0 to 1"
     if stage.dual_clip is not None and stage.dual_clip <= 1:
         yield f"stage.dual_clip={stage.dual_clip}: above 1 (3 is usual), or null for none"
-    for key in ("value_clip", "max_kl"):
+    if stage.objective_beta is not None and stage.objective_beta < 0:
+        yield f"stage.objective_beta={stage.objective_beta}: must not be negative"
+    for key in ("value_clip", "max_kl", "objective_temperature"):
         value = getattr(stage, key)
         if value is not None and value <= 0:
-            yield f"stage.{key}={value}: above 0, or null for none"
+            yield f"stage.{key}={value}: above 0, or null"
     if stage.kl is KLControl.adaptive and min(stage.beta, stage.kl_target, stage.kl_horizon) <= 0:
         yield "stage.kl=adaptive needs stage.beta, kl_target and kl_horizon above 0"
     yield from _reward_parts(config)

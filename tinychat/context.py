@@ -6,12 +6,12 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tinychat import failures
+from tinychat import failures, trial
 from tinychat.tracking import Tracker
 from tinychat.world import World
 
@@ -70,6 +70,8 @@ class Context:
     tracker: Tracker | None  # rank 0 alone has one
     parents: dict[str, str | None]  # see tinychat.parents
     stop: StopFlag
+    pruned: str | None = None  # why this trial of a sweep is given up
+    pruning: bool = False  # the same on every rank, from the last should_stop() on
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Record metrics of a step; every rank may call, rank 0 writes."""
@@ -78,4 +80,14 @@ class Context:
 
     def should_stop(self) -> bool:
         """Whether any rank was told to stop. A collective: every rank calls it at the same step."""
-        return self.world.max(float(self.stop.signal_number > 0)) > 0
+        if self.world.is_main and self.pruned is None:
+            self.pruned = trial.asked_to_stop(self.run_dir)
+        found = self.world.max(2.0 if self.stop.signal_number > 0 else float(self.pruned is not None))
+        self.pruning = found == 1.0
+        return found > 0
+
+    def give_up(self, alarms: Mapping[str, str]) -> bool:
+        """Told of alarms (name -> sentence): whether this is a trial of a sweep that ends with one of these."""
+        fatal = (trial.read(self.run_dir) or {}).get("prune_on", []) if alarms else []
+        self.pruned = self.pruned or next((text for name, text in alarms.items() if name in fatal), None)
+        return self.pruned is not None

@@ -21,7 +21,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from tinychat import failures, parents, ranks, runs, slurm
+from tinychat import failures, parents, ranks, runs, slurm, trial
 from tinychat.errors import UserError
 from tinychat.ranks import JobFailed, Stopped
 from tinychat.schema import Config
@@ -45,6 +45,7 @@ def run_job(config: Config, node: DictConfig) -> float | None:
     with _writable():
         run_dir, done = _choose_run_dir(config, resolved)  # type: ignore[arg-type]
     if done is not None:
+        trial.begin(run_dir)
         print(f"finished already: {run_dir} (resume=never trains anew)", file=sys.stderr)
         return done.get("objective")
     if config.launch.node_rank == 0:
@@ -157,7 +158,7 @@ def _refuse_other_configuration(run_dir: Path, resolved: dict[str, Any]) -> None
     other = OmegaConf.to_container(OmegaConf.load(path))
     if runs.config_identity(other) == runs.config_identity(resolved):  # type: ignore[arg-type]
         return
-    old, new = _flatten(other), _flatten(resolved)
+    old, new = flatten(other), flatten(resolved)
     changed = [
         f"{key}={old.get(key)} there, {new.get(key)} now"
         for key in sorted(set(old) | set(new))
@@ -169,9 +170,9 @@ def _refuse_other_configuration(run_dir: Path, resolved: dict[str, Any]) -> None
     )
 
 
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(tree, dict) and tree:
-        return {name: leaf for key, value in tree.items() for name, leaf in _flatten(value, f"{prefix}{key}.").items()}
+        return {name: leaf for key, value in tree.items() for name, leaf in flatten(value, f"{prefix}{key}.").items()}
     return {prefix[:-1]: tree}
 
 
@@ -188,6 +189,7 @@ def _write_inputs(run_dir: Path, config: Config, node: DictConfig) -> None:
     runs.write_text_atomic(run_dir / runs.CONFIG, OmegaConf.to_yaml(node, resolve=True))
     with open(run_dir / runs.COMMAND, "a", encoding="utf-8") as file:
         file.write(f"{_command()}\n")
+    trial.begin(run_dir)
     # What an earlier start ended with must not be taken for this one's.
     for old in (run_dir / runs.RESULT, run_dir / runs.STOP):
         old.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from tinychat import runs
+from tinychat import runs, trial
 from tinychat.errors import UserError
 from tinychat.schema import Arch, Config, RewardKind, TokenizerKind
 
@@ -134,12 +134,14 @@ def _newest_checkpoint(config: Config) -> Path:
 
 
 def _newest(config: Config, stage: str) -> Path | None:
-    """The checkpoint of the newest finished run of a stage, of this model and experiment."""
+    """The checkpoint of the newest finished run of a stage, of this model and experiment. A trial of a search is no
+    such run: it may be a bad one."""
 
     def wanted(other: dict) -> bool:
         return other["stage"]["name"] == stage and other["model"]["name"] == config.model.name
 
-    found = runs.newest_run(Path(config.paths.outputs), config.experiment_name, wanted, finished=True)
+    outputs = Path(config.paths.outputs)
+    found = runs.newest_run(outputs, config.experiment_name, wanted, finished=True, skip=trial.of_search)
     return runs.resolve_checkpoint(str(found)).resolve() if found else None
 
 
@@ -162,7 +164,8 @@ def _tokenizer(config: Config, said: Sequence[str]) -> str | None:
             and (other["data"]["name"], other["data"]["path"]) == (data.name, data.path)
         )
 
-    found = runs.newest_run(Path(config.paths.outputs), config.experiment_name, wanted, finished=True)
+    outputs = Path(config.paths.outputs)
+    found = runs.newest_run(outputs, config.experiment_name, wanted, finished=True, skip=trial.of_search)
     if found:
         return str(runs.resolve_checkpoint(str(found)).resolve())
     raise UserError(

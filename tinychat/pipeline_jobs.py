@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tinychat import checks, runs, schema, train
 from tinychat.errors import UserError
+from tinychat.explain import explain
 from tinychat.recipe import Recipe, Request
 
 _ORIGIN = {
@@ -114,7 +115,7 @@ class Composer:
         try:
             config = schema.to_config(node)
         except OmegaConfBaseException as error:
-            raise UserError(train.explain(error)) from None
+            raise UserError(explain(error)) from None
         if config.launch.dry_run or not config.launch.wait:
             raise UserError(
                 "launch.dry_run=true and launch.wait=false leave nothing that the next stage could build on"
@@ -129,7 +130,7 @@ class Composer:
         try:
             return compose("config", overrides)
         except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(train.explain(error)) from None
+            raise UserError(explain(error)) from None
 
     def _taken_by(self, stage: str) -> list[str]:
         """The overrides meant for every stage, the recipe's and the command's, whose key this stage has."""

@@ -60,16 +60,20 @@ def write_report(run_dir: Path) -> Path | None:
     where it exists.
     """
     try:
-        report = collect(run_dir)
-        (run_dir / "report.md").write_text(render("report.md.j2", report), encoding="utf-8")
-        image = _base64(run_dir / "curves.png") if report.curves else ""
-        pictures = [(title, _base64(run_dir / file)) for title, file in report.pictures]
-        page = render("report.html.j2", report, image=image, pictures=pictures)
-        (run_dir / "report.html").write_text(page, encoding="utf-8")
+        write_pages(run_dir, collect(run_dir))
     except OSError as error:
         logger.warning("no report in %s: %s", run_dir, error)
         return None
     return run_dir / "report.html"
+
+
+def write_pages(folder: Path, report: Report) -> None:
+    """report.md and report.html, which holds its pictures, from what is to be said. Raises OSError."""
+    (folder / "report.md").write_text(render("report.md.j2", report), encoding="utf-8")
+    image = _base64(folder / "curves.png") if report.curves else ""
+    pictures = [(title, _base64(folder / file)) for title, file in report.pictures]
+    page = render("report.html.j2", report, image=image, pictures=pictures)
+    (folder / "report.html").write_text(page, encoding="utf-8")
 
 
 def collect(run_dir: Path) -> Report:

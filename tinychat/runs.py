@@ -36,7 +36,7 @@ STARTED = ".started"
 STOP = ".stop"  # made to have the ranks save and stop, see tinychat.guard
 STEP_PATTERN = re.compile(r"^step-(\d{6,})$")
 # What may differ between a run and its continuation: where and how it runs, not what it computes.
-NOT_IDENTITY = ("run_dir", "run_name", "resume", "tracker", "launch", "paths", "checkpoint")
+NOT_IDENTITY = ("run_dir", "run_name", "resume", "tracker", "launch", "paths", "checkpoint", "sweep")
 
 
 def write_text_atomic(path: Path, text: str) -> None:
@@ -123,13 +123,17 @@ def default_run_name(config: Config) -> str:
     return f"{config.stage.name}-{subject}-{config.data.name}"
 
 
-def iter_runs(outputs: Path, experiment: str) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """All runs of an experiment with their resolved configurations, newest first."""
+def iter_runs(
+    outputs: Path, experiment: str, skip: Callable[[Path], bool] | None = None
+) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """All runs of an experiment with their resolved configurations, newest first; without folders to `skip`."""
     from omegaconf import OmegaConf
 
     folders = [path.parent for path in (outputs / experiment).glob(f"*/*/{CONFIG}")]
     # The folder's own time stamp decides (a resumed run does not become newer than one started after it).
     for folder in sorted(folders, key=lambda path: (path.name, path.stat().st_mtime), reverse=True):
+        if skip is not None and skip(folder):
+            continue
         try:
             config = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
         except Exception:  # a run folder somebody edited must not stop every other run
@@ -138,9 +142,15 @@ def iter_runs(outputs: Path, experiment: str) -> Iterator[tuple[Path, dict[str, 
             yield folder, config  # type: ignore[misc]
 
 
-def newest_run(outputs: Path, experiment: str, wanted: Callable[[dict[str, Any]], bool], finished: bool) -> Path | None:
+def newest_run(
+    outputs: Path,
+    experiment: str,
+    wanted: Callable[[dict[str, Any]], bool],
+    finished: bool,
+    skip: Callable[[Path], bool] | None = None,
+) -> Path | None:
     """The newest run whose configuration is `wanted` and that has finished (or, finished=False, has not)."""
-    for folder, config in iter_runs(outputs, experiment):
+    for folder, config in iter_runs(outputs, experiment, skip):
         if not wanted(config):
             continue
         result = read_json(folder / RESULT)

@@ -16,6 +16,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from tinychat.schema_launch import LaunchConfig
 from tinychat.schema_stages import STAGES
+from tinychat.schema_sweep import SweepConfig
 
 
 class Precision(Enum):
@@ -271,17 +272,21 @@ class Config:
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    sweep: SweepConfig | None = None  # a search over many jobs; each job itself has none to run
     stage: Any = MISSING  # one of schema_stages.STAGES, by stage.name
 
 
 def register() -> None:
-    """Put the dataclasses into Hydra's ConfigStore: `schema` types the root, `schema/stage/NAME` each stage."""
+    """Put the dataclasses into Hydra's ConfigStore: `schema` types the root, `schema/stage/NAME` each stage,
+    `schema/sweep` a search; and the resolver `tinychat.quotient:A,B`, which is A // B and at least 1."""
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
     store.store(name="schema", node=Config, replace=True)
+    store.store(group="schema", name="sweep", node=SweepConfig, replace=True)
     for name, node in STAGES.items():
         store.store(group="schema/stage", name=name, node=node, replace=True)
+    OmegaConf.register_resolver("tinychat.quotient", lambda a, b: max(1, int(a) // int(b)), replace=True)
 
 
 def to_config(node: DictConfig) -> Config:

@@ -7,19 +7,21 @@ Imports only schema, checks, launch and runs, so that `--help` and a typing mist
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import sys
 from pathlib import Path
 
 import hydra
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tinychat import checks, launch, schema
 from tinychat.errors import UserError
+from tinychat.explain import explain
+from tinychat.sweeps.sweeper import StudySweeper
 
 
 def config_folder() -> str:
@@ -45,6 +47,8 @@ def groups() -> str:
 def job(node: DictConfig) -> float | None:
     """One job of a single run or multirun; returns the stage's objective for a sweeper."""
     config = schema.to_config(node)
+    if config.sweep is not None and not launch.in_multirun():
+        raise UserError(f"sweep={config.sweep.name} is many runs: python -m tinychat.train -m {' '.join(sys.argv[1:])}")
     checks.check(config)
     return launch.run_job(config, node)
 
@@ -63,36 +67,12 @@ def single_or_multi(node: DictConfig) -> float | None:
 errors: list[Exception] = []
 
 
-def explain(error: BaseException) -> str:
-    """Hydra's and OmegaConf's messages as one line: what was wrong, and what would have worked."""
-    chain = [error]
-    while chain[-1].__cause__ is not None:
-        chain.append(chain[-1].__cause__)
-    lines = [line.strip() for part in chain for line in str(part).splitlines()]
-    key = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("full_key:")), "")
-    noise = ("full_key:", "object_type=", "reference_type=", "Config search path:", "provider=", "To append to your")
-    wanted = dict.fromkeys(line for line in lines if line and not line.startswith(noise))
-    text = re.sub(r"\s+", " ", re.sub(r"(?<![.:?])\n(?=[A-Z])", ". ", "\n".join(wanted)))
-    if absent := re.search(r"because '(\w+)\.(\w+)' is None", text):
-        text += f"; {absent[1]}={absent[2]} has it"
-    if "Available options in" in text:
-        text += "." + _nearest_option(text)
-    return text if not key or key in text else f"{key}: {text}"
-
-
-def _nearest_option(text: str) -> str:
-    match = re.search(r"Could not find '([^']+)/([^'/]+)'.*Available options in '[^']+': (.*)", text)
-    if not match:
-        return ""
-    near = difflib.get_close_matches(match.group(2), match.group(3).rstrip(".").split(), n=1, cutoff=0.4)
-    return f" Did you mean {match.group(1)}={near[0]}?" if near else ""
-
-
 def main() -> None:
     """Console entry. Exit status: 0 done, 1 an error that was explained, 130 or 143 stopped by a signal."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us; explain() prints them
     schema.register()
     OmegaConf.register_resolver("tinychat.groups", groups, replace=True)
+    Plugins.instance().register(StudySweeper)
     try:
         hydra.main(config_path=config_folder(), config_name="config")(single_or_multi)()
         if errors:

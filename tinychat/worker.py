@@ -18,7 +18,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from tinychat import failures, lineage, parents, report, runs
+from tinychat import failures, lineage, parents, report, runs, trial
 from tinychat.console import setup_logging
 from tinychat.context import Context, Interrupted, StageResult, StopFlag
 from tinychat.errors import UserError
@@ -32,7 +32,7 @@ from tinychat.world import LostContact, World, answering, join_world
 log = logging.getLogger("tinychat")
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-STATUS: dict[str, Status] = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
+STATUS: dict[str, Status] = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED", "pruned": "KILLED"}
 
 
 def run(run_dir: Path, insist: bool = True) -> int:
@@ -79,7 +79,8 @@ def _run_stage(config: Config, run_dir: Path, world: World, stop: StopFlag) -> i
         stage = importlib.import_module(f"tinychat.stages.{config.stage.name}")
         stop.patient = False  # a stage that can save says so
         result = stage.run(config, context)
-        status = "stopped" if result.stopped else "finished"
+        status = "pruned" if result.stopped and context.pruning else "stopped" if result.stopped else "finished"
+        problem = context.pruned if status == "pruned" else None
     except Interrupted:
         status, result = "stopped", StageResult(stopped=True)
     except BaseException as error:
@@ -91,7 +92,7 @@ def _run_stage(config: Config, run_dir: Path, world: World, stop: StopFlag) -> i
             minutes = (time.perf_counter() - start) / 60
             _write_result(run_dir, result, status, problem, minutes)
             _finish(run_dir, tracker, STATUS[status])
-    return 128 + stop.signal_number if result.stopped else 0
+    return 128 + stop.signal_number if result.stopped and stop.signal_number else 0
 
 
 def _start_tracker(config: Config, run_dir: Path, found: dict[str, str | None]) -> Tracker:
@@ -107,6 +108,7 @@ def _start_tracker(config: Config, run_dir: Path, found: dict[str, str | None]) 
         found.get("init_from"),
         versions.get("git_commit"),
     )
+    tags |= trial.tags(run_dir)
     params = OmegaConf.to_container(OmegaConf.load(run_dir / runs.CONFIG))
     tracker.start(params, tags)  # type: ignore[arg-type]
     return tracker

@@ -22,7 +22,7 @@ class Alarms:
 
     kl_target: float | None = None
     state: dict[str, list[float]] = field(default_factory=dict)
-    _active: set[str] = field(default_factory=set)
+    active: dict[str, str] = field(default_factory=dict)  # the alarms of the last rollout: name -> sentence
 
     def check(self, metrics: Mapping[str, float]) -> list[str]:
         """The alarms that begin with this rollout, each a sentence that says what to try."""
@@ -32,8 +32,8 @@ class Alarms:
             if name in metrics:
                 self.state[name] = [*self.state.get(name, []), metrics[name]][-2 * GOLD_WINDOW :]
         found = self._now(metrics)
-        new = [text for name, text in found.items() if name not in self._active]
-        self._active = set(found)
+        new = [text for name, text in found.items() if name not in self.active]
+        self.active = found
         return new
 
     def _now(self, metrics: Mapping[str, float]) -> dict[str, str]:

@@ -125,7 +125,8 @@ class TrainingLoop:
     def save_if_due(self) -> None:
         """Save every `checkpoint.every` steps, at the end, and when told to stop (then the loop ends)."""
         self.stopped = self.context.should_stop()
-        if self.last or self.stopped or (self._every and self.step % self._every == 0):
+        pruned = self.context.pruning and not self.last  # nobody goes on from there
+        if not pruned and (self.last or self.stopped or (self._every and self.step % self._every == 0)):
             state = {"metrics": self.metrics, "stage": self.state}
             with self._speed.paused():
                 self.checkpoint = self._saves.save(
@@ -140,6 +141,8 @@ class TrainingLoop:
         return self.stopped and not self.last
 
     def result(self, objective: str, facts: dict[str, Any]) -> StageResult:
+        if self.unfinished and self.context.pruning:
+            return StageResult(self.metrics, objective, self.checkpoint, stopped=True, facts=facts)
         if self.unfinished:
             return StageResult(self.metrics, checkpoint=self.checkpoint, stopped=True, facts=facts)
         return StageResult(self.metrics, objective, self.checkpoint, facts=facts)

@@ -117,10 +117,19 @@ class Sampler:
         self.shape = prompt_shape(config)
         self.end_ids, self.temperature = end_ids(tokenizer), config.stage.temperature
 
+    @contextlib.contextmanager
+    def at(self, temperature: float) -> Iterator[None]:
+        """Inside: replies are sampled and measured at another temperature than in training."""
+        own, self.temperature = self.temperature, temperature
+        try:
+            yield
+        finally:
+            self.temperature = own
+
     def sample(self, batch: PromptBatch, seed: int) -> Rollout:
         """A reply to each prompt of a global batch."""
         stage = self._stage
-        options = DecodeOptions(stage.response_length, self.end_ids, stage.temperature, seed=seed)
+        options = DecodeOptions(stage.response_length, self.end_ids, self.temperature, seed=seed)
         with self._engine.generation() as model:
             return sample_replies(
                 model.policy,
@@ -140,7 +149,7 @@ class Sampler:
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """TOKEN_FIELDS of a batch of input_ids, targets, mask (b, t)."""
-        ids, targets, temperature = batch["input_ids"], batch["targets"], self._stage.temperature
+        ids, targets, temperature = batch["input_ids"], batch["targets"], self.temperature
         with self._engine.inference() as model:
             logprobs, values, hidden = policy_and_values(model, ids, targets, temperature)
             with self._reference.model(model.policy) as reference:
@@ -157,7 +166,7 @@ class Sampler:
         """Log-probabilities (b, t) as an update computes them: with the model in training mode."""
         with self._engine.inference() as model:
             model.train()
-            return policy_and_values(model, batch["input_ids"], batch["targets"], self._stage.temperature)[0]
+            return policy_and_values(model, batch["input_ids"], batch["targets"], self.temperature)[0]
 
     def replies(self, rollout: Rollout) -> list[str]:
         """The replies as text."""

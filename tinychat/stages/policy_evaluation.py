@@ -43,20 +43,27 @@ class PolicyEvaluation:
         self.instructions = HeldOut(tokenizer, length, config, context) if has else None
 
     def measure(self, engine: Engine, beta: float, last: bool) -> dict[str, float]:
-        """Reward, KL and objective of sampled replies; safety and instruction accuracy of greedy ones."""
-        rollout = self._sampler.sample(self._prompts, SEED)
-        experience = self._sampler.measure(rollout)
+        """Reward, KL and objective of sampled replies; safety and instruction accuracy of greedy ones.
+
+        beta: weight of the KL penalty now; stage.objective_beta overrules it in the objective, so that runs with
+        different penalties can be compared.
+        """
+        stage = self._stage
+        with self._sampler.at(stage.objective_temperature or stage.temperature):
+            rollout = self._sampler.sample(self._prompts, SEED)
+            experience = self._sampler.measure(rollout)
         scores, parts = self._sampler.score(rollout)
         kl = kl_estimate(experience.fields["logprobs"], experience.fields["ref_logprobs"], "k1")
         per_reply = (kl * experience.mask).sum().item() / len(rollout)
         found = {"eval/reward": mean(scores), "eval/kl": per_reply}
         best = mean(parts["gold"]) if "gold" in parts else found["eval/reward"]
-        found["eval/objective"] = best - beta * per_reply
+        weight = beta if stage.objective_beta is None else stage.objective_beta
+        found["eval/objective"] = best - weight * per_reply
         policy: Any = PolicyAlone(engine)
         if self.requests is not None:
             found |= self.requests.measure(policy)
         if self.instructions is not None:
-            found |= self.instructions.measure(policy, None if last else self._stage.eval_rows)
+            found |= self.instructions.measure(policy, None if last else stage.eval_rows)
         return found
 
     def write_tables(self) -> None:

@@ -87,7 +87,7 @@ def run(config: Config, context: Context) -> StageResult:
                 path = context.run_dir / "rollouts" / f"step-{step:06d}.jsonl"
                 write_rollout(path, rollout, experience, facts | {"beta": found["rl/beta"]})
             loop.log(done, found | {"data/epoch": prompts.epoch_of(step, stage.rollout_size)})
-            if loop.evaluation_due:
+            if context.give_up(alarms.active) or loop.evaluation_due:
                 rollout_table(context, rollout, experience, sampler.replies(rollout), parts)
                 loop.evaluate(lambda: held_out.measure(engine, controller.beta, last=loop.last))
             loop.save_if_due()

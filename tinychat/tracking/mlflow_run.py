@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 METRICS_PER_CALL = 1000  # MLflow's own limits
 PARAMS_PER_CALL = 100
 TABLES_TAG = "mlflow.loggedArtifacts"  # where MLflow's interface and load_table look for tables
+TRAINER_STATE = "trainer_state"  # of a checkpoint: what only a resume needs
 SYSTEM = "system/"  # prefix of what MLflow's monitor measures
 logger = logging.getLogger(__name__)
 
@@ -183,6 +184,39 @@ class MlflowRun:
             raise FileNotFoundError(f"{path} does not exist")
         send = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
         send(self.run_id, str(path), folder)
+
+    def send_tags(self, tags: dict[str, str]) -> None:
+        """Set tags; those that were there get the new value."""
+        from mlflow.entities import RunTag
+
+        entries = [RunTag(key, value) for key, value in tags.items()]
+        for start in range(0, len(entries), PARAMS_PER_CALL):
+            self._client.log_batch(self.run_id, tags=entries[start : start + PARAMS_PER_CALL])
+
+    def register(self, name: str, run_id: str, checkpoint: Path, tags: dict[str, str], alias: str) -> str:
+        """A version of the registered model `name`: the run's checkpoint, sent there without the trainer's state.
+
+        Returns the version, the one there is where this run is registered already; `alias` points to it.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        quoted = name.replace("'", "''")
+        versions = self._client.search_model_versions(f"name='{quoted}'")
+        version = next((str(one.version) for one in versions if one.run_id == run_id), None)
+        if version is None:
+            for path in sorted(checkpoint.rglob("*")):
+                inside = path.relative_to(checkpoint)
+                if path.is_file() and inside.parts[0] != TRAINER_STATE:
+                    self._client.log_artifact(run_id, str(path), str(Path("checkpoint") / inside.parent))
+            source = f"{self._client.get_run(run_id).info.artifact_uri}/checkpoint"
+            version = str(self._client.create_model_version(name, source, run_id, tags=tags).version)
+        self._client.set_registered_model_alias(name, alias, version)
+        return version
 
     def close(self, status: Status, ended: float) -> None:
         """Set the status; `ended` is in seconds since the epoch."""

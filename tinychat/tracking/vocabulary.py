@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from typing import Literal
 
 
@@ -52,7 +54,8 @@ METRICS: dict[str, str] = {
     "eval/gold_reward": "mean reward of replies to held-out requests by tinyworld's oracle",
     "eval/reward": "mean reward of replies sampled for held-out prompts",
     "eval/kl": "KL(policy || reference) per reply sampled for held-out prompts, in nats",
-    "eval/objective": "gold reward (else reward) of replies sampled for held-out prompts, minus beta times their KL",
+    "eval/objective": "gold reward (else reward) of replies sampled for held-out prompts, minus beta (or "
+    "stage.objective_beta) times their KL",
     "rl/reward": "mean reward of the rollout's replies, before penalties",
     "rl/reward_std": "standard deviation of those rewards",
     "rl/gold_reward": "mean reward of the rollout's replies by tinyworld's oracle",
@@ -94,6 +97,8 @@ METRICS: dict[str, str] = {
     "perf/mfu": "arithmetic of the model per second / peak of the device, 0 to 1",
     "perf/memory_gb": "peak memory of rank 0 in GB (1e9 bytes): resident on CPU, allocated on CUDA",
     "perf/step_seconds": "seconds per optimizer step",
+    "sweep/trials": "trials of the sweep that are over",
+    "sweep/front": "trials of the sweep that no other beats in all objectives",
 }
 
 # Of which less is better; of all others more is. What is neither good nor bad in itself (an entropy) is among those.
@@ -108,6 +113,45 @@ LOWER_IS_BETTER = frozenset(
 def goal_of(metric: str) -> Literal["minimize", "maximize"]:
     """Whether less or more of a metric is better, in Optuna's words."""
     return "minimize" if metric in LOWER_IS_BETTER else "maximize"
+
+_TRAINING = ("train/*", "schedule/lr", "data/epoch", "perf/*_per_s", "perf/step_seconds", "perf/memory_gb", "perf/mfu")
+_DOCUMENTS = ("eval/loss", "eval/ppl", "eval/bits_per_byte", "eval/tokens")
+_ANSWERS = ("eval/instruction*", "eval/rouge_l*", "eval/exact_match*", "eval/open_rows", "eval/reply_ended")
+_REPLIES = (*_ANSWERS, "eval/response_*", "eval/token_*")
+_REQUESTS = ("eval/safe_rate*", "eval/over_refusal*", "eval/gold_reward")
+_REWARD = ("eval/loss", "eval/reward_*", "eval/safety_accuracy*")
+# The final metrics of each stage, as patterns; which of them a run has depends on its data.
+_OF_STAGE: dict[str, tuple[str, ...]] = {
+    "tokenizer": ("tokenizer/*",),
+    "corpus": ("data/tokens", "data/documents", "data/bytes"),
+    "pretrain": (*_TRAINING, *_DOCUMENTS, "data/tokens"),
+    "sft": (*_TRAINING, *_REPLIES, "data/trained_tokens"),
+    "reward": (*_TRAINING, *_REWARD),
+    "judge": (*_TRAINING, *_REWARD),
+    "ppo": (*_TRAINING, *_REPLIES, *_REQUESTS, "rl/*", "eval/reward", "eval/kl", "eval/objective", "perf/*_seconds"),
+    "eval": (*_DOCUMENTS, *_REPLIES, *_REQUESTS),
+}
+# What a sweep looks at where nothing else is said: a metric, and whether more of it is better.
+OBJECTIVES: dict[str, tuple[str, bool]] = {
+    "tokenizer": ("tokenizer/bytes_per_token", True),
+    "corpus": ("data/tokens", True),
+    "pretrain": ("eval/loss", False),
+    "sft": ("eval/response_loss", False),
+    "reward": ("eval/loss", False),
+    "judge": ("eval/loss", False),
+    "ppo": ("eval/objective", True),
+    "eval": ("eval/loss", False),
+}
+
+
+def metrics_of(stage: str) -> list[str]:
+    """The names of the final metrics that a stage can have, as in METRICS."""
+    return [name for name in METRICS if any(fnmatchcase(name, pattern) for pattern in _OF_STAGE[stage])]
+
+
+def without_bounds(names: Iterable[str]) -> list[str]:
+    """Names without those of confidence bounds: what there is to say in a sentence."""
+    return [name for name in names if not name.endswith(("_low", "_high"))]
 
 
 def check_names(names: object) -> None:

@@ -1,0 +1,138 @@
+"""What a study has found so far: a row for each trial, the best of them, and the command that repeats one."""
+
+from __future__ import annotations
+
+import csv
+import html
+import json
+import math
+import shlex
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from tinychat import runs
+from tinychat.sweeps.study import LOST
+
+TABLE = "trials"
+_WORDS = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "running",
+}
+
+
+@dataclass
+class Row:
+    """A trial as people read it."""
+
+    number: int
+    state: str
+    values: dict[str, Any]
+    objective: list[float] | None
+    best: bool  # the best of all, or with several objectives on the front
+    minutes: float | None
+    run_dir: str
+    error: str
+
+
+def rows(study: optuna.Study) -> list[Row]:
+    """All trials that are running or over, by number."""
+    best = {trial.number for trial in best_trials(study)}
+    return [
+        Row(
+            trial.number,
+            "interrupted" if trial.user_attrs.get(LOST) else _WORDS[trial.state],
+            trial.params,
+            trial.values,
+            trial.number in best,
+            trial.user_attrs.get("minutes"),
+            trial.user_attrs.get("run_dir", ""),
+            trial.user_attrs.get("error", ""),
+        )
+        for trial in study.get_trials(deepcopy=False)
+        if trial.state is not TrialState.WAITING
+    ]
+
+
+def best_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """The best complete trial, first of equals; with several objectives those that no other beats in all of them."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if not complete:
+        return []
+    if len(study.directions) > 1:
+        return study.best_trials
+    sign = -1 if study.direction is optuna.study.StudyDirection.MAXIMIZE else 1
+    return [min(complete, key=lambda trial: (sign * trial.values[0], trial.number))]
+
+
+def columns(objective: Sequence[str], keys: Sequence[str]) -> list[str]:
+    return ["trial", "state", "best", *keys, *objective, "minutes", "run folder", "error"]
+
+
+def cells(row: Row, objective: Sequence[str], keys: Sequence[str]) -> list[Any]:
+    found: Sequence[float | None] = row.objective or [None] * len(objective)
+    numbers = [None if value is None or not math.isfinite(value) else value for value in found]
+    mark = "yes" if row.best else ""
+    values = [row.values.get(key) for key in keys]
+    return [row.number, row.state, mark, *values, *numbers, row.minutes, row.run_dir, row.error]
+
+
+def write_table(folder: Path, found: Sequence[Row], objective: Sequence[str], keys: Sequence[str]) -> None:
+    """trials.csv, trials.json and trials.html in the sweep's folder."""
+    names, content = columns(objective, keys), [cells(row, objective, keys) for row in found]
+    runs.write_text_atomic(folder / f"{TABLE}.json", json.dumps({"columns": names, "data": content}, indent=1))
+    temporary = folder / f".{TABLE}.csv"
+    with open(temporary, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([names, *content])
+    temporary.replace(folder / f"{TABLE}.csv")
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
+    body = "\n".join("<tr>" + "".join(f"<td>{_cell(value)}</td>" for value in row) + "</tr>" for row in content)
+    page = (
+        f'<!doctype html><meta charset="utf-8"><title>Trials</title><table border="1"><tr>{head}</tr>\n{body}</table>\n'
+    )
+    runs.write_text_atomic(folder / f"{TABLE}.html", page)
+
+
+def _cell(value: Any) -> str:
+    return html.escape(shown(value))
+
+
+def shown(value: Any) -> str:
+    """Four digits of a number; a word as it is."""
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def command(fixed: Sequence[str], base: Mapping[str, Any], run: Mapping[str, Any]) -> str:
+    """The command that does what a trial did, without a sweep.
+
+    fixed: overrides of all trials but those of the sweep, and the trial's choice of groups. base: the flat
+    configuration with these alone. run: the trial's own, flat. What differs is said.
+    """
+    said = [
+        f"{key}={_word(value)}"
+        for key, value in run.items()
+        if key.split(".")[0] not in runs.NOT_IDENTITY and base.get(key, ...) != value
+    ]
+    overwritten = {word.split("=")[0] for word in said}
+    kept = [word for word in fixed if word.split("=")[0] not in overwritten]
+    return shlex.join(["python", "-m", "tinychat.train", *kept, *said])
+
+
+def remove_checkpoints(found: Sequence[Row]) -> None:
+    """Free the disk of trials that are over and neither the best nor on the front: no later trial makes them so."""
+    for row in found:
+        if row.run_dir and not row.best and row.state in ("complete", "pruned"):
+            shutil.rmtree(Path(row.run_dir) / runs.CHECKPOINTS, ignore_errors=True)
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,220 @@
+"""A sweep from its first trial to its report: ask the study, run the trial, tell the study, until all are taken."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from optuna.trial import Trial as Asked
+from optuna.trial import TrialState
+
+from tinychat import launch, runs, trial
+from tinychat.errors import UserError
+from tinychat.explain import explain
+from tinychat.schema_sweep import KeepCheckpoints, PrunerKind
+from tinychat.sweeps import results
+from tinychat.sweeps.ending import Ending
+from tinychat.sweeps.prepare import prepare
+from tinychat.sweeps.space import overrides_of
+from tinychat.sweeps.study import SharedStudy
+from tinychat.sweeps.watch import Watch
+
+LONGEST_ERROR = 4000  # characters kept in the study
+
+
+class Sweep:
+    """One process that works on a study, alone or beside others."""
+
+    def __init__(self, master: DictConfig, context: HydraContext, task: TaskFunction):
+        self._master, self._context, self._task = master, context, task
+        self._error: Exception | None = None  # of the trial that runs
+        self._max_steps = 1
+        self._errors: list[str] = []  # of this process's trials
+        self._failed_in_row = 0
+
+    def run(self, arguments: list[str]) -> None:
+        """The whole sweep. Raises UserError before the first trial for what cannot work, JobFailed where trials failed
+        (in a search: all, or too many in a row), Stopped or KeyboardInterrupt when it is stopped."""
+        self.plan = plan = prepare(self._master, self._context, arguments)
+        _writable(plan.folder)
+        points, space = plan.points, plan.space.distributions
+        self.study = SharedStudy(plan.settings, plan.folder, space, plan.directions, points, plan.facts)
+        self._launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=self._context, task_function=self._job, config=self._master
+        )
+        self._introduce()
+        self.ending = Ending(plan, self.study, self._context, self._master)
+        parent = self.ending.open_parent()
+        status = "KILLED"
+        try:
+            while claimed := self.study.claim():
+                self._trial(*claimed, parent)
+            status = "FINISHED"
+        except launch.JobFailed:
+            status = "FAILED"
+            raise
+        finally:
+            self.ending.finish(status)
+        if self._errors and (plan.plain or not results.best_trials(self.study.study)):
+            raise launch.JobFailed(self._errors[0])
+
+    def _introduce(self) -> None:
+        plan, wanted = self.plan, self.study.n_trials
+        what = ", ".join(f"{way} {name}" for way, name in zip(plan.directions, plan.objective, strict=True))
+        how = "all combinations" if plan.points is not None else plan.settings.sampler.value
+        done = self.study.counted()
+        _say(f"sweep {plan.settings.study} in {plan.folder}: {how}, {what}")
+        for name, distribution in plan.space.distributions.items():
+            if not plan.plain:
+                _say(f"  {name}: {_described(distribution)}")
+        _say(f"  {done} of {wanted} trials done or running, {max(0, (wanted or 0) - done)} to go")
+
+    def _trial(self, asked: Asked, values: dict[str, Any], parent: str | None) -> None:
+        """Run one trial to its end and record it."""
+        plan, began = self.plan, time.monotonic()
+        one = trial.Trial(
+            plan.settings.study,
+            asked.number,
+            values,
+            plan.objective,
+            plan.directions,
+            plan.folder.absolute(),
+            plan.plain,
+            plan.settings.quiet,
+            list(plan.settings.prune_on),
+        )
+        metric = plan.objective[0] if plan.settings.pruner is not PrunerKind.none else None
+        try:
+            with Watch(self.study, asked, metric) as watch:
+                one.on_start = lambda folder: self._started(asked, folder, watch)
+                self._launch(one, [*plan.space.fixed, *overrides_of(values), *_under(parent)])
+        except (launch.Stopped, KeyboardInterrupt) as stop:
+            self.study.give_back(asked, f"interrupted: {stop or 'Ctrl-C'}")
+            _say(f"trial {asked.number} interrupted; the same command goes on with it")
+            raise
+        state, found, facts = self._outcome(one)
+        facts["minutes"] = round((time.monotonic() - began) / 60, 3)
+        self.study.finish(asked, state, found, facts)
+        self._told(asked.number, values)
+        self._clean()
+        if state is TrialState.FAIL:
+            self._failed_in_row += 1
+            self._errors.append(facts["error"])
+            if self._failed_in_row >= plan.settings.max_failures:
+                raise launch.JobFailed(
+                    f"{self._failed_in_row} trials in a row failed (sweep.max_failures={plan.settings.max_failures}), "
+                    f"the last: {facts['error']}"
+                )
+        else:
+            self._failed_in_row = 0
+
+    def _launch(self, one: trial.Trial, overrides: Sequence[str]) -> None:
+        self._error = None
+        trial.expect(one)
+        try:
+            self._launcher.launch([list(overrides)], initial_job_idx=one.number)
+        except Exception as error:  # this combination of values is no configuration
+            self._error = error
+        finally:
+            trial.expect(None)
+
+    def _job(self, node: DictConfig) -> Any:
+        """What Hydra's launcher calls: the job, whose error is kept for the study."""
+        self._max_steps = OmegaConf.select(node, "stage.max_steps", default=1)
+        try:
+            return self._task(node)
+        except Exception as error:
+            self._error = error
+            return None
+
+    def _started(self, asked: Asked, folder: Path, watch: Watch) -> None:
+        watch.begin(folder, self._max_steps)
+        asked.set_user_attr("run_dir", str(folder.absolute()))
+        if self.plan.settings.quiet:
+            _say(f"trial {asked.number} runs in {folder}")
+
+    def _outcome(self, one: trial.Trial) -> tuple[TrialState, list[float] | None, dict[str, Any]]:
+        """How the trial ended, its objective, and what to keep with it."""
+        if self._error is not None:
+            return TrialState.FAIL, None, {"error": _line(self._error)[:LONGEST_ERROR]}
+        result = (runs.read_json(one.run_dir / runs.RESULT) if one.run_dir else None) or {}
+        metrics = result.get("metrics") or {}
+        if self.plan.plain and result.get("objective") is not None:
+            found = [result["objective"]]  # stages may differ from job to job
+        else:
+            found = [metrics.get(name) for name in one.objective]
+        lacking = [name for name, value in zip(one.objective, found, strict=True) if value is None]
+        wrong = [f"{name} is {value}" for name, value in zip(one.objective, found, strict=True) if not _finite(value)]
+        if result.get("status") == "pruned":
+            values = None if wrong else [float(value) for value in found]
+            return TrialState.PRUNED, values, {"error": result.get("error") or ""}
+        if lacking:
+            has = ", ".join(sorted(name for name in metrics if not name.endswith(("_low", "_high")))) or "nothing"
+            return TrialState.FAIL, None, {"error": f"the run did not measure {', '.join(lacking)}; it has {has}"}
+        if wrong:
+            return TrialState.FAIL, None, {"error": "; ".join(wrong)}
+        return TrialState.COMPLETE, [float(value) for value in found], {}
+
+    def _told(self, number: int, values: dict[str, Any]) -> None:
+        """The trial's line, the table in the folder, and the parent run's curve."""
+        found = results.rows(self.study.study)
+        row = next(row for row in found if row.number == number)
+        names, best = self.plan.objective, [one for one in found if one.best]
+        parts = [f"trial {number}", row.state]
+        if row.objective:
+            parts += [f"{name} {results.shown(value)}" for name, value in zip(names, row.objective, strict=True)]
+        if len(names) > 1:
+            parts.append(f"{len(best)} on the front")
+        elif best:
+            parts.append(f"best {results.shown(best[0].objective[0])} (trial {best[0].number})")  # type: ignore[index]
+        parts += [f"{row.minutes:.1f} min", " ".join(overrides_of({k: results.shown(v) for k, v in values.items()}))]
+        if row.error:
+            parts.append(row.error.strip().splitlines()[-1])
+        _say(" | ".join(part for part in parts if part))
+        self.ending.trial_done(number, found)
+
+    def _clean(self) -> None:
+        """Remove the checkpoints of trials that are no candidates any more."""
+        if self.plan.settings.keep_checkpoints is KeepCheckpoints.best:
+            results.remove_checkpoints(results.rows(self.study.study))
+
+
+def _writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".lock").touch()
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror}; choose another folder with paths.outputs=") from None
+
+
+def _under(parent: str | None) -> list[str]:
+    return [f"tracker.parent={parent}"] if parent else []
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _line(error: Exception) -> str:
+    known = (HydraException, OmegaConfBaseException)
+    return explain(error) if isinstance(error, known) else str(error) or type(error).__name__
+
+
+def _described(distribution: Any) -> str:
+    if hasattr(distribution, "choices"):
+        return ", ".join(str(choice) for choice in distribution.choices)
+    scale = ", log" if distribution.log else f", step {distribution.step}" if distribution.step else ""
+    return f"{distribution.low:g} to {distribution.high:g}{scale}"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

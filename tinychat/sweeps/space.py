@@ -1,0 +1,110 @@
+"""What a sweep varies: from Hydra's words (choice, range, interval) to Optuna's distributions and back."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Transformer
+from hydra.errors import HydraException
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from tinychat.errors import UserError
+
+# The plugin's own reading of interval, range and tag(log, ...): what users of hydra-optuna-sweeper know.
+from hydra_plugins.hydra_optuna_sweeper._impl import create_optuna_distribution_from_override  # isort: skip
+
+EXAMPLE = "'stage.lr=tag(log,interval(1e-5,1e-3))' or stage.lr=1e-5,3e-5"
+
+
+@dataclass
+class Space:
+    """Keys and the values that they may have; what the command line fixes for all trials."""
+
+    distributions: dict[str, BaseDistribution] = field(default_factory=dict)
+    fixed: list[str] = field(default_factory=list)  # overrides, as they were written
+
+    def points(self) -> list[dict[str, Any]]:
+        """Every combination of the listed values, the last key fastest. All distributions are lists."""
+        choices = [distribution.choices for distribution in self.distributions.values()]  # type: ignore[attr-defined]
+        return [dict(zip(self.distributions, point, strict=True)) for point in itertools.product(*choices)]
+
+    def probes(self) -> list[dict[str, Any]]:
+        """A few points that try every listed value and both ends of every interval: is each of them a configuration?"""
+        ends = {name: _ends(distribution) for name, distribution in self.distributions.items()}
+        first = {name: values[0] for name, values in ends.items()}
+        more = [{**first, name: value} for name, values in ends.items() for value in values[1:]]
+        return [first, *more]
+
+
+def _ends(distribution: BaseDistribution) -> list[Any]:
+    if isinstance(distribution, CategoricalDistribution):
+        return list(distribution.choices)
+    assert isinstance(distribution, (FloatDistribution, IntDistribution))
+    return list(dict.fromkeys([distribution.low, distribution.high]))
+
+
+def read_space(params: Mapping[str, str], arguments: Sequence[str], grid: bool) -> Space:
+    """The search space of `sweep.params` and of the command line, which wins; grid: only lists can be searched.
+
+    Raises UserError naming the key for what is no search space.
+    """
+    space = Space()
+    said = [_parsed(argument) for argument in arguments]
+    given = {one.get_key_element() for one in said}
+    configured = [_parsed(f"{key}={words}") for key, words in params.items() if key not in given]
+    for override in [*configured, *said]:
+        key = override.get_key_element()
+        if not override.is_sweep_override():
+            space.fixed.append(str(override.input_line))
+        elif key == "sweep" or key.startswith("sweep."):
+            raise UserError(f"{override.input_line}: a sweep cannot be varied itself; start one after the other")
+        else:
+            space.distributions[key] = _distribution(override, grid)
+    return space
+
+
+def _parsed(text: str) -> Override:
+    try:
+        return OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        line = str(error).splitlines()[0]
+        raise UserError(f"search space: {text}: {line}; write it as {EXAMPLE}") from None
+
+
+def _distribution(override: Override, grid: bool) -> BaseDistribution:
+    try:
+        if override.is_choice_sweep() or (grid and override.is_discrete_sweep()):
+            values = [_value(*both) for both in zip(_typed(override), override.sweep_string_iterator(), strict=True)]
+            if not values:
+                raise ValueError("no value in it")
+            return CategoricalDistribution(list(dict.fromkeys(values)))
+        if grid:
+            raise ValueError("a grid and a plain multirun need lists, as 1e-5,3e-5; an interval is for sweep=ppo_bayes")
+        return create_optuna_distribution_from_override(override)
+    except (ValueError, AssertionError, HydraException) as error:
+        line = (str(error) or "cannot be searched").splitlines()[0]
+        raise UserError(f"search space: {override.input_line}: {line}; write it as {EXAMPLE}") from None
+
+
+def _typed(override: Override) -> list[Any]:
+    return list(override.sweep_iterator(transformer=Transformer.identity))
+
+
+def _value(typed: Any, text: str) -> Any:
+    """Numbers and words as they are, which is how plots and tables show them; anything else as Hydra writes it."""
+    return typed if isinstance(typed, (bool, int, float, type(None))) else text
+
+
+def overrides_of(values: Mapping[str, Any]) -> list[str]:
+    """A trial's values as words of a command line."""
+    return [f"{name}={word(value)}" for name, value in values.items()]
+
+
+def word(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
