@@ -24,7 +24,7 @@ from tinychat.tracking.vocabulary import OBJECTIVES, metrics_of, without_bounds
 
 FOLDER = "sweeps"  # under the outputs
 ALARMS = ("kl", "entropy", "eos", "length", "clip", "gold")
-PROBES = 100  # points composed at most before the first trial
+FEW = 12  # points of a grid are all composed before the first trial, of more only some (each takes 0.3 s)
 # Keys under which another value would make eval/objective another measure, and the key that keeps it the same.
 _FIXED_BY = {
     "stage.objective_beta": ("stage.beta", "stage.kl", "stage.kl_target", "stage.kl_horizon"),
@@ -136,9 +136,9 @@ def _near(word: str, words: Sequence[str]) -> str:
 def _compose_all(
     space: Space, points: list[dict[str, Any]] | None, context: HydraContext, master: DictConfig
 ) -> Config:
-    """Compose and check a trial for each point of a grid, else for both ends of each interval; the first of them."""
+    """Compose and check trials, all of a small grid, else some with the ends of every interval; the first of them."""
     first: Config | None = None
-    for values in (points if points is not None else space.probes())[:PROBES]:
+    for values in points if points is not None and len(points) <= FEW else space.probes():
         words = overrides_of(values)
         try:
             node = context.config_loader.load_sweep_config(master, [*space.fixed, *words])

@@ -33,11 +33,10 @@ class Space:
         return [dict(zip(self.distributions, point, strict=True)) for point in itertools.product(*choices)]
 
     def probes(self) -> list[dict[str, Any]]:
-        """A few points that try every listed value and both ends of every interval: is each of them a configuration?"""
+        """A few points in which every listed value and both ends of every interval occur."""
         ends = {name: _ends(distribution) for name, distribution in self.distributions.items()}
-        first = {name: values[0] for name, values in ends.items()}
-        more = [{**first, name: value} for name, values in ends.items() for value in values[1:]]
-        return [first, *more]
+        most = max(map(len, ends.values()), default=1)
+        return [{name: values[i % len(values)] for name, values in ends.items()} for i in range(most)]
 
 
 def _ends(distribution: BaseDistribution) -> list[Any]:
