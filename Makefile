@@ -28,7 +28,7 @@ test: install ## lint, types and all tests that need neither minutes nor a GPU
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 -m 'not slow and not gpu and not ui'
 
 ui: install ## open MLflow's pages on the runs under outputs/
-	$(BIN)/mlflow ui --backend-store-uri sqlite:///outputs/mlflow.db
+	MLFLOW=$(BIN)/mlflow launchers/mlflow_ui.sh
 
 clean: ## remove the environment and build leftovers (outputs/ stays)
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -23,6 +23,8 @@ GROUPS = [
 MANDATORY = {  # what these options leave to the command line
     "tokenizer=pretrained": ["tokenizer.path=x"],
     "reward=python": ["reward.parts.python.path=x.py:score"],
+    "sweep=sft_lora": ["stage=sft"],
+    **{f"sweep=ppo_{name}": ["stage=ppo"] for name in ("bayes", "grid", "pareto", "random", "tpe")},
 }
 OPTIONS = [f"{group}={path.stem}" for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 
@@ -37,7 +39,7 @@ def composed(*overrides: str) -> schema.Config:
 def test_every_option_composes_and_is_typed(option: str) -> None:
     config = composed(option, *MANDATORY.get(option, ()))
     group, name = option.split("=")
-    if group in ("model", "tokenizer", "data", "optim", "ds", "tracker", "launch", "stage"):
+    if group in ("model", "tokenizer", "data", "optim", "ds", "tracker", "launch", "stage", "sweep"):
         assert getattr(config, group).name == name
 
 

@@ -77,24 +77,24 @@ def test_a_sweep_leaves_study_folders_table_report_and_command(fake: Fake) -> No
 
 
 def test_killed_after_some_trials_it_ends_with_all_and_none_twice(fake: Fake) -> None:
-    words = ("sweep=ppo_random", "sweep.n_trials=12")
+    words = ("sweep=ppo_random", "sweep.n_trials=7")
     command = fake.start(*words, FAKE_SECONDS="0.05")
-    until(lambda: len(fake.runs("result.json")) >= 5 and len(fake.runs("metrics.jsonl")) > 5)
+    until(lambda: len(fake.runs("result.json")) >= 3 and len(fake.runs("metrics.jsonl")) > 3)
     command.kill(signal.SIGKILL)  # not waited for: it stays a zombie, as under a shell that is busy
     time.sleep(0.2)
     cut = [trial for trial in fake.study("default-ppo_random").trials if trial.state is TrialState.RUNNING]
     assert len(cut) == 1
     said = fake.sweep(*words)
     study = fake.study("default-ppo_random")
-    assert states(study) == {"COMPLETE": 12, "FAIL": 1}
-    assert "5 of 12 trials done" in said or "6 of 12 trials done" in said
-    assert len(set(values_of(study))) == 12
+    assert states(study) == {"COMPLETE": 7, "FAIL": 1}
+    assert "3 of 7 trials done" in said or "4 of 7 trials done" in said
+    assert len(set(values_of(study))) == 7
     assert tuple(sorted(cut[0].params.items())) in values_of(study)  # tried again
-    assert "12 of 12 trials done" in fake.sweep(*words)
-    assert states(fake.study("default-ppo_random")) == {"COMPLETE": 12, "FAIL": 1}
+    assert "7 of 7 trials done" in fake.sweep(*words)
+    assert states(fake.study("default-ppo_random")) == {"COMPLETE": 7, "FAIL": 1}
     # More of the same study: only what is new runs, with fresh values.
-    fake.sweep("sweep=ppo_random", "sweep.n_trials=14")
-    assert len(set(values_of(fake.study("default-ppo_random")))) == 14
+    fake.sweep("sweep=ppo_random", "sweep.n_trials=8")
+    assert len(set(values_of(fake.study("default-ppo_random")))) == 8
     assert command.wait().returncode == -signal.SIGKILL
 
 
@@ -111,25 +111,25 @@ def test_ctrl_c_ends_it_resumable(fake: Fake) -> None:
 
 
 def test_two_workers_end_with_as_many_trials_as_were_asked_for(fake: Fake) -> None:
-    words = ("sweep=ppo_random", "sweep.n_trials=9")
+    words = ("sweep=ppo_random", "sweep.n_trials=6")
     both = [fake.start(*words, FAKE_SECONDS="0.03") for _ in range(2)]
     assert [command.wait().returncode for command in both] == [0, 0]
     study = fake.study("default-ppo_random")
-    assert states(study) == {"COMPLETE": 9}
-    assert len(set(values_of(study))) == 9
+    assert states(study) == {"COMPLETE": 6}
+    assert len(set(values_of(study))) == 6
     shares = Counter(trial.user_attrs["worker"]["pid"] for trial in study.trials)
     assert set(shares) == {command.pid for command in both}  # both did some
-    assert len(fake.table("default-ppo_random")) == 9
+    assert len(fake.table("default-ppo_random")) == 6
 
 
 def test_a_grid_runs_each_combination_once_also_with_two_workers(fake: Fake) -> None:
-    words = ("sweep=ppo_grid", "stage.epochs=1")
+    words = ("sweep=ppo_grid", "stage.lr=1e-4,1e-3")
     both = [fake.start(*words, FAKE_SECONDS="0.03") for _ in range(2)]
     assert [command.wait().returncode for command in both] == [0, 0]
     study = fake.study("default-ppo_grid")
-    assert states(study) == {"COMPLETE": 9}
+    assert states(study) == {"COMPLETE": 6}
     found = {(trial.params["stage.lr"], trial.params["stage.beta"]) for trial in study.trials}
-    assert found == {(lr, beta) for lr in (2e-4, 6e-4, 1.8e-3) for beta in (0.02, 0.05, 0.1)}
+    assert found == {(lr, beta) for lr in (1e-4, 1e-3) for beta in (0.02, 0.05, 0.1)}
 
 
 def test_a_trial_worse_than_the_median_is_pruned(fake: Fake) -> None:

@@ -10,10 +10,10 @@ from tests.conftest import REPOSITORY
 PACKAGE = REPOSITORY / "tinychat"
 # Each layer may import from itself and from the layers before it. docs/architecture.md tells why.
 LAYERS: list[set[str]] = [
-    {"errors", "schema_stages", "schema_launch"},
+    {"errors", "explain", "schema_stages", "schema_sweep", "schema_launch"},
     {"schema"},
     {"ds_config", "hub", "seeding", "malloc", "orphans", "hostfile"},
-    {"checks", "checks_data", "checks_launch", "runs", "failures", "world"},
+    {"checks", "checks_data", "checks_launch", "runs", "trial", "failures", "world"},
     {"text"},
     {"models", "data"},
     {"evaluation", "rl"},
@@ -24,6 +24,7 @@ LAYERS: list[set[str]] = [
     {"guard", "agents", "ranks"},
     {"slurm"},
     {"launch"},
+    {"sweeps"},
     {"compare_runs", "compare_settings", "comparison", "compare_pairs", "compare_table", "compare_curves"}
     | {"compare_report"},
     {"chat_session", "chat_input"},
@@ -38,6 +39,7 @@ LAYERS: list[set[str]] = [
 LIGHT = {"train", "checks", "ds_config", "errors", "launch", "orphans", "parents", "runs", "schema", "schema_stages"}
 LIGHT |= {"checks_data", "gates", "pipeline", "recipe", "compare"}
 LIGHT |= {"agents", "checks_launch", "failures", "guard", "hostfile", "ranks", "schema_launch", "slurm"}
+LIGHT |= {"explain", "schema_sweep", "sweeps/__init__", "sweeps/sweeper", "trial"}
 LIGHT |= {f"pipeline_{part}" for part in ("jobs", "process", "report", "samples", "tracking")}
 HEAVY = {"torch", "transformers", "tokenizers", "datasets", "deepspeed", "mlflow", "numpy", "matplotlib", "peft"}
 
@@ -85,7 +87,7 @@ def test_the_parent_process_imports_nothing_heavy() -> None:
 
 def test_ranks_import_no_hydra() -> None:
     for path in PACKAGE.rglob("*.py"):
-        if unit(path) not in ("train", "launch", "schema", "pipeline_jobs"):
+        if unit(path) not in ("train", "launch", "schema", "sweeps", "pipeline_jobs"):
             assert not any(name.startswith("hydra") for name in imports(path, inside_functions=True)), path
 
 
