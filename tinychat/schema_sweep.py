@@ -44,7 +44,7 @@ class SweepConfig:
     seed: int = MISSING  # of the sampler
     n_trials: int | None = MISSING  # trials in all, those of earlier starts included; null (grid): every combination
     objective: list[str] | None = MISSING  # final metrics of the stage; null: the one that the stage reports
-    direction: list[str] | None = MISSING  # minimize or maximize, of each; null: the stage's own
+    direction: list[str] | None = MISSING  # minimize or maximize, of each; null: as the metric is better
     pruner: PrunerKind = MISSING  # needs one objective that is measured during training (stage.eval_every)
     pruner_options: dict[str, Any] = field(default_factory=dict)  # further arguments of Optuna's pruner
     prune_on: list[str] = MISSING  # alarms that end a trial of stage=ppo at once: kl entropy eos length clip gold

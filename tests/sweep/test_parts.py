@@ -84,7 +84,7 @@ def test_progress_is_in_per_cent() -> None:
 
 def test_every_stage_has_an_objective_among_its_metrics() -> None:
     assert OBJECTIVES.keys() == STAGES.keys()
-    for stage, (metric, _) in OBJECTIVES.items():
+    for stage, metric in OBJECTIVES.items():
         assert metric in metrics_of(stage)
         assert set(metrics_of(stage)) <= METRICS.keys()
     assert "rl/kl" in metrics_of("ppo") and "rl/kl" not in metrics_of("sft")

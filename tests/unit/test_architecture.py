@@ -24,9 +24,8 @@ LAYERS: list[set[str]] = [
     {"guard", "agents", "ranks"},
     {"slurm"},
     {"launch"},
-    {"sweeps"},
     {"compare_runs", "compare_settings", "comparison", "compare_pairs", "compare_table", "compare_curves"}
-    | {"compare_report"},
+    | {"compare_report", "sweeps"},
     {"chat_session", "chat_input"},
     {"repl"},
     {"train", "chat", "merge", "score", "compare", "gates"},

@@ -20,7 +20,7 @@ from tinychat.explain import explain
 from tinychat.schema import Config
 from tinychat.schema_sweep import KeepCheckpoints, PrunerKind, SamplerKind, SweepConfig
 from tinychat.sweeps.space import Space, overrides_of, read_space
-from tinychat.tracking.vocabulary import OBJECTIVES, metrics_of, without_bounds
+from tinychat.tracking.vocabulary import OBJECTIVES, goal_of, metrics_of, without_bounds
 
 FOLDER = "sweeps"  # under the outputs
 ALARMS = ("kl", "entropy", "eos", "length", "clip", "gold")
@@ -154,15 +154,10 @@ def _compose_all(
 
 
 def _objective(settings: SweepConfig, config: Config) -> tuple[list[str], list[str]]:
-    metric, more_is_better = OBJECTIVES[config.stage.name]
-    objective = list(settings.objective) if settings.objective is not None else [metric]
+    objective = list(settings.objective) if settings.objective is not None else [OBJECTIVES[config.stage.name]]
     if settings.direction is not None:
         return objective, list(settings.direction)
-    if objective == [metric]:
-        return objective, ["maximize" if more_is_better else "minimize"]
-    raise UserError(
-        f"sweep.direction=null: is {', '.join(objective)} to be minimized or maximized? sweep.direction=[...]"
-    )
+    return objective, [goal_of(name) for name in objective]
 
 
 def _check_objective(

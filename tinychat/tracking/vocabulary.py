@@ -114,6 +114,7 @@ def goal_of(metric: str) -> Literal["minimize", "maximize"]:
     """Whether less or more of a metric is better, in Optuna's words."""
     return "minimize" if metric in LOWER_IS_BETTER else "maximize"
 
+
 _TRAINING = ("train/*", "schedule/lr", "data/epoch", "perf/*_per_s", "perf/step_seconds", "perf/memory_gb", "perf/mfu")
 _DOCUMENTS = ("eval/loss", "eval/ppl", "eval/bits_per_byte", "eval/tokens")
 _ANSWERS = ("eval/instruction*", "eval/rouge_l*", "eval/exact_match*", "eval/open_rows", "eval/reply_ended")
@@ -131,16 +132,16 @@ _OF_STAGE: dict[str, tuple[str, ...]] = {
     "ppo": (*_TRAINING, *_REPLIES, *_REQUESTS, "rl/*", "eval/reward", "eval/kl", "eval/objective", "perf/*_seconds"),
     "eval": (*_DOCUMENTS, *_REPLIES, *_REQUESTS),
 }
-# What a sweep looks at where nothing else is said: a metric, and whether more of it is better.
-OBJECTIVES: dict[str, tuple[str, bool]] = {
-    "tokenizer": ("tokenizer/bytes_per_token", True),
-    "corpus": ("data/tokens", True),
-    "pretrain": ("eval/loss", False),
-    "sft": ("eval/response_loss", False),
-    "reward": ("eval/loss", False),
-    "judge": ("eval/loss", False),
-    "ppo": ("eval/objective", True),
-    "eval": ("eval/loss", False),
+# What a sweep looks at where nothing else is said.
+OBJECTIVES = {
+    "tokenizer": "tokenizer/bytes_per_token",
+    "corpus": "data/tokens",
+    "pretrain": "eval/loss",
+    "sft": "eval/response_loss",
+    "reward": "eval/loss",
+    "judge": "eval/loss",
+    "ppo": "eval/objective",
+    "eval": "eval/loss",
 }
 
 
