@@ -224,6 +224,40 @@ else:
 """
 
 
+def test_the_objective_can_be_measured_alike_whatever_the_penalty_and_temperature(
+    warm, made: Path, tmp_path: Path
+) -> None:
+    found = []
+    for temperature in ("0.5", "1.5"):
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        more = ("stage.objective_beta=0.3", "stage.objective_temperature=1.0", "stage.eval_first=true")
+        ppo(warm, made, tmp_path, "stage.max_steps=1", f"stage.temperature={temperature}", "stage.beta=0.01", *more)
+        start, end = (metrics(tmp_path, f"eval/{name}") for name in ("reward", "kl"))
+        assert metrics(tmp_path, "eval/objective") == pytest.approx(
+            [r - 0.3 * k for r, k in zip(start, end, strict=True)]
+        )
+        found.append(start[0])
+    assert found[0] == found[1]  # of the policy that both start from
+
+
+def test_a_trial_of_a_sweep_ends_at_an_alarm_with_a_last_evaluation(warm, made: Path, tmp_path: Path) -> None:
+    words = ("-m", "sweep=ppo_grid", "sweep.prune_on=[eos]", "stage.lr=1e-4,2e-4", "stage.beta=0.05", "stage.epochs=1")
+    given = [word for word in STEP if word != "stage.epochs=2"]
+    more = (
+        f"init_from={made / 'sft'}",
+        f"data.path={made / 'prompts.txt'}",
+        "reward=python",
+        "stage.response_length=1",
+    )
+    done = warm.train(
+        tmp_path, *given, *more, f"reward.parts.python.path={made / 'count.py'}:score", *words, "sweep.n_trials=1"
+    )
+    assert "replies no longer end" in done.stderr, done.stderr[-3000:]
+    (result,) = (json.loads(path.read_text()) for path in tmp_path.glob("outputs/default/*/*/result.json"))
+    assert result["status"] == "pruned"
+    assert result["objective"] == result["metrics"]["eval/objective"]
+
+
 def test_bad_input_is_one_clear_line(warm, made: Path, tmp_path: Path) -> None:
     def says(*overrides: str) -> str:
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
