@@ -7,10 +7,10 @@
 # All workers share the study, so together they run sweep.n_trials trials. More machines: start this on each, with
 # paths.outputs on a disk they share and sweep.storage=postgresql://... (SQLite is for one machine). Starting it again
 # goes on where it stopped. Ctrl-C ends all workers. What worker 1 says goes to this terminal, what the others say to
-# sweep-worker-N.log in LOGS (default: this folder). PYTHON chooses the interpreter.
+# sweep-worker-N.log in LOGS (default: outputs). PYTHON chooses the interpreter.
 set -euo pipefail
 
-: "${PYTHON:=python}" "${LOGS:=.}"
+: "${PYTHON:=python}" "${LOGS:=outputs}"
 gpus=$({ nvidia-smi --list-gpus 2>/dev/null || true; } | wc -l)
 workers=$((gpus > 0 ? gpus : 1))
 if [[ "${1:-}" =~ ^[0-9]+$ ]]; then
