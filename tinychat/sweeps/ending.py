@@ -36,7 +36,8 @@ class Ending:
         self._keys = list(plan.space.distributions)
         config = plan.config
         self._parent: SweepRun | None = None
-        if config.tracker.kind is TrackerKind.mlflow:
+        # With tracker.parent=ID on the command line the trials are that run's.
+        if config.tracker.kind is TrackerKind.mlflow and config.tracker.parent is None:
             outputs = Path(config.paths.outputs)
             uri = resolve_uri(config.tracker.uri, outputs)
             self._parent = SweepRun(plan.folder, outputs, config.experiment_name, plan.settings.study, uri)
