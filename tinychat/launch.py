@@ -39,7 +39,6 @@ def run_job(config: Config, node: DictConfig) -> float | None:
     if config.launch.dry_run:
         print(_plan(config))
         return None
-    _refuse_search_without_result(config)
     # As it will be read back from the run folder: enums as words, numbers as YAML has them.
     resolved = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(node, resolve=True)))
     with _writable():
@@ -83,16 +82,6 @@ def _plan(config: Config) -> str:
     if config.launch.kind is LaunchKind.slurm:
         return slurm.script(config, run_dir)
     return ranks.describe(config, run_dir)
-
-
-def _refuse_search_without_result(config: Config) -> None:
-    if config.launch.wait or not in_multirun():
-        return
-    from hydra.core.hydra_config import HydraConfig
-
-    sweeper = str(HydraConfig.get().sweeper.get("_target_"))
-    if not sweeper.endswith("BasicSweeper"):
-        raise UserError("launch.wait=false: a search needs the result of each trial; leave it out")
 
 
 @contextlib.contextmanager

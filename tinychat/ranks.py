@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tinychat import failures, runs
+from tinychat import failures, runs, trial
 from tinychat.schema import Config, Device
 from tinychat.schema_launch import LaunchConfig, LaunchKind
 
@@ -170,7 +170,11 @@ def run(config: Config, run_dir: Path) -> None:
     # A terminal's Ctrl-C reaches the child too, a signal to this process alone does not: it ignores the first kind (the
     # disposition is inherited) and is told of both alike. DeepSpeed's launcher would listen: it gets its own session.
     previous = {signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN), signal.SIGTERM: signal.SIG_DFL}
-    process = subprocess.Popen(command(config, run_dir), env=variables, start_new_session=by_deepspeed)
+    output = trial.output_file(run_dir)
+    with open(output, "ab") if output else contextlib.nullcontext() as file:
+        process = subprocess.Popen(
+            command(config, run_dir), env=variables, start_new_session=by_deepspeed, stdout=file, stderr=file
+        )
     for number in previous:
         signal.signal(number, forward)
     try:
@@ -193,5 +197,5 @@ def _judge(run_dir: Path, status: int, stopped_by: list[int]) -> None:
     if ended == "stopped" or (stopped_by and ended is None):
         raise Stopped(128 + (stopped_by[0] if stopped_by else signal.SIGTERM))
     problem = failures.first(run_dir)
-    if status or (problem and ended != "finished"):
+    if status or (problem and ended not in runs.ENDED_WELL):
         raise JobFailed(problem or f"{run_dir}: the ranks ended with exit status {status}")

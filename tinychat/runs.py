@@ -25,6 +25,7 @@ from tinychat.schema import Config
 CONFIG = "config.yaml"
 COMMAND = "command.txt"
 RESULT = "result.json"
+ENDED_WELL = ("finished", "pruned")  # its status, where there is a result; pruned: a trial that a sweep gave up
 LOCK = ".lock"
 CHECKPOINTS = "checkpoints"
 TABLES = "tables"

@@ -146,12 +146,12 @@ def _wait(job: str, run_dir: Path, log: Path, poll_seconds: float) -> None:
     """Until the run has finished; a job that ends otherwise raises JobFailed."""
     gone = 0
     while gone < GONE_LOOKS:
-        if _result(run_dir).get("status") == "finished":
+        if _result(run_dir).get("status") in runs.ENDED_WELL:
             return
         gone = gone + 1 if _state(job) is None else 0
         time.sleep(poll_seconds)
     result = _result(run_dir)
-    if result.get("status") == "finished":
+    if result.get("status") in runs.ENDED_WELL:
         return
     if result.get("status") == "stopped":
         raise JobFailed(f"{run_dir}: slurm job {job} was stopped and saved; the same command with resume=auto goes on")

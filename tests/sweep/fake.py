@@ -33,8 +33,8 @@ def measured(config: Any, share: float) -> dict[str, float]:
     return {name: found[name] for name in os.environ.get("FAKE_METRICS", " ".join(found)).split()}
 
 
-def fake_ranks(command: list[str], run_dir: Path, config: Any) -> None:
-    """In the place of launch._run_ranks. FAKE_SECONDS: of a step. FAKE_FAIL_ABOVE: a learning rate that fails."""
+def fake_ranks(config: Any, run_dir: Path) -> None:
+    """In the place of ranks.run. FAKE_SECONDS: of a step. FAKE_FAIL_ABOVE: a learning rate that fails."""
     from tinychat import launch, runs, trial
 
     print("a line of the trial", flush=True)
@@ -63,12 +63,12 @@ def serve() -> None:
     from hydra import compose, initialize_config_dir
 
     import tinychat.sweeps.run
-    from tinychat import launch, schema, train
+    from tinychat import ranks, schema, train
 
     schema.register()
     with initialize_config_dir(train.config_folder()):  # Hydra's parser is slow at first
         compose("config", ["stage=ppo", "sweep=ppo_random", "stage.lr=1e-3", "init_from=x"])
-    launch._run_ranks = fake_ranks
+    ranks.run = fake_ranks
     for line in sys.stdin:
         job = json.loads(line)
         if "wait" in job:

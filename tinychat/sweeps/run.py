@@ -45,12 +45,15 @@ class Sweep:
         """The whole sweep. Raises UserError before the first trial for what cannot work, JobFailed where trials failed
         (in a search: all, or too many in a row), Stopped or KeyboardInterrupt when it is stopped."""
         self.plan = plan = prepare(self._master, self._context, arguments)
-        _writable(plan.folder)
-        points, space = plan.points, plan.space.distributions
-        self.study = SharedStudy(plan.settings, plan.folder, space, plan.directions, points, plan.facts)
         self._launcher = Plugins.instance().instantiate_launcher(
             hydra_context=self._context, task_function=self._job, config=self._master
         )
+        if plan.config.launch.dry_run or not plan.config.launch.wait:
+            self._start_only()
+            return
+        _writable(plan.folder)
+        points, space = plan.points, plan.space.distributions
+        self.study = SharedStudy(plan.settings, plan.folder, space, plan.directions, points, plan.facts)
         self._introduce()
         self.ending = Ending(plan, self.study, self._context, self._master)
         parent = self.ending.open_parent()
@@ -66,6 +69,17 @@ class Sweep:
             self.ending.finish(status)
         if self._errors and (plan.plain or not results.best_trials(self.study.study)):
             raise launch.JobFailed(self._errors[0])
+
+    def _start_only(self) -> None:
+        """Jobs of which this command sees no end (launch.wait=false), or which are only shown (dry_run): no study."""
+        if not self.plan.plain and not self.plan.config.launch.wait:
+            raise UserError("launch.wait=false: a search needs the result of each trial; leave it out")
+        points = self.plan.points if self.plan.points is not None else self.plan.space.probes()[:1]
+        jobs = [[*self.plan.space.fixed, *overrides_of(values)] for values in points]
+        for number, overrides in enumerate(jobs):
+            self._launcher.launch([overrides], initial_job_idx=number)
+            if self._error is not None:
+                raise self._error
 
     def _introduce(self) -> None:
         plan, wanted = self.plan, self.study.n_trials
