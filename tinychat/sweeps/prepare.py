@@ -46,7 +46,6 @@ class Plan:
     objective: list[str]
     directions: list[str]
     folder: Path
-    facts: dict[str, Any]  # what must be alike in all trials of the study
 
 
 def prepare(master: DictConfig, context: HydraContext, arguments: Sequence[str]) -> Plan:
@@ -70,7 +69,7 @@ def prepare(master: DictConfig, context: HydraContext, arguments: Sequence[str])
     if not plain:
         _check_objective(settings, objective, directions, space, first)
     folder = Path(config.paths.outputs) / FOLDER / settings.study
-    return Plan(settings, first, space, plain, points, objective, directions, folder, _facts(master, space, first))
+    return Plan(settings, first, space, plain, points, objective, directions, folder)
 
 
 def without_hydra(node: DictConfig) -> DictConfig:
@@ -196,8 +195,9 @@ def _check_objective(
                 )
 
 
-def _facts(master: DictConfig, space: Space, config: Config) -> dict[str, Any]:
-    """The configuration without what is swept and without what does not change results; and the checkpoints."""
+def facts_of(master: DictConfig, space: Space, config: Config) -> dict[str, Any]:
+    """What must be alike in all trials of a study: the configuration without what is swept and what does not change
+    results; and the checkpoints. Raises UserError where one of these is missing."""
     from tinychat.launch import flatten
 
     flat: Mapping[str, Any] = flatten(OmegaConf.to_container(without_hydra(master), resolve=True, enum_to_str=True))

@@ -23,7 +23,7 @@ from tinychat.explain import explain
 from tinychat.schema_sweep import KeepCheckpoints, PrunerKind
 from tinychat.sweeps import results
 from tinychat.sweeps.ending import Ending
-from tinychat.sweeps.prepare import prepare
+from tinychat.sweeps.prepare import facts_of, prepare
 from tinychat.sweeps.space import overrides_of
 from tinychat.sweeps.study import SharedStudy
 from tinychat.sweeps.watch import Watch
@@ -51,9 +51,10 @@ class Sweep:
         if plan.config.launch.dry_run or not plan.config.launch.wait:
             self._start_only()
             return
+        facts = facts_of(self._master, plan.space, plan.config)
         _writable(plan.folder)
         points, space = plan.points, plan.space.distributions
-        self.study = SharedStudy(plan.settings, plan.folder, space, plan.directions, points, plan.facts)
+        self.study = SharedStudy(plan.settings, plan.folder, space, plan.directions, points, facts)
         self._introduce()
         self.ending = Ending(plan, self.study, self._context, self._master)
         parent = self.ending.open_parent()
