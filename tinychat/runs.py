@@ -37,7 +37,7 @@ STARTED = ".started"
 STOP = ".stop"  # made to have the ranks save and stop, see tinychat.guard
 STEP_PATTERN = re.compile(r"^step-(\d{6,})$")
 # What may differ between a run and its continuation: where and how it runs, not what it computes.
-NOT_IDENTITY = ("run_dir", "run_name", "resume", "tracker", "launch", "paths", "checkpoint", "sweep")
+NOT_IDENTITY = ("run_dir", "run_name", "resume", "tracker", "launch", "paths", "checkpoint", "sweep", "plan")
 
 
 def write_text_atomic(path: Path, text: str) -> None:

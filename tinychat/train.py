@@ -50,6 +50,11 @@ def job(node: DictConfig) -> float | None:
     if config.sweep is not None and not launch.in_multirun():
         raise UserError(f"sweep={config.sweep.name} is many runs: python -m tinychat.train -m {' '.join(sys.argv[1:])}")
     checks.check(config)
+    if config.plan is not False:
+        from tinychat.plan import print_plan  # torch loads here
+
+        print_plan(config)
+        return None
     return launch.run_job(config, node)
 
 

@@ -34,12 +34,7 @@ def quantization_config(model_config: PreTrainedConfig) -> Any:
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(model_config)
-    head = model.get_output_embeddings()
-    widths = {
-        name: module.weight.shape[0] if isinstance(module, Conv1D) else module.weight.shape[1]
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
-    }
+    head, widths = model.get_output_embeddings(), input_widths(model)
     narrow = [name for name, width in widths.items() if width % BLOCK]
     if len(narrow) == len(widths):
         found = ", ".join(str(width) for width in sorted(set(widths.values())))
@@ -56,6 +51,16 @@ def quantization_config(model_config: PreTrainedConfig) -> Any:
         bnb_4bit_use_double_quant=True,
         llm_int8_skip_modules=heads + narrow,  # for 4 bits too, whatever its name says
     )
+
+
+def input_widths(model: torch.nn.Module) -> dict[str, int]:
+    """The linear layers that may be held in 4 bits, all but the output head, by name."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    return {
+        name: module.weight.shape[0] if isinstance(module, Conv1D) else module.weight.shape[1]
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
+    }
 
 
 def quiet_bitsandbytes() -> None:
