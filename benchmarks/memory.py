@@ -32,18 +32,18 @@ from tinychat.text.bpe import train_bpe
 from tinychat.text.chat_template import set_template
 from tinychat.train import config_folder
 
-CONTEXT, RESPONSE = 256, 64
+CONTEXT, RESPONSE = 256, 32
 GPT = ("model=gpt6x512", "model.n_layer=4", "model.n_embd=256", "model.n_head=4")  # gpt4x256
 LLAMA = ("model=llama2_15m", "model.n_layer=6", "model.n_embd=288")
 QWEN = ("model=mini", "model.n_layer=4", "model.n_embd=256", "model.n_head=4", "model.n_inner=1024")
-VOCABULARY = "model.vocab_size=16384"
+VOCABULARY = "model.vocab_size=8192"
 COMMON = (
     "tracker=none",
     "device=cpu",
     "data.max_docs=300",
     "data.max_val_docs=4",
     "data.lessons=0",
-    "stage.max_steps=5",
+    "stage.max_steps=4",
     "stage.log_every=1",
     "stage.eval_every=0",
     "stage.warmup_steps=0",
@@ -129,7 +129,7 @@ class Bench:
         self._write_rows()
 
     def _write_rows(self) -> None:
-        """Preferences that fill the context, and prompts that leave room for a reply."""
+        """Preferences and conversations that fill the context, and prompts that leave room for a reply."""
         words = "the cat sat on the mat and the dog ran to the old tree in the park "
 
         def text(tokens: int) -> str:
@@ -139,10 +139,17 @@ class Bench:
 
         around = 24  # tokens of the template
         pairs = [
-            {"prompt": f"{n} {text(60)}", "chosen": text(CONTEXT - 60 - around), "rejected": text(CONTEXT - 62 - around)}
+            {
+                "prompt": f"{n} {text(60)}",
+                "chosen": text(CONTEXT - 60 - around),
+                "rejected": text(CONTEXT - 62 - around),
+            }
             for n in range(60)
         ]
         (self.folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+        said = [("user", "go"), ("assistant", text(CONTEXT - around))]
+        chat = {"messages": [{"role": role, "content": content} for role, content in said]}
+        (self.folder / "chats.jsonl").write_text((json.dumps(chat) + "\n") * 100)
         prompts = [f"{n} {text(CONTEXT - RESPONSE - around)}" for n in range(80)]
         (self.folder / "prompts.txt").write_text("\n".join(prompts))
 
@@ -158,7 +165,7 @@ class Bench:
         if case.stage == "ppo":
             words += ["data=prompts", f"data.path={self.folder / 'prompts.txt'}", "reward=python"]
             words += [f"reward.parts.python.path={self.folder / 'reward.py'}:score", "stage.value_from=policy"]
-            words += [f"stage.response_length={RESPONSE}", "stage.rollout_size=32", "stage.epochs=1"]
+            words += [f"stage.response_length={RESPONSE}", "stage.rollout_size=16", "stage.epochs=1"]
             words += ["stage.safety_prompts=0", "stage.judge=null", "stage.max_kl=null"]
         if case.stage == "reward":
             words += ["data=preference", f"data.path={self.folder / 'pairs.jsonl'}"]
@@ -167,7 +174,7 @@ class Bench:
         if case.stage in ("sft", "ppo"):
             words += ["stage.eval_first=false", "stage.generate_rows=2", "stage.generate_tokens=8"]
         if case.stage == "sft":
-            words += ["data.max_rows=1500", "data.max_val_rows=8"]
+            words += ["data=chat", f"data.path={self.folder / 'chats.jsonl'}"]
         if case == LARGE:
             words += ["model.context_length=1024", "model.vocab_size=50304"]
         if case.stage != "pretrain":

@@ -31,16 +31,21 @@ class Tensors(TorchDispatchMode):
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = operator(*args, **(kwargs or {}))
-        for key in [key for key, (storage, _) in self.sizes.items() if storage.expired()]:
-            self.now -= self.sizes.pop(key)[1]
         for tensor in tree_leaves(out):
             if isinstance(tensor, torch.Tensor) and tensor.device.type == "cpu":
-                storage = tensor.untyped_storage()
-                if storage._cdata not in self.sizes:
-                    self.sizes[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
-                    self.now += storage.nbytes()
-        self.peak = max(self.peak, self.now)
+                self._add(tensor.untyped_storage())
         return out
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        known = self.sizes.get(storage._cdata)
+        if known is not None and not known[0].expired():
+            return
+        self.now += storage.nbytes() - (0 if known is None else known[1])
+        self.sizes[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        if self.now > self.peak:  # only then does it matter what has been freed since
+            for key in [key for key, (other, _) in self.sizes.items() if other.expired()]:
+                self.now -= self.sizes.pop(key)[1]
+            self.peak = max(self.peak, self.now)
 
 
 def resident(name: str) -> int:

@@ -140,42 +140,44 @@ def offloads(split: Split) -> bool:
 
 
 def _update(trained: Sequence[ModelPlan], split: Split, work: Work, stored: int, computed: int) -> list[Item]:
-    """The height of a forward and backward pass. With one pass to a step gradients come as activations go."""
+    """The height of a forward and backward pass: at the output head, or with activation checkpointing where a block is
+    computed again. With one pass to a step gradients come as activations go."""
+    phase, on_host, kept_always = "forward and backward pass", offloads(split), split.zero == 3
     count = sum(model.trained for model in trained)
-    phase = "forward and backward pass"
     activations = sum(_activations(model, work) for model in trained)
+    again = max(_block(model, work) for model in trained) if work.checkpointing else 0.0
     logits, head = _head(trained[0], work, stored, computed)
     gradients = _gradients(count, split, work, stored)
-    embedding = max(model.embedding if model.trained > model.weights // 2 else 0 for model in trained) * stored
-    begin = activations + logits + head
+    label = "gradients"
     if work.accumulation == 1 and split.zero in (None, 0, 1):
-        at_end = gradients + embedding
-        gradients = max(0.0, at_end - begin)  # beyond what the activations leave
+        whole = [model for model in trained if not model.adapter]
+        embedding = max((model.embedding for model in whole), default=0) * stored  # a second one, before it is added
+        gradients = max(0.0, gradients + embedding - activations - max(logits + head, again))
+        label = "gradients, beyond what activations leave free"
     items = [
         Item("activations", activations, phase=phase),
         Item("logits", logits, phase=phase),
         Item("output head: weights and gradient in the arithmetic's type", head, phase=phase),
+        Item("a block computed again, beyond these two", max(0.0, again - logits - head), phase=phase),
+        Item(label, *((0.0, gradients) if on_host else (gradients, 0.0)), phase=ALWAYS if kept_always else phase),
     ]
-    kept_always = split.zero == 3  # a flat buffer, there from the start
-    label = "gradients" if work.accumulation > 1 or split.zero not in (None, 0, 1) else "gradients beyond them"
-    on_host = offloads(split)
-    items.append(
-        Item(label, 0.0 if on_host else gradients, gradients if on_host else 0.0, ALWAYS if kept_always else phase)
-    )
     if split.zero in (2, 3):
         size = split.bucket * split.buckets * stored
         items.append(Item("DeepSpeed's buffer of gradients", size, phase=ALWAYS if kept_always else phase))
     if split.zero == 3:
-        whole = sum(model.weights for model in trained)
-        items.append(Item("weights gathered from the ranks", min(whole, split.live) * stored, phase=phase))
+        gathered = min(sum(model.weights for model in trained), split.live) * stored
+        items.append(Item("weights gathered from the ranks", gathered, phase=phase))
     return items
 
 
 def _activations(model: ModelPlan, work: Work) -> float:
-    """What is kept for the backward pass, and one block's working memory: its gradients, or what is computed again."""
     kept = model.checkpointed if work.checkpointing else model.whole
-    block = (model.whole.per_row * work.rows + model.whole.fixed) / max(1, model.layers)
-    return kept.per_row * work.rows + kept.fixed + (block if work.checkpointing else 0.0)
+    return kept.per_row * work.rows + kept.fixed
+
+
+def _block(model: ModelPlan, work: Work) -> float:
+    """Activations of one block."""
+    return (model.whole.per_row * work.rows + model.whole.fixed) / max(1, model.layers)
 
 
 def head_elements(model: ModelPlan, rows: int, targets: int, exact: bool) -> float:
@@ -195,8 +197,7 @@ def _head(model: ModelPlan, work: Work, stored: int, computed: int) -> tuple[flo
     tokens = work.rows * work.targets
     several = elements < tokens * model.vocabulary
     copy = model.head * computed if computed < stored else 0
-    frozen = model.trained < model.weights // 2  # an adapter leaves the head alone
-    gradient = 0 if frozen else model.head * (2 * (4 if several else computed) + computed)
+    gradient = 0 if model.adapter else model.head * (2 * (4 if several else computed) + computed)
     return elements * computed, copy + gradient + 2 * tokens * model.width * computed
 
 
@@ -212,11 +213,7 @@ def _gradients(count: int, split: Split, work: Work, stored: int) -> float:
 def _step(trained: Sequence[ModelPlan], split: Split, stored: int, muon: bool) -> list[Item]:
     """The optimizer's step: gradients in fp32 for its part, and for Muon the update gathered whole."""
     count, phase = sum(model.trained for model in trained), "optimizer step"
-    kept = (
-        0.0
-        if split.zero == 3 or offloads(split)
-        else _gradients(count, split, Work(1, 1, 1, 1, False, False, 1), stored)
-    )
+    kept = 0.0 if split.zero == 3 or offloads(split) else count * stored / shared(split, 2)
     wide = 4.0 * count / shared(split, 1) if has_masters(split, stored) and not offloads(split) else 0.0
     gathered = 4.0 * sum(model.orthogonal for model in trained) if muon and split.zero else 0.0
     return [
