@@ -26,8 +26,8 @@ from memory_run import measure
 
 from tinychat import schema
 from tinychat.models.build import build_model, model_vocab_size
-from tinychat.plan import Plan, estimate
 from tinychat.plan_devices import GB
+from tinychat.plan_estimate import Plan, estimate
 from tinychat.text.bpe import train_bpe
 from tinychat.text.chat_template import set_template
 from tinychat.train import config_folder
@@ -66,6 +66,7 @@ class Case:
 BF16, FP32 = "precision=bf16", "precision=fp32"
 ADAMW = "optim=adamw"
 BATCH = ("stage.batch_size=16", "stage.micro_batch_size=8")
+SPLIT = ("stage.batch_size=16", "stage.micro_batch_size=4", *TWO)
 CASES = [
     Case("pretrain gpt fp32, AdamW", "pretrain", GPT, (FP32, ADAMW, *BATCH)),
     Case("pretrain gpt bf16, AdamW", "pretrain", GPT, (BF16, ADAMW, *BATCH)),
@@ -77,8 +78,8 @@ CASES = [
     Case("pretrain gpt bf16, zero2", "pretrain", GPT, (BF16, ADAMW, "ds=zero2", BUCKET, *BATCH)),
     Case("pretrain gpt bf16, zero2_offload", "pretrain", GPT, (BF16, ADAMW, "ds=zero2_offload", BUCKET, *BATCH)),
     Case("pretrain gpt bf16, zero3", "pretrain", GPT, (BF16, ADAMW, "ds=zero3", BUCKET, *BATCH)),
-    Case("pretrain gpt fp32, zero1, 2 ranks", "pretrain", GPT, (FP32, ADAMW, "ds=zero1", BUCKET, *BATCH[:1], "stage.micro_batch_size=4", *TWO)),
-    Case("pretrain gpt bf16, zero2, 2 ranks", "pretrain", GPT, (BF16, ADAMW, "ds=zero2", BUCKET, *BATCH[:1], "stage.micro_batch_size=4", *TWO)),
+    Case("pretrain gpt fp32, zero1, 2 ranks", "pretrain", GPT, (FP32, ADAMW, "ds=zero1", BUCKET, *SPLIT)),
+    Case("pretrain gpt bf16, zero2, 2 ranks", "pretrain", GPT, (BF16, ADAMW, "ds=zero2", BUCKET, *SPLIT)),
     Case("sft gpt bf16, Muon", "sft", GPT, (BF16, *BATCH)),
     Case("sft gpt bf16, LoRA", "sft", GPT, (BF16, ADAMW, "peft=lora", *BATCH)),
     Case("reward gpt bf16, Muon", "reward", GPT, (BF16, *BATCH)),
@@ -147,9 +148,11 @@ class Bench:
             for n in range(60)
         ]
         (self.folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
-        said = [("user", "go"), ("assistant", text(CONTEXT - around))]
-        chat = {"messages": [{"role": role, "content": content} for role, content in said]}
-        (self.folder / "chats.jsonl").write_text((json.dumps(chat) + "\n") * 100)
+        chats = []
+        for n in range(100):
+            said = [("user", f"go {n}"), ("assistant", text(CONTEXT - around))]
+            chats.append({"messages": [{"role": role, "content": content} for role, content in said]})
+        (self.folder / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chats))
         prompts = [f"{n} {text(CONTEXT - RESPONSE - around)}" for n in range(80)]
         (self.folder / "prompts.txt").write_text("\n".join(prompts))
 
@@ -161,6 +164,7 @@ class Bench:
 
     def _overrides(self, case: Case) -> list[str]:
         words = [f"stage={case.stage}", *case.model, VOCABULARY, *COMMON, *case.more]
+        words += ["data.val_fraction=0.2"]
         words += [f"tokenizer.path={self.folder / 'tokenizer'}", f"paths.cache={self.folder / 'cache'}"]
         if case.stage == "ppo":
             words += ["data=prompts", f"data.path={self.folder / 'prompts.txt'}", "reward=python"]

@@ -34,7 +34,7 @@ class Hardware:
         return self.flops_fp32 if dtype is torch.float32 else self.flops
 
 
-# 3090: NVIDIA, Ampere GA102 whitepaper, table 9 (tensor cores with fp32 sums; fp32 without TF32); PCIe 4.0 x16, of whose
+# 3090: NVIDIA's Ampere GA102 whitepaper (tensor cores with fp32 sums; fp32 without TF32); PCIe 4.0 x16, of whose
 # 32 GB/s collectives without NVLink reach some 10. H200: its data sheet (SXM), dense; NVLink 900 GB/s both ways.
 KNOWN = {
     "3090": Hardware("RTX 3090", False, 24 * 2**30, 0.7 * GB, 71e12, 35.6e12, 936e9, 10e9, 0.3, 8e-6),

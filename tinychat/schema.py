@@ -260,7 +260,7 @@ class Config:
     resume: str = MISSING  # never | auto (newest unfinished run of this configuration) | run folder
     device: Device = MISSING
     precision: Precision = MISSING
-    plan: bool | int | str = MISSING  # false | true (this machine) | cpu | 3090 | h200: print memory and time, train nothing
+    plan: bool | int | str = MISSING  # print memory and time, train nothing: false | true | cpu | 3090 | h200
     paths: PathsConfig = field(default_factory=PathsConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)

@@ -22,8 +22,9 @@ from tinychat.models.logprobs import token_nll
 from tinychat.models.norms import use_fused_norms
 from tinychat.models.reward import _classifier, freeze_all_but
 from tinychat.models.rotary import use_fused_rotary
-from tinychat.plan import Plan, describe, estimate, remedies
+from tinychat.plan import describe
 from tinychat.plan_devices import KNOWN
+from tinychat.plan_estimate import Plan, estimate, remedies
 from tinychat.plan_memory import NF4_BYTES, Memory, Split, Work, memory
 from tinychat.plan_models import ModelPlan, Numbers, Saved, stage_models
 from tinychat.plan_time import sampling_seconds, traffic, training_factor, update_flops
@@ -67,7 +68,7 @@ def test_parameters_are_those_of_the_real_model(shape: tuple[str, ...], tied: st
     plan = planned(*shape, f"model.tie_embeddings={tied}", "optim=muon")
     model, counted = real(plan.config), plan.models[0]
     assert counted.weights == counted.trained == count_parameters(model).total
-    matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and ".h." in name or ".layers." in name]
+    matrices = [p for name, p in model.named_parameters() if (p.dim() == 2 and ".h." in name) or ".layers." in name]
     assert counted.orthogonal == sum(p.numel() for p in matrices if p.dim() == 2)
     assert counted.tied is (tied == "true")
 
@@ -310,7 +311,7 @@ def test_the_model_group_stands_in_for_missing_checkpoints(tmp_path: Path) -> No
     ],
 )
 def test_what_cannot_be_planned_is_one_line(words: list[str], expected: str) -> None:
-    with pytest.raises(UserError, match=".") as caught:
+    with pytest.raises(UserError) as caught:
         estimate(composed(*words))
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
