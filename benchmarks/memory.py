@@ -1,7 +1,7 @@
 """The memory that `plan=` estimates against what real trainings take.
 
-    python benchmarks/memory.py                     # two minutes on one core
-    python benchmarks/memory.py --cases pretrain    # those whose name begins so
+    python benchmarks/memory.py                     # some minutes on one core
+    python benchmarks/memory.py --cases 'sft|ppo'   # those whose name matches
     python benchmarks/memory.py --large             # gpt6x512 too, two steps
 
 Every case is a stage's own run in a fork of this process, which has imported everything, up to its last training step.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import re
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -96,11 +97,11 @@ LARGE = Case(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", default="", help="only those whose name begins so")
+    parser.add_argument("--cases", default="", help="only those whose name this regular expression finds")
     parser.add_argument("--large", action="store_true", help="gpt6x512 too, which takes minutes")
     options = parser.parse_args()
     schema.register()
-    cases = [case for case in CASES + [LARGE] * options.large if case.name.startswith(options.cases)]
+    cases = [case for case in CASES + [LARGE] * options.large if re.search(options.cases, case.name)]
     for module in ["peft", "deepspeed", *(f"tinychat.stages.{case.stage}" for case in cases)]:
         importlib.import_module(module)  # not to be measured
     head = ["case", "estimated", "tensors", "estimated / tensors", "resident", "resident / tensors"]
