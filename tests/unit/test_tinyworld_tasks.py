@@ -16,12 +16,12 @@ from tinychat.data.tinyworld.lexicon.places import PLACES
 from tinychat.data.tinyworld.lexicon.things import BELONGINGS, COLLECTABLES, COLOURS, LOADS
 from tinychat.data.tinyworld.tasks import FAMILIES, LEVELS, Task, capacity, instruction, instructions
 from tinychat.data.tinyworld.tasks.draw import Draw, Teller
-from tinychat.data.tinyworld.tasks.generate import PRACTICE, _cycles
+from tinychat.data.tinyworld.tasks.generate import _cycles
 
 TRAIN, VALIDATION = 50_000, 3_000
 # The first 480 tasks of seed 0 of both splits. It changes with any word of the tasks: if that was meant, set it to
 # the value that the failing test shows, and say in the commit that results before and after cannot be compared.
-PINNED = "794708b537793e04731d0830f2af910862d21a479b51f333d168970acb11b5a6"
+PINNED = "cf01e7989b0a6987bc875bdc43890e42c811308c225048238c50babb891883b1"
 
 
 # Each family of each level, which is a test's `level` and `family`.
@@ -461,14 +461,10 @@ def test_no_conversation_twice(tasks: dict[str, list[Task]]) -> None:
 
 
 def test_families_take_turns(tasks: dict[str, list[Task]]) -> None:
-    """Each once in a round; in training what is learnt last several times."""
-    assert set(PRACTICE) < set(FAMILIES["plain"])
-    for split, part in tasks.items():
-        turns = {family: PRACTICE.get(family, 1) if split == "train" else 1 for family in FAMILIES["plain"]}
-        round_ = sum(turns.values())
-        assert Counter(task.family for task in part[round_ : 2 * round_]) == turns
-        counts = Counter(task.family for task in part[: len(part) // round_ * round_])
-        assert all(counts[family] == len(part) // round_ * n for family, n in turns.items())
+    round_ = len(FAMILIES["plain"])
+    for part in tasks.values():
+        counts = Counter(task.family for task in part)
+        assert max(counts.values()) - min(counts.values()) <= 1
         assert part[0].family != part[round_].family or part[1].family != part[round_ + 1].family
 
 

@@ -7,9 +7,9 @@ validation for ever. The rest of an item is its dressing: who is in it, and how 
 validation share no core, whatever their seeds; they do share words, names and wordings, and where a skill is a
 small table (sums, opposites), what is held out is a row of the table in a setting, not the row itself.
 
-Every round of indices holds each family once (in training those of PRACTICE more often), in shuffled order; the
-recipes of a family take turns by their weights; and the number of a recipe's turn is sent by a seeded permutation to a
-core and a dressing. No text comes twice, none is remembered, and any index can be had alone.
+Every round of len(FAMILIES) indices holds each family once, in shuffled order; the recipes of a family take
+turns by their weights; and the number of a recipe's turn is sent by a seeded permutation to a core and a
+dressing. No text comes twice, none is remembered, and any index can be had alone.
 """
 
 from collections.abc import Iterator
@@ -36,8 +36,6 @@ _RECIPES: dict[str, dict[str, tuple[Recipe, ...]]] = {
 }
 LEVELS = tuple(_RECIPES)
 FAMILIES = {level: tuple(recipes) for level, recipes in _RECIPES.items()}
-# Turns in a round of training, where it is not one: what is learnt last.
-PRACTICE = {"addition": 4, "syllogism": 2, "comparing": 2, "sorting": 2}
 
 
 @dataclass(frozen=True)
@@ -80,13 +78,6 @@ def _cycles(level: str) -> tuple[tuple[_Turn, ...], ...]:
     return tuple(cycles)
 
 
-@cache
-def _places(split: str, level: str) -> tuple[tuple[int, int, int], ...]:
-    """The places of a round: which family, how many of its turns come before in the round, and how many it has."""
-    turns = {family: PRACTICE.get(family, 1) if split == "train" else 1 for family in FAMILIES[level]}
-    return tuple((which, turn, n) for which, n in enumerate(turns.values()) for turn in range(n))
-
-
 def _share(split: str, cores: int) -> int:
     """How many of a recipe's cores belong to the split."""
     held_out = -(-cores // HELD_OUT_EVERY)
@@ -96,18 +87,17 @@ def _share(split: str, cores: int) -> int:
 @cache
 def capacity(split: str, level: str = "plain") -> int:
     """How many different tasks of a level a split has; every index below it is valid."""
-    places = _places(split, level)
     rounds = min(
-        _share(split, turn.cores) * turn.dressings // turn.recipe.weight * len(_cycles(level)[which]) // turns
-        for which, _, turns in places
-        for turn in _cycles(level)[which]
+        _share(split, turn.cores) * turn.dressings // turn.recipe.weight * len(cycle)
+        for cycle in _cycles(level)
+        for turn in cycle
     )
-    return rounds * len(places)
+    return rounds * len(FAMILIES[level])
 
 
 @cache
-def _order(key: int, places: int) -> tuple[int, ...]:
-    order = list(range(places))
+def _family_order(key: int, families: int) -> tuple[int, ...]:
+    order = list(range(families))
     Random(key).shuffle(order)
     return tuple(order)
 
@@ -132,12 +122,11 @@ def instruction(seed: int, split: str, index: int, level: str = "plain") -> Task
     if not 0 <= index < capacity(split, level):
         raise IndexError(f"index={index}: the {split} split has tasks 0 to {capacity(split, level) - 1}")
     key = mix(seed, SPLITS.index(split), 1)
-    places = _places(split, level)
-    round_, place_in_round = divmod(index, len(places))
+    round_, place_in_round = divmod(index, len(FAMILIES[level]))
     # 256 orders are plenty, and few enough to keep.
-    which, before, turns = places[_order(mix(key, mix(key, round_) % 256), len(places))[place_in_round]]
+    which = _family_order(mix(key, mix(key, round_) % 256), len(FAMILIES[level]))[place_in_round]
     cycle = _cycles(level)[which]
-    number, at = divmod(round_ * turns + before, len(cycle))
+    number, at = divmod(round_, len(cycle))
     turn = cycle[at]
     share = _share(split, turn.cores)
     code = permute(number * turn.recipe.weight + turn.before, share * turn.dressings, mix(key, turn.number))
