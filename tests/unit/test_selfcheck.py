@@ -12,7 +12,7 @@ from tinychat.errors import UserError
 from tinychat.models.actor_critic import policy_and_values
 from tinychat.models.decode import DecodeOptions
 from tinychat.rl.rollout import Rollout, sample_replies
-from tinychat.rl.selfcheck import check_dropout, check_replies, check_tokens, self_check
+from tinychat.rl.selfcheck import _compare, check_dropout, check_replies, check_tokens, self_check
 from tinychat.world import World
 
 ALONE = World(0, 0, 1, torch.device("cpu"))
@@ -95,3 +95,15 @@ def test_replies_are_cut_behind_their_end() -> None:
     check_replies(Rollout(rows, [[5], [6]], [[3, EOS], [3, 4]], [[0, 0], [0, 0]], [True, False]), (EOS,))
     with pytest.raises(UserError, match="row 1 goes on behind its end token"):
         check_replies(Rollout(rows, [[5], [6]], [[3, EOS], [EOS, 4]], [[0, 0], [0, 0]], [True, True]), (EOS,))
+
+
+def test_rounding_at_a_low_temperature_is_no_fault() -> None:
+    """One token of fifty at a logit that bf16 rounds by an eighth, as a sampled reply may have; the mean stays small."""
+    wanted = torch.zeros(50)
+    one = wanted.clone()
+    one[7] = 0.125 / 0.6
+    assert _compare(one, wanted, torch.bfloat16, 0.6, "", "") == pytest.approx(0.125 / 0.6)
+    with pytest.raises(UserError, match="0.0625 on average"):
+        _compare(wanted + 0.0625, wanted, torch.bfloat16, 0.6, "", "")
+    with pytest.raises(UserError, match=r"up to 0.7 nats"):
+        _compare(one * 0.7 / one[7], wanted, torch.bfloat16, 0.6, "", "")
