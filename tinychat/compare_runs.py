@@ -12,11 +12,10 @@ from typing import Any
 
 import yaml
 
-from tinychat import failures, runs
+from tinychat import failures, runs, trial
 from tinychat.errors import UserError
 from tinychat.tracking.params import flatten
 
-TRIAL = "trial.json"  # of a run that belongs to a sweep: study, number, values, objective, directions, sweep_dir
 SWEEPS = "sweeps"  # OUTPUTS/sweeps/STUDY is the folder of a study
 ARTIFACTS = "mlartifacts"  # OUTPUTS/mlartifacts holds MLflow's copies of files of runs
 FINISHED = "finished"
@@ -102,7 +101,7 @@ def read_run(folder: Path) -> Run:
         first = str(error).splitlines()[0]
         raise UserError(f"{folder / runs.CONFIG}: cannot be read ({first}); leave this run out or mend it") from None
     settings |= _parents(folder, settings)
-    return Run(folder, settings, runs.read_json(folder / runs.RESULT) or {}, runs.read_json(folder / TRIAL) or {})
+    return Run(folder, settings, runs.read_json(folder / runs.RESULT) or {}, trial.read(folder) or {})
 
 
 def _parents(folder: Path, settings: dict[str, str]) -> dict[str, str]:
@@ -152,14 +151,14 @@ def _of_folder(path: Path, outputs: Path) -> list[Path]:
 
 
 def _trials(outputs: Path, wanted: Callable[[dict[str, Any]], bool]) -> list[Path]:
-    found = [(trial.get("number") or 0, folder) for folder, trial in _all_trials(outputs) if wanted(trial)]
+    found = [(one.get("number") or 0, folder) for folder, one in _all_trials(outputs) if wanted(one)]
     return [folder for _, folder in sorted(found)]
 
 
 def _all_trials(outputs: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    for path in _each(outputs, TRIAL):
-        if isinstance(trial := runs.read_json(path), dict) and (path.parent / runs.CONFIG).exists():
-            yield path.parent, trial
+    for path in _each(outputs, trial.FILE):
+        if isinstance(found := runs.read_json(path), dict) and (path.parent / runs.CONFIG).exists():
+            yield path.parent, found
 
 
 def _each(outputs: Path, file: str) -> Iterator[Path]:

@@ -91,6 +91,12 @@ def tags(run_dir: Path) -> dict[str, str]:
     return {"tinychat.study": found["study"], "tinychat.trial": str(found["number"]), **values}
 
 
+def title(run_dir: Path, name: str) -> str:
+    """What a run is called where many are listed: a trial's number comes first, as long names are cut."""
+    found = read(run_dir)
+    return f"trial {found['number']} {name}" if found else name
+
+
 def ask_to_stop(run_dir: Path, reason: str) -> None:
     """Have the run end after its current step; it writes its result as a pruned trial's."""
     runs.write_text_atomic(run_dir / STOP, reason)

@@ -96,7 +96,7 @@ def _run_stage(config: Config, run_dir: Path, world: World, stop: StopFlag) -> i
 
 
 def _start_tracker(config: Config, run_dir: Path, found: dict[str, str | None]) -> Tracker:
-    name = config.run_name or runs.default_run_name(config)
+    name = trial.title(run_dir, config.run_name or runs.default_run_name(config))
     resume_step = runs.resume_step(run_dir)
     info = RunInfo(run_dir, Path(config.paths.outputs), config.experiment_name, name, resume_step)
     tracker = make_tracker(config.tracker, info)

@@ -46,37 +46,36 @@ class Sweep:
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Sweep:
-    """Three tiny pretraining runs of one multirun below a parent, with the tags that a sweep's runs have."""
+    """Three tiny pretraining runs of one search."""
     from mlflow import MlflowClient
-
-    from tinychat.tracking import RunInfo, run_tags
-    from tinychat.tracking.mlflow_tracker import MlflowTracker
 
     folder = tmp_path_factory.mktemp("sweep")
     outputs = folder / "outputs"
     uri = f"sqlite:///{outputs / 'mlflow.db'}"
-    own = outputs / "sweeps" / STUDY
-    own.mkdir(parents=True)
-    tracker = MlflowTracker(RunInfo(own, outputs, "ui", STUDY), uri, system_metrics=False)
-    tags = {**run_tags("sweep", "mini", "tinyworld"), "tinychat.study": STUDY, "tinychat.kind": "sweep"}
-    tracker.start({"sweep": "stage.lr"}, tags)
-    parent = tracker.wait_run_id(180)
-    assert parent is not None
     tiny = (*TINY_MODEL, *TINY_DATA, *TINY_STAGE, f"tokenizer.path={tokenizer_folder}")
-    tracked = ("experiment_name=ui", f"tracker.uri={uri}", "tracker.system_metrics=false", f"tracker.parent={parent}")
+    tracked = ("experiment_name=ui", f"tracker.uri={uri}")
     steps = ("stage.max_steps=6", "stage.eval_every=2", "stage.log_every=1")
-    done = run_train(folder, "-m", *tiny, *tracked, *steps, f"stage.lr={','.join(RATES)}", timeout=600)
+    search = (
+        "sweep=pretrain_lr",
+        f"sweep.study={STUDY}",
+        "sweep.sampler=grid",
+        "sweep.n_trials=null",
+        "sweep.pruner=none",
+    )
+    lists = (f"stage.lr=choice({','.join(RATES)})", "stage.warmup_steps=1", "stage.min_lr_ratio=0.1")
+    done = run_train(folder, "-m", *tiny, *tracked, *steps, *search, *lists, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
-    tracker.finish("FINISHED")
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("ui")
     assert experiment is not None
-    found = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{parent}'")
-    for number, run in enumerate(reversed(found)):  # what a plain multirun does not tag
-        client.set_tag(run.info.run_id, "tinychat.study", STUDY)
-        client.set_tag(run.info.run_id, "tinychat.trial", str(number))
-    assert len(found) == len(RATES)
-    return Sweep(uri, experiment.experiment_id, parent, [(run.info.run_name, run.info.run_id) for run in found])
+    runs = client.search_runs([experiment.experiment_id], FILTER)
+    [parent] = [run for run in runs if run.data.tags["tinychat.kind"] == "sweep"]
+    trials = sorted(
+        (run for run in runs if "tinychat.trial" in run.data.tags), key=lambda run: int(run.data.tags["tinychat.trial"])
+    )
+    assert [run.data.tags["mlflow.parentRunId"] for run in trials] == [parent.info.run_id] * len(RATES)
+    children = [(run.info.run_name, run.info.run_id) for run in trials]
+    return Sweep(uri, experiment.experiment_id, parent.info.run_id, children)
 
 
 @pytest.fixture(scope="module")
