@@ -48,7 +48,8 @@ class Sweep:
         self._launcher = Plugins.instance().instantiate_launcher(
             hydra_context=self._context, task_function=self._job, config=self._master
         )
-        if plan.config.launch.dry_run or not plan.config.launch.wait:
+        config = plan.config
+        if config.launch.dry_run or not config.launch.wait or config.plan is not False:
             self._start_only()
             return
         facts = facts_of(self._master, plan.space, plan.config)
@@ -72,7 +73,7 @@ class Sweep:
             raise launch.JobFailed(self._errors[0])
 
     def _start_only(self) -> None:
-        """Jobs of which this command sees no end (launch.wait=false), or which are only shown (dry_run): no study."""
+        """Jobs whose end this command does not see (launch.wait=false) or which are only shown (dry_run, plan)."""
         if not self.plan.plain and not self.plan.config.launch.wait:
             raise UserError("launch.wait=false: a search needs the result of each trial; leave it out")
         points = self.plan.points if self.plan.points is not None else self.plan.space.probes()[:1]
