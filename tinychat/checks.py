@@ -44,6 +44,7 @@ def _positive(config: Config) -> Iterator[str]:
         "response_length",
         "epochs",
         "eval_pairs",
+        "eval_prompts",
         "train_last_layers",
         "safety_tokens",
     ]

@@ -218,6 +218,7 @@ class PpoStage(TrainLoop, ReplyEvaluation, SafetyEvaluation):
     objective_beta: float | None = MISSING  # weight of the KL in eval/objective; null: that of the penalty
     objective_temperature: float | None = MISSING  # of the replies it is measured on; null: stage.temperature
     eval_first: bool = MISSING  # measure the policy it starts from, as step 0
+    eval_prompts: int = MISSING  # held-out prompts that get a sampled reply, at most
     eval_batch_size: int = MISSING  # conversations per forward pass in evaluation
     keep_rollouts: bool = MISSING  # write each rollout to rollouts/ in the run folder: any step can be replayed
 

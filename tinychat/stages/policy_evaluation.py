@@ -17,7 +17,6 @@ from tinychat.stages.policy import PolicyAlone, Sampler, mean
 from tinychat.stages.requests import HeldOutRequests
 
 SEED = 2**61  # of the draws, the same at every evaluation
-SAMPLED = 128  # held-out prompts that get a sampled reply, at most
 
 
 class PolicyEvaluation:
@@ -29,7 +28,7 @@ class PolicyEvaluation:
         prompts = PromptBatches(
             source.rows(), tokenizer, length, config.stage.response_length, config.seed, OnBadRow.skip
         )
-        size = max(1, min(len(prompts), SAMPLED) // context.world.size) * context.world.size
+        size = max(1, min(len(prompts), config.stage.eval_prompts) // context.world.size) * context.world.size
         picked = [index * len(prompts) // size for index in range(size)]
         self._prompts = PromptBatch([prompts.rows[i] for i in picked], [prompts.ids[i] for i in picked], picked)
         log.info("validation: %d of %d prompts get a sampled reply", size, len(prompts))
