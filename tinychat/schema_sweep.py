@@ -42,6 +42,7 @@ class SweepConfig:
     sampler: SamplerKind = MISSING
     sampler_options: dict[str, Any] = field(default_factory=dict)  # further arguments of Optuna's sampler
     seed: int = MISSING  # of the sampler
+    own_first: bool = MISSING  # the first trial has the values that a run without the sweep would have
     n_trials: int | None = MISSING  # trials in all, those of earlier starts included; null (grid): every combination
     objective: list[str] | None = MISSING  # final metrics of the stage; null: the one that the stage reports
     direction: list[str] | None = MISSING  # minimize or maximize, of each; null: as the metric is better

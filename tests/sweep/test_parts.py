@@ -42,6 +42,15 @@ def test_the_space_is_the_files_and_the_command_lines_which_wins() -> None:
     assert {probe["a.c"] for probe in space.probes()} == {2, "four", None, True}
 
 
+def test_the_nearest_point_of_values() -> None:
+    params = {"x": "interval(1.0, 2.0)", "n": "range(1, 8, 2)", "c": "8,64,256", "w": "one,two"}
+    space = read_space(params, [], grid=False)
+    assert space.nearest({"x": 5e-5, "n": 4.9, "c": 50, "w": "two"}) == {"x": 1.0, "n": 5, "c": 64, "w": "two"}
+    assert space.nearest({"x": 9, "n": 99, "c": 256, "w": "one"}) == {"x": 2.0, "n": 7, "c": 256, "w": "one"}
+    assert space.nearest({"x": 1.5, "n": 1, "c": 8, "w": "three"}) is None
+    assert space.nearest({"x": None, "n": 1, "c": 8, "w": "one"}) is None
+
+
 def test_a_grid_has_every_combination_also_of_lists() -> None:
     space = read_space({"a": "range(1, 3)"}, ["b=[1,2],[3,4]", "c=x"], grid=True)
     assert space.points() == [

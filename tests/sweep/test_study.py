@@ -45,6 +45,8 @@ def test_a_sweep_leaves_study_folders_table_report_and_command(fake: Fake) -> No
     said = fake.sweep("sweep=ppo_bayes", "sweep.n_trials=4", "sweep.sampler_options={n_startup_trials: 2}", plots=True)
     study = fake.study("default-ppo_bayes")
     assert states(study) == {"COMPLETE": 4}
+    own = study.trials[0].params  # those of stage=ppo, or the nearest that are searched
+    assert (own["stage.lr"], own["stage.beta"], own["stage.clip_low"]) == (5e-5, 0.05, 0.2)
     rows = fake.table("default-ppo_bayes")
     assert [row["trial"] for row in rows] == [0, 1, 2, 3]
     best = max(rows, key=lambda row: row["eval/objective"])

@@ -83,6 +83,7 @@ def _plain_settings(config: Config) -> SweepConfig:
         storage=None,
         sampler=SamplerKind.grid,
         seed=0,
+        own_first=False,
         n_trials=None,
         objective=None,
         direction=None,

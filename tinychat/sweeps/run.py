@@ -55,7 +55,10 @@ class Sweep:
         facts = facts_of(self._master, plan.space, plan.config)
         _writable(plan.folder)
         points, space = plan.points, plan.space.distributions
-        self.study = SharedStudy(plan.settings, plan.folder, space, plan.directions, points, facts)
+        first = None
+        if plan.settings.own_first and points is None:
+            first = plan.space.nearest({key: OmegaConf.select(self._master, key.lstrip("+")) for key in space})
+        self.study = SharedStudy(plan.settings, plan.folder, space, plan.directions, points, facts, first)
         self._introduce()
         self.ending = Ending(plan, self.study, self._context, self._master)
         parent = self.ending.open_parent()

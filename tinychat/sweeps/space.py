@@ -38,6 +38,30 @@ class Space:
         most = max(map(len, ends.values()), default=1)
         return [{name: values[i % len(values)] for name, values in ends.items()} for i in range(most)]
 
+    def nearest(self, values: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The point of the space next to these values, one for each key; None where a value is no number and not
+        listed."""
+        found = {}
+        for name, distribution in self.distributions.items():
+            value = values[name]
+            listed = distribution.choices if isinstance(distribution, CategoricalDistribution) else None
+            if listed and value in listed:
+                pass
+            elif not all(_is_number(one) for one in (value, *(listed or ()))):
+                return None
+            elif listed:
+                value = min(listed, key=lambda choice: abs(choice - value))  # type: ignore[operator]
+            else:
+                value = min(max(value, distribution.low), distribution.high)  # type: ignore[attr-defined]
+                if isinstance(distribution, IntDistribution):
+                    value = distribution.low + round((value - distribution.low) / distribution.step) * distribution.step
+            found[name] = value
+        return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
 
 def _ends(distribution: BaseDistribution) -> list[Any]:
     if isinstance(distribution, CategoricalDistribution):

@@ -87,8 +87,10 @@ class SharedStudy:
         directions: Sequence[str],
         points: Sequence[dict[str, Any]] | None,
         facts: dict[str, Any],
+        first: dict[str, Any] | None = None,
     ):
         """points: the combinations of a grid, else None. facts: what must be the same in all trials of the study.
+        first: values that a new study tries before it searches.
 
         Raises UserError where the database cannot be used or holds a study of another kind.
         """
@@ -107,14 +109,16 @@ class SharedStudy:
                 self.storage = RDBStorage(
                     self.url, connect, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=GRACE_SECONDS
                 )
-            self.study = self._open(list(directions), pruner, facts)
+            self.study = self._open(list(directions), pruner, facts, first)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         with readable(self.url), self._lock:
             yield
 
-    def _open(self, directions: list[str], pruner: Any, facts: dict[str, Any]) -> optuna.Study:
+    def _open(
+        self, directions: list[str], pruner: Any, facts: dict[str, Any], first: dict[str, Any] | None
+    ) -> optuna.Study:
         name, text = self.settings.study, json.dumps(facts, sort_keys=True, default=str)
         names = [
             summary.study_name for summary in optuna.get_all_study_summaries(self.storage, include_best_trial=False)
@@ -123,6 +127,8 @@ class SharedStudy:
             made = {"storage": self.storage, "study_name": name, "pruner": pruner}
             study = optuna.create_study(directions=directions, **made)  # type: ignore[arg-type]
             study.set_user_attr("facts", text)
+            if first is not None:
+                study.enqueue_trial(first)
             return study
         study = optuna.load_study(storage=self.storage, study_name=name, pruner=pruner)
         had = [direction.name.lower() for direction in study.directions]
