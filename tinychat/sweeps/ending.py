@@ -21,6 +21,7 @@ from tinychat.schema import TrackerKind
 from tinychat.sweeps import plots, results
 from tinychat.sweeps.prepare import Plan, without_hydra
 from tinychat.sweeps.results import Row
+from tinychat.sweeps.space import described
 from tinychat.sweeps.study import SharedStudy, counts
 from tinychat.tracking import METRICS, resolve_uri, run_tags
 from tinychat.tracking.sweep_run import SweepRun
@@ -117,7 +118,7 @@ class Ending:
             ("trials", ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))),
             ("sampler", "every combination" if plan.points is not None else settings.sampler.value),
             ("pruner", settings.pruner.value),
-            *((f"search {name}", str(space)) for name, space in plan.space.distributions.items()),
+            *((f"search {name}", described(space)) for name, space in plan.space.distributions.items()),
             ("command line", " ".join(plan.space.fixed)),
             ("study", self._study.url),
             ("plots to look into", plots.PAGE if pictures else "none yet"),

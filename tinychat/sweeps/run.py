@@ -24,7 +24,7 @@ from tinychat.schema_sweep import KeepCheckpoints, PrunerKind
 from tinychat.sweeps import results
 from tinychat.sweeps.ending import Ending
 from tinychat.sweeps.prepare import facts_of, prepare
-from tinychat.sweeps.space import overrides_of
+from tinychat.sweeps.space import described, overrides_of
 from tinychat.sweeps.study import SharedStudy
 from tinychat.sweeps.watch import Watch
 
@@ -94,7 +94,7 @@ class Sweep:
         _say(f"sweep {plan.settings.study} in {plan.folder}: {how}, {what}")
         for name, distribution in plan.space.distributions.items():
             if not plan.plain:
-                _say(f"  {name}: {_described(distribution)}")
+                _say(f"  {name}: {described(distribution)}")
         _say(f"  {done} of {wanted} trials done or running, {max(0, (wanted or 0) - done)} to go")
 
     def _trial(self, asked: Asked, values: dict[str, Any], parent: str | None) -> None:
@@ -226,13 +226,6 @@ def _finite(value: Any) -> bool:
 def _line(error: Exception) -> str:
     known = (HydraException, OmegaConfBaseException)
     return explain(error) if isinstance(error, known) else str(error) or type(error).__name__
-
-
-def _described(distribution: Any) -> str:
-    if hasattr(distribution, "choices"):
-        return ", ".join(str(choice) for choice in distribution.choices)
-    scale = ", log" if distribution.log else f", step {distribution.step}" if distribution.step else ""
-    return f"{distribution.low:g} to {distribution.high:g}{scale}"
 
 
 def _say(line: str) -> None:

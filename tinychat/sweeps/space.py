@@ -59,6 +59,14 @@ class Space:
         return found
 
 
+def described(distribution: Any) -> str:
+    """For people: the values of a list, or the ends of an interval and its scale."""
+    if hasattr(distribution, "choices"):
+        return ", ".join(str(choice) for choice in distribution.choices)
+    scale = ", log" if distribution.log else f", step {distribution.step}" if distribution.step else ""
+    return f"{distribution.low:g} to {distribution.high:g}{scale}"
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
