@@ -50,7 +50,10 @@ def said_after(process: subprocess.Popen[str], folder: Path, seconds: float = LI
     return said
 
 
-@pytest.mark.parametrize("launcher", [TORCHRUN, DEEPSPEED], ids=["torchrun", "deepspeed"])
+SLOW = pytest.param(DEEPSPEED, id="deepspeed", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("launcher", [pytest.param(TORCHRUN, id="torchrun"), SLOW])
 def test_an_error_is_told_once_with_its_rank(tiny: tuple[str, ...], tmp_path: Path, launcher: tuple[str, ...]) -> None:
     process, found = training(tmp_path, *tiny, *launcher)
     found[1].send_signal(signal.SIGUSR1)
@@ -62,6 +65,7 @@ def test_an_error_is_told_once_with_its_rank(tiny: tuple[str, ...], tmp_path: Pa
     assert result_of(tmp_path / "run")["status"] == "failed", "rank 0 had the time to write how it ended"
 
 
+@pytest.mark.slow
 def test_deepspeeds_launcher_names_a_killed_rank(tiny: tuple[str, ...], tmp_path: Path) -> None:
     process, found = training(tmp_path, *tiny, *DEEPSPEED)
     found[1].kill()

@@ -7,6 +7,8 @@ import signal
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import REPOSITORY, environment_of, result_of, rows, run_train, start_train, wait_until
 from tests.distributed import cluster
 from tests.distributed.test_launch import gone, ranks
@@ -50,6 +52,7 @@ def test_a_dry_run_of_every_launcher_writes_nothing(tiny: tuple[str, ...], tmp_p
         assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
+@pytest.mark.slow
 def test_two_nodes_of_a_hostfile_by_deepspeeds_launcher(tiny: tuple[str, ...], tmp_path: Path) -> None:
     """Started by launchers/deepspeed.sh."""
     folder = cluster.nodes(tmp_path / "bin")
@@ -81,6 +84,7 @@ def test_two_nodes_of_a_hostfile_by_deepspeeds_launcher(tiny: tuple[str, ...], t
     assert line.endswith("tinychat.guard run")
 
 
+@pytest.mark.slow
 def test_deepspeeds_launcher_waits_for_ranks_that_save(tiny: tuple[str, ...], tmp_path: Path) -> None:
     process = start_train(
         tmp_path, *tiny, "launch=deepspeed", "device=cpu", "stage.max_steps=100000", "stage.log_every=1", "run_dir=run"

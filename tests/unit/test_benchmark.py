@@ -47,6 +47,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, str]:
     return json.loads((folder / "pretrain.json").read_text()), done.stdout
 
 
+@pytest.mark.slow
 def test_every_variant_has_the_same_weights_batches_and_fp32_losses(measured: tuple[dict, str]) -> None:
     report, _ = measured
     first, *others = report["checked_in_fp32"]
@@ -57,6 +58,7 @@ def test_every_variant_has_the_same_weights_batches_and_fp32_losses(measured: tu
         assert run["inputs"] == first["inputs"]
 
 
+@pytest.mark.slow
 def test_the_table_gives_speed_memory_and_ratios(measured: tuple[dict, str]) -> None:
     report, printed = measured
     assert report["machine"]["torch"]
@@ -70,6 +72,7 @@ def test_the_table_gives_speed_memory_and_ratios(measured: tuple[dict, str]) -> 
     assert {run["tokens"] for run in report["runs"]} == {2 * 4 * 63}
 
 
+@pytest.mark.slow
 def test_other_losses_weights_or_batches_are_named(measured: tuple[dict, str], harness: ModuleType) -> None:
     report, _ = measured
     checked, runs = report["checked_in_fp32"], report["runs"]

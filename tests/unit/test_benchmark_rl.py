@@ -40,6 +40,7 @@ def imported(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
 
 
 @pytest.mark.timeout(1000)
+@pytest.mark.slow
 def test_rollout_compares_after_equal_greedy_tokens(tmp_path: Path) -> None:
     chosen = ("--variants", "transformers-fp32,tinychat-fp32", "--new", "5", "--calls", "1")
     done = benchmark("rollout.py", tmp_path, *chosen)
@@ -67,6 +68,7 @@ def test_other_greedy_tokens_are_told(imported: dict[str, ModuleType]) -> None:
     assert imported["rollout"].different([runs[0], {**runs[0], "variant": "b"}]) == []
 
 
+@pytest.mark.slow
 def test_ppo_without_trl_measures_tinychat_alone(tmp_path: Path) -> None:
     sizes = ("--response", "5", "--epochs", "2", "--warmup", "0", "--steps", "1")
     done = benchmark("ppo.py", tmp_path, *sizes, "--variants", "trl-fp32,tinychat-fp32")

@@ -36,6 +36,7 @@ def benchmark(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_without_trl_tinychat_alone_is_measured(tmp_path: Path) -> None:
     done = benchmark(tmp_path, "--variants", "trl-tuned,tinychat-padded,tinychat")
     assert done.returncode == 0, done.stderr[-3000:]
