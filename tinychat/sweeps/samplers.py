@@ -72,14 +72,17 @@ _PRUNERS: Mapping[PrunerKind, Any] = {
 
 def make_sampler(settings: SweepConfig, number: int) -> optuna.samplers.BaseSampler:
     """The sampler of the trial `number`: seeded anew for each, so that neither a resumed sweep nor a second worker
-    draws what was drawn before. What it learns is in the study. Raises UserError for options it does not have."""
+    draws what was drawn before. What it learns is in the study. The options of a recipe are for its own sampler: one
+    chosen in its place that has none leaves them alone. Raises UserError for options it does not have."""
     seed = (settings.seed * 1_000_003 + number * 7919) % MAX_SEED
-    return _made("sampler", settings.sampler, _SAMPLERS[settings.sampler], {"seed": seed, **settings.sampler_options})
+    options = {} if settings.sampler in (SamplerKind.random, SamplerKind.grid) else settings.sampler_options
+    return _made("sampler", settings.sampler, _SAMPLERS[settings.sampler], {"seed": seed, **options})
 
 
 def make_pruner(settings: SweepConfig) -> optuna.pruners.BasePruner:
-    """Raises UserError for options it does not have."""
-    return _made("pruner", settings.pruner, _PRUNERS[settings.pruner], settings.pruner_options)
+    """As for samplers."""
+    options = {} if settings.pruner is PrunerKind.none else settings.pruner_options
+    return _made("pruner", settings.pruner, _PRUNERS[settings.pruner], options)
 
 
 def _made(what: str, kind: Any, make: Any, options: Mapping[str, Any]) -> Any:
