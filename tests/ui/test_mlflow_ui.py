@@ -162,9 +162,9 @@ def test_children_stand_below_their_parent_with_settings_and_metric(
     unfold(page)
     page.get_by_role("link", name=sweep.children[0][0]).first.wait_for()
     page.get_by_role("button", name="Columns", exact=True).click()
-    for column in ("stage.lr", "eval/loss"):
+    for column in ("sweep.stage.lr", "eval/loss"):
         page.get_by_placeholder("Search columns").fill(column)
-        page.get_by_text(column, exact=True).first.click()  # others have it as a part of their name
+        page.get_by_text(column, exact=True).last.click()
     page.keyboard.press("Escape")
     page.locator(".ag-header").get_by_text("eval/loss").wait_for()
     save(page, tmp_path, "runs")

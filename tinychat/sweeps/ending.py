@@ -55,7 +55,7 @@ class Ending:
             "n_trials": self._study.n_trials,
             "objective": plan.objective,
             "direction": plan.directions,
-            "space": {name: str(distribution) for name, distribution in plan.space.distributions.items()},
+            "space": {name: described(distribution) for name, distribution in plan.space.distributions.items()},
             "fixed": plan.space.fixed,
         }
         tags = run_tags(config.stage.name, config.model.name, config.data.name)
