@@ -232,7 +232,7 @@ def test_bad_input_is_one_line_before_any_trial(fake: Fake) -> None:
     [
         (["sweep=ppo_bays"], "Did you mean sweep=ppo_bayes?"),
         (["sweep=ppo_random", "stage.objective_beta=null"], "stage.beta changes what eval/objective measures"),
-        (["sweep=ppo_random", "+sweep.sampler_options.n_startups=3"], "n_startups"),
+        (["sweep=ppo_bayes", "+sweep.sampler_options.n_startups=3"], "n_startups"),
         (["sweep=ppo_grid", "stage.lr=interval(1,2)"], "an interval is for sweep=ppo_bayes"),
         (["sweep=ppo_random", "sweep.direction=[up]"], "minimize or maximize"),
         (["sweep=ppo_random", "sweep.direction=[minimize,maximize]"], "one for each of sweep.objective"),
