@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from tinychat import hub, runs
 from tinychat.chat_input import HISTORY_ENV, as_utf8, history_file
 from tinychat.chat_session import Session, open_session, short_names
 from tinychat.errors import UserError
 from tinychat.models.sampling import SamplingOptions
+from tinychat.program import Parser, main_of
 from tinychat.repl import converse
 
 if TYPE_CHECKING:
@@ -52,19 +52,8 @@ commands while talking:
 Options may be written with - or _."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see python -m tinychat.chat --help")
-
-
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = _Parser(
-        prog="python -m tinychat.chat",
-        description=DESCRIPTION,
-        epilog=EPILOG.format(history=history_file() or "no file now"),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("chat", DESCRIPTION, EPILOG.format(history=history_file() or "no file now"))
     add = parser.add_argument
     add("checkpoints", metavar="CKPT", nargs="+", help="one checkpoint, or several to compare")
     add("--prompt", metavar="TEXT", type=as_utf8, help="one prompt instead of a dialogue")
@@ -222,15 +211,7 @@ def main() -> None:
     """Console entry. Exit status: 0 done, 1 an error that was explained, 130 stopped by Ctrl-C."""
     with contextlib.suppress(AttributeError):  # a stdout that is no text file of Python's
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
-    try:
-        run(sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:  # `| head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    main_of(run)
 
 
 if __name__ == "__main__":

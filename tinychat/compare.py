@@ -14,9 +14,10 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from tinychat.errors import UserError
+from tinychat.program import Parser, main_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,19 +49,8 @@ SHOWN_SETTINGS = 6  # columns in the terminal
 SHOWN_METRICS = 4  # beside the compared one, in the terminal
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see python -m tinychat.compare --help")
-
-
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = _Parser(
-        prog="python -m tinychat.compare",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("compare", DESCRIPTION, EPILOG)
     add = parser.add_argument
     add("names", metavar="NAME", nargs="+", help="study, sweep, experiment, run folder or MLflow run id")
     add("--metric", metavar="NAME", action="append", default=[], help="what to compare (default: the objective); "
@@ -157,15 +147,7 @@ def _show(console: Console, shown: TextTable) -> None:
 
 def main() -> None:
     """Console entry. Exit status: 0 done, 1 an error that was explained, 130 stopped by Ctrl-C."""
-    try:
-        run(sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:  # `| head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    main_of(run)
 
 
 if __name__ == "__main__":

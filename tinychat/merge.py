@@ -8,12 +8,10 @@ torch is imported after the arguments have been read, so that `--help` and a wro
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
-from typing import NoReturn
 
 from tinychat import hub, runs
-from tinychat.errors import UserError
+from tinychat.program import Parser, main_of
 
 DESCRIPTION = """Merge an adapter (peft=lora or qlora) into its base and write a full checkpoint: config.json,
 model.safetensors in fp32, tokenizer with chat template, lineage. It computes what the adapter on its base does, only
@@ -26,19 +24,8 @@ EPILOG = """examples:
   python -m tinychat.chat merged/"""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see python -m tinychat.merge --help")
-
-
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = _Parser(
-        prog="python -m tinychat.merge",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("merge", DESCRIPTION, EPILOG)
     parser.add_argument("checkpoint", metavar="CKPT", help="an adapter's checkpoint folder, its run folder or a hub id")
     parser.add_argument("out", metavar="OUT", type=Path, help="the folder to write; must be new or empty")
     return parser.parse_args(arguments)
@@ -55,12 +42,7 @@ def run(arguments: list[str]) -> None:
 
 def main() -> None:
     """Console entry. Exit status: 0 done, 1 an error that was explained, 130 stopped by Ctrl-C."""
-    try:
-        run(sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    main_of(run)
 
 
 if __name__ == "__main__":

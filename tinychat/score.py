@@ -18,10 +18,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any
 
 from tinychat import hub, runs
 from tinychat.errors import UserError
+from tinychat.program import Parser, main_of
 
 if TYPE_CHECKING:
     from tinychat.models.scorer import Scorer
@@ -46,11 +47,6 @@ PIPE = "standard input"
 CHUNKS = 16  # batches read and scored before their rows are written: enough to sort by length
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see python -m tinychat.score --help")
-
-
 @dataclass(frozen=True)
 class Row:
     """One row, and the conversations that are scored: one, or the chosen and the rejected side."""
@@ -62,13 +58,7 @@ class Row:
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = _Parser(
-        prog="python -m tinychat.score",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("score", DESCRIPTION, EPILOG)
     add = parser.add_argument
     add("checkpoint", metavar="CKPT", help="a reward model")
     add("file", metavar="FILE", nargs="?", default="-", help="rows to score; without it, or -: standard input")
@@ -257,15 +247,7 @@ def run(arguments: list[str]) -> None:
 
 def main() -> None:
     """Console entry. Exit status: 0 done, 1 an error that was explained, 130 stopped by Ctrl-C."""
-    try:
-        run(sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:  # `| head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    main_of(run)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from tests.conftest import REPOSITORY
 PACKAGE = REPOSITORY / "tinychat"
 # Each layer may import from itself and from the layers before it. docs/architecture.md tells why.
 LAYERS: list[set[str]] = [
-    {"errors", "explain", "schema_stages", "schema_sweep", "schema_launch"},
+    {"errors", "explain", "program", "schema_stages", "schema_sweep", "schema_launch"},
     {"schema"},
     {"ds_config", "hub", "seeding", "malloc", "orphans", "hostfile"},
     {"checks", "checks_data", "checks_launch", "runs", "trial", "failures", "world"},
