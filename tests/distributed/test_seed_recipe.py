@@ -51,12 +51,13 @@ def test_two_processes_pretrain_with_it(tmp_path: Path, tiny_gpt2: tuple[str, ..
     check_run(run_train(tmp_path, *SHRUNK, *more), tmp_path)
 
 
+@pytest.mark.slow  # as that above, and half a minute each
 def test_two_processes_learn_from_rewards_with_it(tmp_path: Path, tokenizer_folder: Path) -> None:
     check_run(run_train(tmp_path, *SHRUNK, *from_base(tmp_path, tokenizer_folder), *PPO), tmp_path)
     assert curve(tmp_path / "run", "rl/updates") == {1: 2.0, 2: 2.0}
 
 
-@pytest.mark.slow  # as the two above, and half a minute each
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["sft", "reward"])
 def test_two_processes_fine_tune_with_it(stage: str, tmp_path: Path, tokenizer_folder: Path) -> None:
     more = ("data.max_rows=60", "data.max_val_rows=8", "template=instruct")

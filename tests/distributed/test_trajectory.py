@@ -23,7 +23,7 @@ def run(launcher: list[str], *arguments: str) -> dict[str, list[float]]:
     return json.loads(lines[0].removeprefix("LOSSES"))
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", [pytest.param("adamw", marks=pytest.mark.slow), "muon"])
 def test_losses_norms_and_weights_agree_for_every_split_rank_count_and_zero_stage(optimizer: str) -> None:
     one = run([sys.executable], optimizer, '["none"]', "[8, 4, 1]")
     two = run(TORCHRUN, optimizer, '["none", "zero0", "zero1", "zero2", "zero3"]', "[4, 1]")
@@ -39,6 +39,7 @@ def test_one_deepspeed_process_agrees_with_plain_pytorch() -> None:
         assert found[way] == pytest.approx(found["none/8"], abs=1e-4, rel=1e-5), way
 
 
+@pytest.mark.slow
 def test_bf16_stays_near_fp32_at_every_stage() -> None:
     exact = run([sys.executable], "adamw", '["none"]', "[8]")["none/8"]
     found = run(TORCHRUN, "adamw", '["none", "zero0", "zero2", "zero3"]', "[4]", "bf16")

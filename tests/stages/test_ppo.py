@@ -120,8 +120,8 @@ def plain(warm, made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("stage.micro_batch_size=1",),
         ("stage.rollout_batch_size=3",),
-        TORCHRUN,
-        ("ds=zero1", *TORCHRUN),
+        pytest.param(TORCHRUN, marks=pytest.mark.slow),
+        pytest.param(("ds=zero1", *TORCHRUN), marks=pytest.mark.slow),
         ("ds=zero2",),
         ("ds=zero3", *TORCHRUN),
     ],

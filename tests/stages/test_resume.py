@@ -95,9 +95,17 @@ def same_end(chain: Chain, straight: Path) -> None:
         assert curves[name] == list(curve(straight, name).items()), name
 
 
+def stopped(chain: Chain) -> None:
+    """It said so wherever one looks, and in few words."""
+    assert result_of(chain.run_dir)["status"] == "stopped"
+    assert chain.mlflow()[0] == "KILLED"
+    assert "Traceback" not in chain.said()
+
+
 @pytest.mark.parametrize("shape", ["gpt2 with dropout, one process", "llama, zero2 on two ranks"])
-def test_killed_and_stopped_again_and_again_it_ends_bit_identically(
-    shape: str, tiny: tuple[str, ...], tiny_gpt2: tuple[str, ...], tmp_path: Path
+@pytest.mark.parametrize("often", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["once", "again and again"])
+def test_killed_or_stopped_it_ends_bit_identically(
+    shape: str, often: bool, tiny: tuple[str, ...], tiny_gpt2: tuple[str, ...], tmp_path: Path
 ) -> None:
     inline = "one process" in shape
     model = (*tiny_gpt2, "model.dropout=0.1") if inline else (*tiny, "ds=zero2", *TORCHRUN)
@@ -107,28 +115,26 @@ def test_killed_and_stopped_again_and_again_it_ends_bit_identically(
     assert done.returncode == 0, done.stderr[-3000:]
     choose = random.SystemRandom().randint
 
-    if inline:
+    if inline and often:
         assert chain.interrupt(choose(1, EVERY - 3), signal.SIGKILL, group=True) == -signal.SIGKILL
         assert chain.checkpoints() == []
 
-    # Only the command's own process gets it, as from `kill PID` or a scheduler.
-    step = choose(EVERY + 1, 2 * EVERY - 3)
-    assert chain.interrupt(step, signal.SIGTERM, group=False) == 143, chain.said()
-    assert result_of(chain.run_dir)["status"] == "stopped"
-    assert chain.mlflow()[0] == "KILLED"
-    saved = int(chain.checkpoints()[-1].removeprefix("step-"))
-    assert saved >= step
-    assert max(curve(chain.run_dir)) == saved
-    assert "Traceback" not in chain.said()
+    if often:
+        # Only the command's own process gets it, as from `kill PID` or a scheduler.
+        step = choose(EVERY + 1, 2 * EVERY - 3)
+        assert chain.interrupt(step, signal.SIGTERM, group=False) == 143, chain.said()
+        stopped(chain)
+        saved = int(chain.checkpoints()[-1].removeprefix("step-"))
+        assert saved >= step
+        assert max(curve(chain.run_dir)) == saved
 
     assert chain.interrupt(choose(2 * EVERY + 1, 3 * EVERY - 3), signal.SIGKILL, group=True) == -signal.SIGKILL
     assert not (chain.run_dir / "result.json").exists()
 
-    # The whole group gets it, as from Ctrl-C on a terminal.
-    assert chain.interrupt(choose(3 * EVERY + 1, STEPS - 5), signal.SIGINT, group=True) == 130, chain.said()
-    assert result_of(chain.run_dir)["status"] == "stopped"
-    assert chain.mlflow()[0] == "KILLED"
-    assert "Traceback" not in chain.said()
+    if often:
+        # The whole group gets it, as from Ctrl-C on a terminal.
+        assert chain.interrupt(choose(3 * EVERY + 1, STEPS - 5), signal.SIGINT, group=True) == 130, chain.said()
+        stopped(chain)
 
     done = run_train(tmp_path, *chain.overrides, "run_dir=run")
     assert done.returncode == 0, done.stderr[-3000:]

@@ -84,10 +84,10 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("name", "plain"),
     [
-        ("none, two ranks, other micro-batches", "none"),
+        pytest.param("none, two ranks, other micro-batches", "none", marks=pytest.mark.slow),
         ("zero2, two ranks", "none"),
-        ("zero3, two ranks", "none"),
-        ("lora zero2, two ranks", "lora"),
+        pytest.param("zero3, two ranks", "none", marks=pytest.mark.slow),
+        pytest.param("lora zero2, two ranks", "lora", marks=pytest.mark.slow),
         ("judge zero2", "judge"),
     ],
 )

@@ -55,6 +55,12 @@ WAYS = {
     "lora zero2, two ranks": (*SMALL_LORA, "ds=zero2", *TORCHRUN),
 }
 PLAIN = [name for name in WAYS if name.endswith("none")]
+# One way of two ranks is enough for every day: test_trajectory.py has the others on a smaller stage.
+SLOW = [name for name in WAYS if "ranks" in name and name != "packed zero2, two ranks"]
+
+
+def named(*names: str) -> list[Any]:
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in names]
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +106,7 @@ def last_checkpoint(run: Path) -> Path:
 # --- the same numbers
 
 
-@pytest.mark.parametrize("name", [name for name in WAYS if name not in PLAIN])
+@pytest.mark.parametrize("name", named(*[name for name in WAYS if name not in PLAIN]))
 def test_losses_are_those_of_one_plain_process(name: str, way: Callable[[str], Path]) -> None:
     run, plain = way(name), way(f"{name.split()[0]} none")
     losses = curve(plain)
@@ -185,7 +191,7 @@ def response_loss(checkpoint: Path) -> float:
     return nats / count
 
 
-@pytest.mark.parametrize("name", ["packed none", "packed zero3, two ranks", "padded zero2, two ranks", "lora none"])
+@pytest.mark.parametrize("name", named(*PLAIN, "packed zero3", "packed zero3, two ranks", "padded zero2, two ranks"))
 def test_transformers_alone_loads_every_checkpoint_and_measures_the_same(name: str, way: Callable[[str], Path]) -> None:
     found = runs.list_checkpoints(way(name))
     assert [runs.checkpoint_step(path) for path in found] == [EVERY, STEPS]

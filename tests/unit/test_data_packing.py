@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tinychat.data.packing import PackedBlocks
+from tinychat.data.packing import PackedBlocks, document_segments
 from tinychat.errors import UserError
 
 N, T, B = 1_003, 10, 8  # 100 blocks an epoch, 3 tokens over
@@ -122,3 +122,12 @@ def test_memmap_and_wide_tokens(tmp_path) -> None:
     ids.tofile(tmp_path / "tokens.bin")
     packed = PackedBlocks(np.memmap(tmp_path / "tokens.bin", "<u4", mode="r"), T, 1)
     assert torch.equal(packed.batch(4, B)["input_ids"] - 70_000, blocks().batch(4, B)["input_ids"])
+
+
+def test_documents_of_a_row_are_told_apart() -> None:
+    end = 9
+    ids = torch.tensor([[3, 4, end, 5, 6, 7, end, end, 1], [end, 2, 2, 2, 2, 2, 2, 2, end]])
+    found = document_segments(ids, end)
+    assert found["segments"].tolist() == [[1, 1, 2, 2, 2, 2, 3, 4, 4], [2, 2, 2, 2, 2, 2, 2, 2, 3]]
+    assert found["position_ids"].tolist() == [[0, 1, 0, 1, 2, 3, 0, 0, 1], [0, 1, 2, 3, 4, 5, 6, 7, 0]]
+    assert all(value.shape == ids.shape and value.dtype == torch.int64 for value in found.values())

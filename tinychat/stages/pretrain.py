@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tinychat.context import Context, StageResult
-from tinychat.data.packing import PackedBlocks
+from tinychat.data.packing import PackedBlocks, document_segments
 from tinychat.engine import build_engine
 from tinychat.models.build import count_parameters
 from tinychat.models.flops import training_flops_per_token
@@ -35,7 +35,9 @@ def run(config: Config, context: Context) -> StageResult:
     held_out = get_tokens(config.data, "validation", tokenizer, config, context)
     # Lessons make the text a curriculum.
     blocks = PackedBlocks(train.tokens, length, config.seed, in_order=config.data.lessons > 0)
-    parameters, flops = count_parameters(model), training_flops_per_token(model, length)
+    end_id = tokenizer.eos_token_id if stage.isolate_documents else None
+    seen = length if end_id is None else min(length, train.n_tokens // train.n_docs)  # what a token may attend to
+    parameters, flops = count_parameters(model), training_flops_per_token(model, seen)
     engine = build_engine(model, config.optim, config.ds, stage, config.precision, world)
     seed_rank(config.seed, world.rank)
     origin = write_lineage(context, {"train": data_facts(train), "validation": data_facts(held_out)})
@@ -44,6 +46,8 @@ def run(config: Config, context: Context) -> StageResult:
     with TrainingLoop(config, context, engine, tokenizer, origin, Speedometer(flops, engine.dtype, world)) as loop:
         for step in loop:
             rows = blocks.batch(step - 1, stage.batch_size, world.rank, world.size)
+            if end_id is not None:
+                rows |= document_segments(rows["input_ids"], end_id)
             micro_batches = split_batch(rows, stage.micro_batch_size, world.device)
             # Each micro-batch and rank adds its share of the mean over all tokens of the step.
             done = loop.train(
@@ -56,7 +60,7 @@ def run(config: Config, context: Context) -> StageResult:
             loop.log(done, {"data/tokens": float(step * tokens_per_step), "data/epoch": epoch})
             if loop.evaluation_due:
                 most = None if loop.last else stage.eval_tokens
-                loop.evaluate(lambda: evaluate(engine, held_out, length, stage.eval_batch_size, most, context))  # noqa: B023
+                loop.evaluate(lambda: evaluate(engine, held_out, length, stage.eval_batch_size, most, context, end_id))  # noqa: B023
             loop.save_if_due()
 
     if not loop.unfinished:
