@@ -44,6 +44,7 @@ def test_it_composes_and_is_consistent(stage: str, ds: str) -> None:
     checks.check(fewer)
 
 
+@pytest.mark.slow  # half a minute each
 def test_two_processes_pretrain_with_it(tmp_path: Path, tiny_gpt2: tuple[str, ...], tokenizer_folder: Path) -> None:
     shape = [word for word in tiny_gpt2 if word.startswith("model.")]
     tokenizer = ("tokenizer=bpe", f"tokenizer.path={tokenizer_folder}")
@@ -51,7 +52,7 @@ def test_two_processes_pretrain_with_it(tmp_path: Path, tiny_gpt2: tuple[str, ..
     check_run(run_train(tmp_path, *SHRUNK, *more), tmp_path)
 
 
-@pytest.mark.slow  # as that above, and half a minute each
+@pytest.mark.slow
 def test_two_processes_learn_from_rewards_with_it(tmp_path: Path, tokenizer_folder: Path) -> None:
     check_run(run_train(tmp_path, *SHRUNK, *from_base(tmp_path, tokenizer_folder), *PPO), tmp_path)
     assert curve(tmp_path / "run", "rl/updates") == {1: 2.0, 2: 2.0}

@@ -149,6 +149,7 @@ def test_going_on_from_its_weights_and_measuring_them_again(
     assert lineage["parents"]["init_from"].endswith(f"step-{STEPS:06d}")
 
 
+@pytest.mark.slow
 def test_bf16_under_zero3_with_a_vocabulary_of_its_own(
     folder: Path, way: Callable[[str], Path], tiny: tuple[str, ...]
 ) -> None:

@@ -167,6 +167,7 @@ def test_resume_finds_refuses_or_begins_anew(tiny: tuple[str, ...], tmp_path: Pa
     assert "finished already: " in done.stderr
 
 
+@pytest.mark.slow
 def test_zero_partitions_are_not_resumed_by_another_number_of_ranks(tiny: tuple[str, ...], tmp_path: Path) -> None:
     command = (*tiny, "ds=zero2", "stage.max_steps=200", "checkpoint.every=1", "run_dir=run", "resume=auto")
     chain = Chain(tmp_path, *command)
