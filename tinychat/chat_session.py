@@ -6,6 +6,7 @@ where it is first needed, so that the program can refuse a wrong option before.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -38,7 +39,7 @@ class Turn:
         return [user, {"role": "assistant", "content": self.reply}]
 
 
-class Session:
+class Session(abc.ABC):
     """One checkpoint and its turns. Below are the two kinds."""
 
     kind = ""
@@ -80,12 +81,13 @@ class Session:
         """Forget all turns."""
         self.turns.clear()
 
+    @abc.abstractmethod
     def rows(self) -> list[dict[str, Any]]:
         """What was said as canonical chat rows; "stopped" lists the messages that Ctrl-C cut short."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _pieces(self, turn: Turn, options: SamplingOptions) -> Iterator[str]:
-        raise NotImplementedError
+        """The reply to a turn as it is generated."""
 
 
 class TextSession(Session):
