@@ -10,6 +10,9 @@ A sample is a prompt with its reply: sampled (rollout), then scored by policy, r
 (scoring), then learnt from in some epochs (update). Replies have one length: nothing ends them. Each variant and round
 is a process of its own (ppo_trl.py, ppo_tinychat.py). First, in fp32, both must give the same sequences the same
 log-probabilities and scores; and both must train on as many tokens, in as many updates. Runs on the CPU.
+
+The value function is a model of its own, as PPOTrainer's is; in tinychat-bf16-shared (`stage.value=shared`, which trl
+does not offer) it is a head on the policy.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from ppo_shapes import MODELS, end_and_pad, gpt2_config
 from ppo_task import CHECKED, MICRO, PHASES
 from sft import trl_version
 
-VARIANTS = ("trl-fp32", "trl-bf16", "tinychat-fp32", "tinychat-bf16")
+VARIANTS = ("trl-fp32", "trl-bf16", "tinychat-fp32", "tinychat-bf16", "tinychat-bf16-shared")
 HOW_TO_TRL = "python -m venv X && X/bin/pip install 'torch==2.13.*' 'trl==1.12.*', then --trl-python X/bin/python"
 WANTED = "1.12."
 TOLERANCE = 1e-4  # nats, and units of the score, in fp32

@@ -40,8 +40,13 @@ class Task:
         return self.warmup + self.steps
 
     @property
+    def shared(self) -> bool:
+        """One trunk for policy and value function."""
+        return self.variant.endswith("-shared")
+
+    @property
     def bf16(self) -> bool:
-        return self.variant.endswith("bf16") and not self.check
+        return "-bf16" in self.variant and not self.check
 
     def path(self, name: str) -> str:
         return str(Path(self.work) / name)

@@ -104,6 +104,7 @@ def configuration(task: Task) -> Config:
         "batch_size": task.batch,
         "micro_batch_size": MICRO,
         "max_kl": None,
+        "value": "shared" if task.shared else "own",
     }
     stage = OmegaConf.merge(OmegaConf.structured(PpoStage), OmegaConf.load(CONF / "stage" / "ppo.yaml").stage, changes)
     optim = OmegaConf.merge(

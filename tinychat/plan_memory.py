@@ -16,7 +16,7 @@ from tinychat.models.logprobs import CHUNK_ELEMENTS, EXACT_CHUNK_ELEMENTS, KEPT_
 from tinychat.plan_models import ModelPlan
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight, its block's scale in 8 bits, the scales' scale (QLoRA, section 3)
-KL_CHUNK = 96 * 8 * 4  # tokens, fp32 arrays over the vocabulary: tinychat.rl.kl.kl_and_entropy
+KL_CHUNK = 96 * 5 * 4  # tokens, fp32 arrays over the vocabulary: tinychat.rl.kl.kl_and_entropy
 SAMPLED_ARRAYS = 4 * 4  # fp32 arrays over the vocabulary while a token is drawn: tinychat.models.decode.choose
 ALWAYS = "all the time"
 

@@ -108,7 +108,7 @@ def kl_and_entropy(
     Args:
         hidden, ref_hidden: (B, T, D), (B, T, D') last hidden states; the one at t predicts the token that mask[:, t]
             speaks of. Without a reference (None, None) the KL is 0.
-        head, ref_head: (n, D) -> (n, V) logits.
+        head, ref_head: (n, D) -> (n, V) finite logits.
         mask: (B, T), not 0 for the tokens to measure.
         temperature: divides both logits.
 
@@ -120,9 +120,14 @@ def kl_and_entropy(
     kl, entropy = torch.zeros(2, len(own), device=hidden.device)
     for start in range(0, len(own), chunk_tokens):
         part = slice(start, start + chunk_tokens)
-        logits = head(own[part]).float() / temperature
-        if reference is not None and ref_head is not None:
-            kl[part] = kl_from_logits(logits, ref_head(reference[part]).float() / temperature)
-        entropy[part] = entropy_from_logits(logits)
+        logp = _log_softmax(head(own[part]), temperature)
+        p = logp.exp()
+        entropy[part] = -(p * logp).sum(-1)
+        if reference is not None and ref_head is not None:  # in place: these arrays take more time than their products
+            kl[part] = logp.sub_(_log_softmax(ref_head(reference[part]), temperature)).mul_(p).sum(-1)
     empty = torch.zeros(mask.shape, device=hidden.device)
     return empty.masked_scatter(kept, kl), empty.masked_scatter(kept, entropy)
+
+
+def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
+    return F.log_softmax(logits if temperature == 1 else logits.float() / temperature, -1, dtype=torch.float32)
