@@ -12,6 +12,7 @@ import torch
 
 from tinychat.engine.base import Batch, Engine, LossFn, StepStats, eval_mode, trained_state
 from tinychat.models.adapter_files import is_adapter
+from tinychat.models.in_place import GradientsInPlace
 from tinychat.models.save import saved_buffers, saved_parameters
 from tinychat.world import World
 
@@ -28,6 +29,7 @@ class PlainEngine(Engine):
         self.grad_clip = grad_clip or math.inf
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=dtype is torch.float16)
         self.wrapped = model
+        self._in_place = GradientsInPlace(model if world.size == 1 else torch.nn.Module())
         # A model that is only measured has no gradients to average, and DDP refuses it.
         if world.size > 1 and any(p.requires_grad for p in model.parameters()):
             ids = [world.local_rank] if world.device.type == "cuda" else None
@@ -40,20 +42,21 @@ class PlainEngine(Engine):
     def train_step(self, micro_batches: Sequence[Batch], loss_fn: LossFn) -> StepStats:
         self.model.train()
         total = torch.zeros((), dtype=torch.float64, device=self.world.device)
-        for index, batch in enumerate(micro_batches):
-            last = index == len(micro_batches) - 1
-            with contextlib.nullcontext() if last or self.world.size == 1 else self.wrapped.no_sync():
-                with self.autocast():
-                    loss = loss_fn(self.wrapped, batch)
-                # DDP averages gradients over the ranks where the loss is a sum.
-                self.scaler.scale(loss * self.world.size).backward()
-            total += loss.detach()
+        with self._in_place.active():
+            for index, batch in enumerate(micro_batches):
+                last = index == len(micro_batches) - 1
+                with contextlib.nullcontext() if last or self.world.size == 1 else self.wrapped.no_sync():
+                    with self.autocast():
+                        loss = loss_fn(self.wrapped, batch)
+                    # DDP averages gradients over the ranks where the loss is a sum.
+                    self.scaler.scale(loss * self.world.size).backward()
+                total += loss.detach()
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.grad_clip)
         scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self._in_place.zero_grad(self.optimizer)
         return StepStats(self.world.sum(total.item())[0], norm.item(), self.scaler.get_scale() < scale)
 
     @contextlib.contextmanager

@@ -7,7 +7,7 @@ together, a chunk of tokens at a time, and only where there is a target.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -15,9 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinychat.models.attention import plan_blocks, uses_blocked_attention
+from tinychat.models.in_place import adds_in_place, cast
+from tinychat.models.scratch import scratch
 
 IGNORED = -100
 EXACT_COLUMNS = 2048  # summed in fp32 at a time
+ADDED_ROWS = 1024  # added to a gradient at a time
 KEPT_ELEMENTS = 1 << 26  # logits kept for a backward pass that would else compute them again: 128 MiB in bf16
 CHUNK_ELEMENTS = 1 << 27  # logits that live at once: 256 MiB in bf16
 EXACT_CHUNK_ELEMENTS = 1 << 25  # the same where several models share the memory
@@ -110,6 +113,18 @@ def head_returns_nll(
         head.forward = original
 
 
+def output_head(model: Any) -> Callable[[Tensor], Tensor]:
+    """The output head of a causal language model, (n, D) -> (n, V) logits, for many calls without gradient: under
+    autocast its weight is cast once, not in each of them."""
+    head = model.get_output_embeddings()
+    kind = head.weight.device.type
+    if type(head) is not torch.nn.Linear or not torch.is_autocast_enabled(kind):
+        return head
+    dtype = torch.get_autocast_dtype(kind)
+    weight, bias = (None if x is None else x.detach().to(dtype) for x in (head.weight, head.bias))
+    return lambda hidden: F.linear(hidden, weight, bias)
+
+
 def linear_nll(
     hidden: Tensor,
     weight: Tensor,
@@ -125,8 +140,7 @@ def linear_nll(
     """
     kind = hidden.device.type
     if torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
-        hidden, weight = hidden.to(dtype), weight.to(dtype)
+        hidden = hidden.to(torch.get_autocast_dtype(kind))
     kept = targets != IGNORED
     with torch.autocast(kind, enabled=False):
         nll = _LinearNLL.apply(hidden[kept], weight, targets[kept], temperature, for_sum, exact)
@@ -137,7 +151,7 @@ def linear_nll(
 
 
 class _LinearNLL(torch.autograd.Function):
-    """(N, D), (V, D), (N,) -> (N,)."""
+    """(N, D), (V, D), (N,) -> (N,). The products are in hidden's type."""
 
     @staticmethod
     def forward(
@@ -145,40 +159,47 @@ class _LinearNLL(torch.autograd.Function):
     ) -> Tensor:
         eager = for_sum and any(ctx.needs_input_grad[:2])
         nll = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+        ctx.weight_dtype, ctx.in_place = weight.dtype, weight if adds_in_place(weight) else None
+        weight = cast(weight, hidden.dtype)
         gradients = _Gradients(hidden, weight, ctx.needs_input_grad[1]) if eager else None
         small = len(hidden) * len(weight) <= KEPT_ELEMENTS and any(ctx.needs_input_grad[:2])
         ctx.kept = [] if small and not eager else None
         for part in _chunks(len(hidden), len(weight), exact):
             e, total, own = _exp_logits(hidden[part], weight, targets[part], temperature, exact)
-            if ctx.kept is not None:
-                ctx.kept.append((e, total, own))
             nll[part] = (total.log() - own)[:, 0]
             if gradients is not None:
                 scale = torch.full_like(total, 1 / temperature)
                 gradients.add(e, total, own, targets[part], scale, part)
+            if ctx.kept is not None:
+                ctx.kept.append((e, total, own))
+            else:
+                scratch.give(e)
             del e
-        ctx.save_for_backward(hidden, weight, targets, *(gradients.both() if gradients else ()))
-        ctx.temperature, ctx.exact = temperature, exact
+        ctx.save_for_backward(hidden, weight, targets)
+        ctx.gradients, ctx.temperature, ctx.exact = gradients, temperature, exact
         return nll
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        hidden, weight, targets, *eager = ctx.saved_tensors
-        if eager and len(grad) and bool((grad == grad[0]).all()):
-            grad_hidden, grad_weight = eager
-            return grad_hidden * grad[0], _typed(grad_weight * grad[0], weight, ctx), None, None, None, None
-        gradients = _Gradients(hidden, weight, ctx.needs_input_grad[1])
+        hidden, weight, targets = ctx.saved_tensors
+        gradients, ctx.gradients = ctx.gradients, None  # used up, as what is kept
         kept, ctx.kept = ctx.kept, None
-        for part in _chunks(len(hidden), len(weight), ctx.exact):
-            if kept:  # used up: it is overwritten
-                e, total, own = kept.pop(0)
-            else:
-                e, total, own = _exp_logits(hidden[part], weight, targets[part], ctx.temperature, ctx.exact)
-            scale = grad[part, None] / ctx.temperature
-            gradients.add(e, total, own, targets[part], scale, part)
-            del e
-        grad_hidden, grad_weight = gradients.both()
-        return grad_hidden, _typed(grad_weight, weight, ctx), None, None, None, None
+        factor = 1.0
+        if gradients is not None and len(grad) and bool((grad == grad[0]).all()):
+            factor = float(grad[0])
+        else:
+            into = None if ctx.in_place is None else ctx.in_place.grad
+            gradients = _Gradients(hidden, weight, ctx.needs_input_grad[1], into)
+            for part in _chunks(len(hidden), len(weight), ctx.exact):
+                if kept:
+                    e, total, own = kept.pop(0)
+                else:
+                    e, total, own = _exp_logits(hidden[part], weight, targets[part], ctx.temperature, ctx.exact)
+                gradients.add(e, total, own, targets[part], grad[part, None] / ctx.temperature, part)
+                scratch.give(e)
+                del e
+        of_weight = gradients.of_weight(factor, ctx.weight_dtype, ctx.in_place)
+        return gradients.of_hidden * factor, of_weight, None, None, None, None
 
 
 def _chunks(tokens: int, vocabulary: int, exact: bool) -> Iterator[slice]:
@@ -187,15 +208,12 @@ def _chunks(tokens: int, vocabulary: int, exact: bool) -> Iterator[slice]:
         yield slice(start, start + size)
 
 
-def _typed(grad_weight: Tensor, weight: Tensor, ctx: Any) -> Tensor | None:
-    return grad_weight.to(weight.dtype) if ctx.needs_input_grad[1] else None
-
-
 def _exp_logits(
     hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, exact: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """exp(z - max z) (n, V) in hidden's type; its row sums and the target's z - max z, both fp32 (n, 1)."""
-    z = hidden @ weight.t()
+    z = scratch.take((len(hidden), len(weight)), hidden.dtype, hidden.device)
+    torch.mm(hidden, weight.t(), out=z)
     if temperature != 1.0:
         z.div_(temperature)
     top = z.amax(-1, keepdim=True)
@@ -213,10 +231,11 @@ class _Gradients:
     """Those of hidden and weight, chunk by chunk. A frozen weight, as under an adapter, has none: a third of the head's
     arithmetic."""
 
-    def __init__(self, hidden: Tensor, weight: Tensor, weight_is_trained: bool):
-        self._hidden, self._weight, self._trained = hidden, weight, weight_is_trained
-        self._of_hidden = torch.empty_like(hidden)
-        self._of_weight: Tensor | None = None
+    def __init__(self, hidden: Tensor, weight: Tensor, weight_is_trained: bool, into: Tensor | None = None):
+        """into: (V, D) to which that of the weight is added at once."""
+        self._hidden, self._weight, self._trained, self._into = hidden, weight, weight_is_trained, into
+        self.of_hidden = torch.empty_like(hidden)
+        self._sum: Tensor | None = None
 
     def add(self, e: Tensor, total: Tensor, own: Tensor, targets: Tensor, scale: Tensor, part: slice) -> None:
         """Add scale · d nll / d (hidden, weight) of one chunk; scale is (n, 1) fp32. Overwrites e.
@@ -227,16 +246,50 @@ class _Gradients:
         # On a CPU scatter_ would copy all of e first.
         e[torch.arange(len(e), device=e.device), targets] = (own.exp() - total).to(e.dtype)[:, 0]
         scale = scale / total
-        self._of_hidden[part] = (e @ weight) * scale
+        self.of_hidden[part] = (e @ weight) * scale
         if not self._trained:
             return
-        more = e.t() @ (hidden * scale).to(hidden.dtype)
-        # Chunks are added in fp32. A single one stays as it is: reading so large a tensor again costs time.
-        self._of_weight = more if self._of_weight is None else self._of_weight.float().add_(more)
+        more = scratch.take(tuple(weight.shape), weight.dtype, weight.device)
+        torch.mm(e.t(), (hidden * scale).to(hidden.dtype), out=more)
+        if self._into is not None:
+            _add(self._into, more)
+        elif self._sum is None:  # a single one stays as it is: reading so large a tensor again costs time
+            self._sum = more
+            return
+        else:
+            self._sum = _in_fp32(self._sum)
+            _add(self._sum, more)
+        scratch.give(more)
 
-    def both(self) -> tuple[Tensor, Tensor]:
-        """(of hidden, of weight); that of a frozen weight, or without targets, is empty."""
-        if self._of_weight is None:
-            shape = self._weight.shape if self._trained else (0,)
-            return self._of_hidden, torch.zeros(shape, dtype=torch.float32, device=self._weight.device)
-        return self._of_hidden, self._of_weight
+    def of_weight(self, factor: float, dtype: torch.dtype, in_place: Tensor | None) -> Tensor | None:
+        """`factor` times the gradient of the weight, for autograd; None where it has been added to that of in_place, or
+        nobody asks. Once."""
+        if not self._trained or self._into is not None:
+            return None
+        done, self._sum = self._sum, None
+        if in_place is not None:
+            assert in_place.grad is not None
+            if done is not None:
+                _add(in_place.grad, done, factor)
+                scratch.give(done)
+            return None
+        if done is None:
+            return torch.zeros(self._weight.shape, dtype=dtype, device=self._weight.device)
+        found = (done * factor).to(dtype)
+        scratch.give(done)
+        return found
+
+
+def _add(into: Tensor, more: Tensor, factor: float = 1.0) -> None:
+    """into += factor · more, by rows that stay in the processor's cache: of another type torch first makes a copy."""
+    for own, other in zip(into.split(ADDED_ROWS), more.split(ADDED_ROWS), strict=True):
+        own.add_(other, alpha=factor)
+
+
+def _in_fp32(x: Tensor) -> Tensor:
+    """x, or a copy in its place."""
+    if x.dtype == torch.float32:
+        return x
+    copy = scratch.take(tuple(x.shape), torch.float32, x.device).copy_(x)
+    scratch.give(x)
+    return copy

@@ -18,7 +18,7 @@ from tinychat.models.adapter_files import is_adapter
 from tinychat.models.adapters import start_model, trainable_parameters
 from tinychat.models.build import describe
 from tinychat.models.decode import DecodeOptions
-from tinychat.models.logprobs import token_nll
+from tinychat.models.logprobs import output_head, token_nll
 from tinychat.models.reward import start_reward_model
 from tinychat.rl.kl import kl_and_entropy
 from tinychat.rl.rewards import Rewards, gold_rewards
@@ -153,12 +153,10 @@ class Sampler:
         with self._engine.inference() as model:
             logprobs, values, hidden = policy_and_values(model, ids, targets, temperature)
             with self._reference.model(model.policy) as reference:
-                ref_head = reference.get_output_embeddings()
-                with captured(ref_head) as seen:
+                with captured(reference.get_output_embeddings()) as seen:
                     ref_logprobs = -token_nll(reference, ids, targets, temperature=temperature, exact=True)
-                full = (seen[0], ref_head) if self._stage.full_kl else (None, None)
-                head = model.get_output_embeddings()
-                full_kl, entropy = kl_and_entropy(hidden, head, *full, batch["mask"], temperature)
+                full = (seen[0], output_head(reference)) if self._stage.full_kl else (None, None)
+                full_kl, entropy = kl_and_entropy(hidden, output_head(model), *full, batch["mask"], temperature)
         found = (logprobs, ref_logprobs, values, entropy, full_kl)
         return dict(zip(TOKEN_FIELDS, found, strict=True))
 
