@@ -191,6 +191,9 @@ def test_several_objectives_give_a_front_and_its_plot(fake: Fake) -> None:
 
     assert front == [row for row in rows if not any(beats(other, row) for other in rows)]
     assert f"{len(front)} on the front" in said
+    assert f"trial {front[0]['trial']} again:\n  python -m tinychat.train " in said
+    assert said.count("front: ") == min(len(front), 10)
+    assert (f"and {len(front) - 10} more on the front, in " in said) == (len(front) > 10)
     assert (fake.sweep_dir("default-ppo_pareto") / "pareto_front.png").stat().st_size > 1000
 
 

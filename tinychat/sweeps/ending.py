@@ -27,6 +27,7 @@ from tinychat.tracking import METRICS, resolve_uri, run_tags
 from tinychat.tracking.sweep_run import SweepRun
 
 logger = logging.getLogger(__name__)
+SHOWN = 10  # trials of a front on the terminal
 
 
 class Ending:
@@ -168,14 +169,16 @@ class Ending:
 
     def _say(self, found: Sequence[Row], best: Sequence[Row], command: str, running: int, version: str | None) -> None:
         plan, lines = self._plan, []
-        for row in best[:10]:
+        for row in best[:SHOWN]:
             scores = zip(plan.objective, row.objective or [], strict=False)
             said = ", ".join(f"{name} {results.shown(value)}" for name, value in scores)
             lines.append(
                 f"{'best' if len(plan.objective) == 1 else 'front'}: {said} (trial {row.number}, {row.run_dir})"
             )
+        if len(best) > SHOWN:
+            lines.append(f"and {len(best) - SHOWN} more on the front, in {plan.folder / results.TABLE}.csv")
         if command:
-            lines.append(f"  {command}")
+            lines += [f"trial {best[0].number} again:"] * (len(plan.objective) > 1) + [f"  {command}"]
         if version:
             lines.append(f"registered: models:/{plan.settings.register}/{version}")
         if running:
