@@ -20,7 +20,7 @@ from tinychat.engine import build_engine, resolve_precision
 from tinychat.malloc import keep_freed_memory
 from tinychat.models.load import load_model
 from tinychat.schema import DataConfig, DsConfig, Precision
-from tinychat.schema_stages import SftStage
+from tinychat.schema_stages import LossMean, SftStage
 from tinychat.stages.sft import reply_nll
 from tinychat.text.tokenizer import load_saved_tokenizer
 from tinychat.world import World
@@ -39,6 +39,7 @@ def run(task: Task) -> dict[str, Any]:
     packing, batch = task.rows == PACKED, task.batch
     stage = SftStage(name="sft", lr=LR, batch_size=batch, micro_batch_size=batch, grad_clip=CLIP)
     stage.activation_checkpointing, stage.packing, stage.label_smoothing = False, packing, 0.0
+    stage.loss_mean = LossMean.tokens
     batches = make_batches(task, packing)
     model = load_model(task.model)
     weights = weights_digest(model)
@@ -48,14 +49,11 @@ def run(task: Task) -> dict[str, Any]:
     record, seen, tokens = Record(), [], []
     for index in range(task.total):
         rows = batches.batch(index, batch)
-        real, trained = batches.tokens(index, batch)
-        done = engine.train_step(
-            [rows],
-            lambda model, part: reply_nll(model, part, packing, stage.label_smoothing) / trained,  # noqa: B023
-        )
+        held = batches.held(index, batch)
+        done = engine.train_step([rows], lambda model, part: reply_nll(model, part, stage) / held.trained)  # noqa: B023
         record.step(done.loss)
         seen.append(rows)
-        tokens.append(real)
+        tokens.append(held.tokens)
     memory = peak_memory_gb()
     return {
         "variant": task.variant,

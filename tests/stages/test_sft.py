@@ -51,6 +51,8 @@ WAYS = {
     "packed zero3, two ranks": ("ds=zero3", *TORCHRUN),
     "padded none": ("stage.packing=false",),
     "padded zero2, two ranks": ("stage.packing=false", "ds=zero2", *TORCHRUN),
+    "alike none": ("stage.loss_mean=conversations",),
+    "alike zero2": ("stage.loss_mean=conversations", "ds=zero2", "stage.micro_batch_size=1"),
     "lora none": SMALL_LORA,
     "lora zero2, two ranks": (*SMALL_LORA, "ds=zero2", *TORCHRUN),
 }
@@ -306,8 +308,10 @@ def test_two_lengths_by_two_commands_with_chatml(folder: Path, warm: WarmPython)
     assert response_loss(last_checkpoint(long)) == pytest.approx(losses[STEPS], abs=2e-5)
 
 
-@pytest.mark.parametrize("override", ["stage.dropout=0.3", "stage.label_smoothing=0.2"])
-def test_dropout_and_label_smoothing_change_training_alone(
+@pytest.mark.parametrize(
+    "override", ["stage.dropout=0.3", "stage.label_smoothing=0.2", "stage.loss_mean=conversations"]
+)
+def test_options_of_the_loss_change_training_alone(
     override: str, folder: Path, way: Callable[[str], Path], warm: WarmPython
 ) -> None:
     run = override.split("=")[0].removeprefix("stage.")

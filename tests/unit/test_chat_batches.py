@@ -63,7 +63,7 @@ def test_by_hand() -> None:
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 0, 0]]
     assert batch["segments"].tolist() == [[1, 1, 1, 1, 1, 2, 2, 2, 0, 0]]
     assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
-    assert packed.tokens(0, 1) == (8, 5)
+    assert packed.held(0, 1) == (8, 5, 2)
 
 
 def test_padding_by_hand() -> None:
@@ -131,12 +131,12 @@ def test_seeds_and_epochs_have_their_own_order(packing: bool) -> None:
 
 
 @pytest.mark.parametrize("packing", [True, False])
-def test_tokens_are_those_of_the_batch(packing: bool) -> None:
+def test_held_is_what_the_batch_holds(packing: bool) -> None:
     of = batches(packing)
     for step in (0, 7, 30):
         batch = of.batch(step, B)
-        counted = int((batch["segments"] > 0).sum()), int((batch["targets"] != -100).sum())
-        assert of.tokens(step, B) == counted
+        tokens, trained = int((batch["segments"] > 0).sum()), int((batch["targets"] != -100).sum())
+        assert of.held(step, B) == (tokens, trained, int(batch["segments"].amax(1).sum()))
 
 
 def test_padding_is_as_wide_as_the_longest_of_the_global_batch() -> None:
@@ -171,7 +171,7 @@ def test_one_conversation_and_a_batch_of_several_epochs() -> None:
     batch = of.batch(3, B)
     assert batch["input_ids"][:, :5].tolist() == [[1000, 1001, 1002, 1003, 1004]] * B
     assert of.epoch_of(3, B) == 24
-    assert of.tokens(3, B) == (40, 24)
+    assert of.held(3, B) == (5 * B, 3 * B, B)
 
 
 def test_errors() -> None:

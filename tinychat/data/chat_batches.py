@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +27,14 @@ class Epoch:
 
     def __len__(self) -> int:
         return len(self.starts) - 1
+
+
+class Held(NamedTuple):
+    """What the global batch of a step holds."""
+
+    tokens: int  # that are no padding
+    trained: int  # of them
+    conversations: int
 
 
 class ChatBatches:
@@ -70,10 +79,9 @@ class ChatBatches:
             width = padded_width(max(int(self._lengths[rows].max()) for rows in sequences), self.length)
         return collate(self.cache, sequences[mine], width)
 
-    def tokens(self, step: int, batch_size: int) -> tuple[int, int]:
-        """Tokens that are no padding, and trained tokens, of the step's global batch."""
+    def held(self, step: int, batch_size: int) -> Held:
         rows = np.concatenate(self._sequences(step, batch_size))
-        return int(self._lengths[rows].sum()), int(self._trained[rows].sum())
+        return Held(int(self._lengths[rows].sum()), int(self._trained[rows].sum()), len(rows))
 
     def _sequences(self, step: int, batch_size: int) -> list[np.ndarray]:
         """Rows of each sequence of the global batch."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from tinychat.context import Context, StageResult
 from tinychat.data.chat_batches import ChatBatches
 from tinychat.engine import Batch, build_engine
 from tinychat.models.build import count_parameters
 from tinychat.models.flops import training_flops_per_token
-from tinychat.models.logprobs import token_nll
+from tinychat.models.logprobs import IGNORED, token_nll
 from tinychat.schema import Config
+from tinychat.schema_stages import LossMean, SftStage
 from tinychat.seeding import seed_rank
 from tinychat.stages.chats import HeldOut, chat_facts, get_chat_tokenizer, get_chats, get_start_model, show_example
 from tinychat.stages.common import (
@@ -43,16 +46,18 @@ def run(config: Config, context: Context) -> StageResult:
             loop.evaluate(lambda: held_out.measure(engine, stage.eval_rows))
         for step in loop:
             rows = batches.batch(step - 1, stage.batch_size, world.rank, world.size)
-            tokens, trained = batches.tokens(step - 1, stage.batch_size)
+            held = batches.held(step - 1, stage.batch_size)
+            whole = held.trained if stage.loss_mean is LossMean.tokens else held.conversations
             done = loop.train(
                 split_batch(rows, stage.micro_batch_size, world.device),
-                # Each micro-batch and rank adds its share of the mean over all trained tokens of the step.
-                lambda model, batch: reply_nll(model, batch, stage.packing, stage.label_smoothing) / trained,  # noqa: B023
-                tokens,
+                # Each micro-batch and rank adds its share of the mean over the step.
+                lambda model, batch: reply_nll(model, batch, stage) / whole,  # noqa: B023
+                held.tokens,
                 stage.batch_size,
             )
             loop.log(
-                done, {"data/trained_tokens": float(trained), "data/epoch": batches.epoch_of(step, stage.batch_size)}
+                done,
+                {"data/trained_tokens": float(held.trained), "data/epoch": batches.epoch_of(step, stage.batch_size)},
             )
             if loop.evaluation_due:
                 loop.evaluate(lambda: held_out.measure(engine, None if loop.last else stage.eval_rows))
@@ -72,15 +77,28 @@ def run(config: Config, context: Context) -> StageResult:
     return loop.result("eval/response_loss", facts)
 
 
-def reply_nll(model: Any, batch: Batch, packing: bool, label_smoothing: float) -> Any:
-    """Sum of the losses of a micro-batch's trained tokens, in nats."""
+def reply_nll(model: Any, batch: Batch, stage: SftStage) -> torch.Tensor:
+    """Sum over a micro-batch, in nats: of its trained tokens' losses, or of its conversations' mean losses."""
+    alike = stage.loss_mean is LossMean.tokens
     # Without packing, padding stands on the right, where no token sees it: nothing to mask.
-    return token_nll(
+    nll = token_nll(
         model,
         batch["input_ids"],
         batch["targets"],
-        batch["position_ids"] if packing else None,
-        segments=batch["segments"] if packing else None,
-        for_sum=True,
-        label_smoothing=label_smoothing,
-    ).sum()
+        batch["position_ids"] if stage.packing else None,
+        segments=batch["segments"] if stage.packing else None,
+        for_sum=alike,
+        label_smoothing=stage.label_smoothing,
+    )
+    return nll.sum() if alike else (nll * shares(batch["targets"], batch["segments"])).sum()
+
+
+def shares(targets: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
+    """What each trained token is of its conversation's trained tokens.
+
+    targets: (B, T), IGNORED where nothing is trained; segments: (B, T), conversations numbered from 1 within a row.
+    Returns (B, T) fp32: 1 / n where the conversation has n trained tokens, 0 where the target is IGNORED.
+    """
+    trained = (targets != IGNORED).float()
+    counts = trained.new_zeros(len(targets), targets.shape[1] + 1).scatter_add_(1, segments, trained)
+    return trained / counts.gather(1, segments).clamp(min=1.0)
