@@ -20,7 +20,7 @@ from tinychat.engine import build_engine, resolve_precision
 from tinychat.malloc import keep_freed_memory
 from tinychat.models.load import load_model
 from tinychat.schema import DataConfig, DsConfig, Precision
-from tinychat.schema_stages import LossMean, SftStage
+from tinychat.schema_stages import SftStage
 from tinychat.stages.sft import reply_nll
 from tinychat.text.tokenizer import load_saved_tokenizer
 from tinychat.world import World
@@ -39,7 +39,7 @@ def run(task: Task) -> dict[str, Any]:
     packing, batch = task.rows == PACKED, task.batch
     stage = SftStage(name="sft", lr=LR, batch_size=batch, micro_batch_size=batch, grad_clip=CLIP)
     stage.activation_checkpointing, stage.packing, stage.label_smoothing = False, packing, 0.0
-    stage.loss_mean = LossMean.tokens
+    stage.length_power = 0.0
     batches = make_batches(task, packing)
     model = load_model(task.model)
     weights = weights_digest(model)
@@ -50,7 +50,8 @@ def run(task: Task) -> dict[str, Any]:
     for index in range(task.total):
         rows = batches.batch(index, batch)
         held = batches.held(index, batch)
-        done = engine.train_step([rows], lambda model, part: reply_nll(model, part, stage) / held.trained)  # noqa: B023
+        trained = int(held.trained.sum())
+        done = engine.train_step([rows], lambda model, part: reply_nll(model, part, stage) / trained)  # noqa: B023
         record.step(done.loss)
         seen.append(rows)
         tokens.append(held.tokens)

@@ -146,6 +146,8 @@ def _sft(config: Config) -> Iterator[str]:
     for key, value in (("label_smoothing", stage.label_smoothing), ("dropout", stage.dropout)):
         if value is not None and not 0 <= value < 1:
             yield f"stage.{key}={value}: at least 0 and below 1"
+    if not 0 <= stage.length_power <= 1:
+        yield f"stage.length_power={stage.length_power}: from 0 (tokens weigh alike) to 1 (conversations do)"
 
 
 def _reward(config: Config) -> Iterator[str]:

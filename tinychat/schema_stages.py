@@ -73,20 +73,13 @@ class ReplyEvaluation:
     generate_batch_size: int = MISSING  # replies generated side by side on one rank
 
 
-class LossMean(Enum):
-    """What weighs alike in the mean loss of a step."""
-
-    tokens = "tokens"  # every trained token
-    conversations = "conversations"  # every conversation, however long its replies: its trained tokens share its weight
-
-
 @dataclass
 class SftStage(TrainLoop, ReplyEvaluation):
     """Supervised fine-tuning on conversations: the loss falls on the assistant's replies alone."""
 
     context_length: int | None = MISSING  # tokens per sequence; null: the model's
     packing: bool = MISSING  # several conversations in one sequence, blind to each other; false: padding
-    loss_mean: LossMean = MISSING
+    length_power: float = MISSING  # p in 1 / n^p, the weight of a token among n trained ones of its conversation
     label_smoothing: float = MISSING  # share of the target's probability spread over the vocabulary, 0 to 1
     dropout: float | None = MISSING  # null: the checkpoint's own
     eval_first: bool = MISSING  # measure the model it starts from, as step 0

@@ -51,8 +51,8 @@ WAYS = {
     "packed zero3, two ranks": ("ds=zero3", *TORCHRUN),
     "padded none": ("stage.packing=false",),
     "padded zero2, two ranks": ("stage.packing=false", "ds=zero2", *TORCHRUN),
-    "alike none": ("stage.loss_mean=conversations",),
-    "alike zero2": ("stage.loss_mean=conversations", "ds=zero2", "stage.micro_batch_size=1"),
+    "alike none": ("stage.length_power=0.5",),
+    "alike zero2": ("stage.length_power=0.5", "ds=zero2", "stage.micro_batch_size=1"),
     "lora none": SMALL_LORA,
     "lora zero2, two ranks": (*SMALL_LORA, "ds=zero2", *TORCHRUN),
 }
@@ -308,9 +308,7 @@ def test_two_lengths_by_two_commands_with_chatml(folder: Path, warm: WarmPython)
     assert response_loss(last_checkpoint(long)) == pytest.approx(losses[STEPS], abs=2e-5)
 
 
-@pytest.mark.parametrize(
-    "override", ["stage.dropout=0.3", "stage.label_smoothing=0.2", "stage.loss_mean=conversations"]
-)
+@pytest.mark.parametrize("override", ["stage.dropout=0.3", "stage.label_smoothing=0.2", "stage.length_power=0.5"])
 def test_options_of_the_loss_change_training_alone(
     override: str, folder: Path, way: Callable[[str], Path], warm: WarmPython
 ) -> None:

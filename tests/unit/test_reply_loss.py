@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from tinychat.models.logprobs import IGNORED
-from tinychat.schema_stages import LossMean, SftStage
-from tinychat.stages.sft import reply_nll, shares
+from tinychat.schema_stages import SftStage
+from tinychat.stages.sft import reply_nll, token_weights
 
 SEGMENTS = torch.tensor([[1, 1, 1, 2, 2, 2, 2, 2, 2, 3, 0], [1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0]])
 TRAINED = torch.tensor([[0, 1, 0, 1, 0, 1, 1, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0]], dtype=torch.bool)
@@ -40,27 +40,28 @@ def batch() -> dict[str, Tensor]:
     return {"input_ids": ids, "targets": targets, "position_ids": position, "segments": SEGMENTS}
 
 
-def stage_of(loss_mean: LossMean, label_smoothing: float) -> SftStage:
+def stage_of(length_power: float, label_smoothing: float) -> SftStage:
     stage = SftStage(name="sft")
-    stage.packing, stage.loss_mean, stage.label_smoothing = True, loss_mean, label_smoothing
+    stage.packing, stage.length_power, stage.label_smoothing = True, length_power, label_smoothing
     return stage
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("loss_mean", list(LossMean))
-def test_it_sums_what_conversations_alone_have(model: Any, loss_mean: LossMean, label_smoothing: float) -> None:
+@pytest.mark.parametrize("length_power", [0.0, 0.5, 1.0])
+def test_it_sums_what_conversations_alone_have(model: Any, length_power: float, label_smoothing: float) -> None:
     packed, wanted = batch(), torch.zeros(())
     for row, segment in ((0, 1), (0, 2), (1, 1)):
         own = (SEGMENTS[row] == segment).nonzero()[:, 0]
         logits = model(input_ids=packed["input_ids"][row, own][None]).logits[0]
-        wanted = wanted + torch.nn.functional.cross_entropy(
+        loss = torch.nn.functional.cross_entropy(
             logits,
             packed["targets"][row, own],
             ignore_index=IGNORED,
-            reduction="mean" if loss_mean is LossMean.conversations else "sum",
+            reduction="sum",
             label_smoothing=label_smoothing,
         )
-    found = reply_nll(model, packed, stage_of(loss_mean, label_smoothing))
+        wanted = wanted + loss / int(TRAINED[row, own].sum()) ** length_power
+    found = reply_nll(model, packed, stage_of(length_power, label_smoothing))
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
     weights = list(model.parameters())
     expected = torch.autograd.grad(wanted, weights)
@@ -68,6 +69,6 @@ def test_it_sums_what_conversations_alone_have(model: Any, loss_mean: LossMean, 
         torch.testing.assert_close(gradient, exact, atol=1e-5, rtol=1e-4)
 
 
-def test_trained_tokens_share_the_weight_of_their_conversation() -> None:
-    found = shares(batch()["targets"], SEGMENTS)
+def test_conversations_weigh_alike_at_power_1() -> None:
+    found = token_weights(batch()["targets"], SEGMENTS, 1.0)
     assert found.tolist() == [[0, 1, 0, 0.25, 0, 0.25, 0.25, 0.25, 0, 0, 0], [0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0]]

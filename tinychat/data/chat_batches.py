@@ -33,8 +33,7 @@ class Held(NamedTuple):
     """What the global batch of a step holds."""
 
     tokens: int  # that are no padding
-    trained: int  # of them
-    conversations: int
+    trained: np.ndarray  # int64 [conversations], of the tokens of each
 
 
 class ChatBatches:
@@ -81,7 +80,7 @@ class ChatBatches:
 
     def held(self, step: int, batch_size: int) -> Held:
         rows = np.concatenate(self._sequences(step, batch_size))
-        return Held(int(self._lengths[rows].sum()), int(self._trained[rows].sum()), len(rows))
+        return Held(int(self._lengths[rows].sum()), self._trained[rows])
 
     def _sequences(self, step: int, batch_size: int) -> list[np.ndarray]:
         """Rows of each sequence of the global batch."""

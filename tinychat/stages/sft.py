@@ -13,7 +13,7 @@ from tinychat.models.build import count_parameters
 from tinychat.models.flops import training_flops_per_token
 from tinychat.models.logprobs import IGNORED, token_nll
 from tinychat.schema import Config
-from tinychat.schema_stages import LossMean, SftStage
+from tinychat.schema_stages import SftStage
 from tinychat.seeding import seed_rank
 from tinychat.stages.chats import HeldOut, chat_facts, get_chat_tokenizer, get_chats, get_start_model, show_example
 from tinychat.stages.common import (
@@ -47,17 +47,20 @@ def run(config: Config, context: Context) -> StageResult:
         for step in loop:
             rows = batches.batch(step - 1, stage.batch_size, world.rank, world.size)
             held = batches.held(step - 1, stage.batch_size)
-            whole = held.trained if stage.loss_mean is LossMean.tokens else held.conversations
+            whole = float((held.trained ** (1 - stage.length_power)).sum())
             done = loop.train(
                 split_batch(rows, stage.micro_batch_size, world.device),
-                # Each micro-batch and rank adds its share of the mean over the step.
+                # Each micro-batch and rank adds its share of the step's weighted mean.
                 lambda model, batch: reply_nll(model, batch, stage) / whole,  # noqa: B023
                 held.tokens,
                 stage.batch_size,
             )
             loop.log(
                 done,
-                {"data/trained_tokens": float(held.trained), "data/epoch": batches.epoch_of(step, stage.batch_size)},
+                {
+                    "data/trained_tokens": float(held.trained.sum()),
+                    "data/epoch": batches.epoch_of(step, stage.batch_size),
+                },
             )
             if loop.evaluation_due:
                 loop.evaluate(lambda: held_out.measure(engine, None if loop.last else stage.eval_rows))
@@ -78,8 +81,7 @@ def run(config: Config, context: Context) -> StageResult:
 
 
 def reply_nll(model: Any, batch: Batch, stage: SftStage) -> torch.Tensor:
-    """Sum over a micro-batch, in nats: of its trained tokens' losses, or of its conversations' mean losses."""
-    alike = stage.loss_mean is LossMean.tokens
+    """Weighted sum of the losses of a micro-batch's trained tokens, in nats."""
     # Without packing, padding stands on the right, where no token sees it: nothing to mask.
     nll = token_nll(
         model,
@@ -87,18 +89,21 @@ def reply_nll(model: Any, batch: Batch, stage: SftStage) -> torch.Tensor:
         batch["targets"],
         batch["position_ids"] if stage.packing else None,
         segments=batch["segments"] if stage.packing else None,
-        for_sum=alike,
+        for_sum=stage.length_power == 0,
         label_smoothing=stage.label_smoothing,
     )
-    return nll.sum() if alike else (nll * shares(batch["targets"], batch["segments"])).sum()
+    if stage.length_power == 0:
+        return nll.sum()
+    return (nll * token_weights(batch["targets"], batch["segments"], stage.length_power)).sum()
 
 
-def shares(targets: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
-    """What each trained token is of its conversation's trained tokens.
+def token_weights(targets: torch.Tensor, segments: torch.Tensor, power: float) -> torch.Tensor:
+    """How much each trained token weighs: 1 / n^power, n being the trained tokens of its conversation (InternVL 2.5,
+    Chen et al. 2024, section 3.3: power 0 is their token averaging, 1 sample averaging, 0.5 square averaging).
 
     targets: (B, T), IGNORED where nothing is trained; segments: (B, T), conversations numbered from 1 within a row.
-    Returns (B, T) fp32: 1 / n where the conversation has n trained tokens, 0 where the target is IGNORED.
+    Returns (B, T) fp32, 0 where the target is IGNORED.
     """
     trained = (targets != IGNORED).float()
     counts = trained.new_zeros(len(targets), targets.shape[1] + 1).scatter_add_(1, segments, trained)
-    return trained / counts.gather(1, segments).clamp(min=1.0)
+    return trained / counts.gather(1, segments).clamp(min=1.0) ** power
