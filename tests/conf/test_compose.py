@@ -99,6 +99,8 @@ def refusal(*overrides: str) -> str:
         (["launch=torchrun", "launch.nnodes=2"], ["rdzv_endpoint", "run_dir"]),
         (["optim.betas=[0.9]"], ["optim.betas"]),
         (["checkpoint.keep_last=0"], ["checkpoint.keep_last=0"]),
+        (["stage=sft", "stage.length_power=1.5"], ["stage.length_power=1.5", "from 0"]),
+        (["stage=sft", "stage.label_smoothing=1"], ["stage.label_smoothing=1", "below 1"]),
     ],
 )
 def test_impossible_combination_is_refused_with_key_value_and_remedy(overrides: list[str], expected: list[str]) -> None:

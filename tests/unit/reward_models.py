@@ -34,7 +34,7 @@ def language_model(folder: Path, arch: Arch = Arch.llama, template: str | None =
     return write(babbler(arch, context=64)[0], folder, template)
 
 
-def started(path: Path, peft: PeftConfig = NONE, pooling: Pooling = Pooling.last, **options: Any) -> Any:
+def started(path: Path, peft: PeftConfig = NONE, pooling: Pooling | None = Pooling.last, **options: Any) -> Any:
     """start_reward_model with a head that does not depend on what ran before."""
     torch.manual_seed(0)
     model = start_reward_model(str(path), peft, pooling, **options)

@@ -189,6 +189,13 @@ def test_what_is_no_reward_model_says_so_in_one_line(llama: Path, tmp_path: Path
         started(adapter, PeftConfig("lora", LORA.kind, 8, 8, 0.0, None))
 
 
+def test_a_value_function_starts_from_a_reward_model_of_any_pooling(llama: Path, tmp_path: Path) -> None:
+    averaging = started(llama, pooling=Pooling.mean)
+    folder = write(averaging, tmp_path / "mean")
+    assert settings(started(folder, pooling=None).config)["pooling"] == "mean"
+    assert settings(started(llama, pooling=None).config)["pooling"] == "last"
+
+
 # --- frozen
 
 

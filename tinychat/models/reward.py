@@ -42,7 +42,7 @@ TASK = "SEQ_CLS"  # peft's name for such models: it trains and saves the head wi
 def start_reward_model(
     path: str,
     peft: PeftConfig,
-    pooling: Pooling,
+    pooling: Pooling | None,
     dropout: float | None = None,
     train_last_layers: int | None = None,
     entries: int | None = None,
@@ -51,6 +51,7 @@ def start_reward_model(
     """The reward model a stage trains: the backbone of the language model at `path` with a new head, or the reward
     model there. In evaluation mode, on the CPU; `peft`, `entries` and `merged` are as for adapters.start_model.
 
+    pooling: None: a reward model's own, whatever it is; "last" under a new head.
     train_last_layers: only so many blocks, counted from the last, learn, with the final norm and the head; None: all.
     A new head takes torch's global generator, which the caller seeds.
 
@@ -64,10 +65,11 @@ def start_reward_model(
         )
     known = _is_reward(path)
     model = _start(path, peft, dropout, entries or 0, merged, known)
-    if known and settings(model.config)["pooling"] != pooling.value:
-        own = settings(model.config)["pooling"]
-        raise UserError(f"stage.pooling={pooling.value}: {path} was trained with another; use stage.pooling={own}")
-    setattr(model.config, SETTINGS, {**PLAIN, "pooling": pooling.value})
+    own = settings(model.config)["pooling"] if known else PLAIN["pooling"]
+    wanted = own if pooling is None else pooling.value
+    if known and wanted != own:
+        raise UserError(f"stage.pooling={wanted}: {path} was trained with another; use stage.pooling={own}")
+    setattr(model.config, SETTINGS, {**PLAIN, "pooling": wanted})
     if train_last_layers is not None:
         freeze_all_but(model, train_last_layers)
     return model

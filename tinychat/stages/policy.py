@@ -24,7 +24,7 @@ from tinychat.rl.kl import kl_and_entropy
 from tinychat.rl.rewards import Rewards, gold_rewards
 from tinychat.rl.rollout import TOKEN_FIELDS, Experience, Rollout, measure, sample_replies, to_experience
 from tinychat.schema import Config, PeftConfig, PeftKind, RewardKind
-from tinychat.schema_stages import Pooling, ValueInit, ValueKind
+from tinychat.schema_stages import ValueInit, ValueKind
 from tinychat.stages.common import log
 from tinychat.text.chat_template import end_token_id, reply_text
 
@@ -45,7 +45,7 @@ def get_actor_critic(config: Config, context: Context, tokenizer: Any) -> ActorC
     value = None
     if stage.value is ValueKind.own:
         where = _value_start(config, context)
-        value = start_reward_model(where, WHOLE, Pooling.last, dropout=0.0, entries=len(tokenizer))
+        value = start_reward_model(where, WHOLE, None, dropout=0.0, entries=len(tokenizer))
         log.info("value function: a backbone of its own, from %s", where)
     return ActorCritic(policy, value, stage.critic_lr_ratio)
 
