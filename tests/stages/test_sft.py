@@ -51,8 +51,8 @@ WAYS = {
     "packed zero3, two ranks": ("ds=zero3", *TORCHRUN),
     "padded none": ("stage.packing=false",),
     "padded zero2, two ranks": ("stage.packing=false", "ds=zero2", *TORCHRUN),
-    "alike none": ("stage.length_power=0.5",),
-    "alike zero2": ("stage.length_power=0.5", "ds=zero2", "stage.micro_batch_size=1"),
+    "square none": ("stage.length_power=0.5",),
+    "square zero2": ("stage.length_power=0.5", "ds=zero2", "stage.micro_batch_size=1"),
     "lora none": SMALL_LORA,
     "lora zero2, two ranks": (*SMALL_LORA, "ds=zero2", *TORCHRUN),
 }
