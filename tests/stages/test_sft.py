@@ -52,13 +52,13 @@ WAYS = {
     "padded none": ("stage.packing=false",),
     "padded zero2, two ranks": ("stage.packing=false", "ds=zero2", *TORCHRUN),
     "square none": ("stage.length_power=0.5",),
-    "square zero2": ("stage.length_power=0.5", "ds=zero2", "stage.micro_batch_size=1"),
+    "square zero2, two ranks": ("stage.length_power=0.5", "ds=zero2", *TORCHRUN, "stage.micro_batch_size=1"),
     "lora none": SMALL_LORA,
     "lora zero2, two ranks": (*SMALL_LORA, "ds=zero2", *TORCHRUN),
 }
 PLAIN = [name for name in WAYS if name.endswith("none")]
 # One way of two ranks is enough for every day: test_trajectory.py has the others on a smaller stage.
-SLOW = [name for name in WAYS if "ranks" in name and name != "packed zero2, two ranks"]
+SLOW = [name for name in WAYS if "square" in name or ("ranks" in name and name != "packed zero2, two ranks")]
 
 
 def named(*names: str) -> list[Any]:
