@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -28,8 +30,10 @@ from tinychat.evaluation.preferences import (
 from tinychat.models.load import load_model
 from tinychat.models.reward import load_reward_model, normalise, raw_scores, set_normalisation, settings, token_scores
 from tinychat.schema import Arch, DsConfig, OptimConfig, OptimKind, PeftConfig, Precision
-from tinychat.schema_stages import Pooling, ReplyLabel, RewardLoss, RewardStage, ScoreRange
+from tinychat.schema_stages import Pooling, ReplyLabel, RewardLoss, RewardStage, ScoreRange, ValueInit, ValueKind
+from tinychat.stages.policy import get_actor_critic
 from tinychat.stages.reward import batch_loss, labels_of, losses_of
+from tinychat.text.tokenizer import load_saved_tokenizer
 from tinychat.world import World
 
 WORLD = World(0, 0, 1, torch.device("cpu"))
@@ -189,9 +193,25 @@ def test_what_is_no_reward_model_says_so_in_one_line(llama: Path, tmp_path: Path
         started(adapter, PeftConfig("lora", LORA.kind, 8, 8, 0.0, None))
 
 
-def test_a_value_function_starts_from_a_reward_model_of_any_pooling(llama: Path, tmp_path: Path) -> None:
-    averaging = started(llama, pooling=Pooling.mean)
-    folder = write(averaging, tmp_path / "mean")
+@pytest.mark.parametrize("pooling", list(Pooling))
+def test_a_value_function_starts_from_a_reward_model_of_any_pooling(
+    llama: Path, tmp_path: Path, pooling: Pooling
+) -> None:
+    rewarding = started(llama, pooling=pooling)
+    folder = write(rewarding, tmp_path / "reward")
+    stage = SimpleNamespace(value=ValueKind.own, value_from=ValueInit.reward, critic_lr_ratio=1.0)
+    parents = {"init_from": str(llama), "reward.model": str(folder)}
+    context = SimpleNamespace(parents=parents, run_dir=tmp_path)
+    config = SimpleNamespace(stage=stage, peft=NONE)
+    actor_critic = get_actor_critic(cast(Any, config), cast(Any, context), load_saved_tokenizer(str(llama)))
+    value, expected = actor_critic.value.base_model.state_dict(), rewarding.base_model.state_dict()
+    assert value.keys() == expected.keys()
+    assert all(torch.equal(value[name], weight) for name, weight in expected.items())
+    assert not actor_critic.value.score.weight.any()
+
+
+def test_without_a_wish_the_pooling_is_the_models_own(llama: Path, tmp_path: Path) -> None:
+    folder = write(started(llama, pooling=Pooling.mean), tmp_path / "mean")
     assert settings(started(folder, pooling=None).config)["pooling"] == "mean"
     assert settings(started(llama, pooling=None).config)["pooling"] == "last"
 

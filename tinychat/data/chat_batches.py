@@ -79,6 +79,7 @@ class ChatBatches:
         return collate(self.cache, sequences[mine], width)
 
     def held(self, step: int, batch_size: int) -> Held:
+        """What the step's global batch holds, over all ranks."""
         rows = np.concatenate(self._sequences(step, batch_size))
         return Held(int(self._lengths[rows].sum()), self._trained[rows])
 
