@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from tinychat.models.logprobs import head_returns_nll
+from tinychat.models.logprobs import head_returns_nll, last_hidden
 
 VALUE_FOLDER = "value"  # beside the policy's files in a checkpoint
 POLICY, VALUE, HEAD = "policy.", "value.", "value_head."
@@ -106,6 +106,17 @@ def captured(module: Any) -> Iterator[list[Tensor]]:
         yield seen
     finally:
         handle.remove()
+
+
+def hidden_and_values(model: Any, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """One forward pass of an ActorCritic (possibly wrapped) without its output head.
+
+    input_ids (B, T), whole rows or padded on the right. Returns the policy's last hidden states (B, T, D), from which
+    the head makes logits, and the values (B, T) fp32 of every position.
+    """
+    with last_hidden(getattr(model, "module", model)) as seen:
+        values = model(input_ids=input_ids).state_values
+    return seen[0], values
 
 
 def policy_and_values(

@@ -1,29 +1,24 @@
 """The one function that turns a model, tokens and targets into log-probabilities.
 
 Every stage and both sides of RL go through it. No [B, T, V] tensor is kept: the head and the cross-entropy are computed
-together, a chunk of tokens at a time, and only where there is a target.
+together (tinychat.models.head_loss), a chunk of tokens at a time, and only where there is a target.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tinychat.malloc import LARGE
 from tinychat.models.attention import plan_blocks, uses_blocked_attention
-from tinychat.models.in_place import adds_in_place, cast
-from tinychat.models.scratch import scratch
+from tinychat.models.head_loss import LinearNLL, nll_of_logits
 
 IGNORED = -100
-EXACT_COLUMNS = 2048  # summed in fp32 at a time
-ADDED_ROWS = 1024  # added to a gradient at a time
-KEPT_ELEMENTS = 1 << 26  # logits kept for a backward pass that would else compute them again: 128 MiB in bf16
-CHUNK_ELEMENTS = 1 << 27  # logits that live at once: 256 MiB in bf16
-EXACT_CHUNK_ELEMENTS = 1 << 25  # the same where several models share the memory
 
 
 def token_nll(
@@ -113,16 +108,51 @@ def head_returns_nll(
         head.forward = original
 
 
-def output_head(model: Any) -> Callable[[Tensor], Tensor]:
-    """The output head of a causal language model, (n, D) -> (n, V) logits, for many calls without gradient: under
-    autocast its weight is cast once, not in each of them."""
+@contextlib.contextmanager
+def last_hidden(model: Any) -> Iterator[list[Tensor]]:
+    """Inside, the output head of a causal language model computes nothing: what each call would give it, (B, T, D), is
+    added to the list."""
+    seen: list[Tensor] = []
     head = model.get_output_embeddings()
-    kind = head.weight.device.type
-    if type(head) is not torch.nn.Linear or not torch.is_autocast_enabled(kind):
-        return head
-    dtype = torch.get_autocast_dtype(kind)
-    weight, bias = (None if x is None else x.detach().to(dtype) for x in (head.weight, head.bias))
-    return lambda hidden: F.linear(hidden, weight, bias)
+    original = head.forward
+
+    def forward(hidden: Tensor) -> Tensor:
+        seen.append(hidden)
+        return hidden[..., :1]  # "logits" that nobody reads
+
+    head.forward = forward
+    try:
+        yield seen
+    finally:
+        head.forward = original
+
+
+class OutputHead:
+    """The output head of a causal language model for many calls without gradient, with the arithmetic of token_nll:
+    under autocast its weight is cast once, not in each call."""
+
+    def __init__(self, model: Any):
+        head = model.get_output_embeddings()
+        kind = head.weight.device.type
+        self._run, self._fused = head, type(head) is torch.nn.Linear and head.bias is None
+        dtype = head.weight.dtype
+        if torch.is_autocast_enabled(kind):
+            dtype = torch.get_autocast_dtype(kind)
+            if type(head) is torch.nn.Linear:
+                weight, bias = (None if x is None else x.detach().to(dtype) for x in (head.weight, head.bias))
+                self._run = lambda hidden: F.linear(hidden, weight, bias)
+        # So many that their logits are not of LARGE bytes: their memory then serves for the next ones.
+        self.tokens_at_once = max(1, (LARGE - 1) // (model.config.vocab_size * dtype.itemsize))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(n, D) -> (n, V)."""
+        return self._run(hidden)
+
+    def nll(self, logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
+        """(n, V), (n,) -> (n,) fp32: what token_nll with `exact` says. Overwrites the logits."""
+        if self._fused:
+            return nll_of_logits(logits, targets, temperature)
+        return F.cross_entropy(logits.float() / temperature, targets, reduction="none")
 
 
 def linear_nll(
@@ -143,153 +173,8 @@ def linear_nll(
         hidden = hidden.to(torch.get_autocast_dtype(kind))
     kept = targets != IGNORED
     with torch.autocast(kind, enabled=False):
-        nll = _LinearNLL.apply(hidden[kept], weight, targets[kept], temperature, for_sum, exact)
+        nll = LinearNLL.apply(hidden[kept], weight, targets[kept], temperature, for_sum, exact)
         if smoothing:  # -(1 - ε)·log p(y) - ε·mean(log p) = nll + ε·(z(y) - mean(z)): the normalisation cancels
             chosen, mean = weight[targets[kept]], weight.float().mean(0)
             nll = nll + smoothing / temperature * (hidden[kept].float() * (chosen.float() - mean)).sum(-1)
     return torch.zeros(targets.shape, dtype=torch.float32, device=hidden.device).masked_scatter(kept, nll)
-
-
-class _LinearNLL(torch.autograd.Function):
-    """(N, D), (V, D), (N,) -> (N,). The products are in hidden's type."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, for_sum: bool, exact: bool
-    ) -> Tensor:
-        eager = for_sum and any(ctx.needs_input_grad[:2])
-        nll = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
-        ctx.weight_dtype, ctx.in_place = weight.dtype, weight if adds_in_place(weight) else None
-        weight = cast(weight, hidden.dtype)
-        gradients = _Gradients(hidden, weight, ctx.needs_input_grad[1]) if eager else None
-        small = len(hidden) * len(weight) <= KEPT_ELEMENTS and any(ctx.needs_input_grad[:2])
-        ctx.kept = [] if small and not eager else None
-        for part in _chunks(len(hidden), len(weight), exact):
-            e, total, own = _exp_logits(hidden[part], weight, targets[part], temperature, exact)
-            nll[part] = (total.log() - own)[:, 0]
-            if gradients is not None:
-                scale = torch.full_like(total, 1 / temperature)
-                gradients.add(e, total, own, targets[part], scale, part)
-            if ctx.kept is not None:
-                ctx.kept.append((e, total, own))
-            else:
-                scratch.give(e)
-            del e
-        ctx.save_for_backward(hidden, weight, targets)
-        ctx.gradients, ctx.temperature, ctx.exact = gradients, temperature, exact
-        return nll
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        hidden, weight, targets = ctx.saved_tensors
-        gradients, ctx.gradients = ctx.gradients, None  # used up, as what is kept
-        kept, ctx.kept = ctx.kept, None
-        factor = 1.0
-        if gradients is not None and len(grad) and bool((grad == grad[0]).all()):
-            factor = float(grad[0])
-        else:
-            into = None if ctx.in_place is None else ctx.in_place.grad
-            gradients = _Gradients(hidden, weight, ctx.needs_input_grad[1], into)
-            for part in _chunks(len(hidden), len(weight), ctx.exact):
-                if kept:
-                    e, total, own = kept.pop(0)
-                else:
-                    e, total, own = _exp_logits(hidden[part], weight, targets[part], ctx.temperature, ctx.exact)
-                gradients.add(e, total, own, targets[part], grad[part, None] / ctx.temperature, part)
-                scratch.give(e)
-                del e
-        of_weight = gradients.of_weight(factor, ctx.weight_dtype, ctx.in_place)
-        return gradients.of_hidden * factor, of_weight, None, None, None, None
-
-
-def _chunks(tokens: int, vocabulary: int, exact: bool) -> Iterator[slice]:
-    size = max(1, (EXACT_CHUNK_ELEMENTS if exact else CHUNK_ELEMENTS) // vocabulary)
-    for start in range(0, tokens, size):
-        yield slice(start, start + size)
-
-
-def _exp_logits(
-    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, exact: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """exp(z - max z) (n, V) in hidden's type; its row sums and the target's z - max z, both fp32 (n, 1)."""
-    z = scratch.take((len(hidden), len(weight)), hidden.dtype, hidden.device)
-    torch.mm(hidden, weight.t(), out=z)
-    if temperature != 1.0:
-        z.div_(temperature)
-    top = z.amax(-1, keepdim=True)
-    own = z.gather(1, targets[:, None]).float() - top.float()
-    e = z.sub_(top).exp_()
-    if e.is_cuda:
-        return e, e.sum(-1, keepdim=True, dtype=torch.float32), own
-    if exact:  # by columns that stay in the processor's cache
-        return e, sum(part.float().sum(-1, keepdim=True) for part in e.split(EXACT_COLUMNS, -1)), own  # type: ignore
-    # A CPU sums bf16 in fp32 inside and rounds once; asking it for fp32 takes a far slower path.
-    return e, e.sum(-1, keepdim=True).float(), own
-
-
-class _Gradients:
-    """Those of hidden and weight, chunk by chunk. A frozen weight, as under an adapter, has none: a third of the head's
-    arithmetic."""
-
-    def __init__(self, hidden: Tensor, weight: Tensor, weight_is_trained: bool, into: Tensor | None = None):
-        """into: (V, D) to which that of the weight is added at once."""
-        self._hidden, self._weight, self._trained, self._into = hidden, weight, weight_is_trained, into
-        self.of_hidden = torch.empty_like(hidden)
-        self._sum: Tensor | None = None
-
-    def add(self, e: Tensor, total: Tensor, own: Tensor, targets: Tensor, scale: Tensor, part: slice) -> None:
-        """Add scale · d nll / d (hidden, weight) of one chunk; scale is (n, 1) fp32. Overwrites e.
-
-        d nll / d z = softmax(z) - onehot, here times the row sum: the division moves from (n, V) to (n, D).
-        """
-        hidden, weight = self._hidden[part], self._weight
-        # On a CPU scatter_ would copy all of e first.
-        e[torch.arange(len(e), device=e.device), targets] = (own.exp() - total).to(e.dtype)[:, 0]
-        scale = scale / total
-        self.of_hidden[part] = (e @ weight) * scale
-        if not self._trained:
-            return
-        more = scratch.take(tuple(weight.shape), weight.dtype, weight.device)
-        torch.mm(e.t(), (hidden * scale).to(hidden.dtype), out=more)
-        if self._into is not None:
-            _add(self._into, more)
-        elif self._sum is None:  # a single one stays as it is: reading so large a tensor again costs time
-            self._sum = more
-            return
-        else:
-            self._sum = _in_fp32(self._sum)
-            _add(self._sum, more)
-        scratch.give(more)
-
-    def of_weight(self, factor: float, dtype: torch.dtype, in_place: Tensor | None) -> Tensor | None:
-        """`factor` times the gradient of the weight, for autograd; None where it has been added to that of in_place, or
-        nobody asks. Once."""
-        if not self._trained or self._into is not None:
-            return None
-        done, self._sum = self._sum, None
-        if in_place is not None:
-            assert in_place.grad is not None
-            if done is not None:
-                _add(in_place.grad, done, factor)
-                scratch.give(done)
-            return None
-        if done is None:
-            return torch.zeros(self._weight.shape, dtype=dtype, device=self._weight.device)
-        found = (done * factor).to(dtype)
-        scratch.give(done)
-        return found
-
-
-def _add(into: Tensor, more: Tensor, factor: float = 1.0) -> None:
-    """into += factor · more, by rows that stay in the processor's cache: of another type torch first makes a copy."""
-    for own, other in zip(into.split(ADDED_ROWS), more.split(ADDED_ROWS), strict=True):
-        own.add_(other, alpha=factor)
-
-
-def _in_fp32(x: Tensor) -> Tensor:
-    """x, or a copy in its place."""
-    if x.dtype == torch.float32:
-        return x
-    copy = scratch.take(tuple(x.shape), torch.float32, x.device).copy_(x)
-    scratch.give(x)
-    return copy

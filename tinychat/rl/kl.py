@@ -93,40 +93,28 @@ def entropy_from_logits(logits: Tensor) -> Tensor:
 
 @torch.no_grad()
 def kl_and_entropy(
-    hidden: Tensor,
-    head: Callable[[Tensor], Tensor],
-    ref_hidden: Tensor | None,
-    ref_head: Callable[[Tensor], Tensor] | None,
-    mask: Tensor,
-    temperature: float = 1.0,
-    chunk_tokens: int = 96,
+    logits: Tensor, ref_logits: Tensor | None, temperature: float = 1.0, at_once: int = 1 << 19
 ) -> tuple[Tensor, Tensor]:
-    """Exact KL(policy || reference) and the policy's entropy per token, without gradient.
-
-    The logits of `chunk_tokens` tokens live at once, and only where mask is not 0: no (B, T, V) tensor exists.
+    """Exact KL(policy || reference) and the policy's entropy of each next token, without gradient.
 
     Args:
-        hidden, ref_hidden: (B, T, D), (B, T, D') last hidden states; the one at t predicts the token that mask[:, t]
-            speaks of. Without a reference (None, None) the KL is 0.
-        head, ref_head: (n, D) -> (n, V) finite logits.
-        mask: (B, T), not 0 for the tokens to measure.
-        temperature: divides both logits.
+        logits, ref_logits: (n, V), finite. Without a reference the KL is 0.
+        temperature: divides both.
+        at_once: elements that are turned into probabilities together: few enough, and a CPU keeps them in its cache.
 
     Returns:
-        kl, entropy: (B, T) fp32, 0 where mask is 0.
+        kl, entropy: (n,) fp32.
     """
-    kept = mask.bool()
-    own, reference = hidden[kept], None if ref_hidden is None else ref_hidden[kept]
-    kl, entropy = torch.zeros(2, len(own), device=hidden.device)
-    for start in range(0, len(own), chunk_tokens):
-        part = slice(start, start + chunk_tokens)
-        logp = _log_softmax(head(own[part]), temperature)
+    kl, entropy = torch.zeros(2, len(logits), device=logits.device)
+    size = max(1, at_once // logits.shape[-1]) if logits.device.type == "cpu" else max(1, len(logits))
+    for start in range(0, len(logits), size):
+        part = slice(start, start + size)
+        logp = _log_softmax(logits[part], temperature)
         p = logp.exp()
         entropy[part] = -(p * logp).sum(-1)
-        if reference is not None and ref_head is not None:  # in place: these arrays take more time than their products
-            kl[part] = logp.sub_(_log_softmax(ref_head(reference[part]), temperature)).mul_(p).sum(-1)
-    empty = torch.zeros(mask.shape, device=hidden.device)
-    return empty.masked_scatter(kept, kl), empty.masked_scatter(kept, entropy)
+        if ref_logits is not None:  # in place: these arrays take more time than the products that made the logits
+            kl[part] = logp.sub_(_log_softmax(ref_logits[part], temperature)).mul_(p).sum(-1)
+    return kl, entropy
 
 
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:

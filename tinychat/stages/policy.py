@@ -13,14 +13,14 @@ from torch import Tensor
 from tinychat.context import Context
 from tinychat.data.preference_prompts import PromptBatch, Shape
 from tinychat.engine import Engine, evaluation_engine
-from tinychat.models.actor_critic import ActorCritic, captured, policy_and_values
+from tinychat.models.actor_critic import ActorCritic, hidden_and_values, policy_and_values
 from tinychat.models.adapter_files import is_adapter
 from tinychat.models.adapters import start_model, trainable_parameters
 from tinychat.models.build import describe
 from tinychat.models.decode import DecodeOptions
-from tinychat.models.logprobs import output_head, token_nll
+from tinychat.models.logprobs import OutputHead, last_hidden
 from tinychat.models.reward import start_reward_model
-from tinychat.rl.kl import kl_and_entropy
+from tinychat.rl.measures import token_measures
 from tinychat.rl.rewards import Rewards, gold_rewards
 from tinychat.rl.rollout import TOKEN_FIELDS, Experience, Rollout, measure, sample_replies, to_experience
 from tinychat.schema import Config, PeftConfig, PeftKind, RewardKind
@@ -149,16 +149,24 @@ class Sampler:
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """TOKEN_FIELDS of a batch of input_ids, targets, mask (b, t)."""
-        ids, targets, temperature = batch["input_ids"], batch["targets"], self.temperature
+        ids = batch["input_ids"]
         with self._engine.inference() as model:
-            logprobs, values, hidden = policy_and_values(model, ids, targets, temperature)
+            hidden, values = hidden_and_values(model, ids)
             with self._reference.model(model.policy) as reference:
-                with captured(reference.get_output_embeddings()) as seen:
-                    ref_logprobs = -token_nll(reference, ids, targets, temperature=temperature, exact=True)
-                full = (seen[0], output_head(reference)) if self._stage.full_kl else (None, None)
-                full_kl, entropy = kl_and_entropy(hidden, output_head(model), *full, batch["mask"], temperature)
-        found = (logprobs, ref_logprobs, values, entropy, full_kl)
-        return dict(zip(TOKEN_FIELDS, found, strict=True))
+                with last_hidden(reference) as seen:
+                    reference(input_ids=ids, use_cache=False)
+                ref_head = OutputHead(reference)
+            found = token_measures(
+                hidden,
+                OutputHead(model),
+                seen[0],
+                ref_head,
+                batch["targets"],
+                self.temperature,
+                self._stage.full_kl,
+                lambda: self._reference.model(model.policy),
+            )
+        return found | {"values": values}
 
     def update_logprobs(self, batch: dict[str, Tensor]) -> Tensor:
         """Log-probabilities (b, t) as an update computes them: with the model in training mode."""
