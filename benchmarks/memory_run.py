@@ -80,6 +80,7 @@ def _fork(config: Config, folder: Path, rank: int, ranks: int) -> int:
         quiet = os.open(folder / f"log-{rank}.txt", os.O_WRONLY | os.O_CREAT)
         os.dup2(quiet, 1)
         os.dup2(quiet, 2)
+        torch.set_num_threads(1)  # the threads that this process worked with are not in its fork, which would wait
         _train(config, folder, rank)
     except BaseException:
         (folder / "problem.txt").write_text(traceback.format_exc())

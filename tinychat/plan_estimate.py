@@ -20,6 +20,7 @@ from tinychat.plan_devices import Hardware, hardware
 from tinychat.plan_memory import Memory, Split, Work, memory
 from tinychat.plan_models import ModelPlan, Numbers, stage_models
 from tinychat.plan_time import measuring_seconds, sampling_seconds, update_seconds
+from tinychat.rl.kl import elements_at_once
 from tinychat.schema import Arch, Config, OptimKind, Precision, TokenizerKind
 from tinychat.schema_stages import PpoStage, PretrainStage, RewardStage, TrainLoop
 from tinychat.text.tokenizer import load_tokenizer
@@ -72,7 +73,7 @@ def _estimate(
     length = _length(config, shape)
     if stored not in known:
         known[stored] = stage_models(config, copy.deepcopy(shape), length, Numbers(stored, dtype, device.on_cpu))
-    models, split, work = known[stored], split_of(config, known[stored], device), work_of(config, length)
+    models, split, work = known[stored], split_of(config, known[stored], device), work_of(config, length, device.on_cpu)
     muon = config.optim.kind is OptimKind.muon
     found = memory(models, split, work, stored.itemsize, dtype.itemsize, muon)
     seconds = step_seconds(config, models, split, work, stored.itemsize, dtype, device)
@@ -154,7 +155,7 @@ def split_of(config: Config, models: list[ModelPlan], device: Hardware) -> Split
     return Split(ranks, stage, offload("offload_optimizer"), offload("offload_param"), bucket, buckets, live)
 
 
-def work_of(config: Config, length: int) -> Work:
+def work_of(config: Config, length: int, on_cpu: bool) -> Work:
     stage, ranks = config.stage, checks.world_size(config)
     rows, accumulation = stage.micro_batch_size, stage.batch_size // (stage.micro_batch_size * ranks)
     more: dict[str, int] = {}
@@ -164,7 +165,7 @@ def work_of(config: Config, length: int) -> Work:
     elif isinstance(stage, PpoStage):
         targets = min(stage.response_length, length - 1)
         measured = min(stage.rollout_batch_size, max(1, stage.rollout_size // ranks))
-        more = {"sampled_rows": measured, "measured_rows": measured}
+        more = {"sampled_rows": measured, "measured_rows": measured, "kl_elements": elements_at_once(on_cpu)}
         more |= {"prompt": length - targets, "response": targets}
     elif not isinstance(stage, PretrainStage):
         response = min(stage.generate_tokens, length - 1)

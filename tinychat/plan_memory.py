@@ -12,11 +12,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from tinychat.malloc import LARGE
 from tinychat.models.head_loss import CHUNK_ELEMENTS, EXACT_CHUNK_ELEMENTS, KEPT_ELEMENTS
 from tinychat.plan_models import ModelPlan
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight, its block's scale in 8 bits, the scales' scale (QLoRA, section 3)
-KL_CHUNK = 96 * 5 * 4  # tokens, fp32 arrays over the vocabulary: tinychat.rl.kl.kl_and_entropy
+KL_ARRAYS = 5 * 4  # fp32 arrays of kl_elements: tinychat.rl.kl.kl_and_entropy
 SAMPLED_ARRAYS = 4 * 4  # fp32 arrays over the vocabulary while a token is drawn: tinychat.models.decode.choose
 ALWAYS = "all the time"
 
@@ -49,6 +50,7 @@ class Work:
     prompt: int = 0  # tokens of their prompts
     response: int = 0  # tokens of those replies
     measured_rows: int = 0  # PPO: sequences of a forward pass over a rollout
+    kl_elements: int = 0  # PPO: logits that become probabilities together
 
 
 @dataclass(frozen=True)
@@ -248,8 +250,8 @@ def _without_gradient(
         phase = "measuring rollouts"
         rows = work.measured_rows
         hidden = 2 * rows * work.length * first.width * 4
-        elements = head_elements(first, rows, work.targets, True)
-        chunk = min(EXACT_CHUNK_ELEMENTS, elements) * computed + KL_CHUNK * first.vocabulary
+        elements = rows * work.targets * first.vocabulary
+        chunk = 2 * min(LARGE, elements * computed) + KL_ARRAYS * min(work.kl_elements, elements)
         items += [
             Item("activations", max(model.in_passing for model in models) * rows + hidden, phase=phase),
             Item("logits", chunk, phase=phase),

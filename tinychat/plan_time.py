@@ -78,6 +78,6 @@ def sampling_seconds(
 
 
 def measuring_seconds(models: Sequence[ModelPlan], replies: int, work: Work, rate: float) -> float:
-    """A forward pass of every model over the replies of one rank; KL and entropy take each head once more."""
-    heads = 4.0 * sum(model.head for model in models)
+    """A forward pass of every model over the replies of one rank; each head once."""
+    heads = 2.0 * sum(model.head for model in models)
     return replies * (work.length * sum(map(body_flops, models)) + work.targets * heads) / rate

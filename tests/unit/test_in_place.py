@@ -13,7 +13,7 @@ from tinychat.engine.plain import PlainEngine
 from tinychat.models import in_place
 from tinychat.models import scratch as scratch_module
 from tinychat.models.in_place import GradientsInPlace, adds_in_place
-from tinychat.models.logprobs import IGNORED, output_head, token_nll
+from tinychat.models.logprobs import IGNORED, OutputHead, token_nll
 from tinychat.models.scratch import Scratch
 from tinychat.world import World
 
@@ -63,7 +63,7 @@ def everything_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_gradients_are_those_of_autograd(
     everything_is_large: None, monkeypatch: pytest.MonkeyPatch, shape: str, for_sum: bool, chunk_elements: int
 ) -> None:
-    monkeypatch.setattr("tinychat.models.logprobs.CHUNK_ELEMENTS", chunk_elements)
+    monkeypatch.setattr("tinychat.models.head_loss.CHUNK_ELEMENTS", chunk_elements)
     expected, model = build(shape), build(shape)
     adding = GradientsInPlace(model)
     for ids, targets in batches():
@@ -137,9 +137,9 @@ def test_the_copy_of_a_weight_lasts_one_step(everything_is_large: None) -> None:
 
 def test_the_head_for_many_calls_is_the_head() -> None:
     model, hidden = build("tied"), torch.randn(5, 16)
-    assert output_head(model) is model.get_output_embeddings()
+    assert torch.equal(OutputHead(model).logits(hidden), model.get_output_embeddings()(hidden))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(output_head(model)(hidden), model.get_output_embeddings()(hidden))
+        assert torch.equal(OutputHead(model).logits(hidden), model.get_output_embeddings()(hidden))
 
 
 def test_scratch_lends_memory_again_only_once_it_is_back(monkeypatch: pytest.MonkeyPatch) -> None:

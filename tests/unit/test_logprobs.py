@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
-from tinychat.models import logprobs
+from tinychat.models import head_loss
 from tinychat.models.logprobs import IGNORED, linear_nll, token_nll
 
 
@@ -38,7 +38,7 @@ def test_values_and_gradients_match_the_textbook(
     for_sum: bool,
     weighing: str,
 ) -> None:
-    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", chunk_elements)
+    monkeypatch.setattr(head_loss, "CHUNK_ELEMENTS", chunk_elements)
     hidden, weight, targets = case
     weights = torch.full((3, 7), 0.3) if weighing == "sum" else torch.rand(3, 7)
     expected = textbook(hidden, weight, targets, temperature)

@@ -143,25 +143,17 @@ def test_excluded_tokens_have_probability_zero() -> None:
     assert kl_from_logits(flat, excluded).item() == math.inf
 
 
-@pytest.mark.parametrize("chunk_tokens", [1, 4, 1000])
+@pytest.mark.parametrize("elements", [1, 4 * V, 1000 * V])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_chunks_from_hidden_states_equal_the_whole(chunk_tokens: int, temperature: float) -> None:
+def test_parts_equal_the_whole(elements: int, temperature: float) -> None:
     torch.manual_seed(0)
-    hidden, ref_hidden = torch.randn(3, 5, 6), torch.randn(3, 5, 4)
-    head, ref_head = torch.nn.Linear(6, V), torch.nn.Linear(4, V)
-    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0]])
-    sizes: list[int] = []
-
-    def watched(x: Tensor) -> Tensor:
-        sizes.append(len(x))
-        return head(x)
-
-    kl, entropy = kl_and_entropy(hidden, watched, ref_hidden, ref_head, mask, temperature, chunk_tokens)
-    assert sum(sizes) == 7 and max(sizes) <= chunk_tokens
-    logits, ref_logits = head(hidden) / temperature, ref_head(ref_hidden) / temperature
-    torch.testing.assert_close(kl, kl_from_logits(logits, ref_logits).detach() * mask)
-    torch.testing.assert_close(entropy, entropy_from_logits(logits).detach() * mask)
+    logits, ref_logits = torch.randn(9, V).requires_grad_(), torch.randn(9, V)
+    kl, entropy = kl_and_entropy(logits, ref_logits, temperature, elements)
+    torch.testing.assert_close(kl, kl_from_logits(logits / temperature, ref_logits / temperature).detach())
+    torch.testing.assert_close(entropy, entropy_from_logits(logits / temperature).detach())
     assert not kl.requires_grad
+    none, alone = kl_and_entropy(logits, None, temperature, elements)
+    assert not none.any() and torch.equal(alone, entropy)
 
 
 def test_masked_sum_ignores_what_is_masked() -> None:

@@ -91,22 +91,28 @@ def entropy_from_logits(logits: Tensor) -> Tensor:
     return -(logp.exp() * logp.masked_fill(logp.isneginf(), 0.0)).sum(-1)
 
 
+def elements_at_once(on_cpu: bool) -> int:
+    """Of kl_and_entropy: so few that a CPU keeps them in its cache, so many that a GPU is busy."""
+    return 1 << 19 if on_cpu else 1 << 22
+
+
 @torch.no_grad()
 def kl_and_entropy(
-    logits: Tensor, ref_logits: Tensor | None, temperature: float = 1.0, at_once: int = 1 << 19
+    logits: Tensor, ref_logits: Tensor | None, temperature: float = 1.0, elements: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Exact KL(policy || reference) and the policy's entropy of each next token, without gradient.
 
     Args:
         logits, ref_logits: (n, V), finite. Without a reference the KL is 0.
         temperature: divides both.
-        at_once: elements that are turned into probabilities together: few enough, and a CPU keeps them in its cache.
+        elements: how many logits become probabilities together; None: elements_at_once of the device.
 
     Returns:
         kl, entropy: (n,) fp32.
     """
     kl, entropy = torch.zeros(2, len(logits), device=logits.device)
-    size = max(1, at_once // logits.shape[-1]) if logits.device.type == "cpu" else max(1, len(logits))
+    elements = elements or elements_at_once(logits.device.type == "cpu")
+    size = max(1, elements // logits.shape[-1])
     for start in range(0, len(logits), size):
         part = slice(start, start + size)
         logp = _log_softmax(logits[part], temperature)

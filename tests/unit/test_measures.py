@@ -1,0 +1,94 @@
+"""What is measured on a rollout from one pass of each output head, against the ways that compute one thing each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.unit.rl_models import PAD, PROMPTS, actor_critic, policy
+from tinychat.models.actor_critic import hidden_and_values, policy_and_values
+from tinychat.models.adapters import add_adapter
+from tinychat.models.logprobs import OutputHead, last_hidden, token_nll
+from tinychat.rl.kl import entropy_from_logits, kl_from_logits
+from tinychat.rl.measures import MEASURES, token_measures
+from tinychat.rl.rollout import Experience, to_experience
+from tinychat.schema import PeftConfig, PeftKind
+
+ARCHITECTURES = ["gpt2", "llama"]
+
+
+def experience() -> Experience:
+    return to_experience(PROMPTS, [[3, 4, 1], [2, 2, 2, 2, 2], [1], [7, 8]], PAD)
+
+
+def hidden_of(model: Any, rows: Experience) -> Tensor:
+    with last_hidden(model) as seen:
+        model(input_ids=rows.input_ids, use_cache=False)
+    return seen[0]
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("tokens_at_once", [1, 4, 100])
+def test_each_measure_is_what_its_own_function_says(arch: str, temperature: float, tokens_at_once: int) -> None:
+    model, reference, rows = policy(arch), policy(arch, seed=5), experience()
+    heads = OutputHead(model), OutputHead(reference)
+    for head in heads:
+        head.tokens_at_once = tokens_at_once
+    hidden, ref_hidden = hidden_of(model, rows), hidden_of(reference, rows)
+    found = token_measures(hidden, heads[0], ref_hidden, heads[1], rows.targets, temperature)
+    logits, ref_logits = (m(input_ids=rows.input_ids).logits.detach() / temperature for m in (model, reference))
+    ids, targets = rows.input_ids, rows.targets
+    wanted = {
+        "logprobs": -token_nll(model, ids, targets, temperature=temperature),
+        "ref_logprobs": -token_nll(reference, ids, targets, temperature=temperature),
+        "entropy": entropy_from_logits(logits) * rows.mask,
+        "full_kl": kl_from_logits(logits, ref_logits) * rows.mask,
+    }
+    assert set(found) == set(wanted) == set(MEASURES)
+    for name, x in wanted.items():
+        torch.testing.assert_close(found[name], x.detach(), atol=1e-5, rtol=1e-5)
+        assert not found[name].requires_grad
+    assert (wanted["full_kl"][rows.mask] > 1e-4).all(), "two models, else this says nothing"
+    without = token_measures(hidden, heads[0], ref_hidden, heads[1], rows.targets, temperature, full_kl=False)
+    assert not without.pop("full_kl").any()
+    assert all(torch.equal(x, found[name]) for name, x in without.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("own", [True, False])
+def test_they_are_the_updates_numbers_to_the_last_bit(own: bool, dtype: torch.dtype) -> None:
+    model, rows = actor_critic("gpt2", own), experience()
+    head = model.value.score if own else model.value_head
+    torch.nn.init.normal_(head.weight)
+    with torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
+        logprobs, values, _ = policy_and_values(model, rows.input_ids, rows.targets, 0.7)
+        hidden, early = hidden_and_values(model, rows.input_ids)
+        found = token_measures(hidden, OutputHead(model), hidden, OutputHead(model), rows.targets, 0.7)
+    assert torch.equal(found["logprobs"], logprobs)
+    assert torch.equal(early, values)
+    assert torch.equal(found["ref_logprobs"], found["logprobs"])
+    assert not found["full_kl"].any(), "a policy is no distance from itself"
+
+
+def test_an_adapter_on_the_head_is_the_policys_alone() -> None:
+    rows, base = experience(), policy("llama")
+    plain = -token_nll(base, rows.input_ids, rows.targets).detach()
+    peft = PeftConfig("lora", PeftKind.lora, 4, 8.0, 0.0, ["lm_head"])
+    model = add_adapter(policy("llama"), peft)
+    for name, p in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p)
+    with model.disable_adapter():
+        ref_hidden = hidden_of(model, rows)
+    hidden, head = hidden_of(model, rows), OutputHead(model)
+    found = token_measures(hidden, head, ref_hidden, head, rows.targets, as_reference=model.disable_adapter)
+    torch.testing.assert_close(found["ref_logprobs"], plain)
+    adapted = -token_nll(model, rows.input_ids, rows.targets).detach()
+    torch.testing.assert_close(found["logprobs"], adapted)
+    assert (adapted - plain)[rows.mask].abs().min() > 1e-3
+    logits = model(input_ids=rows.input_ids).logits
+    torch.testing.assert_close(found["entropy"], entropy_from_logits(logits).detach() * rows.mask)
