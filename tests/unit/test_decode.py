@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, Qwen3Config
 
 from tinychat.models import decode as module
+from tinychat.models import kv_cache
 from tinychat.models.decode import Decoded, DecodeOptions, decode, prepare, sample
 from tinychat.models.lean import LeanModel, Unsupported
 from tinychat.models.logprobs import IGNORED, token_nll
@@ -137,6 +138,36 @@ def test_lean_logits_are_the_models(name: str) -> None:
     for row, pad in enumerate(padding.tolist()):
         wanted = model(input_ids=ids[row : row + 1, pad:]).logits[0, -4:]
         torch.testing.assert_close(torch.stack([logits[row] for logits in found]), wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", MAIN)
+@pytest.mark.parametrize("padding", [[0, 5, 2], [0, 0, 0]])
+def test_what_stood_in_the_memory_does_not_matter(
+    name: str, padding: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps read slots that are not filled yet, here NaN at first; rows that have ended are dropped on the way."""
+    buffer = kv_cache._Layer._buffer
+    monkeypatch.setattr(kv_cache._Layer, "_buffer", lambda *arguments: buffer(*arguments).fill_(float("nan")))
+    model, ids, kept = build(name), torch.randint(VOCABULARY, (3, 60)), torch.tensor([2, 1])
+    lean = LeanModel(model, None)
+    cache = lean.new_cache(torch.tensor(padding), 60)
+    lean(ids[:, :9], cache)
+    found = []
+    for t in range(9, 60):
+        if t == 41:
+            cache.keep_rows(kept)
+        found.append(lean(ids[:, t : t + 1] if t < 41 else ids[kept, t : t + 1], cache))
+    for place, row in enumerate(kept.tolist()):
+        wanted = model(input_ids=ids[row : row + 1, padding[row] :]).logits[0, -51:]
+        own = [logits[row if len(logits) == 3 else place] for logits in found]
+        torch.testing.assert_close(torch.stack(own), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_few_sizes_of_attention_occur() -> None:
+    lengths = range(1, 2049)
+    read = [kv_cache.slots_read(length) for length in lengths]
+    assert all(0 <= more - length <= max(15, length / 8) for more, length in zip(read, lengths, strict=True))
+    assert read == sorted(read) and len(set(read)) <= 40
 
 
 # ------------------------------------------------------------------------------------------------ log-probabilities

@@ -56,7 +56,7 @@ class LeanModel:
         rows, tokens = input_ids.shape
         positions = cache.positions(tokens).flatten()
         x = F.embedding(input_ids.flatten(), self._embedding)
-        at = _Pass(rows, tokens, self._attention_bias(tokens, cache), cache)
+        at = _Pass(rows, tokens, self._bias_of_prompts(cache, tokens), cache)
         if self._positions is None:
             at.cos, at.sin = self._rotation(positions, cache.capacity, x)
         else:
@@ -69,9 +69,9 @@ class LeanModel:
         shape, on_cpu = self.config, padding.device.type == "cpu"
         return BatchCache(shape.num_hidden_layers, padding, capacity, shape.max_position_embeddings, on_cpu)
 
-    def _attention_bias(self, tokens: int, cache: BatchCache) -> Tensor | None:
-        """Added to the scores, (B, 1, T, S); None where every query sees all slots up to its own."""
-        if not cache.padded:
+    def _bias_of_prompts(self, cache: BatchCache, tokens: int) -> Tensor | None:
+        """Added to the scores, (B, 1, T, S); None where every query sees all slots up to its own, and in a step."""
+        if cache.get_seq_length() or not cache.padded:
             return None
         seen = cache.attended(tokens)[:, None, None, :]
         if tokens > 1:  # a padding query sees itself alone: a softmax needs something
@@ -130,11 +130,11 @@ class _Pass:
 
     rows: int  # B
     tokens: int  # T
-    bias: Tensor | None  # added to the scores, (B, 1, T, S)
+    bias: Tensor | None  # added to the prompts' scores, (B, 1, T, S)
     cache: BatchCache
     cos: Any = None  # (N, 1, D) of the rotary embedding
     sin: Any = None
-    step_bias: Tensor | None = None  # bias as (B · H_kv, 1, S); something of no meaning where there is none
+    step_bias: Tensor | None = None  # in a step: (B · H_kv or 1, 1, S)
 
 
 class _GPT2Block:
@@ -201,11 +201,12 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, index: int, scale: float,
         done = F.scaled_dot_product_attention(query, key, value, at.bias, is_causal=at.bias is None, scale=scale)
         return done.transpose(1, 2).flatten(2).flatten(0, 1)
     # Plain products: torch's attention for a CPU takes up to five times as long for single queries.
+    if at.step_bias is None:  # the same for every layer
+        bias = at.cache.step_bias(query.dtype)
+        at.step_bias = bias.repeat_interleave(shared, 0) if at.cache.padded else bias
     keys, values = layer.append(key, value)
     query = query.reshape(at.rows * shared, heads // shared, -1)  # heads that share keys as so many queries
-    if at.step_bias is None:  # the same for every layer
-        at.step_bias = query.new_zeros(1) if at.bias is None else at.bias[:, 0].repeat_interleave(shared, 0)
-    scores = torch.baddbmm(at.step_bias, query, keys, beta=int(at.bias is not None), alpha=scale)
+    scores = torch.baddbmm(at.step_bias, query, keys, alpha=scale)
     return torch.bmm(scores.softmax(-1), values).view(at.rows, -1)
 
 
