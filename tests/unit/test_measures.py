@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.unit.rl_models import PAD, PROMPTS, actor_critic, policy
-from tinychat.models.actor_critic import hidden_and_values, policy_and_values
+from tests.unit.rl_models import EOS, PAD, PROMPTS, VOCABULARY, actor_critic, policy
+from tinychat.engine import evaluation_engine
+from tinychat.models.actor_critic import ActorCritic, hidden_and_values, policy_and_values
 from tinychat.models.adapters import add_adapter
 from tinychat.models.logprobs import OutputHead, last_hidden, token_nll
 from tinychat.rl.kl import entropy_from_logits, kl_from_logits
 from tinychat.rl.measures import MEASURES, token_measures
 from tinychat.rl.rollout import Experience, to_experience
-from tinychat.schema import PeftConfig, PeftKind
+from tinychat.schema import PeftConfig, PeftKind, Precision
+from tinychat.stages.policy import Reference, Sampler
+from tinychat.world import World
 
 ARCHITECTURES = ["gpt2", "llama"]
 
@@ -74,7 +78,8 @@ def test_they_are_the_updates_numbers_to_the_last_bit(own: bool, dtype: torch.dt
     assert not found["full_kl"].any(), "a policy is no distance from itself"
 
 
-def test_an_adapter_on_the_head_is_the_policys_alone() -> None:
+def test_an_adapter_on_the_head_is_the_policys_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As stage=ppo measures: the reference is the policy with its adapter off."""
     rows, base = experience(), policy("llama")
     plain = -token_nll(base, rows.input_ids, rows.targets).detach()
     peft = PeftConfig("lora", PeftKind.lora, 4, 8.0, 0.0, ["lm_head"])
@@ -82,10 +87,15 @@ def test_an_adapter_on_the_head_is_the_policys_alone() -> None:
     for name, p in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(p)
-    with model.disable_adapter():
-        ref_hidden = hidden_of(model, rows)
-    hidden, head = hidden_of(model, rows), OutputHead(model)
-    found = token_measures(hidden, head, ref_hidden, head, rows.targets, as_reference=model.disable_adapter)
+    world = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
+    engine = evaluation_engine(ActorCritic(model, None), Precision.fp32, world)
+    stage = SimpleNamespace(full_kl=True, temperature=1.0)
+    config: Any = SimpleNamespace(stage=stage, reward=SimpleNamespace(parts={}), precision=Precision.fp32)
+    context: Any = SimpleNamespace(world=world)
+    monkeypatch.setattr("tinychat.stages.policy.end_ids", lambda tokenizer: (EOS,))
+    reference, nothing = Reference(config, context, model, VOCABULARY), cast(Any, None)
+    sampler = Sampler(config, context, nothing, engine, reference, nothing)
+    found = sampler.forward({"input_ids": rows.input_ids, "targets": rows.targets, "mask": rows.mask})
     torch.testing.assert_close(found["ref_logprobs"], plain)
     adapted = -token_nll(model, rows.input_ids, rows.targets).detach()
     torch.testing.assert_close(found["logprobs"], adapted)

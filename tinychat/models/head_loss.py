@@ -82,6 +82,7 @@ def _chunks(tokens: int, vocabulary: int, exact: bool) -> Iterator[slice]:
 def _exp_logits(
     hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, exact: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """_exponentiate of the logits of hidden states; the caller gives the first back to `scratch`."""
     z = scratch.take((len(hidden), len(weight)), hidden.dtype, hidden.device)
     return _exponentiate(torch.mm(hidden, weight.t(), out=z), targets, temperature, exact)
 
