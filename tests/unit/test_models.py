@@ -269,6 +269,36 @@ def test_a_pretrained_model_grows_for_a_few_special_tokens_only(tmp_path):
     assert configured_parameters(config, 300) == count_parameters(model)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_new_rows_take_no_probability_from_the_old_ones(tied, tmp_path):
+    """Logits of published models share a large negative offset (GPT-2's lie around -100): a row near zero would have
+    the largest logit of all."""
+    model = built(vocab=300, tie_embeddings=tied).eval()
+    with torch.no_grad():
+        model.model.norm.weight[0] = 0.0
+        model.get_output_embeddings().weight[:, 0] = -1.0
+        shared = 30.0 * torch.eye(32)[0]  # in every hidden state: all logits are lower by 30
+
+        def lift(_module, _inputs, out):
+            return out + shared
+
+        before = nll(model, lift)
+        grow_vocabulary(model, 301)
+        after = nll(model, lift)
+    assert model.get_output_embeddings().weight.shape[0] == 320
+    assert before <= after < before + math.log(320 / 300) + 0.01, "20 more rows take at most their share"
+
+
+def nll(model, lift) -> float:
+    """Nats per token of IDS, `lift` applied to the last hidden states."""
+    handle = model.model.norm.register_forward_hook(lift)
+    try:
+        out = model(IDS).logits[:, :-1]
+    finally:
+        handle.remove()
+    return torch.nn.functional.cross_entropy(out.flatten(0, 1), IDS[:, 1:].flatten()).item()
+
+
 def spoil(folder: Path, how: str) -> None:
     weights = folder / "model.safetensors"
     tensors = load_file(weights) if weights.is_file() else {}

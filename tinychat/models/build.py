@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from tinychat.errors import UserError
-from tinychat.models.load import load_config, load_model
+from tinychat.models.load import load_config, load_model, quiet
 from tinychat.models.quantized import weights_in
 from tinychat.schema import Arch, ModelConfig
 
@@ -101,6 +101,11 @@ def _pretrained_path(config: ModelConfig) -> str:
 def grow_vocabulary(model: PreTrainedModel, tokenizer_len: int) -> None:
     """Add embedding rows for special tokens that a pretrained model's tokenizer was given.
 
+    New rows are drawn closely around the mean of those there (Hewitt 2021, "Initializing new word embeddings for
+    pretrained language models"; transformers' default), so that a new token's logit is about the mean of the others
+    and takes at most its share 1/V of the probability. Rows drawn around zero would have a logit of 0, which is the
+    largest by far in models whose logits share a negative offset.
+
     Raises UserError where more are missing than such tokens explain: then it is another model's tokenizer.
     """
     have = model.get_input_embeddings().weight.shape[0]
@@ -111,7 +116,8 @@ def grow_vocabulary(model: PreTrainedModel, tokenizer_len: int) -> None:
             f"the tokenizer has {tokenizer_len} entries, the pretrained model {have}; "
             "use the model's own: tokenizer=pretrained tokenizer.path=FOLDER"
         )
-    model.resize_token_embeddings(tokenizer_len, pad_to_multiple_of=VOCAB_MULTIPLE, mean_resizing=False)
+    with quiet():  # it explains at length what it does with new rows
+        model.resize_token_embeddings(tokenizer_len, pad_to_multiple_of=VOCAB_MULTIPLE)
 
 
 def hf_config(config: ModelConfig, vocab_size: int, pad_token_id: int, eos_token_id: int) -> PreTrainedConfig:

@@ -72,7 +72,7 @@ def read_model(path: str, kind: Any, dropout: float | None = None, quantize: boo
                 setattr(config, key, dropout)
     quantized = {"quantization_config": quantization_config(config), "device_map": {"": "cpu"}} if quantize else {}
     try:
-        with _quiet():
+        with quiet():
             model, found = kind.from_pretrained(
                 str(folder),
                 config=config,
@@ -166,8 +166,8 @@ def _check_loaded(folder: Path, found: dict) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' bar and its table of problems, which _check_loaded turns into one line."""
+def quiet() -> Iterator[None]:
+    """Without transformers' bars and remarks; its table of problems becomes one line in _check_loaded."""
     verbosity, bar = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
