@@ -38,6 +38,7 @@ from tinychat.models.build import build_model, count_parameters, hf_config
 from tinychat.models.flops import training_flops_per_token
 from tinychat.models.load import load_config, load_model
 from tinychat.models.logprobs import token_nll
+from tinychat.models.reward import start_reward_model
 from tinychat.schema import Arch, ModelConfig, OptimConfig, OptimKind, PeftConfig, PeftKind
 from tinychat.world import World
 
@@ -501,6 +502,32 @@ def test_dropout_of_base_and_adapter(tokenizer_folder: Path, tmp_path: Path) -> 
 
 
 # --- merging
+
+
+def test_an_adapter_on_the_head_of_tied_embeddings_is_merged_into_the_head_alone(
+    base: Path, tokenizer_folder: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    """Everywhere that an adapter is merged: by the command, for training all weights, under another adapter, under a
+    reward head, which keeps the embedding and gives the head away."""
+    peft = dataclasses.replace(LORA, targets=["lm_head"])
+    model, saved = trained_adapter(base, tmp_path / "run", tokenizer_folder, peft)
+    expected = logits(model)
+    merge_checkpoint(str(saved), tmp_path / "merged")
+    (tmp_path / "next").mkdir()
+    found = {
+        "command": load_model(str(tmp_path / "merged")),
+        "transformers": AutoModelForCausalLM.from_pretrained(tmp_path / "merged"),
+        "all weights": start_model(str(saved), NONE),
+        "more rows": start_model(str(saved), NONE, entries=450),
+        "another adapter": start_model(str(saved), LORA, merged=tmp_path / "next" / "base"),
+    }
+    for name, merged in found.items():
+        assert (logits(merged)[..., :448] - expected).abs().max() < 1e-5, name
+    again = save(engine_of(found["all weights"]), tmp_path / "more", tokenizer_folder)
+    assert (logits(load_model(str(again))) - expected).abs().max() < 1e-5
+    rewarding = start_reward_model(str(saved), NONE, None)
+    assert torch.equal(rewarding.get_input_embeddings().weight, load_model(str(base)).get_input_embeddings().weight)
+    assert not [warning for warning in recwarn if "tie_word" in str(warning.message)]
 
 
 def test_the_command_says_what_it_did(

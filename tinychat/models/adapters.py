@@ -6,11 +6,12 @@ its base (see tinychat.models.adapter_files).
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -205,8 +206,25 @@ def load_adapter(
 
 
 def merge_adapter(model: Any) -> Any:
-    """The base with the adapter's product added to its weights, all of them trainable: a plain transformers model."""
-    merged = model.merge_and_unload()
+    """The base with the adapter's product added to its weights, all of them trainable: a plain transformers model that
+    computes what the adapter on its base does.
+
+    Where the base's input embedding and output head are one matrix and the adapter changes one of the two alone, they
+    are two matrices afterwards (config.tie_word_embeddings is false): as one, the product would change both.
+    """
+    base = model.get_base_model()
+    tied = base.config.tie_word_embeddings
+    ends = (base.get_input_embeddings(), base.get_output_embeddings())
+    if None not in ends and any(hasattr(end, "base_layer") for end in ends):
+        embedding, head = (getattr(end, "base_layer", end) for end in ends)
+        if head.weight is embedding.weight:
+            head.weight = nn.Parameter(head.weight.detach().clone())
+    with _quiet_peft():
+        merged = model.merge_and_unload()
+    ends = (merged.get_input_embeddings(), merged.get_output_embeddings())
+    if tied and None not in ends and ends[0].weight is not ends[1].weight:
+        merged.config.tie_word_embeddings = False
+        log.info("the adapter changes one end of tied embeddings: in the merged model they are two matrices")
     return merged.requires_grad_(True)
 
 
@@ -248,9 +266,20 @@ def _write_full(model: Any, path: str, out: Path) -> None:
 def _with_adapter(model: Any, config: Any, **options: Any) -> Any:
     from peft import get_peft_model
 
-    with warnings.catch_warnings():  # peft asks transformers for something by its old name
-        warnings.filterwarnings("ignore", category=FutureWarning, message=".*is_gradient_checkpointing")
+    with _quiet_peft():
         return get_peft_model(model, config, **options)
+
+
+@contextlib.contextmanager
+def _quiet_peft() -> Iterator[None]:
+    """Without peft's warnings of what is right here: merge_adapter unties embeddings, a head is never a Conv1D, and
+    peft itself asks transformers for something by its old name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning, message=".*is_gradient_checkpointing")
+        warnings.filterwarnings("ignore", message="Model (has|with) `tie_word_embeddings=True`")
+        warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied after merging")
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to True but the target module is `torch.nn.L")
+        yield
 
 
 def _base_of(model: Any) -> AdapterBase:
