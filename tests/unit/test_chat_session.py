@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import warnings
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from tinychat.chat_session import ChatSession, TextSession, open_session, short_
 from tinychat.errors import UserError
 from tinychat.models.generate import stream_text
 from tinychat.models.kept_cache import KeptCache
+from tinychat.models.kv_cache import CACHE
 from tinychat.models.sampling import SamplingOptions
 from tinychat.schema import Arch
 from tinychat.text.chat_template import encode_prompts, end_token_id, set_template
@@ -310,7 +312,7 @@ def test_the_cache_is_cut_to_what_the_prompts_share():
         past = cache.begin(prompt)
         known = past.get_seq_length()
         with torch.no_grad():
-            logits = model(input_ids=torch.tensor([prompt[known:]]), past_key_values=past).logits[0, -1]
+            logits = model(input_ids=torch.tensor([prompt[known:]]), **{CACHE: past}).logits[0, -1]
             whole = model(input_ids=torch.tensor([prompt])).logits[0, -1]
         cache.end(prompt)
         torch.testing.assert_close(logits, whole, atol=1e-4, rtol=1e-4)
@@ -374,3 +376,13 @@ def test_a_window_that_has_moved_on_is_computed_again():
 )
 def test_names_tell_checkpoints_apart(specs, names):
     assert short_names(specs) == names
+
+
+def test_a_reply_warns_of_nothing() -> None:
+    """transformers from 5.24 on says before each reply that generate's past_key_values is called cache."""
+    model, tokenizer = babbler()
+    session = open_session(model, tokenizer, "it", mode="chat")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            assert list(session.reply("Hello!", SamplingOptions(max_new_tokens=3, seed=1)))

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from tinychat.models.kv_cache import BatchCache
+from tinychat.models.kv_cache import CACHE, BatchCache
 from tinychat.models.lean import LeanModel, Unsupported
 
 COMPACT_BELOW = 0.75  # rows still running, as a share of those in the batch, at which the others are dropped
@@ -126,9 +126,9 @@ class _OwnForward:
                 input_ids=input_ids,
                 attention_mask=cache.attended(tokens).long(),
                 position_ids=cache.positions(tokens),
-                past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
+                **{CACHE: cache},
             ).logits[:, -1]
 
 

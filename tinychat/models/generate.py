@@ -25,6 +25,7 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from tinychat.models.kept_cache import KeptCache
+from tinychat.models.kv_cache import CACHE
 from tinychat.models.sampling import SamplingOptions
 
 UNFINISHED = "\ufffd"  # what decoding gives for the first bytes of a character whose other bytes are yet to come
@@ -214,7 +215,7 @@ def _generate(
                 attention_mask=attention_mask.to(model.device),
                 generation_config=_generation_config(model, tokenizer, options, end_ids),
                 streamer=streamer,
-                **({} if past is None else {"past_key_values": past}),
+                **({} if past is None else {CACHE: past}),
                 stopping_criteria=StoppingCriteriaList([_StopWhenSet(stop)] if stop else []),
             )
     finally:

@@ -6,11 +6,18 @@ step attend over the whole capacity.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationMixin
 from transformers.cache_utils import Cache, CacheLayerMixin
+
+# What models and generate() call their keys and values: from transformers 5.24 on the first, which before was unknown.
+# The old name is a warning a reply there, and attention modules are called with the new one alone.
+_NAMES = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+CACHE = "cache" if "cache" in _NAMES else "past_key_values"
 
 
 def slots_read(length: int) -> int:

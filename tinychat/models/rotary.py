@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from tinychat.models.kv_cache import CACHE
+
 ATTENTIONS = ("LlamaAttention", "Qwen3Attention")
 
 
@@ -36,13 +38,13 @@ class _Attention:
         hidden_states: Tensor,
         position_embeddings: tuple[Tensor, Tensor],
         attention_mask: Tensor | None = None,
-        past_key_values: Any = None,
         **rest: Any,
     ) -> tuple[Tensor, Any]:
         """hidden_states (B, T, C), cosines and sines (B or 1, T, D) -> (B, T, C), and the attention's second result."""
         own = self.module
-        if past_key_values is not None:  # generation, which has a forward of its own in models.lean
-            return type(own).forward(own, hidden_states, position_embeddings, attention_mask, past_key_values, **rest)
+        if rest.get(CACHE) is not None:  # generation, which has a forward of its own in models.lean
+            return type(own).forward(own, hidden_states, position_embeddings, attention_mask, **rest)
+        rest.pop(CACHE, None)
         heads = (*hidden_states.shape[:-1], -1, own.head_dim)
         query, key = (
             rotate(linear(hidden_states).view(heads), *position_embeddings, getattr(own, norm, None))
