@@ -13,9 +13,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tinychat.library_output import MARK, for_terminal
+
 GB = 1e9  # bytes; memory is given in GB, not GiB, everywhere
 RATE_WINDOW = 50  # step times the remaining time is estimated from
-_MARK = "_tinychat"  # attribute of the handlers setup_logging made
 logger = logging.getLogger(__name__)
 
 # metric -> how a log line shows it; any other metric: its last name and four digits
@@ -200,6 +201,7 @@ class _Terminal(logging.StreamHandler):
 
     def __init__(self) -> None:
         super().__init__(sys.stderr)
+        self.addFilter(for_terminal)
 
     @property
     def stream(self) -> Any:
@@ -239,12 +241,13 @@ class _Formatter(logging.Formatter):
 
 
 def setup_logging(run_dir: Path | None, rank: int) -> None:
-    """Send log lines to the terminal (stderr) and to RUN_DIR/log.txt: tinychat's from INFO, others' from WARNING.
+    """Send log lines to the terminal (stderr) and to RUN_DIR/log.txt: tinychat's from INFO, a user's own code's from
+    WARNING; libraries' warnings go to log.txt alone.
 
     Ranks other than 0 log warnings only. Calling it again (the next run of one process) replaces the handlers.
     """
     root = logging.getLogger()
-    for handler in [handler for handler in root.handlers if hasattr(handler, _MARK)]:
+    for handler in [handler for handler in root.handlers if hasattr(handler, MARK)]:
         root.removeHandler(handler)
         handler.close()
     handlers: list[tuple[logging.Handler, str]] = [(_Terminal(), "%H:%M:%S")]
@@ -253,7 +256,7 @@ def setup_logging(run_dir: Path | None, rank: int) -> None:
         handlers.append((_File(run_dir / "log.txt", encoding="utf-8", delay=True), "%Y-%m-%d %H:%M:%S"))
     for handler, times in handlers:
         handler.setFormatter(_Formatter(rank, times))
-        setattr(handler, _MARK, True)
+        setattr(handler, MARK, True)
         root.addHandler(handler)
     root.setLevel(logging.WARNING)
     logging.getLogger("tinychat").setLevel(logging.INFO if rank == 0 else logging.WARNING)

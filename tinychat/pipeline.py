@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tinychat import launch, pipeline_report, recipe, runs, train
+from tinychat import launch, library_output, pipeline_report, recipe, runs, train
 from tinychat.errors import UserError
 from tinychat.gates import Gate, Verdict
 from tinychat.pipeline_jobs import Composer, Job, hand_on, needs
@@ -219,6 +219,7 @@ def say(line: str) -> None:
 def main() -> None:
     """Console entry. Exit status: 0 all ran, 1 an error (or with strict=true a failed gate), 130 or 143 stopped."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    library_output.take()
     try:
         sys.exit(run(sys.argv[1:]))
     except launch.Stopped as stop:

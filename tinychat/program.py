@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from tinychat import library_output
 from tinychat.errors import UserError
 
 
@@ -29,6 +30,7 @@ class Parser(argparse.ArgumentParser):
 
 def main_of(run: Callable[[list[str]], None]) -> None:
     """Run a program. Exit status: 0 done, 1 an error that was explained, 130 stopped by Ctrl-C."""
+    library_output.take()
     try:
         run(sys.argv[1:])
     except UserError as error:

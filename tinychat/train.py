@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tinychat import checks, launch, schema
+from tinychat import checks, launch, library_output, schema
 from tinychat.errors import UserError
 from tinychat.explain import explain
 from tinychat.sweeps.sweeper import StudySweeper
@@ -75,6 +75,7 @@ errors: list[Exception] = []
 def main() -> None:
     """Console entry. Exit status: 0 done, 1 an error that was explained, 130 or 143 stopped by a signal."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us; explain() prints them
+    library_output.take()
     schema.register()
     OmegaConf.register_resolver("tinychat.groups", groups, replace=True)
     Plugins.instance().register(StudySweeper)

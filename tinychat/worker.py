@@ -18,7 +18,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from tinychat import failures, lineage, parents, report, runs, trial
+from tinychat import failures, library_output, lineage, parents, report, runs, trial
 from tinychat.console import setup_logging
 from tinychat.context import Context, Interrupted, StageResult, StopFlag
 from tinychat.errors import UserError
@@ -147,6 +147,7 @@ def _finish(run_dir: Path, tracker: Tracker, status: Status) -> None:
 
 def main() -> None:
     """A rank in a process of its own. An error is written beside the run for the parent to print, once."""
+    library_output.take()
     run_dir, rank = Path(sys.argv[1]), int(os.environ.get("RANK", 0))
     # Without its guard a rank cannot be stopped any more; a process of its own still saves.
     end_with_parent(signal.SIGKILL if "RANK" in os.environ else signal.SIGTERM)

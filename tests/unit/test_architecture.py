@@ -10,7 +10,7 @@ from tests.conftest import REPOSITORY
 PACKAGE = REPOSITORY / "tinychat"
 # Each layer may import from itself and from the layers before it. docs/architecture.md tells why.
 LAYERS: list[set[str]] = [
-    {"errors", "explain", "program", "schema_stages", "schema_sweep", "schema_launch"},
+    {"errors", "explain", "library_output", "program", "schema_stages", "schema_sweep", "schema_launch"},
     {"schema"},
     {"ds_config", "hub", "seeding", "malloc", "orphans", "hostfile"},
     {"checks", "checks_data", "checks_launch", "runs", "trial", "failures", "world"},
@@ -43,7 +43,7 @@ LAYERS: list[set[str]] = [
 LIGHT = {"train", "checks", "ds_config", "errors", "launch", "orphans", "parents", "runs", "schema", "schema_stages"}
 LIGHT |= {"checks_data", "gates", "pipeline", "recipe", "compare"}
 LIGHT |= {"agents", "checks_launch", "failures", "guard", "hostfile", "ranks", "schema_launch", "slurm"}
-LIGHT |= {"explain", "schema_sweep", "sweeps/__init__", "sweeps/sweeper", "trial"}
+LIGHT |= {"explain", "library_output", "program", "schema_sweep", "sweeps/__init__", "sweeps/sweeper", "trial"}
 LIGHT |= {f"pipeline_{part}" for part in ("jobs", "process", "report", "samples", "tracking")}
 HEAVY = {"torch", "transformers", "tokenizers", "datasets", "deepspeed", "mlflow", "numpy", "matplotlib", "peft"}
 
