@@ -11,18 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tinychat import failures, trial
+from tinychat import failures, signals, trial
+from tinychat.signals import Interrupted
 from tinychat.tracking import Tracker
 from tinychat.world import World
 
 
-class Interrupted(KeyboardInterrupt):
-    """Raised by a signal where there is nothing to save."""
-
-
 @dataclass
 class StopFlag:
-    """Set by SIGTERM or Ctrl-C. A patient stage looks at it between steps, saves, and returns; others end at once."""
+    """Set by a signal that asks to stop. A patient stage looks at it between steps and saves; others end at once."""
 
     run_dir: Path
     speaks: bool = True
@@ -31,7 +28,7 @@ class StopFlag:
 
     @contextlib.contextmanager
     def listening(self, insist: bool) -> Iterator[StopFlag]:
-        """Take the two signals over; with `insist`, a second Ctrl-C ends even a patient stage at once."""
+        """Take these signals over; with `insist`, a second Ctrl-C ends even a patient stage at once."""
 
         def stop(number: int, _frame: Any) -> None:
             if failures.stamps(self.run_dir):
@@ -42,12 +39,8 @@ class StopFlag:
             if self.speaks and not again:
                 print(f"\n{signal.Signals(number).name}: saving, then stopping", file=sys.stderr, flush=True)
 
-        previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
+        with signals.handling(stop):
             yield self
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
 
 
 @dataclass

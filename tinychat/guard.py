@@ -20,12 +20,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tinychat import failures, runs
-from tinychat.orphans import end_with_parent
+from tinychat import failures, runs, signals
+from tinychat.orphans import end_group, end_with_parent
 
 POLL_SECONDS = 2.0
 GRACE_SECONDS = 5.0
-STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit status of a rank that has saved
 
 
 class Guard:
@@ -40,13 +39,16 @@ class Guard:
 
     def watch(self) -> int:
         """The rank from start to end. Returns 0 also where it was told to stop and has saved: no other need end."""
-        signal.signal(signal.SIGTERM, self._on_signal)
-        # In a session of its own: a launcher signals the guard's whole group, and the guard decides what comes of it.
-        self._worker = subprocess.Popen(self.command, start_new_session=True)
-        if self._told:
-            self._worker.terminate()
-        threading.Thread(target=self._look_around, daemon=True).start()
-        return self._judge(self._worker.wait())
+        with signals.handling(self._on_signal, (signal.SIGTERM, signal.SIGHUP)):
+            # In a session of its own: a launcher signals the guard's whole group, and the guard decides what comes of
+            # it.
+            self._worker = subprocess.Popen(self.command, start_new_session=True)
+            if self._told:
+                self._worker.terminate()
+            threading.Thread(target=self._look_around, daemon=True).start()
+            status = self._worker.wait()
+            end_group(self._worker.pid, signal.SIGTERM)  # processes that the rank has started and left
+            return self._judge(status)
 
     def _on_signal(self, _number: int, _frame: Any) -> None:
         if self._others_failed():
@@ -82,7 +84,7 @@ class Guard:
 
     def _judge(self, status: int) -> int:
         """The rank's exit status as the launcher is to see it, after a report where the rank left none."""
-        if status == 0 or status in STOPPED:
+        if status == 0 or status in signals.STATUSES:
             return 0
         reported, others_failed = self._reported()
         if self._killed or reported:

@@ -217,7 +217,7 @@ def say(line: str) -> None:
 
 
 def main() -> None:
-    """Console entry. Exit status: 0 all ran, 1 an error (or with strict=true a failed gate), 130 or 143 stopped."""
+    """Console entry. Exit status: 0 all ran, 1 an error (with strict=true a failed gate), 129, 130 or 143 stopped."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     library_output.take()
     try:

@@ -14,14 +14,13 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from types import FrameType
 
+from tinychat import signals
 from tinychat.errors import UserError
 from tinychat.launch import Stopped
-from tinychat.orphans import end_with_parent
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from tinychat.orphans import end_group, end_with_parent
 
 
 def preload(stages: Iterable[str], mlflow: bool) -> None:
@@ -40,14 +39,15 @@ def preload(stages: Iterable[str], mlflow: bool) -> None:
 
 
 def run_forked(work: Callable[[], None], name: str) -> None:
-    """Run `work` in a child to its end; Ctrl-C and SIGTERM go to it alone, so that it saves before it stops.
+    """Run `work` in a child to its end; Ctrl-C, SIGTERM and SIGHUP go to it alone, so that it saves before it stops.
 
     Raises UserError, with `name`, when it fails; Stopped when it ended by a signal, or when one came meanwhile.
     """
     sys.stdout.flush()
     sys.stderr.flush()
     reader, writer = os.pipe()
-    with _forwarding() as forward:
+    forward = _Forward()
+    with signals.handling(forward):
         child = os.fork()
         if child == 0:
             os.close(reader)
@@ -57,11 +57,12 @@ def run_forked(work: Callable[[], None], name: str) -> None:
         with os.fdopen(reader, "rb") as pipe:
             message = pipe.read().decode(errors="replace")
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        end_group(child, signal.SIGTERM)  # processes that the work has started and left
     if status < 0:
         killed = signal.Signals(-status).name
         more = ", which the system sends when memory runs out" if killed == "SIGKILL" else ""
         raise UserError(f"{name} was killed by {killed}{more}; the same command goes on from its last checkpoint")
-    if status in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+    if status in signals.STATUSES:
         raise Stopped(status)
     if status:
         raise UserError(f"{name}: {message}" if message else f"{name} ended with exit status {status}")
@@ -91,21 +92,9 @@ class _Forward:
             os.kill(self._child, number)
 
 
-@contextlib.contextmanager
-def _forwarding() -> Iterator[_Forward]:
-    forward = _Forward()
-    previous = {number: signal.signal(number, forward) for number in _SIGNALS}
-    try:
-        yield forward
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
 def _be_the_child(work: Callable[[], None], writer: int) -> None:
     """Never returns. What the user can mend goes through the pipe, other errors with their traceback to stderr."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the others have their defaults in a fork
     status, message = 0, ""
     try:
         os.setpgid(0, 0)  # a terminal's Ctrl-C would reach it twice: directly, and passed on

@@ -17,7 +17,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tinychat import failures, runs, trial
+from tinychat import failures, runs, signals, trial
+from tinychat.orphans import end_group
 from tinychat.schema import Config, Device
 from tinychat.schema_launch import LaunchConfig, LaunchKind
 
@@ -148,7 +149,7 @@ def _write_environment(path: Path, variables: dict[str, str]) -> None:
 
 
 def run(config: Config, run_dir: Path) -> None:
-    """Run the ranks to their end. SIGTERM and Ctrl-C are passed on, so that they save before they go.
+    """Run the ranks to their end. SIGTERM, SIGHUP and Ctrl-C are passed on, so that they save before they go.
 
     Raises Stopped or JobFailed.
     """
@@ -157,39 +158,33 @@ def run(config: Config, run_dir: Path) -> None:
     if config.launch.hostfile is not None:
         _write_environment(run_dir / ENVIRONMENT, variables)
     stopped_by: list[int] = []
+    process: subprocess.Popen[bytes] | None = None
 
     def forward(number: int, _frame: Any) -> None:
         if by_deepspeed:  # a signal to it would kill ranks that still save; a second one is to end them
             (run_dir / runs.STOP).touch()
-            if stopped_by:
-                _end_group(process.pid)
-        elif not stopped_by:
+            if stopped_by and process is not None:
+                end_group(process.pid, signal.SIGKILL)
+        elif not stopped_by and process is not None:
             process.send_signal(signal.SIGTERM)
         stopped_by.append(number)
 
-    # A terminal's Ctrl-C reaches the child too, a signal to this process alone does not: it ignores the first kind (the
-    # disposition is inherited) and is told of both alike. DeepSpeed's launcher would listen: it gets its own session.
-    previous = {signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN), signal.SIGTERM: signal.SIG_DFL}
     output = trial.output_file(run_dir)
-    with open(output, "ab") if output else contextlib.nullcontext() as file:
-        process = subprocess.Popen(
-            command(config, run_dir), env=variables, start_new_session=by_deepspeed, stdout=file, stderr=file
-        )
-    for number in previous:
-        signal.signal(number, forward)
-    try:
-        status = process.wait()
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        if by_deepspeed:
-            _end_group(process.pid)  # what is left of it after a kill -9
+    with signals.handling(forward):
+        # What a terminal sends reaches the child too, a signal to this process alone does not: it ignores the first
+        # kind and is told of both alike. DeepSpeed's launcher would listen: it gets its own session.
+        with open(output, "ab") if output else contextlib.nullcontext() as file, signals.ignored_by_children():
+            process = subprocess.Popen(
+                command(config, run_dir), env=variables, start_new_session=by_deepspeed, stdout=file, stderr=file
+            )
+        if stopped_by and not by_deepspeed:
+            process.send_signal(signal.SIGTERM)
+        try:
+            status = process.wait()
+        finally:
+            if by_deepspeed:
+                end_group(process.pid, signal.SIGKILL)  # what is left of it after a kill -9
     _judge(run_dir, status, stopped_by)
-
-
-def _end_group(leader: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(leader, signal.SIGKILL)
 
 
 def _judge(run_dir: Path, status: int, stopped_by: list[int]) -> None:

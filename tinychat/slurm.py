@@ -18,7 +18,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from tinychat import failures, runs
+from tinychat import failures, runs, signals
 from tinychat.errors import UserError
 from tinychat.ranks import RANK_VARIABLES, JobFailed, Stopped
 from tinychat.schema import Config
@@ -203,14 +203,11 @@ def _end(job: str, run_dir: Path, poll_seconds: float) -> None:
 
 @contextlib.contextmanager
 def _raising() -> Iterator[None]:
-    """SIGTERM and Ctrl-C raise Stopped, also out of a sleep."""
+    """SIGTERM and Ctrl-C raise Stopped, also out of a sleep. A terminal that closes (SIGHUP) ends the wait alone: the
+    job runs on in the cluster."""
 
     def stop(number: int, _frame: Any) -> None:
         raise Stopped(128 + number)
 
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with signals.handling(stop, (signal.SIGTERM, signal.SIGINT)):
         yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -73,7 +73,7 @@ errors: list[Exception] = []
 
 
 def main() -> None:
-    """Console entry. Exit status: 0 done, 1 an error that was explained, 130 or 143 stopped by a signal."""
+    """Console entry. Exit status: 0 done, 1 an error that was explained, 129, 130 or 143 stopped by a signal."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us; explain() prints them
     library_output.take()
     schema.register()

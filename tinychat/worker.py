@@ -20,12 +20,13 @@ from omegaconf import OmegaConf
 
 from tinychat import failures, library_output, lineage, parents, report, runs, trial
 from tinychat.console import setup_logging
-from tinychat.context import Context, Interrupted, StageResult, StopFlag
+from tinychat.context import Context, StageResult, StopFlag
 from tinychat.errors import UserError
 from tinychat.malloc import keep_freed_memory
 from tinychat.orphans import end_with_parent
 from tinychat.schema import Config, to_config
 from tinychat.seeding import seed_everything
+from tinychat.signals import Interrupted
 from tinychat.tracking import RunInfo, Status, Tracker, make_tracker, run_tags
 from tinychat.world import LostContact, World, answering, join_world
 
@@ -83,6 +84,9 @@ def _run_stage(config: Config, run_dir: Path, world: World, stop: StopFlag) -> i
         problem = context.pruned if status == "pruned" else None
     except Interrupted:
         status, result = "stopped", StageResult(stopped=True)
+    except SystemExit as error:  # of a library or of the user's code: it would end the command without a word
+        problem = f"sys.exit({error.code!r}) was called in stage={config.stage.name}"
+        raise RuntimeError(problem) from error
     except BaseException as error:
         problem = str(error) or type(error).__name__
         raise

@@ -12,7 +12,7 @@ PACKAGE = REPOSITORY / "tinychat"
 LAYERS: list[set[str]] = [
     {"errors", "explain", "library_output", "program", "schema_stages", "schema_sweep", "schema_launch"},
     {"schema"},
-    {"ds_config", "hub", "seeding", "malloc", "orphans", "hostfile"},
+    {"ds_config", "hub", "seeding", "malloc", "orphans", "hostfile", "signals", "user_code"},
     {"checks", "checks_data", "checks_launch", "runs", "trial", "failures", "world"},
     {"text"},
     {"models", "data"},

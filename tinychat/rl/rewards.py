@@ -6,21 +6,21 @@ Every rank scores its share of the replies, then all have all scores.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from tinychat import user_code
 from tinychat.data.preference_prompts import PromptRow
 from tinychat.data.tinyworld import preferences
 from tinychat.errors import UserError
 from tinychat.evaluation.answers import is_correct
 from tinychat.models.scorer import Scorer
 from tinychat.schema import RewardConfig, RewardKind, RewardPart
+from tinychat.user_code import UserCodeError
 from tinychat.world import World
 
 # (rows, replies as text, sequences of prompt and response tokens) -> a score each
@@ -126,43 +126,46 @@ def _python_part(name: str, path: str) -> Part:
     """A function score(prompts, replies) -> numbers of the user's; prompts as text, the last user message."""
     file, _, function = path.rpartition(":")
     key = f"reward.parts.{name}.path={path}"
-    spec = importlib.util.spec_from_file_location(f"tinychat_reward_{name}", Path(file).expanduser())
-    if spec is None or spec.loader is None:
-        raise UserError(f"{key}: no Python file; give FILE.py:FUNCTION")
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise UserError(f"{key}: {type(error).__name__} while it is loaded: {_one_line(error)}") from error
+        module = user_code.load(file)
+    except UserCodeError as error:
+        raise UserError(f"{key}: {error}") from error
     score = getattr(module, function, None)
     if not callable(score):
         there = ", ".join(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
         raise UserError(f"{key}: the file has no function {function!r}; it has {there or 'none'}")
 
+    def ask(rows: Sequence[PromptRow], replies: list[str]) -> list[Any]:
+        with user_code.running():
+            return list(score([row.messages[-1]["content"] for row in rows], list(replies)))
+
     def part(rows: Sequence[PromptRow], replies: list[str], _sequences: list[list[int]]) -> list[float]:
         try:
-            given = list(score([row.messages[-1]["content"] for row in rows], list(replies)))
-        except Exception as error:
-            raise UserError(_raised(key, score, rows, replies, error)) from error
+            given = ask(rows, replies)
+        except UserCodeError as error:
+            raise UserError(_raised(key, ask, rows, replies, error)) from error
         if len(given) != len(replies):
             raise UserError(f"{key}: gave {len(given)} scores for {len(replies)} replies; one for each is needed")
-        try:
-            return [float(value) for value in given]
-        except (TypeError, ValueError):
-            bad = next(value for value in given if not isinstance(value, (int, float)))
-            raise UserError(f"{key}: gave {bad!r} where a number is needed") from None
+        return [_number(key, value) for value in given]
 
     return part
 
 
-def _raised(key: str, score: Any, rows: Sequence[PromptRow], replies: list[str], error: Exception) -> str:
+def _number(key: str, value: Any) -> float:
+    try:
+        return float(value)
+    except Exception:  # a tensor of several numbers, an integer beyond floats, a word
+        raise UserError(f"{key}: gave {repr(value)[:80]} where a number is needed") from None
+
+
+def _raised(key: str, ask: Any, rows: Sequence[PromptRow], replies: list[str], error: UserCodeError) -> str:
     """Which reply the function fails on, found by giving it one at a time."""
     for row, reply in zip(rows, replies, strict=True):
         try:
-            score([row.messages[-1]["content"]], [reply])
-        except Exception as alone:
-            return f"{key}: {type(alone).__name__}: {_one_line(alone)}, for the reply {reply[:80]!r} to {row.place}"
-    return f"{key}: {type(error).__name__}: {_one_line(error)}, for {len(replies)} replies together, not for one alone"
+            ask([row], [reply])
+        except UserCodeError as alone:
+            return f"{key}: {alone}, for the reply {reply[:80]!r} to {row.place}"
+    return f"{key}: {error}, for {len(replies)} replies together, not for one alone"
 
 
 def _check_finite(name: str, scores: list[float], rows: Sequence[PromptRow], replies: list[str]) -> None:
@@ -171,7 +174,3 @@ def _check_finite(name: str, scores: list[float], rows: Sequence[PromptRow], rep
     for score, row, reply in zip(scores, rows, replies, strict=True):
         if not math.isfinite(score):
             raise UserError(f"reward.parts.{name}: the score is {score} for the reply {reply[:80]!r} to {row.place}")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

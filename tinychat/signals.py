@@ -1,0 +1,91 @@
+"""Signals that ask a job to save and stop: Ctrl-C, SIGTERM, and SIGHUP, which a terminal sends when it closes.
+
+They are handled in the process that listens and in no other: one that is forked meanwhile (of a pool in the user's
+reward function) ends by SIGTERM and SIGHUP as any process does. Of Ctrl-C, which a terminal sends to all of them, it
+hears nothing: it does what it was given to do, then the one that listens saves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STATUSES = tuple(128 + number for number in STOPPING)  # exit status of what was told to stop, and has
+Handler = Callable[[int, Any], None]
+
+_listening: list[dict[int, Any]] = []  # of each `handling` that is entered: signal -> the handler before it
+_masks = threading.local()  # of a thread that forks: the signals it had blocked before
+
+
+class Interrupted(KeyboardInterrupt):
+    """Raised by a signal where there is nothing to save."""
+
+
+@contextlib.contextmanager
+def handling(handler: Handler, numbers: Sequence[int] = STOPPING) -> Iterator[None]:
+    """Within, signals go to `handler(number, frame)`. SIGHUP stays ignored where it is (nohup)."""
+
+    def heard(number: int, frame: Any) -> None:
+        leave_lost_terminal()
+        handler(number, frame)
+
+    previous: dict[int, Any] = {}
+    for number in numbers:
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            previous[number] = signal.signal(number, heard)
+    _listening.append(previous)
+    try:
+        yield
+    finally:
+        if previous in _listening:  # not in a fork
+            _listening.remove(previous)
+        for number, before in previous.items():
+            signal.signal(number, before)
+
+
+@contextlib.contextmanager
+def ignored_by_children() -> Iterator[None]:
+    """What is started within ignores what a terminal sends, Ctrl-C and SIGHUP: the disposition is inherited."""
+    previous = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, before in previous.items():
+            signal.signal(number, before)
+
+
+def leave_lost_terminal() -> None:
+    """What is written to a terminal that has closed goes nowhere from now on; it would break a save."""
+    for stream in (1, 2):
+        try:
+            os.write(stream, b"")
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream)
+            os.close(nowhere)
+
+
+def _before_fork() -> None:
+    # A signal that comes between the fork and the new dispositions waits for those.
+    _masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING) if _listening else None
+
+
+def _after_fork() -> None:
+    before, _masks.before = getattr(_masks, "before", None), None
+    if before is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _after_fork_in_child() -> None:
+    for number in {number for previous in _listening for number in previous}:
+        signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
+    _listening.clear()
+    _after_fork()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
