@@ -17,10 +17,10 @@ def write_samples(folder: Path, policies: Mapping[str, Path], prompts: Sequence[
     policies: name -> run folder, the first ones perhaps without a chat template: they get the last one's. Raises
     UserError for a checkpoint that cannot be read.
     """
-    from transformers import AutoTokenizer
+    from tinychat.text.tokenizer import load_saved_tokenizer
 
     checkpoints = {name: runs.resolve_checkpoint(str(run)) for name, run in policies.items()}
-    template = AutoTokenizer.from_pretrained(list(checkpoints.values())[-1]).chat_template
+    template = load_saved_tokenizer(str(list(checkpoints.values())[-1])).chat_template
     replies = {name: _replies(path, template, prompts, max_new_tokens) for name, path in checkpoints.items()}
     samples = [
         {"prompt": prompt} | {name: said[index] for name, said in replies.items()}
@@ -32,23 +32,24 @@ def write_samples(folder: Path, policies: Mapping[str, Path], prompts: Sequence[
 
 def _replies(checkpoint: Path, template: str | None, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
     import torch
-    from transformers import AutoTokenizer
 
     from tinychat.models.decode import DecodeOptions, decode
+    from tinychat.models.generate import prompt_ids
     from tinychat.models.load import load_model
     from tinychat.text.chat_template import encode_prompts, end_token_id, reply_text
+    from tinychat.text.tokenizer import load_saved_tokenizer, vocabulary_size
 
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer = load_saved_tokenizer(str(checkpoint))
     tokenizer.chat_template = tokenizer.chat_template or template
     model = load_model(str(checkpoint)).to("cuda" if torch.cuda.is_available() else "cpu").eval()
     ends = tuple({tokenizer.eos_token_id, end_token_id(tokenizer)}) if tokenizer.chat_template else ()
     if tokenizer.chat_template:
         ids = encode_prompts(tokenizer, [[{"role": "user", "content": prompt}] for prompt in prompts])
     else:  # a pipeline that ends with pretraining: the prompts as texts that go on
-        ids, ends = [tokenizer(prompt)["input_ids"] for prompt in prompts], (tokenizer.eos_token_id,)
+        ids, ends = [prompt_ids(tokenizer, prompt) for prompt in prompts], (tokenizer.eos_token_id,)
     room = model.config.max_position_embeddings
     fits = [index for index, prompt in enumerate(ids) if 0 < len(prompt) < room]
-    options = DecodeOptions(max_new_tokens, ends, temperature=0.0, vocab_size=len(tokenizer))
+    options = DecodeOptions(max_new_tokens, ends, temperature=0.0, vocab_size=vocabulary_size(tokenizer))
     done = decode(model, [ids[index] for index in fits], options, tokenizer.pad_token_id or 0, len(prompts))
     said = dict(zip(fits, done.responses, strict=True))
     if not tokenizer.chat_template:

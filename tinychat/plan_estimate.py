@@ -23,7 +23,7 @@ from tinychat.plan_time import measuring_seconds, sampling_seconds, update_secon
 from tinychat.rl.kl import elements_at_once
 from tinychat.schema import Arch, Config, OptimKind, Precision, TokenizerKind
 from tinychat.schema_stages import PpoStage, PretrainStage, RewardStage, TrainLoop
-from tinychat.text.tokenizer import load_tokenizer
+from tinychat.text.tokenizer import load_tokenizer, vocabulary_size
 
 GPT2_ENTRIES = 50_257 + 4  # with padding and chat tokens
 
@@ -122,12 +122,12 @@ def _entries(config: Config, folder: str | None) -> tuple[int, str]:
     tokenizer = config.tokenizer
     where = folder or tokenizer.path
     if where and (Path(where).expanduser().is_dir()):
-        return len(load_tokenizer(tokenizer, where)), f"the tokenizer in {where}"
+        return vocabulary_size(load_tokenizer(tokenizer, where)), f"the tokenizer in {where}"
     if tokenizer.kind is TokenizerKind.bpe and tokenizer.vocab_size:
         return tokenizer.vocab_size, f"tokenizer.vocab_size={tokenizer.vocab_size}"
     if tokenizer.kind is TokenizerKind.gpt2:
         return GPT2_ENTRIES, "GPT-2's tokenizer"
-    return len(load_tokenizer(tokenizer)), f"tokenizer.path={tokenizer.path}"
+    return vocabulary_size(load_tokenizer(tokenizer)), f"tokenizer.path={tokenizer.path}"
 
 
 def _length(config: Config, shape: Any) -> int:

@@ -1,8 +1,8 @@
 """Documents tokenized once, into one memory-mapped file that any number of processes share.
 
-A cache is a folder `{cache_dir}/tokens/{source}-{key}` with tokens.bin (token ids one after the other,
-end-of-text after each document, little-endian) and meta.json. The key is a hash of text, tokenizer and
-settings.
+A cache is a folder `{cache_dir}/tokens/{source}-{key}` with tokens.bin (token ids one after the other, little-endian;
+each document after what its tokenizer puts before a text, and before an end of text) and meta.json. The key is a
+hash of text, tokenizer and settings.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Any, BinaryIO
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from tinychat.data.cache_folder import cached, mapped, synced_file
+from tinychat.data.cache_folder import cached, ids_type, mapped, synced_file
 from tinychat.data.progress import TokenizingProgress
 from tinychat.data.sources import TextSource
 from tinychat.errors import UserError
-from tinychat.text.tokenizer import encode_documents, tokenizer_fingerprint
+from tinychat.text.tokenizer import encode_documents, text_beginning, tokenizer_fingerprint
 
-CACHE_VERSION = 1  # raise it when the same text and tokenizer would give another file
+CACHE_VERSION = 2  # raise it when the same text and tokenizer would give another file
 CHUNK = 1 << 22  # characters tokenized at once: enough for many threads, some hundred megabytes of memory
 LONGEST = 1 << 20  # characters: a longer document is tokenized in parts, cut at line ends
 log = logging.getLogger(__name__)
@@ -41,6 +41,7 @@ class TokenCache:
     fingerprint: str  # of the source
     tokenizer_fingerprint: str
     path: Path
+    beginning: tuple[int, ...] = ()  # before each document; (): nothing but the end of text of the one before
 
     def describe(self) -> str:
         per_token = self.n_bytes / self.n_tokens
@@ -61,6 +62,7 @@ def token_cache(source: TextSource, tokenizer: PreTrainedTokenizerFast, cache_di
         "fingerprint": source.fingerprint(cache_dir),
         "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
         "eos_token_id": int(tokenizer.eos_token_id),
+        "beginning": _beginning(tokenizer),
     }
     return cached(
         cache_dir / "tokens",
@@ -80,7 +82,14 @@ def _load(folder: Path, meta: dict[str, Any]) -> TokenCache:
         fingerprint=meta["fingerprint"],
         tokenizer_fingerprint=meta["tokenizer_fingerprint"],
         path=folder,
+        beginning=tuple(meta["beginning"]),
     )
+
+
+def _beginning(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """What is written before each document: nothing where texts begin with the end of text, which is there already."""
+    before = text_beginning(tokenizer)
+    return [] if before == [tokenizer.eos_token_id] else before
 
 
 def _write(source: TextSource, tokenizer: PreTrainedTokenizerFast, folder: Path, progress: bool) -> dict[str, Any]:
@@ -100,14 +109,18 @@ def _write(source: TextSource, tokenizer: PreTrainedTokenizerFast, folder: Path,
 def _write_tokens(
     source: TextSource, tokenizer: PreTrainedTokenizerFast, file: BinaryIO, progress: bool
 ) -> dict[str, int | str]:
-    dtype = np.dtype("<u2" if len(tokenizer) <= 1 << 16 else "<u4")
+    dtype = np.dtype(ids_type(tokenizer))
     n_docs = n_tokens = n_bytes = 0
+    before, begins = _beginning(tokenizer), True
     in_bytes = source.max_docs is None
     total = source.size_bytes if in_bytes else source.max_docs
     with TokenizingProgress(source.name, total, in_bytes, progress) as shown:
         for chunk in _chunks(source.documents()):
             ids = encode_documents(tokenizer, [text for text, _ in chunk])
             for tokens, (_, ends) in zip(ids, chunk, strict=True):
+                if begins:
+                    tokens[:0] = before
+                begins = ends
                 if ends:
                     tokens.append(tokenizer.eos_token_id)
             count = sum(map(len, ids))

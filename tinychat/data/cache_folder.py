@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
+from transformers import PreTrainedTokenizerFast
 
 from tinychat.errors import UserError
+from tinychat.text.tokenizer import vocabulary_size
 
 META = "meta.json"
 Loaded = TypeVar("Loaded")
@@ -72,6 +74,11 @@ def mapped(path: Path, dtype: str, size: int) -> np.memmap:
     if there != expected:
         raise ValueError(f"{path.name} has {there} bytes instead of {expected}")
     return np.memmap(path, dtype, mode="r")
+
+
+def ids_type(tokenizer: PreTrainedTokenizerFast) -> str:
+    """The smallest type that holds each of its ids, as numpy writes it."""
+    return "<u2" if vocabulary_size(tokenizer) <= 1 << 16 else "<u4"
 
 
 def _load(folder: Path, load: Callable[[Path, dict[str, Any]], Loaded]) -> Loaded | None:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from tinychat.data.cache_folder import cached, mapped, synced_file
+from tinychat.data.cache_folder import cached, ids_type, mapped, synced_file
 from tinychat.data.chat_rows import BadRow, ChatRow
 from tinychat.data.chat_sources import ChatSource
 from tinychat.data.progress import TokenizingProgress
@@ -145,7 +145,7 @@ def _write(
     start = time.monotonic()
     if progress:
         log.info("tokenizing %s: %s", source.name, source.description)
-    types = {"ids": "<u2" if len(tokenizer) <= 1 << 16 else "<u4", "trained": "?", "ends": "<i8", "n_trained": "<i8"}
+    types = {"ids": ids_type(tokenizer), "trained": "?", "ends": "<i8", "n_trained": "<i8"}
     n_rows = n_tokens = n_cut = n_dropped = 0
     with ExitStack() as stack:
         out = {name: stack.enter_context(synced_file(folder / f"{name}.bin")) for name in FILES}

@@ -9,14 +9,14 @@ import torch
 from tinychat.errors import UserError
 
 
-def document_segments(input_ids: torch.Tensor, end_id: int) -> dict[str, torch.Tensor]:
+def document_segments(input_ids: torch.Tensor, begin_id: int) -> dict[str, torch.Tensor]:
     """Which document each token belongs to, so that it sees no other: `segments` and `position_ids` of token_nll.
 
-    input_ids: (B, T), documents that each end with end_id. An end is the first token of what follows it, as a new text
-    is started from it. Returns int64 (B, T): `segments` from 1 on, `position_ids` from 0 in each document and in the
-    piece of one with which a row may begin.
+    input_ids: (B, T), documents that each begin with begin_id (text_beginning's first): where that is the end of text,
+    the end of a document is the first token of the next. Returns int64 (B, T): `segments` from 1 on, `position_ids`
+    from 0 in each document and in the piece of one with which a row may begin.
     """
-    begins = input_ids == end_id
+    begins = input_ids == begin_id
     position = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
     return {
         "segments": begins.cumsum(1) + 1,

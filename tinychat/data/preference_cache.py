@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from tinychat.data.cache_folder import cached, mapped, synced_file
+from tinychat.data.cache_folder import cached, ids_type, mapped, synced_file
 from tinychat.data.chat_rows import BadRow
 from tinychat.data.preference_rows import PreferenceRow
 from tinychat.data.preference_sources import Part, PreferenceSource
@@ -197,7 +197,7 @@ def _write(
     start = time.monotonic()
     if progress:
         log.info("tokenizing %s%s: %s", source.name, f" ({part})" if part else "", source.description)
-    types = {"ids": "<u2" if len(tokenizer) <= 1 << 16 else "<u4", "ends": "<i8", "prompts": "<i8", "labels": "<i2"}
+    types = {"ids": ids_type(tokenizer), "ends": "<i8", "prompts": "<i8", "labels": "<i2"}
     n_pairs = n_tokens = n_cut = n_dropped = 0
     categories: dict[str, int] = {}
     with ExitStack() as stack:

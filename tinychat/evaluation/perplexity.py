@@ -27,7 +27,7 @@ def perplexity(
     max_tokens: int | None = None,
 ) -> dict[str, float]:
     """Predict each token after the first exactly once, in windows of `context_length` tokens that do not
-    overlap.
+    overlap; but not what stands before each document (cache.beginning), which is given in generation too.
 
     batch_size: windows per call on one rank. max_tokens: predict only the first so many; None: all. The
     result depends on neither batch size nor number of ranks, and every rank calls nll_fn equally often
@@ -40,22 +40,26 @@ def perplexity(
     """
     if cache.n_tokens < 2:
         raise UserError(f"the text to evaluate on has {cache.n_tokens} tokens, at least 2 are needed: {cache.path}")
-    predicted = min(max_tokens or cache.n_tokens, cache.n_tokens - 1)
-    windows = -(-predicted // context_length)
+    last = min(max_tokens or cache.n_tokens, cache.n_tokens - 1)
+    windows = -(-last // context_length)
+    predicted = last - int(np.isin(cache.tokens[1 : last + 1], cache.beginning).sum()) if cache.beginning else last
+    given = torch.tensor(cache.beginning, dtype=torch.int64)
     total = torch.zeros((), dtype=torch.float64, device=world.device)
     for start in range(0, windows, batch_size * world.size):
         first = start + world.rank * batch_size
         end = max(first + 1, min(first + batch_size, windows))
-        rows = [window(cache.tokens, row, context_length, last=predicted) for row in range(first, end)]
-        inputs, targets = (torch.stack(part).to(world.device) for part in zip(*rows, strict=True))
-        total += nll_fn(inputs, targets).sum(dtype=torch.float64)
-    loss = world.sum(total.item())[0] / predicted
+        rows = [window(cache.tokens, row, context_length, last) for row in range(first, end)]
+        inputs, targets = (torch.stack(part) for part in zip(*rows, strict=True))
+        targets = targets.masked_fill(torch.isin(targets, given), NOT_COUNTED)
+        total += nll_fn(inputs.to(world.device), targets.to(world.device)).sum(dtype=torch.float64)
+    loss = world.sum(total.item())[0] / max(predicted, 1)
+    counted = cache.n_tokens - cache.n_docs * len(cache.beginning)
     with np.errstate(over="ignore"):  # a model that is lost has infinite perplexity
         ppl = float(np.exp(np.float64(loss)))
     return {
         "eval/loss": loss,
         "eval/ppl": ppl,
-        "eval/bits_per_byte": loss / math.log(2) * cache.n_tokens / max(cache.n_bytes, 1),
+        "eval/bits_per_byte": loss / math.log(2) * counted / max(cache.n_bytes, 1),
         "eval/tokens": float(predicted),
     }
 

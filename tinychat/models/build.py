@@ -74,7 +74,9 @@ def model_vocab_size(config: ModelConfig, tokenizer_len: int) -> int:
     return config.vocab_size
 
 
-def build_model(config: ModelConfig, vocab_size: int, pad_token_id: int, eos_token_id: int) -> PreTrainedModel:
+def build_model(
+    config: ModelConfig, vocab_size: int, pad_token_id: int, eos_token_id: int, bos_token_id: int | None = None
+) -> PreTrainedModel:
     """The configured model in fp32 with scaled-dot-product attention, ready to train.
 
     Weights are drawn from torch's global generator, which the caller seeds. arch=pretrained loads
@@ -85,7 +87,7 @@ def build_model(config: ModelConfig, vocab_size: int, pad_token_id: int, eos_tok
         model = load_model(_pretrained_path(config), dropout=config.dropout)
         grow_vocabulary(model, vocab_size)
     else:
-        shape = hf_config(config, vocab_size, pad_token_id, eos_token_id)
+        shape = hf_config(config, vocab_size, pad_token_id, eos_token_id, bos_token_id)
         model = AutoModelForCausalLM.from_config(shape, attn_implementation="sdpa", dtype=torch.float32)
         if config.arch is Arch.gpt2 and config.position_init_std is not None:
             torch.nn.init.normal_(model.transformer.wpe.weight, std=config.position_init_std)
@@ -120,8 +122,11 @@ def grow_vocabulary(model: PreTrainedModel, tokenizer_len: int) -> None:
         model.resize_token_embeddings(tokenizer_len, pad_to_multiple_of=VOCAB_MULTIPLE)
 
 
-def hf_config(config: ModelConfig, vocab_size: int, pad_token_id: int, eos_token_id: int) -> PreTrainedConfig:
-    """The configuration in transformers' words."""
+def hf_config(
+    config: ModelConfig, vocab_size: int, pad_token_id: int, eos_token_id: int, bos_token_id: int | None = None
+) -> PreTrainedConfig:
+    """The configuration in transformers' words. bos_token_id: what a text begins with; None: the end of text, which
+    stands between documents."""
     for key in NEEDED[config.arch]:
         if getattr(config, key) is None:
             raise UserError(f"model.{key}=null: model.arch={config.arch.value} needs a value")
@@ -131,7 +136,7 @@ def hf_config(config: ModelConfig, vocab_size: int, pad_token_id: int, eos_token
         "tie_word_embeddings": config.tie_embeddings,
         "initializer_range": config.init_std,
         "pad_token_id": pad_token_id,
-        "bos_token_id": eos_token_id,  # documents follow an end of text, so it also begins one
+        "bos_token_id": eos_token_id if bos_token_id is None else bos_token_id,
         "eos_token_id": eos_token_id,
     }
     if config.arch is Arch.gpt2:

@@ -27,6 +27,7 @@ from transformers.generation.streamers import BaseStreamer
 from tinychat.models.kept_cache import KeptCache
 from tinychat.models.kv_cache import CACHE
 from tinychat.models.sampling import SamplingOptions
+from tinychat.text.tokenizer import text_beginning
 
 UNFINISHED = "\ufffd"  # what decoding gives for the first bytes of a character whose other bytes are yet to come
 OVERLAP = 6  # tokens before a new one that decide how it decodes (leading spaces, split characters)
@@ -126,9 +127,11 @@ def stream_ids(
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerFast, prompt: str) -> list[int]:
-    """Token ids of a prompt, with whatever the tokenizer itself puts before a text. An empty one becomes an
-    end of text, which in training stands before every document."""
-    return tokenizer(prompt, verbose=False)["input_ids"] or [tokenizer.eos_token_id]
+    """Token ids of a prompt as the beginning of a text, after what stands there in training (text_beginning). A
+    prompt may spell special tokens."""
+    before = text_beginning(tokenizer)
+    ids = tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
+    return ids if ids[: len(before)] == before else [*before, *ids]
 
 
 class IncrementalText:
@@ -228,7 +231,8 @@ def _generation_config(
     """Every option is set here, so that none is taken from what a published model brings along."""
     ends = model.generation_config.eos_token_id
     all_ends = {*end_ids, tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-    beyond = list(range(len(tokenizer), model.get_input_embeddings().weight.shape[0]))  # rows that are no token
+    rows = range(model.get_input_embeddings().weight.shape[0])
+    no_token = sorted(set(rows).difference(tokenizer.get_vocab().values()))
     sampling = {"temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p}
     return GenerationConfig(
         max_new_tokens=options.max_new_tokens,
@@ -236,7 +240,7 @@ def _generation_config(
         repetition_penalty=options.repetition_penalty,
         eos_token_id=sorted(all_ends),
         pad_token_id=_pad_id(model, tokenizer),
-        suppress_tokens=beyond or None,
+        suppress_tokens=no_token or None,
         **({} if options.greedy else sampling),
     )
 

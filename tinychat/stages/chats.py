@@ -24,7 +24,7 @@ from tinychat.models.decode import DecodeOptions
 from tinychat.schema import Config
 from tinychat.stages.common import get_tokenizer, log, write_table
 from tinychat.text.chat_template import EncodedChat, coloured_example, end_token_id, set_template
-from tinychat.text.tokenizer import load_tokenizer, tokenizer_fingerprint
+from tinychat.text.tokenizer import load_tokenizer, tokenizer_fingerprint, vocabulary_size
 
 OWN_TEMPLATE = "own"
 
@@ -60,7 +60,7 @@ def get_start_model(config: Config, context: Context, tokenizer: Any) -> Any:
         start, dropout = config.model.path, config.model.dropout if dropout is None else dropout
         if start is None:
             raise UserError("model.path=null: model=pretrained needs a folder or hub id, as model.path=FOLDER")
-    model = start_model(start, config.peft, dropout, context.run_dir / "merged_base", len(tokenizer))
+    model = start_model(start, config.peft, dropout, context.run_dir / "merged_base", vocabulary_size(tokenizer))
     ends = sorted({tokenizer.eos_token_id, end_token_id(tokenizer)})
     model.generation_config.eos_token_id = ends
     model.generation_config.pad_token_id = tokenizer.pad_token_id

@@ -26,7 +26,7 @@ from tinychat.models.flops import matmul_rate
 from tinychat.models.generate import SamplingOptions, continue_texts
 from tinychat.models.logprobs import token_nll
 from tinychat.schema import Config, DataConfig
-from tinychat.text.tokenizer import load_saved_tokenizer, load_tokenizer
+from tinychat.text.tokenizer import load_saved_tokenizer, load_tokenizer, text_beginning, vocabulary_size
 from tinychat.world import World
 
 log = logging.getLogger("tinychat")
@@ -41,17 +41,18 @@ def get_tokenizer(config: Config, context: Context) -> Any:
 
 def get_model(config: Config, context: Context, tokenizer: Any) -> Any:
     """The model to start from: a checkpoint's, or one built (from scratch or pretrained) from the model group."""
+    size = vocabulary_size(tokenizer)
     if start := context.parents["init_from"]:
         model = load_model(start)
         entries = model.get_input_embeddings().num_embeddings
-        if entries < len(tokenizer):
+        if entries < size:
             raise UserError(
-                f"init_from={start}: the model has {entries} entries, its tokenizer {len(tokenizer)}; "
+                f"init_from={start}: the model has {entries} entries, its tokenizer {size}; "
                 "the folder holds another model's tokenizer"
             )
     else:
-        size = model_vocab_size(config.model, len(tokenizer))
-        model = build_model(config.model, size, tokenizer.pad_token_id, tokenizer.eos_token_id)
+        rows, begin = model_vocab_size(config.model, size), text_beginning(tokenizer)[0]
+        model = build_model(config.model, rows, tokenizer.pad_token_id, tokenizer.eos_token_id, begin)
     log.info("model: %s", describe(model))
     return model
 
@@ -105,13 +106,13 @@ def evaluate(
     batch_size: int,
     max_tokens: int | None,
     context: Context,
-    end_id: int | None = None,
+    begin_id: int | None = None,
 ) -> dict[str, float]:
-    """eval/loss, eval/ppl, ... over validation tokens, the work shared among the ranks. end_id: the token that ends a
-    document, where each is to be read by itself."""
+    """eval/loss, eval/ppl, ... over validation tokens, the work shared among the ranks. begin_id: the token that begins
+    a document, where each is to be read by itself."""
 
     def alone(input_ids: torch.Tensor) -> Batch:
-        return {} if end_id is None else document_segments(input_ids, end_id)
+        return {} if begin_id is None else document_segments(input_ids, begin_id)
 
     with engine.inference() as model:
         return perplexity(

@@ -14,7 +14,7 @@ from tinychat.schema import Config
 from tinychat.stages.chats import OWN_TEMPLATE, HeldOut, get_chat_tokenizer
 from tinychat.stages.common import context_length, evaluate, get_model, get_tokenizer, get_tokens, log
 from tinychat.stages.requests import HeldOutRequests, Judge, has_requests
-from tinychat.text.tokenizer import tokenizer_fingerprint
+from tinychat.text.tokenizer import text_beginning, tokenizer_fingerprint
 
 
 @dataclass
@@ -115,8 +115,8 @@ def measure(subject: Subject, config: Config, judge: Judge | None = None) -> Mea
     found = Measured(engine, held_out=held_out, requests=requests)
     found.facts = {"checkpoint measured": subject.path, "context length": length}
     if tokens is not None:
-        end = tokenizer.eos_token_id if stage.isolate_documents else None
-        found.metrics |= evaluate(engine, tokens, length, stage.eval_batch_size, stage.eval_tokens, context, end)
+        begin = text_beginning(tokenizer)[0] if stage.isolate_documents else None
+        found.metrics |= evaluate(engine, tokens, length, stage.eval_batch_size, stage.eval_tokens, context, begin)
     if held_out is not None:
         found.metrics |= held_out.measure(engine, stage.eval_rows)
         found.facts |= {"template": config.template.name, "conversations": len(held_out.chats)}

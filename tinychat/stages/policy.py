@@ -27,6 +27,7 @@ from tinychat.schema import Config, PeftConfig, PeftKind, RewardKind
 from tinychat.schema_stages import ValueInit, ValueKind
 from tinychat.stages.common import log
 from tinychat.text.chat_template import end_token_id, reply_text
+from tinychat.text.tokenizer import vocabulary_size
 
 WHOLE = PeftConfig("none", PeftKind.none, None, None, None, None)
 
@@ -35,7 +36,8 @@ def get_actor_critic(config: Config, context: Context, tokenizer: Any) -> ActorC
     """The policy of init_from, without dropout, with a value function whose head is zero."""
     stage, start = config.stage, context.parents["init_from"]
     assert start is not None  # tinychat.parents
-    policy = start_model(start, config.peft, 0.0, context.run_dir / "merged_base", len(tokenizer), new_adapter=True)
+    entries = vocabulary_size(tokenizer)
+    policy = start_model(start, config.peft, 0.0, context.run_dir / "merged_base", entries, new_adapter=True)
     policy.generation_config.eos_token_id = sorted(end_ids(tokenizer))
     policy.generation_config.pad_token_id = tokenizer.pad_token_id
     log.info("policy: %s", describe(policy))
@@ -45,7 +47,7 @@ def get_actor_critic(config: Config, context: Context, tokenizer: Any) -> ActorC
     value = None
     if stage.value is ValueKind.own:
         where = _value_start(config, context)
-        value = start_reward_model(where, WHOLE, None, dropout=0.0, entries=len(tokenizer))
+        value = start_reward_model(where, WHOLE, None, dropout=0.0, entries=entries)
         log.info("value function: a backbone of its own, from %s", where)
     return ActorCritic(policy, value, stage.critic_lr_ratio)
 

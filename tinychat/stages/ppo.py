@@ -31,6 +31,7 @@ from tinychat.stages.common import Speedometer, context_length, describe_engine,
 from tinychat.stages.loop import TrainingLoop
 from tinychat.stages.policy import Reference, Sampler, get_actor_critic, mean, prompt_shape
 from tinychat.stages.policy_evaluation import PolicyEvaluation, rollout_table
+from tinychat.text.tokenizer import vocabulary_size
 
 MAX_FIRST_KL = {torch.float32: 1e-6, torch.bfloat16: 1e-2, torch.float16: 1e-3}  # k3 per token, where it must be 0
 
@@ -46,7 +47,7 @@ def run(config: Config, context: Context) -> StageResult:
     )
     log.info("train: %d prompts, the longest of %d tokens; %s", len(prompts), prompts.longest, source.description)
     parameters = count_parameters(model)
-    reference = Reference(config, context, model.policy, len(tokenizer))
+    reference = Reference(config, context, model.policy, vocabulary_size(tokenizer))
     engine = build_engine(model, config.optim, config.ds, stage, config.precision, world)
     rewards = Rewards(config.reward, context.parents, tokenizer, world, engine.dtype, stage.rollout_batch_size)
     rewards.check_rows(prompts.rows)

@@ -24,6 +24,7 @@ from tinychat.stages.common import (
     write_samples,
 )
 from tinychat.stages.loop import TrainingLoop
+from tinychat.text.tokenizer import text_beginning
 
 
 def run(config: Config, context: Context) -> StageResult:
@@ -35,8 +36,8 @@ def run(config: Config, context: Context) -> StageResult:
     held_out = get_tokens(config.data, "validation", tokenizer, config, context)
     # Lessons make the text a curriculum.
     blocks = PackedBlocks(train.tokens, length, config.seed, in_order=config.data.lessons > 0)
-    end_id = tokenizer.eos_token_id if stage.isolate_documents else None
-    seen = length if end_id is None else min(length, train.n_tokens // train.n_docs)  # what a token may attend to
+    begin = text_beginning(tokenizer)[0] if stage.isolate_documents else None
+    seen = length if begin is None else min(length, train.n_tokens // train.n_docs)  # what a token may attend to
     parameters, flops = count_parameters(model), training_flops_per_token(model, seen)
     engine = build_engine(model, config.optim, config.ds, stage, config.precision, world)
     seed_rank(config.seed, world.rank)
@@ -46,8 +47,8 @@ def run(config: Config, context: Context) -> StageResult:
     with TrainingLoop(config, context, engine, tokenizer, origin, Speedometer(flops, engine.dtype, world)) as loop:
         for step in loop:
             rows = blocks.batch(step - 1, stage.batch_size, world.rank, world.size)
-            if end_id is not None:
-                rows |= document_segments(rows["input_ids"], end_id)
+            if begin is not None:
+                rows |= document_segments(rows["input_ids"], begin)
             micro_batches = split_batch(rows, stage.micro_batch_size, world.device)
             # Each micro-batch and rank adds its share of the mean over all tokens of the step.
             done = loop.train(
@@ -60,7 +61,7 @@ def run(config: Config, context: Context) -> StageResult:
             loop.log(done, {"data/tokens": float(step * tokens_per_step), "data/epoch": epoch})
             if loop.evaluation_due:
                 most = None if loop.last else stage.eval_tokens
-                loop.evaluate(lambda: evaluate(engine, held_out, length, stage.eval_batch_size, most, context, end_id))  # noqa: B023
+                loop.evaluate(lambda: evaluate(engine, held_out, length, stage.eval_batch_size, most, context, begin))  # noqa: B023
             loop.save_if_due()
 
     if not loop.unfinished:

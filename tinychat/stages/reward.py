@@ -45,6 +45,7 @@ from tinychat.stages.common import (
     write_table,
 )
 from tinychat.stages.loop import TrainingLoop
+from tinychat.text.tokenizer import vocabulary_size
 
 NORMALISED_ON = 400  # training pairs whose replies get mean 0 and standard deviation 1
 
@@ -109,7 +110,7 @@ def get_reward_start(config: Config, context: Context, tokenizer: Any) -> Any:
         stage.pooling,
         stage.dropout,
         stage.train_last_layers,
-        len(tokenizer),
+        vocabulary_size(tokenizer),
         context.run_dir / "merged_base",
     )
     model.config.pad_token_id = tokenizer.pad_token_id

@@ -116,6 +116,22 @@ def encode_documents(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> li
     return encoded["input_ids"]
 
 
+def text_beginning(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """What stands before a text, in training, evaluation and generation alike; never empty: the tokens that the
+    tokenizer itself puts there (Llama's `<s>`), else the end of text, which stands between documents."""
+    probe = tokenizer("a", return_special_tokens_mask=True, verbose=False)
+    ids, special = probe["input_ids"], probe["special_tokens_mask"]
+    if 0 in special[1:] and special[0]:
+        return ids[: special.index(0)]
+    return [tokenizer.eos_token_id]
+
+
+def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Rows that a model needs for it: the largest id and one. That is more than `len(tokenizer)`, its number of
+    tokens, where ids have holes."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
+
+
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
     """A hash of all that decides which ids a text gets, the same before saving and after loading."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
