@@ -10,17 +10,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from tinychat import failures, runs, trial
+from tinychat import failures, parents, runs, trial
 from tinychat.errors import UserError
+from tinychat.run_files import Unreadable, tell_once
 from tinychat.tracking.params import flatten
 
 SWEEPS = "sweeps"  # OUTPUTS/sweeps/STUDY is the folder of a study
 ARTIFACTS = "mlartifacts"  # OUTPUTS/mlartifacts holds MLflow's copies of files of runs
 FINISHED = "finished"
 _MLFLOW_ID = re.compile(r"^[0-9a-f]{32}$")
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where libyaml is there
 # parents.json -> the setting that it resolves, where that says null or auto
 _PARENTS = {"init_from": "init_from", "tokenizer": "tokenizer.path", "judge": "stage.judge"}
 
@@ -55,7 +53,7 @@ class Run:
     @cached_property
     def state(self) -> str:
         """result.json's status (finished, failed, stopped, pruned), else running, failed or unfinished."""
-        if "status" in self.result:
+        if self.result.get("status"):
             return str(self.result["status"])
         if runs.is_live(self.folder):
             return "running"
@@ -92,22 +90,16 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Raises UserError for a folder whose config.yaml cannot be read."""
-    try:
-        with open(folder / runs.CONFIG, encoding="utf-8") as file:
-            config = yaml.load(file, _LOADER)
-        settings = flatten(config)
-    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
-        first = str(error).splitlines()[0]
-        raise UserError(f"{folder / runs.CONFIG}: cannot be read ({first}); leave this run out or mend it") from None
+    """Raises Unreadable for a folder whose config.yaml cannot be read."""
+    settings = flatten(runs.read_config(folder))
     settings |= _parents(folder, settings)
-    return Run(folder, settings, runs.read_json(folder / runs.RESULT) or {}, trial.read(folder) or {})
+    return Run(folder, settings, runs.read_result(folder) or {}, trial.read(folder) or {})
 
 
 def _parents(folder: Path, settings: dict[str, str]) -> dict[str, str]:
     """What auto and null stood for, so that runs of different parents are not taken for seeds of one setting."""
     found = {}
-    for name, path in (runs.read_json(folder / "parents.json") or {}).items():
+    for name, path in parents.told(folder).items():
         kind, _, part = name.partition(".")
         key = f"reward.parts.{part}.path" if kind == "reward" else _PARENTS.get(name)
         if key and path and settings.get(key, "null") in ("null", "auto"):
@@ -121,7 +113,17 @@ def find(names: Sequence[str], outputs: Path) -> list[Run]:
     Raises UserError for a name that means nothing, with the nearest that does.
     """
     folders = {folder.resolve(): folder for name in names for folder in _folders(name, outputs)}
-    return [read_run(folder) for folder in folders.values()]
+    found = []
+    for folder in folders.values():
+        try:
+            found.append(read_run(folder))
+        except Unreadable as error:
+            if len(folders) == 1:
+                raise
+            tell_once(f"{error}; this run is left out")
+    if not found:
+        raise UserError(f"{', '.join(names)}: none of the {len(folders)} runs has a {runs.CONFIG} that can be read")
+    return found
 
 
 def _folders(name: str, outputs: Path) -> list[Path]:
@@ -147,7 +149,7 @@ def _of_folder(path: Path, outputs: Path) -> list[Path]:
         if own.parent.name == SWEEPS and (found := _trials(root, lambda trial: trial.get("study") == own.name)):
             return found
     below = [file.parent for depth in (1, 2) for file in path.glob("/".join(["*"] * depth) + f"/{runs.CONFIG}")]
-    return sorted(below, key=lambda folder: (folder.name, folder))
+    return sorted(below, key=lambda folder: (runs.order_of(folder), folder))
 
 
 def _trials(outputs: Path, wanted: Callable[[dict[str, Any]], bool]) -> list[Path]:
@@ -157,7 +159,7 @@ def _trials(outputs: Path, wanted: Callable[[dict[str, Any]], bool]) -> list[Pat
 
 def _all_trials(outputs: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     for path in _each(outputs, trial.FILE):
-        if isinstance(found := runs.read_json(path), dict) and (path.parent / runs.CONFIG).exists():
+        if (found := trial.read(path.parent)) and (path.parent / runs.CONFIG).exists():
             yield path.parent, found
 
 

@@ -81,6 +81,6 @@ class Context:
 
     def give_up(self, alarms: Mapping[str, str]) -> bool:
         """Told of alarms (name -> sentence): whether this is a trial of a sweep that ends with one of these."""
-        fatal = (trial.read(self.run_dir) or {}).get("prune_on", []) if alarms else []
+        fatal = ((trial.read(self.run_dir) or {}).get("prune_on") or []) if alarms else []
         self.pruned = self.pruned or next((text for name, text in alarms.items() if name in fatal), None)
         return self.pruned is not None

@@ -13,9 +13,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tinychat import runs
+from tinychat import run_files, runs
 
 PATTERN = "error-rank*.json"
+_KINDS: dict[str, run_files.Kind] = {
+    "rank": (int, str),
+    "time": run_files.NUMBER,
+    "user": bool,
+    "echo": bool,
+    "message": str,
+    "traceback": (str, type(None)),
+}
 
 
 def write(run_dir: Path, rank: int | str, message: str, traceback: str | None = None, echo: bool = False) -> None:
@@ -48,9 +56,13 @@ def stamps(run_dir: Path) -> dict[str, int]:
 
 def cause(run_dir: Path) -> dict[str, Any] | None:
     """The report of the rank that failed first; None where none failed."""
-    reports = [report for path in run_dir.glob(PATTERN) if (report := runs.read_json(path))]
+    reports = [report for path in run_dir.glob(PATTERN) if (report := _read(path))]
     # Clocks of nodes differ, so what is known to follow from another failure comes last.
     return min(reports, key=lambda report: (report["echo"], not report["user"], report["time"]), default=None)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    return run_files.if_readable(lambda: run_files.read_json(path, _KINDS))
 
 
 def first(run_dir: Path) -> str | None:
@@ -58,11 +70,13 @@ def first(run_dir: Path) -> str | None:
     told = cause(run_dir)
     if told is None:
         return None
-    if told["user"]:
+    if told["user"] or not told["traceback"]:
         return told["message"]
     return f"rank {told['rank']} failed:\n{told['traceback'].rstrip()}"
 
 
 def clear(run_dir: Path) -> None:
     for path in run_dir.glob(PATTERN):
+        if path.is_dir():  # somebody's, and in the way of nothing
+            continue
         path.unlink(missing_ok=True)

@@ -11,7 +11,6 @@ Ranks start from the run folder and import no Hydra.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shlex
 import sys
@@ -24,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from tinychat import failures, parents, ranks, runs, slurm, trial
 from tinychat.errors import UserError
 from tinychat.ranks import JobFailed, Stopped
+from tinychat.run_files import Unreadable, said_of
 from tinychat.schema import Config
 from tinychat.schema_launch import LaunchKind
 
@@ -52,7 +52,7 @@ def run_job(config: Config, node: DictConfig) -> float | None:
             _write_inputs(run_dir, config, node)
     if not _start(config, run_dir):
         return None
-    result = runs.read_json(run_dir / runs.RESULT)
+    result = runs.read_result(run_dir)
     if result is None:
         raise JobFailed(f"{run_dir}: the job ended without a {runs.RESULT}")
     return result.get("objective")
@@ -90,8 +90,7 @@ def _writable() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = f"{error.filename}: {error.strerror}"
-        raise UserError(f"{where}; choose another folder with paths.outputs= or run_dir=") from None
+        raise UserError(f"{said_of(error)}; choose another folder with paths.outputs= or run_dir=") from None
 
 
 def _choose_run_dir(config: Config, resolved: dict[str, Any]) -> tuple[Path, dict | None]:
@@ -110,8 +109,8 @@ def _choose_run_dir(config: Config, resolved: dict[str, Any]) -> tuple[Path, dic
     if config.resume == "auto" and config.run_dir is None:
         finished = runs.newest_run(outputs, config.experiment_name, wanted, finished=True)
         run_dir = runs.newest_run(outputs, config.experiment_name, wanted, finished=False)
-        if finished and (run_dir is None or finished.name > run_dir.name):
-            return finished, runs.read_json(finished / runs.RESULT)
+        if finished and (run_dir is None or runs.order_of(finished) > runs.order_of(run_dir)):
+            return finished, runs.read_result(finished)
         if run_dir is None:
             name = config.run_name or runs.default_run_name(config)
             return runs.new_run_dir(outputs, config.experiment_name, name), None
@@ -120,7 +119,7 @@ def _choose_run_dir(config: Config, resolved: dict[str, Any]) -> tuple[Path, dic
         if config.resume == "auto" and not (run_dir / runs.CONFIG).exists():
             return _fresh_folder(run_dir, config), None
         _refuse_other_configuration(run_dir, resolved)
-        result = runs.read_json(run_dir / runs.RESULT)
+        result = runs.read_result(run_dir)
         if result and result.get("status") == "finished":
             return run_dir, result
     if runs.is_live(run_dir):
@@ -141,17 +140,22 @@ def _fresh_folder(run_dir: Path, config: Config) -> Path:
 
 
 def _refuse_other_configuration(run_dir: Path, resolved: dict[str, Any]) -> None:
-    path = run_dir / runs.CONFIG
-    if not path.exists():
+    if not (run_dir / runs.CONFIG).exists():
         raise UserError(f"resume={run_dir}: no {runs.CONFIG} there, so it is not a run folder")
-    other = OmegaConf.to_container(OmegaConf.load(path))
-    if runs.config_identity(other) == runs.config_identity(resolved):  # type: ignore[arg-type]
+    try:
+        other = runs.read_config(run_dir)
+    except Unreadable as error:
+        raise UserError(
+            f"resume={run_dir}: {error}; only a run whose configuration is known is continued (to go on from its "
+            "weights: init_from=FOLDER)"
+        ) from None
+    if runs.config_identity(other) == runs.config_identity(resolved):
         return
-    old, new = flatten(other), flatten(resolved)
+    old, new = flatten(runs.deciding(other)), flatten(runs.deciding(resolved))
     changed = [
         f"{key}={old.get(key)} there, {new.get(key)} now"
         for key in sorted(set(old) | set(new))
-        if key.split(".")[0] not in runs.NOT_IDENTITY and old.get(key) != new.get(key)
+        if old.get(key) != new.get(key)
     ]
     raise UserError(
         f"resume={run_dir}: a run continues only with its own configuration; changed: {'; '.join(changed[:5])}"
@@ -174,7 +178,11 @@ def _write_inputs(run_dir: Path, config: Config, node: DictConfig) -> None:
         except UserError:
             _remove_if_empty(run_dir)
             raise
-        runs.write_text_atomic(run_dir / parents.FILE, json.dumps(found, indent=1))
+        parents.write(run_dir, found, Path(config.paths.outputs))
+        if run_dir.absolute().parent.parent == (Path(config.paths.outputs) / config.experiment_name).absolute():
+            runs.mark_created(run_dir)
+    else:
+        parents.keep(run_dir, config, _overrides())
     runs.write_text_atomic(run_dir / runs.CONFIG, OmegaConf.to_yaml(node, resolve=True))
     with open(run_dir / runs.COMMAND, "a", encoding="utf-8") as file:
         file.write(f"{_command()}\n")

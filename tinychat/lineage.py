@@ -10,8 +10,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 import tinychat
 from tinychat import runs
 
@@ -57,7 +55,7 @@ def describe(run_dir: Path, parents: dict[str, str | None], data: dict[str, Any]
         "run_dir": str(run_dir.resolve()),
         "parents": {key: value for key, value in parents.items() if value},
         "data": data,
-        "config": OmegaConf.to_container(OmegaConf.load(run_dir / runs.CONFIG)),
+        "config": runs.read_config(run_dir),
         "versions": versions(),
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }

@@ -1,20 +1,25 @@
 """What a stage builds on: the tokenizer and the checkpoint that `auto` and null stand for.
 
 Resolved once, in the parent process, before anything is allocated; written beside the run's configuration so that a
-resumed run keeps the parents it began with.
+resumed run keeps the parents it began with. A folder below the outputs is written from the run folder ("../../..."), so
+that outputs may be moved as a whole.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from tinychat import runs, trial
+from tinychat import run_files, runs, trial
 from tinychat.errors import UserError
+from tinychat.run_files import Unreadable, if_readable, tell_once
 from tinychat.schema import Arch, Config, RewardKind, TokenizerKind
 
 FILE = "parents.json"
+_PATH = (str, type(None))
 # Which stages' checkpoints `init_from=auto` takes, the most wanted first.
 AUTO_PARENTS: dict[str, tuple[str, ...]] = {
     "eval": ("ppo", "sft", "pretrain"),
@@ -25,6 +30,70 @@ AUTO_PARENTS: dict[str, tuple[str, ...]] = {
     "ppo": ("sft",),
 }
 NEEDS_CHECKPOINT = {"eval": "measures", "sft": "starts from", "reward": "starts from", "judge": "starts from"}
+
+
+def write(run_dir: Path, found: dict[str, str | None], outputs: Path) -> None:
+    """parents.json of a run. Raises OSError."""
+    root, own = outputs.resolve(), run_dir.resolve()
+    kept = {}
+    for name, value in found.items():
+        path = Path(value).expanduser() if value else None
+        if value and path is not None and (path.is_absolute() or value.startswith(".")):
+            value = str(path.resolve())
+            if own.is_relative_to(root) and path.resolve().is_relative_to(root):
+                value = os.path.relpath(value, own)
+        kept[name] = value
+    run_files.write_text_atomic(run_dir / FILE, json.dumps(kept, indent=1))
+
+
+def read(run_dir: Path) -> dict[str, str | None] | None:
+    """The parents of a run as find_parents gave them, at the place where they lie now; None where there is no
+    parents.json. Raises Unreadable."""
+    found = run_files.read_json(run_dir / FILE, {"init_from": _PATH, "tokenizer": _PATH})
+    for name, value in (found or {}).items():
+        if value is not None and not isinstance(value, str):
+            raise Unreadable(f"{run_dir / FILE}: {name} is {value!r}, not a path")
+    return (
+        None
+        if found is None
+        else {"init_from": None, "tokenizer": None}
+        | {
+            name: str((run_dir / value).resolve()) if value and value.startswith(".") else value
+            for name, value in found.items()
+        }
+    )
+
+
+def told(run_dir: Path) -> dict[str, str | None]:
+    """The parents for a table or report; {} where they are not known, which is said once."""
+    return if_readable(lambda: read(run_dir)) or {}
+
+
+def keep(run_dir: Path, config: Config, said: Sequence[str]) -> None:
+    """See that a run that is continued has its parents.json: where it is missing or unreadable it is made anew, from
+    the run's lineage, else as for a new run; which is said. Raises UserError, OSError."""
+    try:
+        if read(run_dir) is not None:
+            return
+        problem = f"{run_dir / FILE}: is missing"
+    except Unreadable as error:
+        problem = str(error)
+    found = _from_lineage(run_dir)
+    tell_once(f"{problem}; made anew from {run_dir / runs.LINEAGE if found else 'what the command line says'}")
+    write(run_dir, found or find_parents(config, said), Path(config.paths.outputs))
+
+
+def _from_lineage(run_dir: Path) -> dict[str, str | None] | None:
+    """The parents that a run has written down, where they lie now if all outputs were moved."""
+    kinds: dict[str, run_files.Kind] = {"parents": dict, "run_dir": str}
+    lineage = if_readable(lambda: run_files.read_json(run_dir / runs.LINEAGE, kinds))
+    if lineage is None:
+        return None
+    found: dict[str, str | None] = {"init_from": None, "tokenizer": None}
+    for name, path in lineage["parents"].items():
+        here = (run_dir / os.path.relpath(path, lineage["run_dir"])).resolve() if os.path.isabs(path) else None
+        found[name] = str(here) if here is not None and not Path(path).exists() and here.exists() else str(path)
+    return found
 
 
 def find_parents(config: Config, said: Sequence[str] = ()) -> dict[str, str | None]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tinychat import gates, pipeline_samples, runs
+from tinychat import gates, parents, pipeline_samples, runs
 from tinychat.curves import series_of
 from tinychat.gates import Gate, Verdict
 from tinychat.pipeline_jobs import Job
@@ -38,7 +38,7 @@ class StageRun:
 
     @property
     def result(self) -> dict[str, Any]:
-        return (runs.read_json(self.folder / runs.RESULT) if self.folder else None) or {}
+        return (runs.read_result(self.folder) if self.folder else None) or {}
 
 
 @dataclass
@@ -182,8 +182,8 @@ def _lineage(stages: Sequence[StageRun]) -> list[tuple[str, str, str]]:
     names = {str(run.folder.resolve()): run.stage for run in stages if run.folder}
     rows = []
     for run in stages:
-        parents = (runs.read_json(run.folder / "parents.json") or {}) if run.folder else {}
-        rows += [(run.stage, what, _told(str(path), names)) for what, path in parents.items() if path]
+        found = parents.told(run.folder) if run.folder else {}
+        rows += [(run.stage, what, _told(str(path), names)) for what, path in found.items() if path]
     return rows
 
 

@@ -145,7 +145,7 @@ def _write_environment(path: Path, variables: dict[str, str]) -> None:
     name = os.environ.get("DS_ENV_FILE", ".deepspeed_env")
     own = [file.read_text().rstrip("\n") for folder in (Path.home(), Path()) if (file := folder / name).is_file()]
     carried = [f"{key}={value}" for key, value in variables.items() if key.startswith(CARRIED) and "\n" not in value]
-    runs.write_text_atomic(path, "\n".join([*carried, *own]) + "\n")
+    runs.write_text_atomic(path, "\n".join([*carried, *own]) + "\n", private=True)  # tokens of the hub are among them
 
 
 def run(config: Config, run_dir: Path) -> None:
@@ -188,7 +188,7 @@ def run(config: Config, run_dir: Path) -> None:
 
 
 def _judge(run_dir: Path, status: int, stopped_by: list[int]) -> None:
-    ended = (runs.read_json(run_dir / runs.RESULT) or {}).get("status")
+    ended = (runs.read_result(run_dir) or {}).get("status")
     if ended == "stopped" or (stopped_by and ended is None):
         raise Stopped(128 + (stopped_by[0] if stopped_by else signal.SIGTERM))
     problem = failures.first(run_dir)

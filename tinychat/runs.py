@@ -8,21 +8,25 @@ Imports no torch: the parent process uses it before anything heavy is loaded.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import os
 import re
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tinychat import run_files
 from tinychat.errors import UserError
+from tinychat.run_files import NUMBER, Unreadable, if_readable, tell_once
+from tinychat.run_files import write_text_atomic as write_text_atomic
 from tinychat.schema import Config
 
 CONFIG = "config.yaml"
+CREATED = "created.json"
 COMMAND = "command.txt"
 RESULT = "result.json"
 ENDED_WELL = ("finished", "pruned")  # its status, where there is a result; pruned: a trial that a sweep gave up
@@ -36,36 +40,72 @@ TRAINER_STATE = "trainer_state"
 STARTED = ".started"
 STOP = ".stop"  # made to have the ranks save and stop, see tinychat.guard
 STEP_PATTERN = re.compile(r"^step-(\d{6,})$")
+OUTPUTS = "OUTPUTS"  # stands for paths.outputs where a path is kept that must survive a move of all of it
 # What may differ between a run and its continuation: where and how it runs, not what it computes.
 NOT_IDENTITY = ("run_dir", "run_name", "resume", "tracker", "launch", "paths", "checkpoint", "sweep", "plan")
 
 
-def write_text_atomic(path: Path, text: str) -> None:
-    """Write a small file so that a reader sees the old content or the new, never half of it."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The file's content, or None where it is missing or unreadable."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+    """The object in a JSON file; None where there is none, or (said once) none that can be read."""
+    return if_readable(lambda: run_files.read_json(path))
+
+
+def read_config(run_dir: Path) -> dict[str, Any]:
+    """A run's resolved configuration. Raises Unreadable where there is no usable one."""
+    found = run_files.read_yaml(run_dir / CONFIG)
+    if found is None:
+        raise Unreadable(f"{run_dir / CONFIG}: is missing")
+    return found
+
+
+_RESULT_KINDS: dict[str, run_files.Kind] = {
+    "status": (str, type(None)),
+    "objective": (*NUMBER, type(None)),
+    "objective_name": (str, type(None)),
+    "metrics": (dict, type(None)),
+    "checkpoint": (str, type(None)),
+    "minutes": (*NUMBER, type(None)),
+    "error": (str, type(None)),
+    "facts": (dict, type(None)),
+}
+
+
+def read_result(run_dir: Path) -> dict[str, Any] | None:
+    """A run's result.json with `metrics` that are numbers (or null); None while there is none, or where it cannot be
+    read, which is said once: such a run counts as one that has not finished."""
+
+    def read() -> dict[str, Any] | None:
+        found = run_files.read_json(run_dir / RESULT, _RESULT_KINDS)
+        for name, value in ((found or {}).get("metrics") or {}).items():
+            if value is not None and (isinstance(value, bool) or not isinstance(value, NUMBER)):
+                raise Unreadable(f"{run_dir / RESULT}: metrics: {name} is no number")
+        return found
+
+    return if_readable(read)
+
+
+def deciding(config: dict[str, Any]) -> dict[str, Any]:
+    """Of a resolved configuration what decides what a run computes. Paths below its paths.outputs are written from
+    there, so that outputs that were moved as a whole are the same."""
+    kept = {key: value for key, value in config.items() if key not in NOT_IDENTITY}
+    paths = config.get("paths")
+    outputs = paths.get("outputs") if isinstance(paths, dict) else None
+    return moved(kept, str(outputs), OUTPUTS) if outputs else kept
+
+
+def moved(tree: Any, old: str, new: str) -> Any:
+    """The same tree of mappings and lists, with every path in folder `old` as one in folder `new`."""
+    if isinstance(tree, dict):
+        return {key: moved(value, old, new) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [moved(value, old, new) for value in tree]
+    folder = old.rstrip("/") + "/"
+    return f"{new}/{tree.removeprefix(folder)}" if isinstance(tree, str) and tree.startswith(folder) else tree
 
 
 def config_identity(config: dict[str, Any]) -> str:
     """Hash of everything in a resolved configuration that decides what a run computes."""
-    kept = {key: value for key, value in config.items() if key not in NOT_IDENTITY}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(deciding(config), sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 class RunLock:
@@ -73,12 +113,18 @@ class RunLock:
 
     def __init__(self, run_dir: Path):
         self.path = run_dir / LOCK
-        self._file = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115 - held until release
+        try:
+            self._file = open(self.path, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115 - held until release
+        except (IsADirectoryError, PermissionError) as error:
+            raise UserError(
+                f"{self.path}: {error.strerror}; it is the lock of a run folder, which this process must hold: "
+                "remove it, or choose another folder"
+            ) from None
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._file.seek(0)
-            owner = self._file.read().strip() or "another process"
+            owner = " ".join(self._file.read(200).split()) or "another process"
             self._file.close()
             raise UserError(
                 f"run folder {run_dir} is in use by {owner}; wait for it, stop it, or choose another folder"
@@ -93,13 +139,19 @@ class RunLock:
 
 def is_live(run_dir: Path) -> bool:
     """Whether a running process holds the folder's lock."""
-    if not (run_dir / LOCK).exists():
+    if not (run_dir / LOCK).is_file():
         return False
-    with open(run_dir / LOCK, "a+", encoding="utf-8") as file:
+    try:
+        file = open(run_dir / LOCK, "rb")  # noqa: SIM115 - closed below; a reader may look at another user's runs
+    except OSError:
+        return False
+    with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
+        except OSError:  # a file system without locks
+            return False
     return False
 
 
@@ -124,23 +176,48 @@ def default_run_name(config: Config) -> str:
     return f"{config.stage.name}-{subject}-{config.data.name}"
 
 
+def mark_created(run_dir: Path) -> None:
+    """Give a new run of OUTPUTS/EXPERIMENT/RUN_NAME/TIME its place among those of its experiment: created.json, with a
+    number one above all others' and the time in UTC. Names are in local time, and clocks are set back; numbers grow.
+    """
+    experiment = run_dir.absolute().parent.parent
+    handle = os.open(experiment, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        last = max((order_of(path.parent)[0] for path in experiment.glob(f"*/*/{CREATED}")), default=0)
+        content = {"number": last + 1, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+        write_text_atomic(run_dir / CREATED, json.dumps(content))
+    finally:
+        os.close(handle)
+
+
+def order_of(run_dir: Path) -> tuple[int, str, str]:
+    """What runs are sorted by, oldest first: (number, UTC time, name). Runs from before there were numbers come first,
+    by the time in their names."""
+    kinds = {"number": int, "time": str}
+    found = if_readable(lambda: run_files.read_json(run_dir / CREATED, kinds)) or {"number": 0, "time": ""}
+    return found["number"], found["time"], run_dir.name
+
+
 def iter_runs(
     outputs: Path, experiment: str, skip: Callable[[Path], bool] | None = None
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """All runs of an experiment with their resolved configurations, newest first; without folders to `skip`."""
-    from omegaconf import OmegaConf
+    """All runs of an experiment with their resolved configurations, newest first; without folders to `skip`.
 
+    One whose configuration cannot be read is left out, which is said once: it must not stop every other run.
+    """
     folders = [path.parent for path in (outputs / experiment).glob(f"*/*/{CONFIG}")]
-    # The folder's own time stamp decides (a resumed run does not become newer than one started after it).
-    for folder in sorted(folders, key=lambda path: (path.name, path.stat().st_mtime), reverse=True):
+    # When it was made decides: a resumed run does not become newer than one started after it.
+    for folder in sorted(folders, key=order_of, reverse=True):
         if skip is not None and skip(folder):
             continue
         try:
-            config = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
-        except Exception:  # a run folder somebody edited must not stop every other run
+            config = read_config(folder)
+        except Unreadable as error:
+            tell_once(f"{error}; this run is passed over")
             continue
-        if isinstance(config, dict):
-            yield folder, config  # type: ignore[misc]
+        yield folder, config
 
 
 def newest_run(
@@ -152,10 +229,13 @@ def newest_run(
 ) -> Path | None:
     """The newest run whose configuration is `wanted` and that has finished (or, finished=False, has not)."""
     for folder, config in iter_runs(outputs, experiment, skip):
-        if not wanted(config):
+        try:
+            if not wanted(config):
+                continue
+        except (KeyError, TypeError, AttributeError) as error:  # keys that every run has are missing or of another type
+            tell_once(f"{folder / CONFIG}: no configuration of a run ({error!r}); this run is passed over")
             continue
-        result = read_json(folder / RESULT)
-        done = result is not None and result.get("status") == "finished"
+        done = (read_result(folder) or {}).get("status") == "finished"
         if done == finished:
             return folder
     return None
@@ -169,7 +249,8 @@ def checkpoint_step(path: Path) -> int | None:
 def list_checkpoints(run_dir: Path) -> list[Path]:
     """Complete checkpoints of a run, oldest first (a half-written one has a temporary name and is not listed)."""
     folder = run_dir / CHECKPOINTS
-    found = [path for path in folder.iterdir() if checkpoint_step(path) is not None] if folder.is_dir() else []
+    there = folder.iterdir() if folder.is_dir() else ()
+    found = [path for path in there if checkpoint_step(path) is not None and path.is_dir()]
     return sorted(found, key=lambda path: checkpoint_step(path) or 0)
 
 
@@ -193,12 +274,14 @@ def resolve_checkpoint(spec: str) -> Path:
     Raises UserError when there is none.
     """
     path = Path(spec).expanduser()
+    if problem := run_files.why_closed(path):
+        raise UserError(f"checkpoint {spec}: {problem}")
     if not path.exists():
         raise UserError(f"checkpoint {spec}: no such folder; give a checkpoint or run folder (see outputs/)")
     if any((path / name).is_file() for name in ("config.json", "adapter_config.json", "tokenizer.json", "vocab.json")):
         verify_checkpoint(path)
         return path
-    result = read_json(path / RESULT)
+    result = read_result(path)
     chosen = path / result["checkpoint"] if result and result.get("checkpoint") else None
     candidates = [chosen] if chosen is not None and chosen.is_dir() else list_checkpoints(path)[-1:]
     for candidate in candidates:
@@ -214,16 +297,25 @@ def write_manifest(checkpoint: Path, score: float | None, without: str | None = 
         for path in sorted(checkpoint.rglob("*"))
         if path.is_file() and path.name != MANIFEST and path.relative_to(checkpoint).parts[0] != without
     }
+    run_files.follow_umask(checkpoint)
     write_text_atomic(checkpoint / MANIFEST, json.dumps({"score": score, "files": files}, indent=1))
 
 
 def checkpoint_score(checkpoint: Path) -> float | None:
-    return (read_json(checkpoint / MANIFEST) or {}).get("score")
+    return (if_readable(lambda: _manifest(checkpoint)) or {}).get("score")
+
+
+def _manifest(checkpoint: Path) -> dict[str, Any] | None:
+    """Raises Unreadable."""
+    return run_files.read_json(checkpoint / MANIFEST, {"files": dict, "score": (*NUMBER, type(None))})
 
 
 def verify_checkpoint(checkpoint: Path) -> None:
     """Raise UserError when a file of a checkpoint is missing or shorter than it was written (foreign folders pass)."""
-    manifest = read_json(checkpoint / MANIFEST)
+    try:
+        manifest = _manifest(checkpoint)
+    except Unreadable as error:
+        raise UserError(f"checkpoint {checkpoint} is damaged: {error}") from None
     for name, size in (manifest or {}).get("files", {}).items():
         path = checkpoint / name
         found = path.stat().st_size if path.is_file() else None

@@ -164,7 +164,7 @@ def _wait(job: str, run_dir: Path, log: Path, poll_seconds: float) -> None:
 
 
 def _result(run_dir: Path) -> dict[str, Any]:
-    return runs.read_json(run_dir / runs.RESULT) or {}
+    return runs.read_result(run_dir) or {}
 
 
 def _state(job: str) -> str | None:

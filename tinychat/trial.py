@@ -12,10 +12,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tinychat import runs
+from tinychat import run_files, runs
 
 FILE = "trial.json"
 STOP = ".prune"  # holds the reason
+_KINDS: dict[str, run_files.Kind] = {
+    "study": str,
+    "number": int,
+    "values": (dict, type(None)),
+    "objective": (list, type(None)),
+    "directions": (list, type(None)),
+    "sweep_dir": (str, type(None)),
+    "plain": (bool, type(None)),
+    "prune_on": (list, type(None)),
+}
 OUTPUT = "output.txt"  # what the trial's processes say, where the terminal is the sweep's
 
 
@@ -72,14 +82,16 @@ def output_file(run_dir: Path) -> Path | None:
 
 
 def read(run_dir: Path) -> dict[str, Any] | None:
-    """The trial of a run folder, None for a run that is none."""
-    return runs.read_json(run_dir / FILE)
+    """The trial of a run folder, None for a run that is none, or whose file cannot be read (which is said once)."""
+    return run_files.if_readable(lambda: run_files.read_json(run_dir / FILE, _KINDS))
 
 
 def of_search(run_dir: Path) -> bool:
     """Whether a run is a trial among others that are worse or better, and not one that was asked for."""
-    found = read(run_dir) if (run_dir / FILE).exists() else None
-    return found is not None and not found["plain"]
+    if not (run_dir / FILE).exists():
+        return False
+    found = read(run_dir)
+    return found is None or not found.get("plain")  # what cannot be read is no run to build on unasked
 
 
 def tags(run_dir: Path) -> dict[str, str]:
@@ -87,7 +99,7 @@ def tags(run_dir: Path) -> dict[str, str]:
     found = read(run_dir)
     if not found:
         return {}
-    values = {f"sweep.{name}": str(value) for name, value in found["values"].items()}
+    values = {f"sweep.{name}": str(value) for name, value in (found.get("values") or {}).items()}
     return {"tinychat.study": found["study"], "tinychat.trial": str(found["number"]), **values}
 
 
@@ -104,7 +116,4 @@ def ask_to_stop(run_dir: Path, reason: str) -> None:
 
 def asked_to_stop(run_dir: Path) -> str | None:
     """The reason, where somebody asked."""
-    try:
-        return (run_dir / STOP).read_text(encoding="utf-8")
-    except OSError:
-        return None
+    return run_files.if_readable(lambda: run_files.read_text(run_dir / STOP))

@@ -5,7 +5,6 @@ python -m tinychat.worker RUN_DIR        (started by tinychat.guard; RANK and WO
 
 from __future__ import annotations
 
-import errno
 import importlib
 import json
 import logging
@@ -24,6 +23,7 @@ from tinychat.context import Context, StageResult, StopFlag
 from tinychat.errors import UserError
 from tinychat.malloc import keep_freed_memory
 from tinychat.orphans import end_with_parent
+from tinychat.run_files import disk_full, said_of
 from tinychat.schema import Config, to_config
 from tinychat.seeding import seed_everything
 from tinychat.signals import Interrupted
@@ -32,7 +32,6 @@ from tinychat.world import LostContact, World, answering, join_world
 
 log = logging.getLogger("tinychat")
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 STATUS: dict[str, Status] = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED", "pruned": "KILLED"}
 
 
@@ -43,7 +42,7 @@ def run(run_dir: Path, insist: bool = True) -> int:
     """
     if not (run_dir / runs.CONFIG).exists():
         raise UserError(f"{run_dir / runs.CONFIG} is missing; with several nodes run_dir must lie on a disk they share")
-    config = to_config(OmegaConf.load(run_dir / runs.CONFIG))  # type: ignore[arg-type]
+    config = to_config(OmegaConf.create(runs.read_config(run_dir)))
     with answering(config.launch.timeout_minutes):
         return _run_as_rank(config, run_dir, insist)
 
@@ -58,10 +57,10 @@ def _run_as_rank(config: Config, run_dir: Path, insist: bool) -> int:
     try:
         with stop.listening(insist):
             return _run_stage(config, run_dir, world, stop)
-    except OSError as error:
-        if error.errno not in DISK_FULL:
+    except Exception as error:
+        if isinstance(error, UserError) or not disk_full(error):
             raise
-        raise UserError(f"{error.filename or run_dir}: {error.strerror}; free space, then resume=auto") from error
+        raise UserError(f"{said_of(error, run_dir)}; free space, then resume=auto") from error
     finally:
         world.close()
         if lock is not None:
@@ -71,7 +70,11 @@ def _run_as_rank(config: Config, run_dir: Path, insist: bool) -> int:
 def _run_stage(config: Config, run_dir: Path, world: World, stop: StopFlag) -> int:
     start = time.perf_counter()
     seed_everything(config.seed)
-    found = runs.read_json(run_dir / parents.FILE) or {}
+    found = parents.read(run_dir)
+    if found is None:
+        raise UserError(
+            f"{run_dir / parents.FILE}: is missing; start the run again with resume=auto, which makes it anew"
+        )
     tracker = _start_tracker(config, run_dir, found) if world.is_main else None
     context = Context(run_dir, world, tracker, found, stop)
     log.info("%s in %s", config.stage.name, run_dir)
@@ -113,8 +116,7 @@ def _start_tracker(config: Config, run_dir: Path, found: dict[str, str | None]) 
         versions.get("git_commit"),
     )
     tags |= trial.tags(run_dir)
-    params = OmegaConf.to_container(OmegaConf.load(run_dir / runs.CONFIG))
-    tracker.start(params, tags)  # type: ignore[arg-type]
+    tracker.start(runs.read_config(run_dir), tags)
     return tracker
 
 

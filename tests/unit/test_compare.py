@@ -250,7 +250,7 @@ def test_bad_input_is_one_line(seeds: Path, capsys: Any) -> None:
     assert said(failed).startswith("none of the 1 runs has finished (1 failed); pretrain-mini-text/2026")
     assert "the loss is not finite" in said(failed)
     (Path(failed) / "config.yaml").write_text("a: [")
-    assert "config.yaml: cannot be read" in said(failed)
+    assert "config.yaml: cut short or no YAML" in said(failed)
     assert "see python -m tinychat.compare --help" in said("exp", "--wrong")
     assert capsys.readouterr().out == ""
 

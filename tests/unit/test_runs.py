@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import time
 from pathlib import Path
 
 import pytest
 
-from tinychat import runs
+from tinychat import compare_runs, failures, runs, trial
 from tinychat.errors import UserError
 
 
@@ -106,6 +107,81 @@ def test_newest_run_by_the_time_in_its_name(tmp_path: Path) -> None:
     assert newest(2, finished=True) == other
     assert newest(3, finished=True) is None
     assert runs.newest_run(tmp_path, "elsewhere", lambda config: True, finished=True) is None
+
+
+def test_newest_is_by_number_whatever_the_clock_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made in Auckland, then in Honolulu (a day earlier on the wall), then with a clock that was a year behind."""
+    made = []
+    for zone, now in (("Pacific/Auckland", 1.8e9), ("Pacific/Honolulu", 1.8e9 + 60), ("UTC", 1.77e9)):
+        monkeypatch.setenv("TZ", zone)
+        time.tzset()
+        monkeypatch.setattr(time, "localtime", lambda now=now: time.gmtime(now - time.timezone))
+        stamp = time.strftime("%Y-%m-%d_%H-%M-%S", time.localtime())
+        made.append(make_run(tmp_path, stamp, status="finished"))
+        runs.mark_created(made[-1])
+    monkeypatch.undo()
+    time.tzset()
+    assert made != sorted(made), "names alone tell another order"
+    make_run(tmp_path, "2099-01-01_00-00-00", status="finished")  # of a version without numbers
+    for expected in reversed(made):
+        newest = runs.newest_run(tmp_path, "default", lambda config: True, finished=True)
+        assert newest == expected
+        (expected / runs.CONFIG).unlink()
+    assert [runs.order_of(folder)[0] for folder in made] == [1, 2, 3]
+
+
+DAMAGED = {
+    "empty": "",
+    "cut": '{"stage": {"na',
+    "foreign": "- 1\n",
+    "other": "stage: pretrain\nmodel: 3\n",
+    "zeros": "\0" * 99,
+}
+
+
+@pytest.mark.parametrize("name", [runs.CONFIG, runs.RESULT, runs.CREATED, trial.FILE, failures.path_of(Path(), 0).name])
+@pytest.mark.parametrize("damage", [*DAMAGED, "folder"])
+def test_a_damaged_run_does_not_stop_the_others(
+    name: str, damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = "stage: {name: pretrain}\nmodel: {name: mini}\n"
+    good = make_run(tmp_path, "2026-01-01_00-00-00", config, "finished")
+    runs.mark_created(good)
+    bad = make_run(tmp_path, "2026-01-02_00-00-00", config, "finished")
+    runs.mark_created(bad)
+    (bad / name).unlink(missing_ok=True)
+    (bad / name).mkdir() if damage == "folder" else (bad / name).write_text(DAMAGED[damage])
+
+    def wanted(other: dict) -> bool:
+        return other["stage"]["name"] == "pretrain" and other["model"]["name"] == "mini"
+
+    newest = runs.newest_run(tmp_path, "default", wanted, finished=True, skip=trial.of_search)
+    assert newest == (bad if name.startswith("error") else good)
+    assert good in [run.folder for run in compare_runs.find(["default"], tmp_path)]
+    failures.cause(bad)
+    if damage != "foreign" or name != runs.CONFIG:  # CONFIG of a foreign kind is told by newest_run
+        assert any(str(bad / name) in message for message in caplog.messages) or (damage, name) == (
+            "folder",
+            runs.CONFIG,
+        )
+
+
+def test_an_odd_lock_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / runs.LOCK).mkdir()
+    assert not runs.is_live(tmp_path)
+    with pytest.raises(UserError, match=r"\.lock: Is a directory"):
+        runs.RunLock(tmp_path)
+
+
+def test_outputs_that_moved_are_the_same_settings() -> None:
+    def config(outputs: str, tokenizer: str) -> dict:
+        stage = {"name": "eval", "against": [f"{outputs}/a/run", "org/name"]}
+        return {"paths": {"outputs": outputs}, "tokenizer": {"path": tokenizer}, "stage": stage}
+
+    old = config("/old/outputs", "/old/outputs/default/tokenizer")
+    assert runs.config_identity(old) == runs.config_identity(config("new", "new/default/tokenizer"))
+    assert runs.config_identity(old) != runs.config_identity(config("new", "elsewhere/default/tokenizer"))
+    assert runs.config_identity(old) != runs.config_identity(config("/old/out", "/old/outputs/default/tokenizer"))
 
 
 def test_checkpoints_in_the_order_of_their_steps(tmp_path: Path) -> None:

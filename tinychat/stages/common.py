@@ -33,9 +33,12 @@ log = logging.getLogger("tinychat")
 
 
 def get_tokenizer(config: Config, context: Context) -> Any:
-    """The tokenizer of the checkpoint the stage starts from, else the configured one."""
+    """The tokenizer of the checkpoint the stage starts from; of one that a run from scratch goes on from; else the
+    configured one."""
     if start := context.parents["init_from"]:
         return load_saved_tokenizer(start)
+    if own := runs.resumable_checkpoints(context.run_dir):  # the trained folder may have gone meanwhile
+        return load_saved_tokenizer(str(own[-1]))
     return load_tokenizer(config.tokenizer, context.parents["tokenizer"])
 
 

@@ -142,7 +142,7 @@ class Ending:
     def _register(self, row: Row) -> str | None:
         """The version of the winner in the model registry; None where there is none to make."""
         name, folder = self._plan.settings.register, Path(row.run_dir)
-        result = runs.read_json(folder / runs.RESULT) or {}
+        result = runs.read_result(folder) or {}
         if self._parent is None or not name or not result.get("checkpoint"):
             return None
         tags = {"tinychat.study": self._plan.settings.study, "tinychat.trial": row.number}

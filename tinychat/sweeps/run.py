@@ -165,7 +165,7 @@ class Sweep:
         """How the trial ended, its objective, and what to keep with it."""
         if self._error is not None:
             return TrialState.FAIL, None, {"error": _line(self._error)[:LONGEST_ERROR]}
-        result = (runs.read_json(one.run_dir / runs.RESULT) if one.run_dir else None) or {}
+        result = (runs.read_result(one.run_dir) if one.run_dir else None) or {}
         metrics = result.get("metrics") or {}
         if self.plan.plain and result.get("objective") is not None:
             found = [result["objective"]]  # stages may differ from job to job

@@ -66,7 +66,7 @@ class Watch:
                 continue
             self._trial.report(value, percent)
             self._told.add(percent)
-            if self._trial.should_prune() and runs.read_json(self._folder / runs.RESULT) is None:
+            if self._trial.should_prune() and not (self._folder / runs.RESULT).exists():
                 why = f"{self._metric} {value:.4g} at {percent} % is no match for the other trials at that point"
                 trial.ask_to_stop(self._folder, why)
 

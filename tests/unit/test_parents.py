@@ -1,0 +1,59 @@
+"""What a run builds on, kept in its folder: found again after a move, and made anew where the file is gone."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tinychat import parents, runs
+from tinychat.run_files import Unreadable
+
+
+def moved_outputs(tmp_path: Path) -> tuple[Path, Path, Path]:
+    """The run folder, its tokenizer's folder, and a folder outside, after all outputs were moved."""
+    run, tokenizer = tmp_path / "old" / "default" / "pretrain" / "a", tmp_path / "old" / "default" / "tokenizer" / "b"
+    outside = tmp_path / "elsewhere"
+    for folder in (run, tokenizer, outside):
+        folder.mkdir(parents=True)
+    found = {"init_from": None, "tokenizer": str(tokenizer), "judge": str(outside), "against.0": "org/name"}
+    parents.write(run, found, tmp_path / "old")
+    assert parents.read(run) == found
+    lineage = {"run_dir": str(run), "parents": {"tokenizer": str(tokenizer), "judge": str(outside)}}
+    (run / runs.LINEAGE).write_text(json.dumps(lineage))
+    os.rename(tmp_path / "old", tmp_path / "new")
+    return tmp_path / "new" / run.relative_to(tmp_path / "old"), tmp_path / "new" / "default/tokenizer/b", outside
+
+
+def test_parents_below_the_outputs_move_with_them(tmp_path: Path) -> None:
+    run, tokenizer, outside = moved_outputs(tmp_path)
+    assert parents.read(run) == {
+        "init_from": None,
+        "tokenizer": str(tokenizer),
+        "judge": str(outside),
+        "against.0": "org/name",
+    }
+
+
+@pytest.mark.parametrize("damage", ["gone", "empty", '{"init_from": nu', "[]", '{"init_from": 3}', '{"tokenizer": {}}'])
+def test_lost_parents_come_from_the_lineage(damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run, tokenizer, outside = moved_outputs(tmp_path)
+    (run / parents.FILE).unlink()
+    if damage != "gone":
+        (run / parents.FILE).write_text("" if damage == "empty" else damage)
+        with pytest.raises(Unreadable, match=r"parents\.json: "):
+            parents.read(run)
+        assert parents.told(run) == {}
+
+    class Config:
+        class paths:
+            outputs = str(tmp_path / "new")
+
+    parents.keep(run, Config, [])  # type: ignore[arg-type]
+    assert parents.read(run) == {"init_from": None, "tokenizer": str(tokenizer), "judge": str(outside)}
+    assert "made anew from" in caplog.text and "lineage.json" in caplog.text
+    caplog.clear()
+    parents.keep(run, Config, [])  # type: ignore[arg-type]
+    assert not caplog.messages
