@@ -34,7 +34,7 @@ row: the row as it was, with its score. Rows are JSON lines, a JSON list or anot
   {"messages": [{"role": "user", "content": ...}, ...]}                -> "score" of the last message, the assistant's
   {"prompt": "How are you?", "chosen": "Fine.", "rejected": "No."}     -> "score_chosen", "score_rejected", "wins"
 
-`prompt` is a text or a list of messages."""
+`prompt` is a text or a list of messages; a column `system` or `history` (earlier turns) stands before it."""
 EPILOG = """examples:
   python -m tinychat.score CKPT replies.jsonl --out scored.jsonl
   python -m tinychat.score CKPT pairs.jsonl > scored.jsonl          the accuracy comes on standard error
@@ -110,27 +110,32 @@ def _kept_pipe() -> Path:
 
 def _row(place: str, content: Any) -> Row:
     """Raises UserError for a row that cannot be scored."""
-    from tinychat.data.chat_rows import BadRow, chat_row
+    from tinychat.data.chat_files import listed, opening
+    from tinychat.data.chat_rows import BadRow, as_columns, chat_row
     from tinychat.data.preference_rows import paired_row, preference_row
+    from tinychat.data.tables import Unreadable
 
-    if not isinstance(content, dict):
+    if not isinstance(content, (dict, Unreadable)):
         raise UserError(f'{place}: is no object with "prompt" and "response"')
     try:
+        begun = opening(as_columns(content, place), place)
         if "chosen" in content and "rejected" in content:
             if isinstance(content["chosen"], list):
-                pair = paired_row(content["chosen"], content["rejected"], place)
+                pair = paired_row(
+                    *([*begun, *listed(content[name], place, name)] for name in ("chosen", "rejected")), place
+                )
             else:
-                pair = preference_row(_prompt(content, place), content["chosen"], content["rejected"], place)
+                pair = preference_row([*begun, *_prompt(content, place)], content["chosen"], content["rejected"], place)
             return Row(place, content, pair.prompt, (pair.chosen, pair.rejected))
         if "messages" in content:
-            messages = chat_row(content["messages"], place).messages
+            messages = chat_row([*begun, *listed(content["messages"], place, "messages")], place).messages
         else:
             if "response" not in content:
                 raise BadRow(
                     place, f"has no 'response' (nor messages, nor chosen and rejected); it has {_keys(content)}"
                 )
             reply = {"role": "assistant", "content": content["response"]}
-            messages = chat_row([*_prompt(content, place), reply], place).messages
+            messages = chat_row([*begun, *_prompt(content, place), reply], place).messages
     except BadRow as bad:
         raise UserError(f"{place}: {bad.why}; mend or remove this row") from None
     return Row(place, content, messages[:-1], (messages[-1]["content"],))

@@ -129,6 +129,19 @@ def test_chunks_change_nothing(
     assert whole.n_cut == parts.n_cut == 3
 
 
+def test_a_reply_of_weight_0_is_read_and_not_learnt_from(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    whole = CHATS[2]
+    first, last = ([*whole[:1], {**whole[1], "weight": 0}, *whole[2:]], [*whole[:3], {**whole[3], "weight": 0}])
+    cache = chat_cache(source([whole, first, last]), tokenizer, 64, tmp_path, progress=False)
+    assert [cache.ids(i).tolist() for i in (1, 2)] == [cache.ids(0).tolist()] * 2
+    both, second, one = (cache.trained(i) for i in range(3))
+    assert tokenizer.decode(cache.ids(0)[one]).startswith(" Two.")
+    assert tokenizer.decode(cache.ids(0)[second]).startswith(" Four, five and six.")
+    assert (both == (one | second)).all()
+    assert not (one & second).any()
+    assert cache.row_trained[0] == cache.row_trained[1] + cache.row_trained[2]
+
+
 def test_cutting_is_counted_and_keeps_prompts(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     first, second, third = encode_chats(tokenizer, CHATS)
     # room for the second conversation whole, for the third's first turn, and for all but the end of the first

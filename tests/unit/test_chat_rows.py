@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -134,3 +135,76 @@ def test_layout_is_that_of_the_first_row_that_has_one() -> None:
     found = [row for _, row in read_chats(((f"f, line {n}", row) for n, row in enumerate(rows, 1)), None)]
     assert [type(row) for row in found] == [BadRow, ChatRow, BadRow, ChatRow]
     assert str(found[2]).startswith("f, line 3: no column 'prompt'; it has messages")
+
+
+def unused(row: dict[str, Any]) -> list[str]:
+    ((_, found),) = read_chats([("f, line 1", row)], None)
+    assert isinstance(found, ChatRow), found
+    return sorted(found.unused)
+
+
+def test_earlier_turns_in_a_column_of_their_own() -> None:
+    row = {"instruction": "More?", "input": "", "output": "Yes.", "system": "Be kind."}
+    more = [{"role": "user", "content": "More?"}, {"role": "assistant", "content": "Yes."}]
+    for history in ([["Hello", "Hi"]], json.dumps([["Hello", "Hi"]]), [U, A]):
+        assert taken({**row, "history": history}) == [S, U, A, *more]
+    assert taken({"messages": more, "history": [["Hello", "Hi"]]}) == [U, A, *more]
+    for nothing in ([], None, "", "[]"):
+        assert taken({**row, "history": nothing}) == [S, *more]
+    for wrong in ("Hello", {"turn": 1}, [["Hello"]], [U, ["Hello", "Hi"]]):
+        assert bad({**row, "history": wrong}).startswith("history is ")
+    assert "empty user message (message 2)" in bad({**row, "history": [["", "Hi"]]})
+
+
+def test_columns_by_other_names_are_used() -> None:
+    assert taken({"system_prompt": "Be kind.", "prompt": "Hello", "response": "Hi"}) == [S, U, A]
+    want = [{**U, "input": "x"}, A]
+    assert taken({"prompt": "Hello", "input": "x", "response": "Hi"}) == want
+    assert taken({"instruction": "Hello", "input": "x", "response": "Hi"}) == want
+    assert taken({"instruction": "Hello", "context": "x", "output": "Hi"}) == want
+    assert taken({"prompt": [S, U], "completion": [A]}) == [S, U, A]  # TRL's
+    assert taken({"prompt": [U], "completion": "Hi"}) == [U, A]
+    assert taken({"messages": {"role": ["user", "assistant"], "content": ["Hello", "Hi"]}}) == [U, A]
+    assert "differ in length" in bad({"messages": {"role": ["user"], "content": ["Hello", "Hi"]}})
+
+
+def test_a_column_that_the_first_row_lacks_is_used_in_later_ones() -> None:
+    rows = [{"instruction": "Hello", "output": "Hi"}, {"instruction": "Hello", "output": "Hi", "input": "x"}]
+    found = [row for _, row in read_chats((("p", row) for row in rows), None)]
+    assert [row.messages[0].get("input") for row in found if isinstance(row, ChatRow)] == [None, "x"]
+
+
+def test_what_is_not_used_is_named() -> None:
+    row = {"prompt": "Hello", "response": "Hi"}
+    assert unused({**row, "system": "Be kind.", "history": [["a", "b"]], "input": "x"}) == []
+    assert unused({**row, "notes": "n", "images": ["a.png"], "id": 0, "url": None, "tags": [], "more": " "}) == [
+        "id",
+        "images",
+        "notes",
+    ]
+    assert unused({"question": "a", "context": "b", "answer": "c"}) == ["context"]
+    assert unused({"instruction": "a", "input": "b", "context": "c", "output": "d"}) == ["context"]
+    assert unused({"prompt": "a", "messages": [{**U, "name": "Ann"}, {**A, "tool_calls": [{"id": 1}]}]}) == [
+        "name of messages",
+        "prompt",
+        "tool_calls of messages",
+    ]
+
+
+def test_weights_of_messages() -> None:
+    def row(*weights: Any, key: str = "weight") -> ChatRow:
+        messages = [{**message, key: weight} for message, weight in zip([U, A, U, A], weights, strict=True)]
+        ((_, found),) = read_chats([("f, line 1", {"messages": messages})], None)
+        if isinstance(found, BadRow):
+            raise found
+        return found
+
+    assert row(None, 1, None, 1).untrained == row(0, 1.0, 0, True).untrained == ()
+    assert row(None, 0, None, 1).untrained == (1,)
+    for key in ("train", "loss"):
+        assert row(False, True, False, False, key=key).untrained == (3,)
+    assert row(1, 1, None, 1).unused == ("weight of the user's messages",)
+    with pytest.raises(BadRow, match=r"weight of message 4 is 0\.5, neither 0 \(not learnt from\) nor 1"):
+        row(None, 0, None, 0.5)
+    with pytest.raises(BadRow, match="no reply is learnt from"):
+        row(None, 0, None, 0)

@@ -149,6 +149,51 @@ def test_own_layouts(row: dict[str, Any]) -> None:
     assert taken(row) == PreferenceRow([U], "Hi", "No", "f, line 7")
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"system": "Be kind.", "prompt": "Hello", "chosen": "Hi", "rejected": "No"},
+        {"system": "Be kind.", "question": "Hello", "chosen": "Hi", "rejected": "No"},
+        {"system_prompt": "Be kind.", "chosen": [U, A], "rejected": [U, NO]},
+        {"system": "Be kind.", "prompt": "Hello", "chosen": [U, A], "rejected": [U, NO]},
+        {
+            "system": "Be kind.",
+            "chosen": "\n\nHuman: Hello\n\nAssistant: Hi",
+            "rejected": "Human: Hello\n\nAssistant: No",
+        },
+        # LLaMA-Factory's
+        {
+            "conversations": [{"from": "system", "value": "Be kind."}, {"from": "human", "value": "Hello"}],
+            "chosen": {"from": "gpt", "value": "Hi"},
+            "rejected": {"from": "gpt", "value": "No"},
+        },
+    ],
+)
+def test_what_stands_before_the_prompt_is_used(row: dict[str, Any]) -> None:
+    found = taken(row)
+    assert found == PreferenceRow([S, U], "Hi", "No", "f, line 7")
+    assert set(found.unused) <= {"prompt"}  # beside whole conversations
+
+
+def test_earlier_turns_and_second_fields_are_used() -> None:
+    row = {"prompt": "More?", "chosen": "Hi", "rejected": "No", "history": [["Hello", "Hi"]], "input": "x"}
+    assert taken(row).prompt == [U, A, {"role": "user", "content": "More?", "input": "x"}]
+    assert taken({**PKU, "system": "Be kind."}, Source.pku_saferlhf).prompt == [S, U]
+    assert taken({"system": "Be kind.", "chosen": [U, A], "rejected": [U, NO]}, Source.minimind_dpo).prompt == [S, U]
+    assert (
+        taken({"system": "Be kind.", "chosen": f"{DIALOGUE} a", "rejected": f"{DIALOGUE} b"}, Source.hh_rlhf).prompt[0]
+        == S
+    )
+
+
+def test_what_is_not_used_of_a_preference_is_named() -> None:
+    row = {"prompt": "Hello", "chosen": "Hi", "rejected": "No", "margin": 2.0, "id": None}
+    assert taken(row).unused == ("margin",)
+    assert taken({**PKU, "prompt_source": "x"}, Source.pku_saferlhf).unused == ("prompt_source",)
+    named = {"chosen": [U, {**A, "name": "x"}], "rejected": [U, {**NO, "tool_calls": [1]}]}
+    assert set(taken(named).unused) == {"name of messages", "tool_calls of messages"}
+
+
 def test_own_labels() -> None:
     row = {"prompt": "Hello", "chosen": "Hi", "rejected": "No", "category": " drugs ", "harmful": "true"}
     found = taken({**row, "chosen_safe": 1, "rejected_safe": False})

@@ -52,12 +52,30 @@ ROWS = [
         PromptRow([{"role": "system", "content": "Be kind."}, *USER], "p"),
     ),
     ({"instruction": "Why?", "input": "x"}, PromptRow([{**USER[0], "input": "x"}], "p")),
+    ({"prompt": "Why?", "input": "x"}, PromptRow([{**USER[0], "input": "x"}], "p")),
+    (
+        {"question": "Why?", "system_prompt": "Be kind.", "history": [["Hello", "Hi"]]},
+        PromptRow(
+            [
+                {"role": "system", "content": "Be kind."},
+                {"role": "user", "content": "Hello"},
+                {"role": "assistant", "content": "Hi"},
+                *USER,
+            ],
+            "p",
+        ),
+    ),
 ]
 
 
 @pytest.mark.parametrize(("row", "expected"), ROWS)
 def test_what_a_row_gives(row: Any, expected: PromptRow) -> None:
     assert prompt_row(row, "p") == expected
+
+
+def test_what_is_not_used_of_a_prompt_is_named() -> None:
+    assert prompt_row({"prompt": "Why?", "response": "So.", "id": 3, "context": ""}, "p").unused == ("response", "id")
+    assert prompt_row({"prompt": "Why?", "category": "a", "harmful": True}, "p").unused == ()
 
 
 BAD = [

@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -116,12 +116,36 @@ def fit(encoded: EncodedChat, length: int) -> int:
     """
     if len(encoded.ids) <= length:
         return len(encoded.ids)
-    trained = np.concatenate([[False], encoded.trained, [False]])
-    starts, ends = np.flatnonzero(np.diff(trained.astype(np.int8))).reshape(-1, 2).T  # [start, end) of each reply
+    starts, ends = _reply_spans(encoded.trained)
     whole = ends[ends <= length]
     if len(whole):
         return int(whole[-1])
     return length if starts[0] < length else 0
+
+
+def without_untrained(row: ChatRow, encoded: EncodedChat) -> EncodedChat:
+    """The conversation without the targets of replies that are context alone. Raises UserError where the template's
+    targets do not tell the replies apart."""
+    if not row.untrained:
+        return encoded
+    replies = [index for index, message in enumerate(row.messages) if message["role"] == "assistant"]
+    starts, ends = _reply_spans(encoded.trained)
+    if len(starts) != len(replies):
+        raise UserError(
+            f"{row.place}: replies {len(replies)}, of which some have weight 0, but the template's targets are "
+            f"{len(starts)} stretches; use template=instruct or chatml"
+        )
+    trained = encoded.trained.copy()
+    for start, end, index in zip(starts, ends, replies, strict=True):
+        if index in row.untrained:
+            trained[start:end] = False
+    return replace(encoded, trained=trained)
+
+
+def _reply_spans(trained: np.ndarray) -> np.ndarray:
+    """(2, replies): where each stretch of targets starts, and where it ends."""
+    edges = np.diff(np.concatenate([[False], trained, [False]]).astype(np.int8))
+    return np.flatnonzero(edges).reshape(-1, 2).T
 
 
 def _load(folder: Path, meta: dict[str, Any]) -> ChatCache:
@@ -153,6 +177,7 @@ def _write(
         for chunk in _chunks(source.rows()):
             kept = []
             for row, encoded in zip(chunk, _encode(tokenizer, chunk), strict=True):
+                encoded = without_untrained(row, encoded)
                 if n := _fitting(source, row, encoded, length):
                     kept.append((encoded.ids[:n], encoded.trained[:n]))
                     n_cut += bool(encoded.trained[n:].any())

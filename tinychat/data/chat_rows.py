@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from tinychat.data.tables import not_text, short
+from tinychat.data.tables import UNREAD, Unreadable, not_text, short
 from tinychat.errors import UserError
 
 # {"role": "system" | "user" | "assistant", "content": str}; a user message may have "input": str beside them
@@ -22,6 +22,10 @@ ROLES = {
     "chatgpt": "assistant",
     "bot": "assistant",
 }
+# Keys that say whether a message is learnt from (OpenAI's weight, Axolotl's train, SWIFT's loss), and their values.
+WEIGHTS = ("weight", "train", "training", "loss")
+WEIGHT = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
+READ_KEYS = ("role", "content", "input", *WEIGHTS)  # of a message
 ORDER = "a conversation goes [system,] user, assistant, user, assistant, ..."
 
 
@@ -33,6 +37,52 @@ class BadRow(UserError):
         self.place, self.why = place, why
 
 
+class Columns(dict[str, Any]):
+    """A row that remembers which of its columns were asked for, so that the others can be told of."""
+
+    def __init__(self, row: dict[str, Any], place: str) -> None:
+        super().__init__(row)
+        self._place = place
+        self._asked: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        """Raises BadRow for a value that is Unreadable."""
+        self._asked.add(name)
+        value = super().__getitem__(name)
+        if isinstance(value, Unreadable):
+            raise BadRow(self._place, f"{name} {value.why}")
+        return value
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """As [name]."""
+        return self[name] if name in self else default
+
+    def unused(self) -> tuple[str, ...]:
+        """Names of the columns with a value that nobody asked for."""
+        return tuple(str(name) for name, value in self.items() if name not in self._asked and not is_empty(value))
+
+    def names(self) -> str:
+        """For a message: which columns there are."""
+        shown = list(map(str, self))
+        return ", ".join(shown[:8]) + (", ..." if len(shown) > 8 else "") or "none"
+
+
+def as_columns(row: Any, place: str) -> Columns:
+    """A row as read_rows gives it, by column. Raises BadRow for one that is none."""
+    if isinstance(row, Unreadable):
+        raise BadRow(place, row.why)
+    if not isinstance(row, dict):
+        raise BadRow(place, f"{short(row)} is not an object")
+    return Columns(row, place)
+
+
+def is_empty(value: Any) -> bool:
+    """Whether nothing is said: null, a blank text, an empty list."""
+    if value is UNREAD:
+        return False
+    return value is None or (isinstance(value, str) and not value.strip()) or (isinstance(value, list) and not value)
+
+
 @dataclass(frozen=True)
 class ChatRow:
     """One conversation."""
@@ -41,6 +91,8 @@ class ChatRow:
     place: str  # names the row in messages: "FILE, line 7", "tinyworld train 12"
     family: str = ""  # of the task; "": unknown
     answer: str = ""  # how the last reply is checked: exact | number | word | yes_no | list; "": it cannot be
+    untrained: tuple[int, ...] = ()  # indices in `messages` of replies that are context alone
+    unused: tuple[str, ...] = field(default=(), compare=False)  # columns, and keys of messages, that were left out
 
     def key(self) -> str:
         """The first user message and its input: rows with the same prompt belong on the same side of a
@@ -60,22 +112,44 @@ def prompt_key(messages: list[Message]) -> str:
 def chat_row(messages: Iterable[Any], place: str, family: str = "", answer: str = "") -> ChatRow:
     """The row of `messages`, each a dict with role, content and perhaps input, roles by any name in ROLES.
 
-    A blank system message is left out; contents stay as they stand. Raises BadRow for what is no
-    conversation: an unknown role or one out of order, a content that is blank or not a string, an end without
-    a reply.
+    A blank system message is left out; contents stay as they stand. A reply with one of WEIGHTS at 0 or false is
+    read but not learnt from. Raises BadRow for what is no conversation: an unknown role or one out of order, a
+    content that is blank or not a string, an end without a reply.
     """
     checked: list[Message] = []
+    untrained: list[int] = []
+    unused: dict[str, None] = {}
     for number, message in enumerate(messages, start=1):
         one = _message(message, number, place)
         if one["role"] == "system" and number == 1 and not one["content"].strip():
             continue
         _check_order(checked, one, number, place)
+        trained = _is_trained(message, number, place)
+        if one["role"] == "assistant" and trained is False:
+            untrained.append(len(checked))
+        elif one["role"] != "assistant" and trained:
+            unused[f"weight of the {one['role']}'s messages"] = None
+        for key, value in message.items():
+            if key not in READ_KEYS and not is_empty(value):
+                unused[f"{key} of messages"] = None
         checked.append(one)
     if not any(message["role"] == "assistant" for message in checked):
         raise BadRow(place, "no message of the assistant" if checked else "no messages")
     if checked[-1]["role"] == "user":
         raise BadRow(place, f"message {len(checked)}, the last, is the user's: it has no reply")
-    return ChatRow(checked, place, family, answer)
+    return ChatRow(checked, place, family, answer, tuple(untrained), tuple(unused))
+
+
+def _is_trained(message: Any, number: int, place: str) -> bool | None:
+    """What the first of WEIGHTS that a message has says; None where it has none."""
+    for key in WEIGHTS:
+        value = message.get(key)
+        if value is not None:
+            found = WEIGHT.get(str(value).lower())
+            if found is None:
+                raise BadRow(place, f"{key} of message {number} is {short(value)}, neither 0 (not learnt from) nor 1")
+            return found
+    return None
 
 
 def _message(message: Any, number: int, place: str) -> Message:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from tinychat.data import preference_sources
-from tinychat.data.chat_files import ALPACA, MINIMIND, Layout, read_chats
+from tinychat.data.chat_files import ALPACA, MINIMIND, READ, Layout, read_chats
 from tinychat.data.chat_rows import BadRow, ChatRow
 from tinychat.data.chosen_replies import chosen_replies
 from tinychat.data.filehash import hash_file
@@ -138,7 +138,7 @@ def _from_files(config: DataConfig, found: SplitFiles) -> Found[ChatRow]:
     def read() -> Iterator[ChatRow | BadRow]:
         for path in tables.taken:
             with readable(path):
-                placed = ((f"{path}, {place}", row) for place, row in read_rows(path, Meter()))
+                placed = ((f"{path}, {place}", row) for place, row in read_rows(path, Meter(), READ))
                 for used, row in read_chats(placed, layout):
                     if used and used not in told:
                         log.info("%s: %s (%s)", config.name, used.describe(), path)

@@ -57,4 +57,4 @@ def chosen_replies(
 
 
 def _chosen(row: PreferenceRow) -> ChatRow:
-    return ChatRow(row.conversations()[0], row.place)
+    return ChatRow(row.conversations()[0], row.place, unused=row.unused)

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tinychat.data.chat_rows import BadRow, as_columns
 from tinychat.data.files import format_of
 from tinychat.data.lines import Line, read_lines
-from tinychat.data.tables import Meter, not_text, read_rows, short
-from tinychat.errors import UserError
+from tinychat.data.tables import UNREAD, Meter, Unreadable, not_text, read_rows, short
 
 SEPARATOR = "<|endoftext|>"  # on a line of its own in a .txt file, as in TinyStories' dumps
 LOOK_AHEAD = 1 << 24  # characters of a .txt file searched for the first separator
@@ -18,23 +18,31 @@ WHOLE_FILE = 1 << 16  # characters: a .txt file without separators is one docume
 PIECE = 1 << 13  # characters: a longer one is cut at the first blank line after so many
 
 
-def read_documents(path: Path, text_column: str, meter: Meter | None = None) -> Iterator[str]:
-    """The documents of one file, in its order; blank ones are counted in `meter` and left out.
+def read_documents(path: Path, text_column: str, meter: Meter | None = None, skip: bool = False) -> Iterator[str]:
+    """The documents of one file, in its order; blank ones are counted in `meter` and left out, as are with
+    `skip` rows that cannot be used.
 
     - txt: the stretches between lines that hold nothing but `<|endoftext|>`. Without such a line the file is
       one document if it has up to 65,536 characters, else running text, cut at the first blank line after
       every 8,192 characters. Line ends become `\\n`, and those around a document are dropped.
     - jsonl, json, csv, tsv, parquet: as read_rows does; the document is what `text_column` holds, as it stands.
 
-    Raises UserError, naming file and line or row, for broken UTF-8, a compressed file cut short, what is not
-    valid JSON, CSV or Parquet, a missing column (with those that are there) and a text that is not a string.
+    Raises UserError, naming file and line or row, for what read_rows does, and without `skip` for a row that
+    is Unreadable or lacks the column (with those that are there), and a text that is not a string.
     """
     meter = meter or Meter()
     if format_of(path) == "txt":
         yield from _txt(path, meter)
         return
-    for place, row in read_rows(path, meter, text_column):
-        text = _text_of(path, place, row, text_column)
+    for place, row in read_rows(path, meter, (text_column,)):
+        try:
+            text = _text_of(f"{path}, {place}", row, text_column, meter)
+        except BadRow as bad:
+            if not skip:
+                raise
+            meter.bad += 1
+            meter.first_bad = meter.first_bad or f"{bad.place}: {bad.why}"
+            continue
         if text.isspace() or not text:
             meter.skipped += 1
             meter.first_skipped = meter.first_skipped or f"{path}, {place}"
@@ -42,21 +50,19 @@ def read_documents(path: Path, text_column: str, meter: Meter | None = None) -> 
             yield text
 
 
-def _text_of(path: Path, place: str, row: Any, column: str) -> str:
-    if not isinstance(row, dict):
-        raise UserError(f'{path}, {place}: {short(row)} is not an object such as {{"{column}": "..."}}')
-    if column not in row:
-        raise no_column(path, place, column, list(row))
-    text = row[column]
+def _text_of(place: str, row: Any, column: str, meter: Meter) -> str:
+    if not isinstance(row, (dict, Unreadable)):
+        raise BadRow(place, f'{short(row)} is not an object such as {{"{column}": "..."}}')
+    columns = as_columns(row, place)
+    if column not in columns:
+        texts = [name for name, value in columns.items() if isinstance(value, str) or value is UNREAD]
+        works = f"; choose one with data.text_column={texts[0]}" if texts else ""
+        raise BadRow(place, f"no column {column!r} (data.text_column); it has {columns.names()}{works}")
+    text = columns[column]
     if wrong := not_text(text):
-        raise UserError(f"{path}, {place}: {column} {wrong}; mend or remove this row")
+        raise BadRow(place, f"{column} {wrong}")
+    meter.unused.update(columns.unused())
     return text
-
-
-def no_column(path: Path, place: str, column: str, has: list[Any]) -> UserError:
-    names = ", ".join(map(str, has[:8])) + (", ..." if len(has) > 8 else "")
-    works = f"; choose one with data.text_column={has[0]}" if has else ""
-    return UserError(f"{path}, {place}: no column {column!r} (data.text_column); it has {names or 'none'}{works}")
 
 
 def _txt(path: Path, meter: Meter) -> Iterator[str]:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
-from tinychat.data.chat_rows import BadRow, Message
+from tinychat.data.chat_files import READ, as_list, listed, only_reply, opening, prompt_column, prompt_messages
+from tinychat.data.chat_rows import BadRow, Columns, Message, as_columns
 from tinychat.data.preference_rows import Labels, PreferenceRow, paired_row, preference_row
 from tinychat.data.tables import short
 from tinychat.schema import Preference, Source
 
-Row = dict[str, Any]
-Reader = Callable[[Row, str], PreferenceRow]  # a row and its place; raises BadRow
+Reader = Callable[[Columns, str], PreferenceRow]  # a row and its place; raises BadRow
 # Which of PKU-SafeRLHF's columns says which reply is preferred, and what it means.
 PREFERRED = {
     Preference.safer: ("safer_response_id", "the safer reply"),
@@ -22,6 +22,13 @@ PREFERRED = {
 # A turn of HH's transcripts. Some texts speak of "Human:" within a line, which begins no turn.
 TURN = re.compile(r"\n\n(Human|Assistant):")
 TURN_ROLES = {"Human": "user", "Assistant": "assistant"}
+LABELS = ("category", "harmful", "chosen_safe", "rejected_safe")
+# All that is asked for in rows of preferences.
+COLUMNS = READ.union(
+    ("chosen", "rejected", *LABELS, *(column for column, _ in PREFERRED.values())),
+    (f"response_{side}{end}" for side in (0, 1) for end in ("", "_severity_level", "_harm_category")),
+    (f"is_response_{side}_safe" for side in (0, 1)),
+)
 TRUTH = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
 OWN_COLUMNS = (
     "prompt (a text or messages), chosen and rejected; or chosen and rejected alone, each a list of messages or a "
@@ -40,14 +47,15 @@ def read_preferences(rows: Iterable[tuple[str, Any]], read: Reader) -> Iterator[
     """Each row's preference, or why it has none."""
     for place, row in rows:
         try:
-            if not isinstance(row, dict):
-                raise BadRow(place, f"{short(row)} is not an object")
-            yield read(row, place)
+            columns = as_columns(row, place)
+            found = read(columns, place)
+            unused = columns.unused()
+            yield replace(found, unused=(*unused, *found.unused)) if unused else found
         except BadRow as bad:
             yield bad
 
 
-def pku_row(row: Row, place: str, preference: Preference) -> PreferenceRow:
+def pku_row(row: Columns, place: str, preference: Preference) -> PreferenceRow:
     """PKU-SafeRLHF: prompt, response_0 and _1, which of them is safer and which better, whether each is safe;
     in newer revisions also each one's kinds of harm and their severity.
 
@@ -56,6 +64,8 @@ def pku_row(row: Row, place: str, preference: Preference) -> PreferenceRow:
     """
     _need(row, ("prompt", "response_0", "response_1"), place)
     column, meaning = PREFERRED[preference]
+    for other, _ in PREFERRED.values():
+        row.get(other)  # which of them is not used is the user's choice, and need not be told
     if column not in row:
         others = [other for other, (name, _) in PREFERRED.items() if name in row]
         instead = f"; it has {PREFERRED[others[0]][0]}: data.preference={others[0].value}" if others else ""
@@ -70,45 +80,57 @@ def pku_row(row: Row, place: str, preference: Preference) -> PreferenceRow:
     severity = [_severity(row, f"response_{side}_severity_level", place) for side in order]
     harms = [_first_harm(row.get(f"response_{side}_harm_category")) for side in order]
     labels = Labels(harms[1] or harms[0], None, *safe, *severity)
-    prompt = [{"role": "user", "content": row["prompt"]}]
+    prompt = prompt_messages(row, place)
     return preference_row(prompt, row[f"response_{first}"], row[f"response_{1 - first}"], place, labels)
 
 
-def hh_row(row: Row, place: str) -> PreferenceRow:
+def hh_row(row: Columns, place: str) -> PreferenceRow:
     """HH: two transcripts of "\\n\\nHuman: ... \\n\\nAssistant: ..." turns that share all but the last."""
     _need(row, ("chosen", "rejected"), place)
     chosen, rejected = (transcript(row[name], name, place) for name in ("chosen", "rejected"))
-    return paired_row(chosen, rejected, place, _labels(row, place))
+    return _paired(row, chosen, rejected, place)
 
 
-def minimind_row(row: Row, place: str) -> PreferenceRow:
+def minimind_row(row: Columns, place: str) -> PreferenceRow:
     """MiniMind: two lists of messages that share all but the last."""
     _need(row, ("chosen", "rejected"), place)
     chosen, rejected = (_messages(row[name], name, place) for name in ("chosen", "rejected"))
-    return paired_row(chosen, rejected, place, _labels(row, place))
+    return _paired(row, chosen, rejected, place)
 
 
-def own_row(row: Row, place: str) -> PreferenceRow:
-    """OWN_COLUMNS, and where there are any the columns category, harmful, chosen_safe and rejected_safe.
+def own_row(row: Columns, place: str) -> PreferenceRow:
+    """OWN_COLUMNS, and where there are any LABELS. The prompt may stand in any column that prompts alone may.
 
-    Lists of messages beside a prompt may be replies alone ([assistant]) or whole conversations.
+    Messages beside a prompt may be replies alone ([assistant], or the message itself) or whole conversations.
     """
     if "chosen" not in row or "rejected" not in row:
-        raise BadRow(place, f"no preference in the columns {_has(row)}; known are {OWN_COLUMNS}")
-    chosen, rejected = (_if_list(row[name]) for name in ("chosen", "rejected"))
-    labels = _labels(row, place)
+        raise BadRow(place, f"no preference in the columns {row.names()}; known are {OWN_COLUMNS}")
+    chosen, rejected = (_side(row[name], name, place) for name in ("chosen", "rejected"))
+    has_prompt = prompt_column(row) is not None
     if isinstance(chosen, list) and isinstance(rejected, list):
-        replies = _only_reply(chosen), _only_reply(rejected)
-        if "prompt" not in row or None in replies:
-            return paired_row(chosen, rejected, place, labels)
+        replies = only_reply(chosen), only_reply(rejected)
+        if not has_prompt or None in replies:
+            return _paired(row, chosen, rejected, place)
         chosen, rejected = replies
-    if "prompt" in row:
-        prompt = _if_list(row["prompt"])
-        messages = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
-        return preference_row(messages, chosen, rejected, place, labels)
+    if has_prompt:
+        return preference_row(prompt_messages(row, place), chosen, rejected, place, _labels(row, place))
     if isinstance(chosen, str) and TURN.match(_begun(chosen)):
         return hh_row(row, place)
-    raise BadRow(place, f"no column 'prompt'; it has {_has(row)}; known are {OWN_COLUMNS}")
+    raise BadRow(place, f"no column 'prompt'; it has {row.names()}; known are {OWN_COLUMNS}")
+
+
+def _side(value: Any, name: str, place: str) -> Any:
+    """A reply: messages as a list (one message: a list of it), anything else as it is."""
+    value = as_list(value)
+    if isinstance(value, dict) and not all(isinstance(column, list) for column in value.values()):
+        value = [value]
+    return listed(value, place, name) if isinstance(value, (list, dict)) else value
+
+
+def _paired(row: Columns, chosen: list[Any], rejected: list[Any], place: str) -> PreferenceRow:
+    """The row of two whole conversations, after what `opening` finds beside them."""
+    begun = opening(row, place)
+    return paired_row([*begun, *chosen], [*begun, *rejected], place, _labels(row, place))
 
 
 def transcript(text: Any, name: str, place: str) -> list[Message]:
@@ -127,17 +149,17 @@ def _begun(text: str) -> str:
     return f"\n\n{text.lstrip()}"
 
 
-def _labels(row: Row, place: str) -> Labels:
+def _labels(row: Columns, place: str) -> Labels:
     category = row.get("category") or ""
     if not isinstance(category, str):
         raise BadRow(place, f"category is {short(category)}, not a string")
     return Labels(
         category.strip(),
-        *(truth(row, name, place, needed=False) for name in ("harmful", "chosen_safe", "rejected_safe")),
+        *(truth(row, name, place, needed=False) for name in LABELS[1:]),
     )
 
 
-def truth(row: Row, column: str, place: str, needed: bool) -> bool | None:
+def truth(row: Columns, column: str, place: str, needed: bool) -> bool | None:
     """True or false, also as text or number; None where the row lacks the column or (not needed) a value."""
     value = row.get(column)
     if column not in row or (not needed and value in (None, "")):
@@ -148,7 +170,7 @@ def truth(row: Row, column: str, place: str, needed: bool) -> bool | None:
     return found
 
 
-def _severity(row: Row, column: str, place: str) -> int | None:
+def _severity(row: Columns, column: str, place: str) -> int | None:
     value = row.get(column)
     if value is None:
         return None
@@ -162,34 +184,13 @@ def _first_harm(marks: Any) -> str:
 
 
 def _messages(value: Any, name: str, place: str) -> list[Any]:
-    value = _if_list(value)
-    if not isinstance(value, list):
+    value = as_list(value)
+    if not isinstance(value, (list, dict)):
         raise BadRow(place, f"{name} is {short(value)}, not a list of messages")
-    return value
+    return listed(value, place, name)
 
 
-def _if_list(value: Any) -> Any:
-    """A list also out of its JSON, as a csv file has it."""
-    if isinstance(value, str) and value.lstrip().startswith("[{"):
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-    return value
-
-
-def _only_reply(side: list[Any]) -> Any:
-    """The text of a side that is one message of the assistant; None for another."""
-    is_reply = len(side) == 1 and isinstance(side[0], dict) and side[0].get("role") == "assistant"
-    return side[0].get("content") if is_reply else None
-
-
-def _need(row: Row, columns: tuple[str, ...], place: str) -> None:
+def _need(row: Columns, columns: tuple[str, ...], place: str) -> None:
     for column in columns:
         if column not in row:
-            raise BadRow(place, f"no column {column!r}; it has {_has(row)}")
-
-
-def _has(row: Row) -> str:
-    names = list(map(str, row))
-    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or "none"
+            raise BadRow(place, f"no column {column!r}; it has {row.names()}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tinychat.data.chat_rows import BadRow, Message, chat_row, prompt_key
@@ -39,6 +39,7 @@ class PreferenceRow:
     chosen_severity: int | None = None
     rejected_severity: int | None = None
     request: Any = None
+    unused: tuple[str, ...] = field(default=(), compare=False)  # columns, and keys of messages, that were left out
 
     def key(self) -> str:
         """The first user message and its input: rows with the same one belong on the same side of every
@@ -71,18 +72,21 @@ def preference_row(
     if chosen.strip() == rejected.strip():
         raise BadRow(place, "chosen and rejected are the same text")
     whole = chat_row([*prompt, {"role": "assistant", "content": chosen}], place)
-    return PreferenceRow(whole.messages[:-1], chosen, rejected, place, **vars(labels or Labels()))
+    return PreferenceRow(whole.messages[:-1], chosen, rejected, place, **vars(labels or Labels()), unused=whole.unused)
 
 
 def paired_row(chosen: list[Any], rejected: list[Any], place: str, labels: Labels | None = None) -> PreferenceRow:
     """The row of two whole conversations that differ in their last message, the assistant's. Raises BadRow,
     also where they part before that."""
-    sides = []
+    sides: list[list[Message]] = []
+    unused: dict[str, None] = {}
     for name, messages in (("chosen", chosen), ("rejected", rejected)):
         try:
-            sides.append(chat_row(messages, place).messages)
+            whole = chat_row(messages, place)
         except BadRow as bad:
             raise BadRow(place, f"{name}: {bad.why}") from None
+        sides.append(whole.messages)
+        unused |= dict.fromkeys(whole.unused)
     if sides[0][:-1] != sides[1][:-1]:
         common = zip(sides[0][:-1], sides[1][:-1], strict=False)
         shorter = min(map(len, sides))
@@ -92,4 +96,5 @@ def paired_row(chosen: list[Any], rejected: list[Any], place: str, labels: Label
             f"chosen and rejected must share all but their last message, and part at message {number} "
             f"(of {len(sides[0])} and {len(sides[1])})",
         )
-    return preference_row(sides[0][:-1], sides[0][-1]["content"], sides[1][-1]["content"], place, labels)
+    row = preference_row(sides[0][:-1], sides[0][-1]["content"], sides[1][-1]["content"], place, labels)
+    return replace(row, unused=tuple(unused)) if unused else row

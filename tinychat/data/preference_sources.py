@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 from tinychat.data.chat_rows import BadRow
 from tinychat.data.filehash import hash_file
 from tinychat.data.hub_rows import HubRows
-from tinychat.data.preference_files import read_preferences, reader
+from tinychat.data.preference_files import COLUMNS, read_preferences, reader
 from tinychat.data.preference_rows import Labels, PreferenceRow, preference_row
 from tinychat.data.row_sources import Found, RowSource, generated_rows, hashed, max_rows, no_path, tables_of
 from tinychat.data.sources import tinyworld_code
@@ -129,7 +129,7 @@ def _from_files(config: DataConfig, split: Split, found: SplitFiles) -> Found[Pr
     def read() -> Iterator[PreferenceRow | BadRow]:
         for path in found.taken:
             with readable(path):
-                placed = ((f"{path}, {place}", row) for place, row in read_rows(path, Meter()))
+                placed = ((f"{path}, {place}", row) for place, row in read_rows(path, Meter(), COLUMNS))
                 yield from read_preferences(placed, reader(source, config.preference))
 
     def identify(memo_dir: Path | None) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from tinychat.data import files
-from tinychat.data.chat_files import LISTS, listed
-from tinychat.data.chat_rows import ROLES, BadRow, Message, chat_row, prompt_key
+from tinychat.data.chat_files import READ, prompt_column, prompt_messages
+from tinychat.data.chat_rows import ROLES, BadRow, Columns, Message, as_columns, chat_row, prompt_key
 from tinychat.data.lines import read_lines
 from tinychat.data.preference_files import truth
 from tinychat.data.row_sources import Found, RowSource, max_rows, no_path
@@ -18,8 +18,7 @@ from tinychat.data.splits import Split, readable, split_files
 from tinychat.data.tables import Meter, read_rows, short
 from tinychat.schema import DataConfig
 
-TEXTS = ("prompt", "question", "instruction", "query")  # columns that a prompt may stand in
-KNOWN = f"{', '.join(TEXTS)} or {', '.join(LISTS)}"
+COLUMNS = READ | {"category", "harmful", "reference", "answer"}  # all that is asked for in rows of prompts
 ANSWERS = ("exact", "word", "number", "yes_no", "list")  # how a reply can be checked (tinychat.evaluation.answers)
 
 
@@ -35,6 +34,7 @@ class PromptRow:
     answer: str = ""  # how a reply is checked against `reference`, as ChatRow.answer; "": it cannot be
     reference: str = ""  # the conversation's own last reply
     request: Any = None  # of tinyworld: what its oracle needs to score any reply
+    unused: tuple[str, ...] = field(default=(), compare=False)  # columns, and keys of messages, that were left out
 
     def key(self) -> str:
         """As ChatRow.key."""
@@ -66,48 +66,32 @@ def prompt_files(config: DataConfig, split: Split) -> PromptFiles:
 
 
 def prompt_row(row: Any, place: str) -> PromptRow:
-    """The prompt of one row: a text, or an object with one of TEXTS or LISTS.
+    """The prompt of one row: a text, or an object as prompt_messages reads it.
 
     A conversation that ends with the assistant gives its last reply as the reference. Columns that may be there
-    too: system; input (beside instruction); category; harmful; `reference`, the right reply; `answer`, how a
-    reply is checked against it (one of ANSWERS), or without a reference the right reply itself. Raises BadRow.
+    too: category; harmful; `reference`, the right reply; `answer`, how a reply is checked against it (one of
+    ANSWERS), or without a reference the right reply itself. Raises BadRow.
     """
-    if isinstance(row, str):
-        row = {"prompt": row}
-    if not isinstance(row, dict):
-        raise BadRow(place, f"{short(row)} is not an object")
-    messages = _messages(row, place)
+    row = as_columns({"prompt": row} if isinstance(row, str) else row, place)
+    column = prompt_column(row)
+    if column is not None and isinstance(row[column], str) and not row[column].strip():
+        raise BadRow(place, f"empty prompt ({column})")
+    messages = prompt_messages(row, place)
     if not messages:
         raise BadRow(place, "no messages")
     role = messages[-1].get("role") if isinstance(messages[-1], dict) else None
     last = messages.pop() if isinstance(role, str) and ROLES.get(role) == "assistant" else None
     # What makes a prompt is what comes before a reply.
-    whole = chat_row([*messages, last or {"role": "assistant", "content": "reply"}], place).messages
-    reference = whole[-1]["content"] if last else ""
+    whole = chat_row([*messages, last or {"role": "assistant", "content": "reply"}], place)
+    reference = whole.messages[-1]["content"] if last else ""
     reference, answer = _reference(row, reference, place)
     category = _text(row, "category", place)
     harmful = truth(row, "harmful", place, needed=False)
-    return PromptRow(whole[:-1], place, category, harmful, answer=answer, reference=reference)
+    unused = (*row.unused(), *whole.unused)
+    return PromptRow(whole.messages[:-1], place, category, harmful, answer=answer, reference=reference, unused=unused)
 
 
-def _messages(row: dict[str, Any], place: str) -> list[Any]:
-    column = next((name for name in (*LISTS, *TEXTS) if name in row), None)
-    if column is None:
-        raise BadRow(place, f"no prompt in the columns {', '.join(map(str, row)) or 'none'}; known are {KNOWN}")
-    value = row[column]
-    as_list = column in LISTS or isinstance(value, list) or (isinstance(value, str) and value.startswith("[{"))
-    if as_list:
-        messages = listed(value, place, column)
-    else:
-        if isinstance(value, str) and not value.strip():
-            raise BadRow(place, f"empty prompt ({column})")
-        extra = row.get("input") if column == "instruction" else None
-        messages = [{"role": "user", "content": value, "input": extra}]
-    system = _text(row, "system", place)
-    return [{"role": "system", "content": system}, *messages] if system else messages
-
-
-def _reference(row: dict[str, Any], reference: str, place: str) -> tuple[str, str]:
+def _reference(row: Columns, reference: str, place: str) -> tuple[str, str]:
     """The right reply and how one is checked against it; "" for what is unknown."""
     reference, answer = _text(row, "reference", place) or reference, _text(row, "answer", place)
     if answer in ("", *ANSWERS):
@@ -119,7 +103,7 @@ def _reference(row: dict[str, Any], reference: str, place: str) -> tuple[str, st
     return answer, ""
 
 
-def _text(row: dict[str, Any], column: str, place: str) -> str:
+def _text(row: Columns, column: str, place: str) -> str:
     value = row.get(column)
     if value is None:
         return ""
@@ -148,6 +132,6 @@ def _find(config: DataConfig, split: Split) -> Found[PromptRow]:
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:
     """Of a txt file the lines that are not blank, of another its rows."""
     if files.format_of(path) != "txt":
-        return read_rows(path, Meter())
+        return read_rows(path, Meter(), COLUMNS)
     lines = read_lines(path, Meter(), long_lines="refuse")
     return ((f"line {line.number}", line.text.strip()) for line in lines if line.text.strip())

@@ -6,6 +6,7 @@ import hashlib
 import heapq
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,11 +18,19 @@ from tinychat.data.splits import HoldOut, Split, SplitFiles, nothing_left
 from tinychat.errors import UserError
 from tinychat.schema import DataConfig, OnBadRow
 
-READING_VERSION = 2  # raise it when the same files would give other rows
+READING_VERSION = 3  # raise it when the same files would give other rows
 log = logging.getLogger(__name__)
 
 
 class Row(Protocol):
+    @property
+    def place(self) -> str:
+        """Names the row in messages."""
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Columns, and keys of messages, that had a value and were left out."""
+
     def key(self) -> str:
         """Rows with the same one belong on the same side of every split."""
 
@@ -83,6 +92,8 @@ class RowSource(Generic[RowT]):
     def _usable(self) -> Iterator[RowT]:
         self.n_bad = seen = kept = shared = 0
         first: BadRow | None = None
+        unused: Counter[str] = Counter()
+        place = ""  # of the first row with a value that is not used
         held_out = self._held_out_keys()
         for row in self.found.read():
             if isinstance(row, BadRow):
@@ -92,6 +103,9 @@ class RowSource(Generic[RowT]):
                 first = first or row
                 continue
             seen += 1
+            if row.unused:
+                unused.update(row.unused)
+                place = place or row.place
             if row.key() in held_out:
                 shared += 1
             elif self.found.hold_out is None or self.found.hold_out.keeps(row.key()):
@@ -100,6 +114,8 @@ class RowSource(Generic[RowT]):
         if first:
             where = f"{first.place}: {first.why}"
             log.warning("%s: %d rows that cannot be used left out, the first at %s", self.name, self.n_bad, where)
+        if unused and (self.split == "train" or self.found.hold_out is None):  # of shared files once
+            log.warning("%s: not used: %s; the first at %s", self.name, named(unused), place)
         if shared:
             log.warning("%s: %d rows left out whose prompts are in the validation data", self.name, shared)
         if not kept:
@@ -117,6 +133,12 @@ class RowSource(Generic[RowT]):
             return nothing_left(self.found.hold_out, self.split, seen, "row", self.description)
         why = f": none of {self.n_bad} rows can be used, the first at {first.place}: {first.why}" if first else ""
         return f"no {self.unit} in {self.description}{why}"
+
+
+def named(unused: Counter[str]) -> str:
+    """What was left out, for the log: `notes (12 rows), name of messages (3 rows)`."""
+    shown = [f"{name} ({rows:,} rows)" for name, rows in unused.most_common(8)]
+    return ", ".join(shown) + (f" and {len(unused) - 8} more" if len(unused) > 8 else "")
 
 
 def hashed(parts: list[Any]) -> str:

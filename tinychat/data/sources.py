@@ -13,10 +13,11 @@ from tinychat.data import files
 from tinychat.data.documents import read_documents
 from tinychat.data.filehash import hash_file
 from tinychat.data.hub_rows import HubRows
+from tinychat.data.row_sources import named
 from tinychat.data.splits import HoldOut, Split, SplitFiles, nothing_left, readable, split_files
 from tinychat.data.tables import Meter
 from tinychat.errors import UserError
-from tinychat.schema import DataConfig, Source
+from tinychat.schema import DataConfig, OnBadRow, Source
 
 READING_VERSION = 1  # raise it when the same files would give other documents
 TINYSTORIES = "roneneldan/TinyStories"
@@ -60,6 +61,15 @@ class TextSource:
                 self.meter.skipped,
                 self.meter.first_skipped,
             )
+        if self.meter.bad:
+            log.warning(
+                "%s: %d rows that cannot be used left out, the first at %s",
+                self.name,
+                self.meter.bad,
+                self.meter.first_bad,
+            )
+        if self.meter.unused and (self.split == "train" or self.hold_out is None):  # of shared files once
+            log.info("%s: only data.text_column is read, not used: %s", self.name, named(self.meter.unused))
         if not kept:
             raise UserError(self._nothing(seen))
 
@@ -69,11 +79,16 @@ class TextSource:
         parts = [READING_VERSION, self.identify(memo_dir), hold_out, self.max_docs]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
+    @property
+    def split(self) -> Split:
+        return "validation" if self.name.endswith("validation") else "train"
+
     def _nothing(self, seen: int) -> str:
         if not seen:
-            return f"no documents in {self.description}: every file or row is blank"
-        split: Split = "validation" if self.name.endswith("validation") else "train"
-        return nothing_left(self.hold_out, split, seen, "document", self.description)
+            first = f"none of {self.meter.bad} rows can be used, the first at {self.meter.first_bad}"
+            why = first if self.meter.bad else "every file or row is blank"
+            return f"no documents in {self.description}: {why}"
+        return nothing_left(self.hold_out, self.split, seen, "document", self.description)
 
 
 def text_source(config: DataConfig, split: Split) -> TextSource:
@@ -99,15 +114,15 @@ def _max_docs(config: DataConfig, split: Split) -> int | None:
 
 
 def _from_files(config: DataConfig, split: Split, found: SplitFiles) -> TextSource:
-    column = config.text_column
+    column, skip = config.text_column, config.on_bad_row is OnBadRow.skip
 
     def read(meter: Meter) -> Iterator[str]:
         for path in found.taken:
             with readable(path):
-                yield from read_documents(path, column, meter)
+                yield from read_documents(path, column, meter, skip)
 
     def identify(memo_dir: Path | None) -> str:
-        return json.dumps([column, found.hashes(memo_dir)])
+        return json.dumps([column, found.hashes(memo_dir), *(["skip"] if skip else [])])
 
     name, description = f"{config.name}-{split}", found.describe("documents")
     return TextSource(name, description, found.size, read, identify, found.hold_out, _max_docs(config, split))

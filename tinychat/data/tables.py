@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +20,48 @@ PARQUET_ROWS = 1024  # read at once
 @dataclass
 class Meter:
     """What reading has come to: `bytes_read` of the files as they lie on disk, rows `skipped` because they
-    are blank."""
+    are blank, and `bad` ones that were left out."""
 
     bytes_read: int = 0
     skipped: int = 0
     first_skipped: str = ""  # where the first of them stands
+    bad: int = 0
+    first_bad: str = ""  # where, and what is wrong with it
+    unused: Counter[str] = field(default_factory=Counter)  # columns that nothing was taken from, by their rows
 
 
-def read_rows(path: Path, meter: Meter, column: str | None = None) -> Iterator[tuple[str, Any]]:
+@dataclass(frozen=True)
+class Unreadable:
+    """In place of a row, or a value of one, that its file holds but that cannot be read."""
+
+    why: str
+
+
+class Unread:
+    """In place of a value that was left in its file, as nobody asked for its column."""
+
+    def __repr__(self) -> str:
+        return "(not read)"
+
+
+UNREAD = Unread()
+
+
+def read_rows(path: Path, meter: Meter, columns: Collection[str] | None = None) -> Iterator[tuple[str, Any]]:
     """The rows of a jsonl, json, csv, tsv or parquet file in their order, each with its place ("line 7").
 
     - jsonl: one object a line, blank lines left out. json: a list of objects, or objects one after the other.
-      csv, tsv: a header, then rows. parquet: rows, of which only `column` is read where it is given and there.
-    - A row is a dict, but for a jsonl line that holds another value.
+      csv, tsv: a header, then rows. parquet: rows; where `columns` are given, the others are not read (UNREAD).
+    - A row is a dict, but for a jsonl line that holds another value, and for one that is Unreadable: an object with
+      a key twice, a csv row with more fields than the header. Of a parquet row a value is Unreadable that Python
+      cannot hold (a text that is not UTF-8, a date after the year 9999).
 
-    Raises UserError, naming file and line or row, for broken UTF-8, a compressed file cut short and what is
-    not valid JSON, CSV or Parquet.
+    Raises UserError, naming file and line or row, for broken UTF-8, a compressed file cut short, a name that two
+    columns have, and what is not valid JSON, CSV or Parquet.
     """
     kind = format_of(path)
     if kind == "parquet":
-        return _parquet_rows(path, column, meter)
+        return _parquet_rows(path, columns, meter)
     if kind == "jsonl":
         return _jsonl_rows(path, meter)
     if kind == "json":
@@ -64,12 +87,41 @@ def not_text(value: Any) -> str:
     return ""
 
 
+class _Decoder:
+    """JSON, of which an object that has a key twice is Unreadable: the first of the two values would be lost."""
+
+    def __init__(self) -> None:
+        self._decoder = json.JSONDecoder(object_pairs_hook=self._object)
+        self._twice: str | None = None
+
+    def whole(self, text: str) -> Any:
+        """The value that a text is. Raises ValueError or RecursionError."""
+        self._twice = None
+        return self._told(self._decoder.decode(text))
+
+    def first(self, text: str, start: int) -> tuple[Any, int]:
+        """The value that begins at `start`, and where it ends. Raises ValueError or RecursionError."""
+        self._twice = None
+        value, end = self._decoder.raw_decode(text, start)
+        return self._told(value), end
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            self._twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        return found
+
+    def _told(self, value: Any) -> Any:
+        return value if self._twice is None else Unreadable(f"an object has the key {short(self._twice)} twice")
+
+
 def _jsonl_rows(path: Path, meter: Meter) -> Iterator[tuple[str, Any]]:
+    decoder = _Decoder()
     for line in read_lines(path, meter, long_lines="refuse"):
         if line.text.isspace():
             continue
         try:
-            yield f"line {line.number}", json.loads(line.text)
+            yield f"line {line.number}", decoder.whole(line.text)
         except (ValueError, RecursionError) as error:
             what = getattr(error, "msg", str(error))
             raise UserError(
@@ -82,7 +134,7 @@ def _json_rows(path: Path, meter: Meter) -> Iterator[tuple[str, Any]]:
     """Objects of a list, or one after the other, decoded from a buffer that grows only as far as one object
     needs."""
     pieces = (line.text for line in read_lines(path, meter, long_lines="cut"))
-    scan = json.JSONDecoder().raw_decode
+    scan = _Decoder().first
     buffer, position, counted, line, row = "", 0, 0, 1, 0
     in_list, closed, at_end = False, False, False
     while True:
@@ -137,30 +189,85 @@ def _csv_rows(path: Path, delimiter: str, meter: Meter) -> Iterator[tuple[str, A
     reader = csv.DictReader(lines, delimiter=delimiter, strict=True)
     start = 1
     try:
-        columns = reader.fieldnames  # reads the header
+        columns = reader.fieldnames or ()  # reads the header
+        _check_different(path, [name for name in columns if name.strip()])
         while True:
             start = reader.line_num + 1
-            row = next(reader)
-            yield f"line {start}", {name: row[name] for name in columns or ()}
+            yield f"line {start}", _csv_row(next(reader), columns)
     except StopIteration:
         return
     except csv.Error as error:
         raise UserError(f"{path}: the row that starts at line {start} is not valid CSV ({error})") from None
 
 
-def _parquet_rows(path: Path, column: str | None, meter: Meter) -> Iterator[tuple[str, Any]]:
+def _csv_row(row: dict[Any, Any], columns: Sequence[str]) -> dict[str, Any] | Unreadable:
+    """A row by column; what stands beyond them, or under a header that ends with nameless columns, is lost text of a
+    field that should be in quotes. A nameless first column is an index, as pandas writes it."""
+    surplus = [*(row.get(None) or ()), *(row[name] or "" for name in columns[1:] if not name.strip())]
+    if any(field.strip() for field in surplus):
+        named = sum(1 for name in columns if name.strip())
+        shown = short(next(field for field in surplus if field.strip()))
+        return Unreadable(
+            f"more fields than the header's {named} ({shown} has no column); a text with the delimiter in it stands in "
+            'double quotes ("one, two")'
+        )
+    return {name: row[name] for name in columns if name.strip() or name == columns[0]}
+
+
+def _check_different(path: Path, columns: Sequence[str]) -> None:
+    """Raises UserError for a name that several columns have: one of them would be lost."""
+    twice = [name for name, count in Counter(columns).items() if count > 1]
+    if twice:
+        raise UserError(f"{path}: {Counter(columns)[twice[0]]} columns are named {short(twice[0])}; rename all but one")
+
+
+def _parquet_rows(path: Path, columns: Collection[str] | None, meter: Meter) -> Iterator[tuple[str, Any]]:
     import pyarrow
     import pyarrow.parquet
 
     size, row = path.stat().st_size, 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            columns = [column] if column in file.schema_arrow.names else None
-            for batch in file.iter_batches(PARQUET_ROWS, columns=columns):
-                for values in batch.to_pylist():
+            names = file.schema_arrow.names
+            _check_different(path, names)
+            left = {name: UNREAD for name in names if columns is not None and name not in columns}
+            leaves = None if columns is None else _leaves(file, set(names) - set(left))
+            for batch in file.iter_batches(PARQUET_ROWS, columns=leaves):
+                for values in _parquet_values(batch):
                     row += 1
-                    yield f"row {row}", values
+                    yield f"row {row}", values | left
                 meter.bytes_read += size * batch.num_rows // max(1, file.metadata.num_rows)
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).split("\n")[0][:120]
         raise UserError(f"{path}: not a whole Parquet file ({reason}); it broke after row {row}") from None
+
+
+def _leaves(file: Any, columns: Collection[str]) -> list[str]:
+    """Paths of the file's columns below `columns`. Times inside of lists and structs are left out: no reader asks
+    for them, and Arrow's may have no Python value (a year above 9999)."""
+    found = []
+    for index in range(len(file.schema)):
+        leaf = file.schema.column(index)
+        top = next((name for name in columns if leaf.path == name or leaf.path.startswith(f"{name}.")), None)
+        if top is not None and (leaf.path == top or leaf.logical_type.type not in ("TIMESTAMP", "DATE", "TIME")):
+            found.append(leaf.path)
+    return found
+
+
+def _parquet_values(batch: Any) -> list[dict[str, Any]]:
+    """The rows of a batch; a value that Python cannot hold is Unreadable."""
+    try:
+        return batch.to_pylist()
+    except (ArithmeticError, ValueError):  # OverflowError, UnicodeDecodeError, and Arrow's own ArrowInvalid
+        columns = {
+            name: [_parquet_value(value) for value in column]
+            for name, column in zip(batch.schema.names, batch.columns, strict=True)
+        }
+        return [{name: values[index] for name, values in columns.items()} for index in range(batch.num_rows)]
+
+
+def _parquet_value(value: Any) -> Any:
+    try:
+        return value.as_py()
+    except (ArithmeticError, ValueError) as error:
+        return Unreadable(f"cannot be read ({error})")
