@@ -167,7 +167,7 @@ class DataConfig:
     max_val_docs: int | None = MISSING  # validation documents read at most
     max_rows: int | None = MISSING  # training conversations or preferences taken (seeded choice) or generated at most
     max_val_rows: int | None = MISSING  # the same for validation
-    on_bad_row: OnBadRow = MISSING  # conversations, preferences: fail names the row, skip leaves it out and counts
+    on_bad_row: OnBadRow = MISSING  # a row that cannot be used: fail names it, skip leaves it out and counts
     preference: Preference = MISSING  # pku_saferlhf: the chosen reply is the safer or the better (more helpful) one
     judge_fraction: float = MISSING  # preferences: share of training prompts for a judge, unseen by the reward model
     seed: int = MISSING  # of the hold-out, the choice of rows and of what is generated

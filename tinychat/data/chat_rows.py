@@ -55,7 +55,7 @@ class Columns(dict[str, Any]):
 
     def get(self, name: str, default: Any = None) -> Any:
         """As [name]."""
-        return self[name] if name in self else default
+        return self[name] if name in self else default  # noqa: SIM401 - is what this method is
 
     def unused(self) -> tuple[str, ...]:
         """Names of the columns with a value that nobody asked for."""
