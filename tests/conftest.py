@@ -18,6 +18,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TINY_MODEL = (
+    "tuned=none",
     "model.n_layer=2",
     "model.n_embd=32",
     "model.n_head=2",
@@ -26,7 +27,7 @@ TINY_MODEL = (
     "model.context_length=64",
 )
 # The shape of GPT-2, which has dropout at more places than Llama and no grouped keys.
-TINY_GPT2 = ("model=gpt6x512", *TINY_MODEL[:3], "model.context_length=64")
+TINY_GPT2 = ("model=gpt6x512", *TINY_MODEL[1:4], "model.context_length=64")
 TINY_DATA = ("data.max_docs=120", "data.max_val_docs=20", "data.lessons=0")
 TINY_STAGE = ("stage.batch_size=4", "stage.micro_batch_size=2", "stage.sample_tokens=4", "stage.warmup_steps=2")
 TORCHRUN = ("launch=torchrun", "launch.nproc=2")

@@ -24,6 +24,7 @@ MANDATORY = {  # what these options leave to the command line
     "tokenizer=pretrained": ["tokenizer.path=x"],
     "reward=python": ["reward.parts.python.path=x.py:score"],
     "sweep=sft_lora": ["stage=sft"],
+    **{f"tuned={path.stem}": [f"stage={path.stem.split('_')[0]}"] for path in (CONF / "tuned").glob("*_*.yaml")},
     **{f"sweep=ppo_{name}": ["stage=ppo"] for name in ("bayes", "grid", "pareto", "random", "tpe")},
 }
 OPTIONS = [f"{group}={path.stem}" for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
@@ -92,7 +93,7 @@ def refusal(*overrides: str) -> str:
             ["launch=torchrun", "launch.nproc=3", "stage.batch_size=8", "stage.micro_batch_size=8"],
             ["batch_size may be 24"],
         ),
-        (["stage.warmup_steps=999"], ["stage.warmup_steps=999", "stage.max_steps"]),
+        (["tuned=none", "stage.warmup_steps=999"], ["stage.warmup_steps=999", "stage.max_steps"]),
         (["stage.max_steps=0"], ["stage.max_steps=0"]),
         (["resume=perhaps"], ["resume=perhaps"]),
         (["stage=tokenizer", "tokenizer=gpt2"], ["tokenizer=bpe"]),

@@ -33,6 +33,7 @@ from tinychat.world import World
 
 CPU = torch.device("cpu")
 SMALL = (
+    "tuned=none",
     "model.n_layer=2",
     "model.n_embd=64",
     "model.n_head=2",
@@ -297,7 +298,9 @@ def test_the_model_group_stands_in_for_missing_checkpoints(tmp_path: Path) -> No
     plan = planned("stage=ppo", *GPT2, *SMALL, f"paths.outputs={tmp_path}")
     assert any("init_from=auto" in line and "model=gpt6x512" in line for line in plan.assumed)
     real(plan.config).save_pretrained(tmp_path / "model")
-    other = planned("stage=ppo", "reward=verifier", f"init_from={tmp_path / 'model'}", f"paths.outputs={tmp_path}")
+    other = planned(
+        "stage=ppo", "tuned=none", "reward=verifier", f"init_from={tmp_path / 'model'}", f"paths.outputs={tmp_path}"
+    )
     assert other.models[0].weights == plan.models[0].weights
 
 

@@ -21,7 +21,7 @@ from tinychat.data.tinyworld.tasks.generate import _cycles
 TRAIN, VALIDATION = 50_000, 3_000
 # The first 480 tasks of seed 0 of both splits. It changes with any word of the tasks: if that was meant, set it to
 # the value that the failing test shows, and say in the commit that results before and after cannot be compared.
-PINNED = "cf01e7989b0a6987bc875bdc43890e42c811308c225048238c50babb891883b1"
+PINNED = "3b88584b03b9e952f8197c2f546913376f1b1566ad4701fdcbb150c0206578b8"
 
 
 # Each family of each level, which is a test's `level` and `family`.
@@ -378,6 +378,49 @@ def follow_up_list(task: Task) -> Solved:
     return shown[at], (start, step, at, *shown)
 
 
+def small_talk(task: Task) -> Solved:
+    """The line's reply is another reader's: by its words. The core is that of the task around it."""
+    texts = asked(task)
+    at = next(n for n, text in enumerate(texts) if not re.search(r"opposite|[Rr]epeat|Copy|Say|Write", text))
+    line, other = texts[at].lower(), texts[1 - at]
+    tasks = [m["content"] for m in task.messages if m["role"] == "assistant"]
+    sum_ = re.search(r"(\d) ?\+ ?(\d)", line)
+    greets = next((day for day in ("morning", "evening") if day in line), None)
+    if sum_:
+        reply = str(int(sum_[1]) + int(sum_[2]))
+    elif "how are you" in line or "well?" in line:
+        reply = "I am well, thank you. And you?"
+    elif re.search(r"who|name|called|what are you\b|robot|person", line):
+        reply = "I am tinychat, a small language model."
+    elif re.search(r"what can|help|know", line):
+        reply = "I can add, sort and copy words, and answer questions about stories."
+    elif "thank" in line:
+        reply = "You are welcome!"
+    elif re.search(r"bye|see you|must go", line):
+        reply = "Goodbye!"
+    elif "night" in line:
+        reply = "Good night!"
+    elif greets:
+        reply = f"Good {greets}! What can I do for you?"
+    else:
+        reply = "Hello! What can I do for you?" if re.search(r"hello|^hi|hey", line) else "Thank you!"
+    assert tasks[at] == reply, texts
+    answer, core = opposites(other) if "opposite" in other else (" ".join(listed(other, KIND)),) * 2
+    assert tasks[1 - at] == answer
+    return tasks[-1], core
+
+
+def outside(text: str) -> Solved:
+    """The reply by the word that asks; the core is the question without what stands around it."""
+    question = re.sub(r"^(?:Hello!|Hi\.|Please tell me:|I want to know:|A question:|And now:) ", "", text)
+    question = re.sub(
+        r"(?<=[.?]) (?:Thank you|Please answer|I am curious|Do you know|Tell me|Thanks)[.?!]$", "", question
+    )
+    word = question.split()[0]
+    known = {"Who": "who that is", "Where": "where that is", "When": "when that was", "In": "when that was"}
+    return f"I do not know {known.get(word, 'how that works' if word == 'How' else 'that')}.", question
+
+
 def on_text(solve: Callable[[str], Solved]) -> Callable[[Task], Solved]:
     return lambda task: solve(asked(task)[-1])
 
@@ -402,6 +445,8 @@ SOLVERS: dict[str, Callable[[Task], Solved]] = {
     "format": form,
     "follow-up story": one_follow_up,
     "follow-up list": follow_up_list,
+    "small talk": small_talk,
+    "outside": on_text(outside),
 }
 HARD_SOLVERS: dict[str, Callable[[Task], Solved]] = {
     "story colour": on_text(story_look),
@@ -539,7 +584,7 @@ def test_wordings_vary(levels: dict[str, dict[str, list[Task]]], level: str, fam
     }
     assert len(ways) >= 5
     with_input = [task for task in tasks["train"] if task.family == family and "input" in task.messages[0]]
-    assert with_input or family in ("opposites", "follow-up count", "format", "comparing")
+    assert with_input or family in ("opposites", "follow-up count", "format", "comparing", "outside")
 
 
 BLEMISHES = {
@@ -559,6 +604,8 @@ BLEMISHES = {
 def test_no_blemish(levels: dict[str, dict[str, list[Task]]], name: str) -> None:
     pattern = re.compile(BLEMISHES[name])
     for task in (*levels["plain"]["train"][:12_000], *levels["hard"]["train"][:6_000]):
+        if task.family == "small talk":  # as people type it
+            continue
         for message in task.messages[:-1]:
             if message["role"] != "assistant":
                 assert not pattern.search(message["content"]), message["content"]

@@ -20,7 +20,7 @@ from random import Random
 from typing import NamedTuple
 
 from tinychat.data.tinyworld.combinations import HELD_OUT_EVERY, SPLITS, mix, permute
-from tinychat.data.tinyworld.tasks import dialogues, hard, lists, numbers, reading, reasoning, writing
+from tinychat.data.tinyworld.tasks import dialogues, hard, lists, numbers, reading, reasoning, talk, writing
 from tinychat.data.tinyworld.tasks.draw import Draft, Draw, Recipe, Teller
 
 _RECIPES: dict[str, dict[str, tuple[Recipe, ...]]] = {
@@ -31,6 +31,7 @@ _RECIPES: dict[str, dict[str, tuple[Recipe, ...]]] = {
         **reasoning.FAMILIES,
         **writing.FAMILIES,
         **dialogues.FAMILIES,
+        **talk.FAMILIES,
     },
     "hard": hard.FAMILIES,
 }

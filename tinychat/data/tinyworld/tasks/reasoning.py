@@ -52,7 +52,7 @@ _TWO = wordings(
     "Write the opposite of each word.",
     "Turn [these words|the words] into their opposites: {material}.",
 )
-_ONE = wordings(
+ASK_OPPOSITE = wordings(
     "What is the opposite of {word}?",
     "Name the opposite of {word}.",
     "Which word means the opposite of {word}?",
@@ -77,7 +77,9 @@ def two_opposites(core: Draw, tell: Teller, turns: bool) -> Draft:
     if not turns:
         reply = listed([OPPOSITES[first], OPPOSITES[second]])
         return one("list", tell.ask(_TWO, tell.plain(), reply, listed([first, second])))
-    asked = [tell.ask(ways, tell.plain(word=word), OPPOSITES[word]) for ways, word in ((_ONE, first), (_AND, second))]
+    asked = [
+        tell.ask(ways, tell.plain(word=word), OPPOSITES[word]) for ways, word in ((ASK_OPPOSITE, first), (_AND, second))
+    ]
     return Draft("word", tuple(asked))
 
 

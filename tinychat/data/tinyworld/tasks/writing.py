@@ -7,7 +7,7 @@ from tinychat.data.tinyworld.lexicon.people import NAMES
 from tinychat.data.tinyworld.tasks.draw import Draft, Draw, Recipe, Teller, listed, one, wordings
 from tinychat.data.tinyworld.tasks.words import ANIMAL, COLOUR, SIZES, THINGS, WORDS
 
-_COPY = wordings(
+ASK_COPY = wordings(
     "Repeat this: {material}",
     "Copy these words: {material}",
     "Say exactly this: {material}",
@@ -27,14 +27,14 @@ _SENTENCES = wordings(
 def copy_words(core: Draw, tell: Teller, k: int) -> Draft:
     """Core: k words in their order."""
     words = listed(core.sample(WORDS, k))
-    return one("exact", tell.ask(_COPY, tell.plain(), words, words))
+    return one("exact", tell.ask(ASK_COPY, tell.plain(), words, words))
 
 
 def copy_sentence(core: Draw, tell: Teller) -> Draft:
     """Core: a thing with size and colour."""
     thing = article(f"{core.pick(SIZES)} {core.pick(COLOUR.members)} {core.pick(THINGS)}")
     sentence = tell.say(_SENTENCES, tell.cast(a_thing=thing))
-    return one("exact", tell.ask(_COPY, tell.plain(), sentence, sentence))
+    return one("exact", tell.ask(ASK_COPY, tell.plain(), sentence, sentence))
 
 
 _NAMES = tuple(name.word for name in NAMES)
