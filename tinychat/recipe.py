@@ -135,9 +135,7 @@ def load_recipe(spec: str, folder: Path) -> Recipe:
     except yaml.YAMLError as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict) or not isinstance(content.get("stages"), dict) or not content["stages"]:
-        raise UserError(
-            f"{path}: must have stages, each with a list of overrides, as 'sft: [stage.max_steps=3000]'"
-        )
+        raise UserError(f"{path}: must have stages, each with a list of overrides, as 'sft: [stage.max_steps=3000]'")
     for key in content:
         known(str(key), _KEYS, f"{path}: key")
     for stage in content["stages"]:
