@@ -53,9 +53,17 @@ class Engine(ABC):
     def inference(self) -> contextlib.AbstractContextManager[Any]:
         """Inside: the model in eval mode, without gradients, ready to be called. Every rank enters together."""
 
-    def generation(self) -> contextlib.AbstractContextManager[Any]:
+    @contextlib.contextmanager
+    def generation(self) -> Iterator[Any]:
         """As inference(), with whole weights on every rank: inside, ranks may call the model differently often."""
-        return self.inference()
+        with self.inference() as model, self.whole(model):
+            yield model
+
+    def whole(self, module: Any) -> contextlib.AbstractContextManager[None]:
+        """Inside, the weights of this part of the model are whole on every rank, and calling it is no collective: ranks
+        may do so differently often, as their own data ask for. Nothing else of the model may be called. Every rank
+        enters together; not to be nested."""
+        return contextlib.nullcontext()
 
     @abstractmethod
     def save_state(self, folder: Path) -> None:

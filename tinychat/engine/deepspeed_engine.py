@@ -90,12 +90,31 @@ class DeepSpeedEngine(Engine):
             yield self.model
 
     @contextlib.contextmanager
-    def generation(self) -> Iterator[Any]:
+    def whole(self, module: Any) -> Iterator[None]:
+        if self.stage < 3:
+            yield
+            return
         import deepspeed
 
-        sharded = [p for p in self.model.parameters() if hasattr(p, "ds_id")]
-        with self.inference() as model, deepspeed.zero.GatheredParameters(sharded, modifier_rank=None):
-            yield model
+        # What a forward pass has prefetched and not used is waited for, and given back.
+        self.engine.optimizer.empty_partition_cache()
+        with deepspeed.zero.GatheredParameters(list(module.parameters()), modifier_rank=None), self._without_hooks():
+            yield
+
+    @contextlib.contextmanager
+    def _without_hooks(self) -> Iterator[None]:
+        """Inside, ZeRO-3's hooks do not see the model's modules: at each call they would fetch the weights, which is a
+        collective, and give them back afterwards, also those that are gathered."""
+        offload = self.engine.optimizer.parameter_offload
+        taken = []
+        for handle in (offload.fwd_pre_hook, *offload.forward_hooks, *offload.backward_hooks):
+            hooks = handle.hooks_dict_ref()
+            taken.append((hooks, handle.id, hooks.pop(handle.id)))
+        try:
+            yield
+        finally:  # put back, not registered anew: that would make DeepSpeed record the order of modules again
+            for hooks, number, hook in taken:
+                hooks[number] = hook
 
     def save_state(self, folder: Path) -> None:
         with trained_state(self.model):

@@ -135,7 +135,7 @@ def write_samples(
     if not prompts:
         return []
     options = SamplingOptions(temperature=0.8, top_k=50, seed=seed, max_new_tokens=new_tokens)
-    with engine.inference() as model, torch.no_grad():
+    with engine.generation() as model, torch.no_grad():
         texts = continue_texts(model, tokenizer, prompts, options)
     rows = [{"prompt": prompt, "continuation": text} for prompt, text in zip(prompts, texts, strict=True)]
     if context.tracker is not None:

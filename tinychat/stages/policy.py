@@ -154,20 +154,22 @@ class Sampler:
         ids = batch["input_ids"]
         with self._engine.inference() as model:
             hidden, values = hidden_and_values(model, ids)
-            with self._reference.model(model.policy) as reference:
-                with last_hidden(reference) as seen:
-                    reference(input_ids=ids, use_cache=False)
-                ref_head = OutputHead(reference)
-            found = token_measures(
-                hidden,
-                OutputHead(model),
-                seen[0],
-                ref_head,
-                batch["targets"],
-                self.temperature,
-                self._stage.full_kl,
-                lambda: self._reference.model(model.policy),
-            )
+            with self._reference.model(model.policy) as reference, last_hidden(reference) as seen:
+                reference(input_ids=ids, use_cache=False)
+            # How often the heads are called depends on a rank's own tokens.
+            with self._engine.whole(model.get_output_embeddings()):
+                with self._reference.model(model.policy) as reference:
+                    ref_head = OutputHead(reference)
+                found = token_measures(
+                    hidden,
+                    OutputHead(model),
+                    seen[0],
+                    ref_head,
+                    batch["targets"],
+                    self.temperature,
+                    self._stage.full_kl,
+                    lambda: self._reference.model(model.policy),
+                )
         return found | {"values": values}
 
     def update_logprobs(self, batch: dict[str, Tensor]) -> Tensor:

@@ -1,0 +1,107 @@
+"""Ranks whose own data differ: one has more tokens and longer replies than the other. See test_uneven_ranks.
+
+torchrun --standalone --nproc_per_node 2 tests/distributed/uneven_driver.py '["zero3/llama/none"]'
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from types import SimpleNamespace
+from typing import Any, cast
+
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GemmaConfig, MistralConfig
+
+import tinychat.models.logprobs
+import tinychat.stages.policy
+from tests.unit.rl_models import EOS, PAD, VOCABULARY, batch, shape
+from tinychat.engine import build_engine
+from tinychat.models.actor_critic import ActorCritic, policy_and_values
+from tinychat.models.adapters import add_adapter
+from tinychat.models.build import count_parameters
+from tinychat.rl.rollout import TOKEN_FIELDS, Rollout
+from tinychat.schema import Device, DsConfig, OptimConfig, OptimKind, PeftConfig, PeftKind, Precision
+from tinychat.stages.policy import Reference, Sampler
+from tinychat.world import World, join_world
+
+# One rank's prompts and replies are long, the other's short.
+PROMPTS = [[5, 6, 7, 8, 9, 10], [11, 12], [13, 14, 15, 16], [17]]
+REPLIES = [[3] * 30, [4] * 20 + [EOS], [5, EOS], [EOS]]
+ENDS = (EOS, 28, 36)  # so that replies end at different times
+TOKENS_AT_ONCE = 4  # of a head's logits
+
+
+def language_model(arch: str) -> Any:
+    common = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1}
+    common |= {"intermediate_size": 24, "max_position_embeddings": 64, "vocab_size": VOCABULARY, "pad_token_id": PAD}
+    common |= {"bos_token_id": EOS, "eos_token_id": EOS, "initializer_range": 0.4}
+    kinds: dict[str, Any] = {"mistral": MistralConfig, "gemma": GemmaConfig}
+    config = kinds[arch](**common, head_dim=8) if arch in kinds else shape(arch)
+    return AutoModelForCausalLM.from_config(config)
+
+
+def run(way: str, world: World) -> dict[str, Any]:
+    ds, arch, peft = way.split("/")
+    torch.manual_seed(0)
+    policy = language_model(arch)
+    if peft != "none":
+        policy = add_adapter(policy, PeftConfig("lora", PeftKind.lora, 4, 8.0, 0.0, ["q_proj", peft]))
+    value = AutoModelForSequenceClassification.from_config(shape("llama", num_labels=1))
+    model = ActorCritic(policy, value)
+    zero = {"stage": int(ds[-1]), "stage3_param_persistence_threshold": 0} if ds != "none" else {}
+    stage: Any = SimpleNamespace(
+        lr=0.01, batch_size=4, micro_batch_size=2, grad_clip=1.0, activation_checkpointing=False, temperature=0.7,
+        full_kl=True, response_length=30, rollout_batch_size=1,
+    )  # fmt: skip
+    optim = OptimConfig("adamw", OptimKind.adamw, [0.9, 0.95], 1e-8, 0.0, None, None, None)
+    settings = DsConfig(ds, ds != "none", {"zero_optimization": zero} if zero else {})
+    reference_of = Reference.__new__(Reference)
+    reference_of._copy = None
+    if peft == "none":  # as Reference makes it, without the way over a folder
+        from tinychat.engine import evaluation_engine
+
+        torch.manual_seed(0)
+        reference_of._copy = evaluation_engine(language_model(arch), Precision.fp32, world)
+    engine = build_engine(model, optim, settings, stage, Precision.fp32, world)
+    config: Any = SimpleNamespace(stage=stage, reward=SimpleNamespace(parts={}))
+    tokenizer: Any = SimpleNamespace(pad_token_id=PAD)
+    sampler = Sampler(config, cast(Any, SimpleNamespace(world=world)), tokenizer, engine, reference_of, cast(Any, None))
+    found: dict[str, Any] = {"parameters": count_parameters(model).total, "fields": [], "replies": [], "losses": []}
+    for _ in range(3):  # ZeRO-3 records the order of modules in the first passes and relies on it afterwards
+        rollout = sampler.sample(batch(PROMPTS), seed=1)
+        found["replies"].append(rollout.responses)
+        given = Rollout(rollout.rows, rollout.prompts, REPLIES, [[0.0] * len(r) for r in REPLIES], [True] * 4)
+        experience = sampler.measure(given)
+        found["fields"].append([experience.fields[name].double().sum().item() for name in TOKEN_FIELDS])
+        own = slice(2 * world.rank, 2 * world.rank + 2) if world.size == 2 else slice(0, 4)
+        rows = {"ids": experience.input_ids[own], "targets": experience.targets[own]}
+
+        def loss(model: Any, part: dict[str, torch.Tensor]) -> torch.Tensor:
+            logprobs, values, *_ = policy_and_values(model, part["ids"], part["targets"], 0.7)
+            return -(logprobs.sum() - values[part["targets"] >= 0].sum()) / 60
+
+        size = 2 if world.size == 2 else 4
+        parts = [{name: value[i : i + size] for name, value in rows.items()} for i in range(0, 4 // world.size, size)]
+        found["losses"].append(engine.train_step(parts, loss).loss)
+    engine.close()
+    return found
+
+
+def main() -> None:
+    tinychat.stages.policy.end_ids = lambda _tokenizer: ENDS
+    ways = json.loads(sys.argv[1])
+    world = join_world(Device.cpu, timeout_minutes=0.5)
+    # So that the logits of TOKENS_AT_ONCE fp32 rows are too large to live together.
+    tinychat.models.logprobs.LARGE = TOKENS_AT_ONCE * VOCABULARY * 4 + 1
+    found = {way: run(way, world) for way in ways}
+    if world.is_main:
+        print("FOUND", json.dumps(found))
+    world.close()
+    sys.stdout.flush()
+    os._exit(0)  # as tinychat.worker does, for the same reason
+
+
+if __name__ == "__main__":
+    main()
