@@ -27,6 +27,7 @@ from tinychat.engine.schedule import lr_factor
 from tinychat.errors import UserError
 from tinychat.schema import Config
 from tinychat.stages.common import Speedometer, log
+from tinychat.stages.verdict import verdict
 
 
 class TrainingLoop:
@@ -52,10 +53,11 @@ class TrainingLoop:
         self.step, self.metrics, self.stopped = 0, {}, False
         self._score: float | None = None
         self.state: dict[str, Any] = {}  # a stage's own, saved with every checkpoint: plain numbers and words
+        self._first: dict[str, float] = {}  # what each metric was when it was measured first
         if self.checkpoint is not None:
             trainer = self._saves.load(self.checkpoint, engine, same_ranks=config.ds.enabled)
             self.step, self.metrics = trainer["step"], trainer["metrics"]
-            self.state = trainer.get("stage", {})
+            self.state, self._first = trainer.get("stage", {}), trainer.get("first", {})
             log.info("resumed from %s", self.checkpoint)
         self._progress = Progress(self.stage.max_steps, self.step, show=world.is_main)
 
@@ -119,6 +121,7 @@ class TrainingLoop:
         self.context.log(self.step, found)
         self._progress.evaluated(self.step, found)
         self.metrics |= found
+        self._first = found | self._first
         score = found.get(self._score_name.removeprefix("-"))
         self._score = None if self.last or score is None else -score if self._score_name[0] == "-" else score
 
@@ -127,7 +130,7 @@ class TrainingLoop:
         self.stopped = self.context.should_stop()
         pruned = self.context.pruning and not self.last  # nobody goes on from there
         if not pruned and (self.last or self.stopped or (self._every and self.step % self._every == 0)):
-            state = {"metrics": self.metrics, "stage": self.state}
+            state = {"metrics": self.metrics, "stage": self.state, "first": self._first}
             with self._speed.paused():
                 self.checkpoint = self._saves.save(
                     self.step, self.engine, self._tokenizer, state, self._origin, self._score
@@ -140,11 +143,16 @@ class TrainingLoop:
         """Stopped before the last step."""
         return self.stopped and not self.last
 
-    def result(self, objective: str, facts: dict[str, Any]) -> StageResult:
+    def result(self, objective: str, facts: dict[str, Any], chance: tuple[float, str] | None = None) -> StageResult:
+        """What the stage ends with. chance: the objective of a model that knows nothing, and what that one does; where
+        the stage is no better than that, or than it began, its log and report say so."""
         if self.unfinished and self.context.pruning:
             return StageResult(self.metrics, objective, self.checkpoint, stopped=True, facts=facts)
         if self.unfinished:
             return StageResult(self.metrics, checkpoint=self.checkpoint, stopped=True, facts=facts)
+        if said := verdict(objective, self._first, self.metrics, chance):
+            log.warning("%s", said)
+            facts = {"warning": said, **facts}
         return StageResult(self.metrics, objective, self.checkpoint, facts=facts)
 
     def _not_finite(self, done: StepStats) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from tinychat.context import Context, StageResult
 from tinychat.data.packing import PackedBlocks, document_segments
 from tinychat.engine import build_engine
@@ -24,7 +26,7 @@ from tinychat.stages.common import (
     write_samples,
 )
 from tinychat.stages.loop import TrainingLoop
-from tinychat.text.tokenizer import text_beginning
+from tinychat.text.tokenizer import text_beginning, vocabulary_size
 
 
 def run(config: Config, context: Context) -> StageResult:
@@ -72,4 +74,5 @@ def run(config: Config, context: Context) -> StageResult:
         "context length": length,
         **describe_engine(engine),
     }
-    return loop.result("eval/loss", facts)
+    entries = vocabulary_size(tokenizer)
+    return loop.result("eval/loss", facts, (math.log(entries), f"guessing among {entries:,} tokens"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def run(config: Config, context: Context) -> StageResult:
         "scores": ", ".join(f"{key} {value}" for key, value in settings(engine.model.config).items()),
         **describe_engine(engine),
     }
-    return loop.result("eval/loss", facts)
+    return loop.result("eval/loss", facts, (math.log(2), "a coin"))
 
 
 def get_reward_start(config: Config, context: Context, tokenizer: Any) -> Any:
