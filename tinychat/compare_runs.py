@@ -144,7 +144,7 @@ def _of_folder(path: Path, outputs: Path) -> list[Path]:
     own = path.resolve()
     # OUTPUTS/sweeps/STUDY may lie beside another OUTPUTS than the one named, and may have been moved.
     for root in dict.fromkeys((outputs, own.parent.parent)):
-        if found := _trials(root, lambda trial: Path(trial.get("sweep_dir") or ".").resolve() == own):
+        if found := _trials(root, lambda trial: trial.get("sweep_dir") == str(own)):
             return found
         if own.parent.name == SWEEPS and (found := _trials(root, lambda trial: trial.get("study") == own.name)):
             return found

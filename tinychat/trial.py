@@ -7,6 +7,7 @@ known. The ranks only read files, so it does not matter how and where they were 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,7 +67,7 @@ def begin(run_dir: Path) -> None:
         "values": trial.values,
         "objective": trial.objective,
         "directions": trial.directions,
-        "sweep_dir": str(trial.sweep_dir),
+        "sweep_dir": os.path.relpath(trial.sweep_dir, run_dir.absolute()),  # outputs may be moved as a whole
         "plain": trial.plain,
         "prune_on": trial.prune_on,
     }
@@ -82,8 +83,12 @@ def output_file(run_dir: Path) -> Path | None:
 
 
 def read(run_dir: Path) -> dict[str, Any] | None:
-    """The trial of a run folder, None for a run that is none, or whose file cannot be read (which is said once)."""
-    return run_files.if_readable(lambda: run_files.read_json(run_dir / FILE, _KINDS))
+    """The trial of a run folder, its sweep_dir where that lies now; None for a run that is none, or whose file cannot
+    be read (which is said once)."""
+    found = run_files.if_readable(lambda: run_files.read_json(run_dir / FILE, _KINDS))
+    if found and found.get("sweep_dir"):
+        found["sweep_dir"] = str((run_dir / found["sweep_dir"]).resolve())
+    return found
 
 
 def of_search(run_dir: Path) -> bool:

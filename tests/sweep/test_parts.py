@@ -120,7 +120,7 @@ def test_a_trials_folder_says_what_it_is_and_whether_to_stop(tmp_path: Path) -> 
     finally:
         trial.expect(None)
     content = json.loads((tmp_path / "trial.json").read_text())
-    assert content["values"] == {"stage.lr": 0.1} and content["sweep_dir"] == str(tmp_path / "sweep")
+    assert content["values"] == {"stage.lr": 0.1} and content["sweep_dir"] == "sweep"
     assert trial.tags(tmp_path) == {"tinychat.study": "s", "tinychat.trial": "3", "sweep.stage.lr": "0.1"}
     assert trial.of_search(tmp_path) and trial.asked_to_stop(tmp_path) is None
     trial.ask_to_stop(tmp_path, "bad")

@@ -22,7 +22,7 @@ from optuna.trial import TrialState
 
 from tests.conftest import environment_of, error_line
 from tests.sweep.conftest import Fake
-from tinychat import runs
+from tinychat import compare_runs, runs
 
 
 def states(study: optuna.Study) -> Counter[str]:
@@ -269,6 +269,28 @@ def test_a_study_of_another_kind_is_refused(fake: Fake) -> None:
     assert "stage.gamma=1.0 there, 0.9 now" in refused("stage.gamma=0.9")
     assert "stage.lr" in refused("stage.lr=1e-3,1e-4")
     fake.sweep(*words, "sweep.sampler=tpe")  # another sampler may go on
+
+
+def test_outputs_moved_as_a_whole_keep_their_study(fake: Fake) -> None:
+    """The policy lies in the outputs too: it is a setting that all trials of a study share."""
+    fake.folder.joinpath("outputs", "default", "sft").mkdir(parents=True)
+    os.rename(fake.folder / "policy", fake.folder / "outputs" / "default" / "sft" / "policy")
+    words = ("sweep=ppo_random", "init_from=outputs/default/sft/policy")
+    fake.sweep(*words, "sweep.n_trials=2")
+    away = fake.folder / "elsewhere"
+    os.rename(fake.folder / "outputs", away)
+    moved = (f"paths.outputs={away}", f"init_from={away / 'default/sft/policy'}")
+    said = fake.sweep(*words[:1], *moved, "sweep.n_trials=3")
+    assert "2 of 3 trials done" in said
+    table = json.loads((away / "sweeps" / "default-ppo_random" / "trials.json").read_text())
+    folders = [Path(dict(zip(table["columns"], row, strict=True))["run folder"]) for row in table["data"]]
+    assert len(folders) == 3 and all((folder / "trial.json").exists() for folder in folders)
+    found = compare_runs.find([str(away / "sweeps" / "default-ppo_random")], Path("nowhere"))
+    assert [run.folder.resolve() for run in found] == folders
+    # A study whose database was emptied begins anew, and says that there were trials.
+    (away / "sweeps" / "default-ppo_random" / "study.db").write_bytes(b"")
+    said = fake.sweep(*words[:1], *moved, "sweep.n_trials=1")
+    assert "0 of 1 trials done" in said and "a new one begins; the 3 run folders of earlier trials" in said
 
 
 def test_a_locked_or_broken_database_is_one_line(fake: Fake) -> None:

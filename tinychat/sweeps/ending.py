@@ -86,7 +86,7 @@ class Ending:
 
     def _finish(self, status: str) -> None:
         plan, study = self._plan, self._study
-        found = results.rows(study.study)
+        found = results.rows(study.study, plan.folder)
         results.write_table(plan.folder, found, plan.objective, self._keys)
         best = [row for row in found if row.best]
         command = self._command(best[0]) if best else ""

@@ -210,4 +210,7 @@ def facts_of(master: DictConfig, space: Space, config: Config) -> dict[str, Any]
         and key not in (*swept, *_PARENT_KEYS)
         and not (key.startswith("reward.parts.") and key.endswith(".path"))
     }
-    return kept | {f"parents.{name}": path for name, path in parents.find_parents(config, space.fixed).items()}
+    found = parents.find_parents(config, space.fixed)
+    outputs = Path(config.paths.outputs)
+    kept = runs.moved(kept, str(outputs), runs.OUTPUTS)
+    return kept | {f"parents.{k}": path for k, path in runs.moved(found, str(outputs.resolve()), runs.OUTPUTS).items()}

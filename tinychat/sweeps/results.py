@@ -6,6 +6,7 @@ import csv
 import html
 import json
 import math
+import os
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
@@ -42,8 +43,8 @@ class Row:
     error: str
 
 
-def rows(study: optuna.Study) -> list[Row]:
-    """All trials that are running or over, by number."""
+def rows(study: optuna.Study, folder: Path) -> list[Row]:
+    """All trials that are running or over, by number. folder: the sweep's, from which the study names run folders."""
     best = {trial.number for trial in best_trials(study)}
     return [
         Row(
@@ -53,12 +54,22 @@ def rows(study: optuna.Study) -> list[Row]:
             trial.values,
             trial.number in best,
             trial.user_attrs.get("minutes"),
-            trial.user_attrs.get("run_dir", ""),
+            _here(folder, trial.user_attrs.get("run_dir")),
             trial.user_attrs.get("error", ""),
         )
         for trial in study.get_trials(deepcopy=False)
         if trial.state is not TrialState.WAITING
     ]
+
+
+def _here(folder: Path, run_dir: str | None) -> str:
+    """A run folder as the study keeps it (`to_keep`), where it lies now."""
+    return os.path.normpath(folder.absolute() / run_dir) if run_dir else ""
+
+
+def to_keep(folder: Path, run_dir: Path) -> str:
+    """A run folder, from the sweep's: outputs that are moved as a whole keep their studies."""
+    return os.path.relpath(run_dir.absolute(), folder.absolute())
 
 
 def best_trials(study: optuna.Study) -> list[FrozenTrial]:

@@ -92,6 +92,15 @@ class Sweep:
         how = "all combinations" if plan.points is not None else plan.settings.sampler.value
         done = self.study.counted()
         _say(f"sweep {plan.settings.study} in {plan.folder}: {how}, {what}")
+        if (
+            self.study.new
+            and not plan.plain
+            and (lost := _trials_of(plan.settings.study, Path(plan.config.paths.outputs)))
+        ):
+            _say(
+                f"  its database had no such study, so a new one begins; the {lost} run folders of earlier trials of "
+                "that name stay, and are not counted"
+            )
         for name, distribution in plan.space.distributions.items():
             if not plan.plain:
                 _say(f"  {name}: {described(distribution)}")
@@ -157,7 +166,7 @@ class Sweep:
 
     def _started(self, asked: Asked, folder: Path, watch: Watch) -> None:
         watch.begin(folder, self._max_steps)
-        asked.set_user_attr("run_dir", str(folder.absolute()))
+        asked.set_user_attr("run_dir", results.to_keep(self.plan.folder, folder))
         if self.plan.settings.quiet:
             _say(f"trial {asked.number} runs in {folder}")
 
@@ -185,7 +194,7 @@ class Sweep:
 
     def _told(self, number: int, values: dict[str, Any]) -> None:
         """The trial's line, the table in the folder, and the parent run's curve."""
-        found = results.rows(self.study.study)
+        found = results.rows(self.study.study, self.plan.folder)
         row = next(row for row in found if row.number == number)
         names, best = self.plan.objective, [one for one in found if one.best]
         parts = [f"trial {number}", row.state]
@@ -204,7 +213,7 @@ class Sweep:
     def _clean(self) -> None:
         """Remove the checkpoints of trials that are no candidates any more."""
         if self.plan.settings.keep_checkpoints is KeepCheckpoints.best:
-            results.remove_checkpoints(results.rows(self.study.study))
+            results.remove_checkpoints(results.rows(self.study.study, self.plan.folder))
 
 
 def _writable(folder: Path) -> None:
@@ -213,6 +222,12 @@ def _writable(folder: Path) -> None:
         (folder / ".lock").touch()
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}; choose another folder with paths.outputs=") from None
+
+
+def _trials_of(study: str, outputs: Path) -> int:
+    """How many run folders say that they are a trial of this study."""
+    found = (trial.read(path.parent) for path in outputs.glob(f"*/*/*/{trial.FILE}"))
+    return sum(one is not None and one["study"] == study for one in found)
 
 
 def _under(parent: str | None) -> list[str]:

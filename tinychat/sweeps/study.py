@@ -123,7 +123,8 @@ class SharedStudy:
         names = [
             summary.study_name for summary in optuna.get_all_study_summaries(self.storage, include_best_trial=False)
         ]
-        if name not in names:
+        self.new = name not in names
+        if self.new:
             made = {"storage": self.storage, "study_name": name, "pruner": pruner}
             study = optuna.create_study(directions=directions, **made)  # type: ignore[arg-type]
             study.set_user_attr("facts", text)
