@@ -1,6 +1,6 @@
 """Talk to a checkpoint: a chat checkpoint answers messages, a pretrained one continues texts.
 
-    python -m tinychat.chat outputs/default/RUN/TIME
+    python -m tinychat.chat outputs/tinychat/RUN/TIME
 
 torch is imported after the arguments have been read, so that `--help` and a wrong option answer at once.
 """

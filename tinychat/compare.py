@@ -32,12 +32,12 @@ ran, and a report with the curves over each other. Read from the run folders: no
 NAME is any of these, and several are compared together:
   ppo_bayes                            a study: the trials of a sweep, finished or not
   outputs/sweeps/ppo_bayes             a sweep's own folder, that of a plain multirun too
-  tinyworld                            an experiment: all its runs; tinyworld/RUN_NAME: some
-  outputs/default/RUN_NAME/TIME        a run
+  tinychat                             an experiment: all its runs; tinychat/RUN_NAME: some
+  outputs/tinychat/RUN_NAME/TIME        a run
   runs:/ID, or the bare id             a run or a sweep in MLflow"""
 EPILOG = """examples:
   python -m tinychat.compare ppo_bayes                                 trials by the study's objective
-  python -m tinychat.compare tinyworld --stage sft                     one stage of an experiment
+  python -m tinychat.compare tinychat --stage sft                      one stage of an experiment
   python -m tinychat.compare RUN RUN RUN --metric ppl                  runs by another metric
   python -m tinychat.compare mine --by lr epochs --top 5               groups by two settings, the five best
   python -m tinychat.compare a b --by experiment_name --metric eval/safe_rate --metric eval/over_refusal

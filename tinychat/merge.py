@@ -1,6 +1,6 @@
 """Make a full checkpoint of an adapter's: its product is added to the weights of its base.
 
-    python -m tinychat.merge outputs/default/RUN/TIME merged/
+    python -m tinychat.merge outputs/tinychat/RUN/TIME merged/
 
 torch is imported after the arguments have been read, so that `--help` and a wrong option answer at once.
 """
@@ -19,8 +19,8 @@ faster, and loads wherever transformers models do.
 
 An adapter trained with peft=qlora is merged into the fp32 weights, not into the 4-bit ones it was trained beside."""
 EPILOG = """examples:
-  python -m tinychat.merge outputs/default/sft-mini-tinyworld/TIME merged/      the run's chosen checkpoint
-  python -m tinychat.merge outputs/default/RUN/TIME/checkpoints/step-000100 merged/
+  python -m tinychat.merge outputs/tinychat/sft-mini-tinyworld/TIME merged/      the run's chosen checkpoint
+  python -m tinychat.merge outputs/tinychat/RUN/TIME/checkpoints/step-000100 merged/
   python -m tinychat.chat merged/"""
 
 

@@ -104,7 +104,7 @@ def find_parents(config: Config, said: Sequence[str] = ()) -> dict[str, str | No
     """
     if config.stage.name == "ppo":
         _check_ppo_parents(config, said)
-    init_from = _init_from(config)
+    init_from = _init_from(config, said)
     found = {"init_from": init_from, "tokenizer": None if init_from else _tokenizer(config, said)}
     named = config.tokenizer.path or config.tokenizer.kind is TokenizerKind.gpt2
     if init_from and named and any(word.startswith(("tokenizer=", "tokenizer.path=")) for word in said):
@@ -161,10 +161,10 @@ def _check_ppo_parents(config: Config, said: Sequence[str]) -> None:
 def _command(config: Config, stage: str, said: Sequence[str]) -> str:
     words = "".join(f" {shlex.quote(word)}" for word in said if word.startswith(("data=", "tokenizer=")))
     model = "" if stage == "tokenizer" else f" model={config.model.name}"
-    return f"python -m tinychat.train stage={stage}{model}{words}{_experiment(config)}{_same(said)}"
+    return f"python -m tinychat.train stage={stage}{model}{words}{_same(said)}"
 
 
-def _init_from(config: Config) -> str | None:
+def _init_from(config: Config, said: Sequence[str]) -> str | None:
     spec, stage = config.init_from, config.stage.name
     pretrained = config.model.arch is Arch.pretrained and stage != "eval"
     if spec is None or (spec == "auto" and stage in ("sft", "reward", "judge") and pretrained):
@@ -173,7 +173,7 @@ def _init_from(config: Config) -> str | None:
             raise UserError(f"init_from=null: stage={stage} {does} a checkpoint; give init_from=FOLDER or auto")
         return None
     if spec == "auto":
-        return str(_newest_checkpoint(config))
+        return str(_newest_checkpoint(config, said))
     return _resolve(spec, config)
 
 
@@ -190,7 +190,7 @@ def _looks_like_hub_id(spec: str) -> bool:
     return spec.count("/") == 1 and not spec.startswith((".", "/", "~")) and not spec.startswith("outputs/")
 
 
-def _newest_checkpoint(config: Config) -> Path:
+def _newest_checkpoint(config: Config, said: Sequence[str]) -> Path:
     stages = AUTO_PARENTS.get(config.stage.name, ())
     for stage in stages:
         if found := _newest(config, stage):
@@ -198,7 +198,7 @@ def _newest_checkpoint(config: Config) -> Path:
     raise UserError(
         f"init_from=auto: no finished {' or '.join(stages)} run of model={config.model.name} in experiment "
         f"{config.experiment_name!r}; make one: python -m tinychat.train stage={stages[-1]} model={config.model.name}"
-        f"{_experiment(config)}; or name a folder: init_from=FOLDER"
+        f"{_same(said)}; or name a folder: init_from=FOLDER"
     )
 
 
@@ -240,17 +240,14 @@ def _tokenizer(config: Config, said: Sequence[str]) -> str | None:
     raise UserError(
         f"tokenizer=bpe: none of {tokenizer.vocab_size} entries was trained on data={data.name} yet in experiment "
         f"{config.experiment_name!r}; train it: python -m tinychat.train stage=tokenizer data={data.name} "
-        f"tokenizer.vocab_size={tokenizer.vocab_size}{_experiment(config)}{_same(said)}; or give tokenizer.path=FOLDER"
+        f"tokenizer.vocab_size={tokenizer.vocab_size}{_same(said)}; or give tokenizer.path=FOLDER"
     )
-
-
-def _experiment(config: Config) -> str:
-    return "" if config.experiment_name == "default" else f" experiment_name={config.experiment_name}"
 
 
 def _same(said: Sequence[str]) -> str:
     """What the command says about its data and where things lie, for the command that makes its parent."""
-    return "".join(f" {shlex.quote(word)}" for word in said if word.startswith(("data.", "paths.", "tracker")))
+    kept = ("experiment_name=", "data.", "paths.", "tracker")
+    return "".join(f" {shlex.quote(word)}" for word in said if word.startswith(kept))
 
 
 def _mlflow_run_dir(spec: str, config: Config) -> str:

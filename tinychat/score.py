@@ -1,6 +1,6 @@
 """Score replies with a reward model or a judge.
 
-    python -m tinychat.score outputs/default/RUN/TIME replies.jsonl > scored.jsonl
+    python -m tinychat.score outputs/tinychat/RUN/TIME replies.jsonl > scored.jsonl
 
 torch is imported after the arguments and the rows have been read, so that `--help`, a wrong option and a bad row answer
 at once.

@@ -92,7 +92,7 @@ def test_errors_of_ranks_are_told_once(tiny: tuple[str, ...], tmp_path: Path) ->
 def test_a_multirun_gives_each_job_a_folder_and_a_process_of_its_own(tiny: tuple[str, ...], tmp_path: Path) -> None:
     done = run_train(tmp_path, "-m", *tiny, "stage.max_steps=2", "stage.samples=[]", "seed=1,2")
     assert done.returncode == 0, done.stderr[-3000:]
-    folders = sorted((tmp_path / "outputs" / "default" / "pretrain-mini-tinyworld").iterdir())
+    folders = sorted((tmp_path / "outputs" / "tinychat" / "pretrain-mini-tinyworld").iterdir())
     assert len(folders) == 2
     losses = {result_of(folder)["objective"] for folder in folders}
     assert len(losses) == 2, "the seeds differ"
@@ -101,7 +101,7 @@ def test_a_multirun_gives_each_job_a_folder_and_a_process_of_its_own(tiny: tuple
 
 def test_ctrl_c_ends_a_whole_multirun(tiny: tuple[str, ...], tmp_path: Path) -> None:
     process = start_train(tmp_path, "-m", *tiny, "stage.max_steps=100000", "stage.log_every=1", "seed=1,2")
-    folder = tmp_path / "outputs" / "default" / "pretrain-mini-tinyworld"
+    folder = tmp_path / "outputs" / "tinychat" / "pretrain-mini-tinyworld"
     wait_until(lambda: folder.is_dir() and any(rows(run) for run in folder.iterdir()), process)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130

@@ -253,7 +253,7 @@ def test_a_trial_of_a_sweep_ends_at_an_alarm_with_a_last_evaluation(warm, made: 
         tmp_path, *given, *more, f"reward.parts.python.path={made / 'count.py'}:score", *words, "sweep.n_trials=1"
     )
     assert "replies no longer end" in done.stderr, done.stderr[-3000:]
-    (result,) = (json.loads(path.read_text()) for path in tmp_path.glob("outputs/default/*/*/result.json"))
+    (result,) = (json.loads(path.read_text()) for path in tmp_path.glob("outputs/tinychat/*/*/result.json"))
     assert result["status"] == "pruned"
     assert result["objective"] == result["metrics"]["eval/objective"]
 

@@ -145,7 +145,7 @@ def test_killed_or_stopped_it_ends_bit_identically(
 def test_resume_finds_refuses_or_begins_anew(tiny: tuple[str, ...], tmp_path: Path) -> None:
     command = (*tiny, "stage.max_steps=3", "stage.samples=[]", "stage.lr=0.003")
     assert run_train(tmp_path, *command, "resume=auto").returncode == 0
-    (first,) = (tmp_path / "outputs" / "default").glob("*/*/")
+    (first,) = (tmp_path / "outputs" / "tinychat").glob("*/*/")
     before = {path: path.stat().st_mtime_ns for path in first.rglob("*")}
 
     done = run_train(tmp_path, *command, "resume=auto")
@@ -162,7 +162,7 @@ def test_resume_finds_refuses_or_begins_anew(tiny: tuple[str, ...], tmp_path: Pa
     # Another configuration is another run. What does not change what is computed may differ.
     done = run_train(tmp_path, *command, "resume=auto", "seed=2", "checkpoint.every=1")
     assert done.returncode == 0
-    assert len(list((tmp_path / "outputs" / "default").glob("*/*/"))) == 2
+    assert len(list((tmp_path / "outputs" / "tinychat").glob("*/*/"))) == 2
     done = run_train(tmp_path, *command, "resume=auto", "seed=2", "checkpoint.keep_last=5", "run_name=renamed")
     assert "finished already: " in done.stderr
 

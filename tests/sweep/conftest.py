@@ -57,7 +57,7 @@ class Fake:
 
     def runs(self, file: str) -> list[Path]:
         """The file in the run folders of all trials that have it."""
-        return list(self.folder.glob(f"outputs/default/*/*/{file}"))
+        return list(self.folder.glob(f"outputs/tinychat/*/*/{file}"))
 
 
 @pytest.fixture(scope="session")

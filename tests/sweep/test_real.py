@@ -51,7 +51,7 @@ def swept(warm, made: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     )
     done = warm.train(folder, *words)
     assert done.returncode == 0, done.stderr[-4000:]
-    rows = json.loads((folder / "outputs/sweeps/default-ppo_random/trials.json").read_text())
+    rows = json.loads((folder / "outputs/sweeps/tinychat-ppo_random/trials.json").read_text())
     table = [dict(zip(rows["columns"], row, strict=True)) for row in rows["data"]]
     return {"folder": folder, "said": done.stderr, "table": table, "words": words}
 
@@ -68,7 +68,7 @@ def test_trials_with_two_ranks_have_folders_and_results_of_their_own(swept: dict
         steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert steps == [1, 2, 2]  # once, not once for each rank; then the evaluation
         assert (folder / "output.txt").exists()
-    assert [path for path in swept["folder"].glob("outputs/default/*/*") if path not in folders] == []
+    assert [path for path in swept["folder"].glob("outputs/tinychat/*/*") if path not in folders] == []
 
 
 def test_no_rank_starts_hydra(swept: dict[str, Any]) -> None:
@@ -88,7 +88,7 @@ def client(swept: dict[str, Any]) -> Any:
 
 
 def runs_of(client: Any) -> tuple[Any, list[Any]]:
-    experiment = client.get_experiment_by_name("default")
+    experiment = client.get_experiment_by_name("tinychat")
     runs = client.search_runs([experiment.experiment_id])
     (parent,) = [run for run in runs if run.data.tags.get("tinychat.kind") == "sweep"]
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
@@ -100,7 +100,7 @@ def test_mlflow_has_one_parent_with_all_that_was_found(swept: dict[str, Any], cl
     parent, children = runs_of(client)
     best = next(row for row in swept["table"] if row["best"])
     assert parent.info.status == "FINISHED"
-    assert parent.data.tags["tinychat.study"] == "default-ppo_random"
+    assert parent.data.tags["tinychat.study"] == "tinychat-ppo_random"
     assert parent.data.tags["best.trial"] == str(best["trial"])
     assert float(parent.data.tags["best.value"]) == pytest.approx(best["eval/objective"])
     assert float(parent.data.tags["best.stage.lr"]) == pytest.approx(best["stage.lr"])
@@ -110,10 +110,10 @@ def test_mlflow_has_one_parent_with_all_that_was_found(swept: dict[str, Any], cl
     names = {entry.path for entry in client.list_artifacts(parent.info.run_id)}
     wanted = {"report.md", "report.html", "plots.html", "history.png", "trials.csv", "trials.html", "trials.json"}
     assert wanted <= names
-    assert "plotly" in (swept["folder"] / "outputs/sweeps/default-ppo_random/plots.html").read_text()[:100_000]
+    assert "plotly" in (swept["folder"] / "outputs/sweeps/tinychat-ppo_random/plots.html").read_text()[:100_000]
     for child, row in zip(children, swept["table"], strict=True):
         assert child.info.status == "FINISHED"
-        assert child.data.tags["tinychat.study"] == "default-ppo_random"
+        assert child.data.tags["tinychat.study"] == "tinychat-ppo_random"
         assert child.data.tags["tinychat.trial"] == str(row["trial"])
         assert float(child.data.params["stage.lr"]) == pytest.approx(row["stage.lr"])
         assert float(child.data.tags["sweep.stage.beta"]) == pytest.approx(row["stage.beta"])
@@ -123,7 +123,7 @@ def test_mlflow_has_one_parent_with_all_that_was_found(swept: dict[str, Any], cl
 def test_the_winner_is_in_the_model_registry(swept: dict[str, Any], client: Any, tmp_path: Path) -> None:
     _, children = runs_of(client)
     best = next(row for row in swept["table"] if row["best"])
-    version = client.get_model_version_by_alias("tinychat-default-ppo_random", "winner")
+    version = client.get_model_version_by_alias("tinychat-tinychat-ppo_random", "winner")
     assert version.run_id == children[best["trial"]].info.run_id
     assert version.tags["tinychat.trial"] == str(best["trial"])
     files = {Path(entry.path).name for entry in client.list_artifacts(version.run_id, "checkpoint")}
@@ -139,4 +139,4 @@ def test_the_same_command_again_runs_nothing_and_stays_one_parent(
     assert "2 of 2 trials done or running, 0 to go" in done.stderr
     _, children = runs_of(client)
     assert len(children) == 2
-    assert len(client.search_model_versions("name='tinychat-default-ppo_random'")) == 1
+    assert len(client.search_model_versions("name='tinychat-tinychat-ppo_random'")) == 1

@@ -43,24 +43,24 @@ def values_of(study: optuna.Study) -> list[tuple[Any, ...]]:
 
 def test_a_sweep_leaves_study_folders_table_report_and_command(fake: Fake) -> None:
     said = fake.sweep("sweep=ppo_bayes", "sweep.n_trials=4", "sweep.sampler_options={n_startup_trials: 2}", plots=True)
-    study = fake.study("default-ppo_bayes")
+    study = fake.study("tinychat-ppo_bayes")
     assert states(study) == {"COMPLETE": 4}
     own = study.trials[0].params  # those of stage=ppo, or the nearest that are searched
     assert (own["stage.lr"], own["stage.beta"], own["stage.clip_low"]) == (5e-5, 0.05, 0.2)
-    rows = fake.table("default-ppo_bayes")
+    rows = fake.table("tinychat-ppo_bayes")
     assert [row["trial"] for row in rows] == [0, 1, 2, 3]
     best = max(rows, key=lambda row: row["eval/objective"])
     assert [row["best"] for row in rows].count("yes") == 1 and best["best"] == "yes"
     for row, trial in zip(rows, study.trials, strict=True):
         folder = Path(row["run folder"])
         told = json.loads((folder / "trial.json").read_text())
-        assert told["study"] == "default-ppo_bayes" and told["number"] == trial.number
+        assert told["study"] == "tinychat-ppo_bayes" and told["number"] == trial.number
         assert told["values"] == trial.params
         assert told["objective"] == ["eval/objective"] and told["directions"] == ["maximize"]
         result = json.loads((folder / "result.json").read_text())
         assert result["objective"] == pytest.approx(trial.value) == pytest.approx(row["eval/objective"])
         assert (folder / "checkpoints").exists() is (row["best"] == "yes")  # the others' are removed
-    folder = fake.sweep_dir("default-ppo_bayes")
+    folder = fake.sweep_dir("tinychat-ppo_bayes")
     for name in ("report.md", "report.html", "plots.html", "trials.csv", "trials.html", "history.png", "parallel.png"):
         assert (folder / name).stat().st_size > 100, name
     assert "0 of 4 trials done" in said
@@ -84,19 +84,19 @@ def test_killed_after_some_trials_it_ends_with_all_and_none_twice(fake: Fake) ->
     until(lambda: len(fake.runs("result.json")) >= 3 and len(fake.runs("metrics.jsonl")) > 3)
     command.kill(signal.SIGKILL)  # not waited for: it stays a zombie, as under a shell that is busy
     time.sleep(0.2)
-    cut = [trial for trial in fake.study("default-ppo_random").trials if trial.state is TrialState.RUNNING]
+    cut = [trial for trial in fake.study("tinychat-ppo_random").trials if trial.state is TrialState.RUNNING]
     assert len(cut) == 1
     said = fake.sweep(*words)
-    study = fake.study("default-ppo_random")
+    study = fake.study("tinychat-ppo_random")
     assert states(study) == {"COMPLETE": 7, "FAIL": 1}
     assert "3 of 7 trials done" in said or "4 of 7 trials done" in said
     assert len(set(values_of(study))) == 7
     assert tuple(sorted(cut[0].params.items())) in values_of(study)  # tried again
     assert "7 of 7 trials done" in fake.sweep(*words)
-    assert states(fake.study("default-ppo_random")) == {"COMPLETE": 7, "FAIL": 1}
+    assert states(fake.study("tinychat-ppo_random")) == {"COMPLETE": 7, "FAIL": 1}
     # More of the same study: only what is new runs, with fresh values.
     fake.sweep("sweep=ppo_random", "sweep.n_trials=8")
-    assert len(set(values_of(fake.study("default-ppo_random")))) == 8
+    assert len(set(values_of(fake.study("tinychat-ppo_random")))) == 8
     assert command.wait().returncode == -signal.SIGKILL
 
 
@@ -109,26 +109,26 @@ def test_ctrl_c_ends_it_resumable(fake: Fake) -> None:
     assert "interrupted" in done.stderr
     assert done.returncode == 130
     fake.sweep(*words)
-    assert states(fake.study("default-ppo_random")) == {"COMPLETE": 3, "FAIL": 1}
+    assert states(fake.study("tinychat-ppo_random")) == {"COMPLETE": 3, "FAIL": 1}
 
 
 def test_two_workers_end_with_as_many_trials_as_were_asked_for(fake: Fake) -> None:
     words = ("sweep=ppo_random", "sweep.n_trials=6")
     both = [fake.start(*words, FAKE_SECONDS="0.03") for _ in range(2)]
     assert [command.wait().returncode for command in both] == [0, 0]
-    study = fake.study("default-ppo_random")
+    study = fake.study("tinychat-ppo_random")
     assert states(study) == {"COMPLETE": 6}
     assert len(set(values_of(study))) == 6
     shares = Counter(trial.user_attrs["worker"]["pid"] for trial in study.trials)
     assert set(shares) == {command.pid for command in both}  # both did some
-    assert len(fake.table("default-ppo_random")) == 6
+    assert len(fake.table("tinychat-ppo_random")) == 6
 
 
 def test_a_grid_runs_each_combination_once_also_with_two_workers(fake: Fake) -> None:
     words = ("sweep=ppo_grid", "stage.lr=1e-4,1e-3")
     both = [fake.start(*words, FAKE_SECONDS="0.03") for _ in range(2)]
     assert [command.wait().returncode for command in both] == [0, 0]
-    study = fake.study("default-ppo_grid")
+    study = fake.study("tinychat-ppo_grid")
     assert states(study) == {"COMPLETE": 6}
     found = {(trial.params["stage.lr"], trial.params["stage.beta"]) for trial in study.trials}
     assert found == {(lr, beta) for lr in (1e-4, 1e-3) for beta in (0.02, 0.05, 0.1)}
@@ -138,9 +138,9 @@ def test_a_trial_worse_than_the_median_is_pruned(fake: Fake) -> None:
     space = ("stage.lr=1e-3,1e-6", "stage.beta=0.01,0.02,0.03")
     options = ("+sweep.pruner_options.n_startup_trials=3", "+sweep.pruner_options.n_warmup_steps=30")
     fake.sweep("sweep=ppo_grid", *space, "sweep.pruner=median", *options, FAKE_SECONDS="0.3")
-    rows = fake.table("default-ppo_grid")
+    rows = fake.table("tinychat-ppo_grid")
     assert [row["state"] for row in rows] == ["complete"] * 3 + ["pruned"] * 3
-    study = fake.study("default-ppo_grid")
+    study = fake.study("tinychat-ppo_grid")
     for trial in study.trials[3:]:
         assert trial.state is TrialState.PRUNED
         assert "no match for the other trials" in trial.user_attrs["error"]
@@ -153,11 +153,11 @@ def test_a_trial_worse_than_the_median_is_pruned(fake: Fake) -> None:
 
 def test_a_failed_trial_is_recorded_and_the_sweep_goes_on(fake: Fake) -> None:
     said = fake.sweep("sweep=ppo_grid", "stage.beta=0.05", FAKE_FAIL_ABOVE="1e-3")
-    rows = fake.table("default-ppo_grid")
+    rows = fake.table("tinychat-ppo_grid")
     assert [row["state"] for row in rows] == ["complete", "complete", "failed"]
     assert "ValueError: lr is too high" in rows[2]["error"]
     assert "| failed |" in said and "ValueError: lr is too high" in said
-    assert states(fake.study("default-ppo_grid")) == {"COMPLETE": 2, "FAIL": 1}
+    assert states(fake.study("tinychat-ppo_grid")) == {"COMPLETE": 2, "FAIL": 1}
     assert "3 of 3 trials done" in fake.sweep("sweep=ppo_grid", "stage.beta=0.05")
 
 
@@ -166,7 +166,7 @@ def test_too_many_failures_in_a_row_end_the_sweep(fake: Fake) -> None:
     assert done.returncode == 1
     assert "2 trials in a row failed" in done.stderr
     assert "ValueError: lr is too high" in done.stderr.splitlines()[-1]
-    assert states(fake.study("default-ppo_random")) == {"FAIL": 2}
+    assert states(fake.study("tinychat-ppo_random")) == {"FAIL": 2}
 
 
 def test_a_metric_that_a_run_lacks_is_named(fake: Fake) -> None:
@@ -179,9 +179,9 @@ def test_several_objectives_give_a_front_and_its_plot(fake: Fake) -> None:
     said = fake.sweep(
         "sweep=ppo_pareto", "sweep.n_trials=10", "sweep.sampler_options={n_startup_trials: 8}", plots=True
     )
-    study = fake.study("default-ppo_pareto")
+    study = fake.study("tinychat-ppo_pareto")
     assert [direction.name for direction in study.directions] == ["MAXIMIZE", "MINIMIZE", "MAXIMIZE"]
-    rows = fake.table("default-ppo_pareto")
+    rows = fake.table("tinychat-ppo_pareto")
     front = [row for row in rows if row["best"]]
 
     def beats(a: dict[str, Any], b: dict[str, Any]) -> bool:
@@ -194,7 +194,7 @@ def test_several_objectives_give_a_front_and_its_plot(fake: Fake) -> None:
     assert f"trial {front[0]['trial']} again:\n  python -m tinychat.train " in said
     assert said.count("front: ") == min(len(front), 10)
     assert (f"and {len(front) - 10} more on the front, in " in said) == (len(front) > 10)
-    assert (fake.sweep_dir("default-ppo_pareto") / "pareto_front.png").stat().st_size > 1000
+    assert (fake.sweep_dir("tinychat-ppo_pareto") / "pareto_front.png").stat().st_size > 1000
 
 
 def test_plain_multirun_has_a_table_too_and_its_failures_are_told(fake: Fake) -> None:
@@ -259,7 +259,7 @@ def test_a_study_of_another_kind_is_refused(fake: Fake) -> None:
 
     def refused(*more: str) -> str:
         said = error_line(fake.run(*words, *more))
-        assert len(fake.study("default-ppo_random").trials) == 1
+        assert len(fake.study("tinychat-ppo_random").trials) == 1
         return said
 
     assert "sweep.study=NAME" in refused("sweep.direction=[minimize]", "sweep.objective=[eval/objective]")
@@ -294,7 +294,7 @@ def test_outputs_moved_as_a_whole_keep_their_study(fake: Fake) -> None:
 
 
 def test_a_locked_or_broken_database_is_one_line(fake: Fake) -> None:
-    folder = fake.sweep_dir("default-ppo_random")
+    folder = fake.sweep_dir("tinychat-ppo_random")
     folder.mkdir(parents=True)
     with sqlite3.connect(folder / "study.db") as holder:
         holder.execute("BEGIN EXCLUSIVE")
