@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.conftest import REPOSITORY, environment_of
 from tinychat import gates, recipe, runs, train
@@ -126,6 +127,13 @@ def test_every_recipe_composes_as_its_first_line_says(path: Path) -> None:
     assert len({job.config.experiment_name for job in jobs.values()}) == 1
     names = {gate.metric for gate in made.gates}
     assert {"eval/ppl", "eval/reward_accuracy", "eval/safe_rate", "rl/kl"} <= names
+
+
+def test_the_commands_after_make_run_look_where_it_writes() -> None:
+    bare = yaml.safe_load((CONF.parent / "config.yaml").read_text())["experiment_name"]
+    jobs = jobs_of(load_recipe("tinyworld", CONF))
+    assert {job.config.experiment_name for job in jobs.values()} == {bare}
+    assert bare.lower() != "default", "MLflow's own, where runs without a name go"
 
 
 def test_a_command_line_is_sorted() -> None:
