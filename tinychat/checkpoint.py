@@ -4,7 +4,7 @@
         model.safetensors  config.json  tokenizer.json ...   what AutoModelForCausalLM and AutoTokenizer load (of an
                                                              adapter: its own weights, and which base they belong to)
         lineage.json                                         where it comes from
-        manifest.json                                        sizes of all files: a checkpoint cut short is noticed
+        manifest.json                                        size and checksum of every file: damage is noticed
         trainer_state/                                       step, counters, optimizer, random numbers
 
 A checkpoint is written under a temporary name, synced to disk, and renamed: a crash or a full disk leaves the ones
@@ -20,6 +20,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from safetensors import SafetensorError
 from tinychat import runs
 from tinychat.engine import Engine
 from tinychat.errors import UserError
+from tinychat.models.load import one_line
 from tinychat.models.save import save_weights
 from tinychat.world import World
 
@@ -99,6 +101,18 @@ class Checkpointer:
         self.world.barrier()
         return final
 
+    def _verify_state(self, path: Path) -> None:
+        """Compare the trainer's state with its checksums, every rank its share of the files."""
+        state = sorted(file for file in (path / runs.TRAINER_STATE).rglob("*") if file.is_file())
+        own = {str(file.relative_to(path)) for file in state[self.world.rank :: self.world.size]}
+        problem = ""
+        try:
+            runs.verify_contents(path, own.__contains__)
+        except UserError as error:
+            problem = str(error)
+        if told := next(filter(None, self.world.texts(problem)), None):
+            raise UserError(told)
+
     def _together(self, action: Callable[[], None] | None, target: Path) -> None:
         """Run an action that may fail on this rank; if it failed on any, raise the same on all."""
         problem = ""
@@ -129,7 +143,6 @@ class Checkpointer:
             if path not in best:
                 _remove(path)
             elif (path / runs.TRAINER_STATE).exists():
-                runs.write_manifest(path, runs.checkpoint_score(path), without=runs.TRAINER_STATE)
                 _remove(path / runs.TRAINER_STATE)
 
     def latest(self) -> Path | None:
@@ -144,10 +157,12 @@ class Checkpointer:
         """Put engine and random numbers back as they were; returns the trainer's own counters.
 
         same_ranks: the engine's state is split over ranks (ZeRO), so their number must not have changed.
+        Raises UserError on every rank for a state that is damaged, or was saved by another number of ranks.
         """
+        self._verify_state(path)
         folder = path / runs.TRAINER_STATE
         trainer = runs.read_json(folder / TRAINER_FILE)
-        if trainer is None:
+        if not isinstance(trainer, dict) or not {"step", "world_size", "metrics"} <= trainer.keys():
             raise UserError(
                 f"{folder / TRAINER_FILE}: missing or unreadable; remove {path} to resume from the one before"
             )
@@ -157,10 +172,16 @@ class Checkpointer:
                 f"{path} was saved by {saved} DeepSpeed ranks, it cannot be resumed by {self.world.size}; "
                 f"use launch.nproc={saved}, or start from its weights: init_from={path}"
             )
-        engine.load_state(folder)
         own = folder / f"random-rank{self.world.rank}.pt"
-        if own.exists():
-            restore_random_state(torch.load(own, weights_only=True))
+        try:
+            engine.load_state(folder)
+            if own.exists():
+                restore_random_state(torch.load(own, weights_only=True))
+        except (OSError, RuntimeError, LookupError, TypeError, ValueError, EOFError, UnpicklingError) as error:
+            # What torch and DeepSpeed raise on files that are damaged, or of another version.
+            raise UserError(
+                f"{folder}: cannot be loaded: {one_line(error)}; remove {path} to resume from the one before"
+            ) from error
         return trainer
 
 

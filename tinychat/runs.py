@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tinychat import run_files
+from tinychat.checksums import changed_file, checksum, is_whole, sealed
 from tinychat.errors import UserError
 from tinychat.run_files import NUMBER, Unreadable, if_readable, tell_once
 from tinychat.run_files import write_text_atomic as write_text_atomic
@@ -290,37 +291,85 @@ def resolve_checkpoint(spec: str) -> Path:
     raise UserError(f"checkpoint {spec}: holds no checkpoint (no config.json, and no {CHECKPOINTS}/step-* below it)")
 
 
-def write_manifest(checkpoint: Path, score: float | None, without: str | None = None) -> None:
-    """Record the size of every file of a checkpoint (leaving out one folder), and its score (lower is better)."""
-    files = {
-        str(path.relative_to(checkpoint)): path.stat().st_size
-        for path in sorted(checkpoint.rglob("*"))
-        if path.is_file() and path.name != MANIFEST and path.relative_to(checkpoint).parts[0] != without
+def write_manifest(checkpoint: Path, score: float | None) -> None:
+    """Record size and checksum of every file of a checkpoint, and its score (lower is better)."""
+    paths = [path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path.name != MANIFEST]
+    names = {str(path.relative_to(checkpoint)): path for path in paths}
+    content = {
+        "score": score,
+        "files": {name: path.stat().st_size for name, path in names.items()},
+        "checksums": {name: checksum(path) for name, path in names.items()},
     }
     run_files.follow_umask(checkpoint)
-    write_text_atomic(checkpoint / MANIFEST, json.dumps({"score": score, "files": files}, indent=1))
+    write_text_atomic(checkpoint / MANIFEST, json.dumps(sealed(content), indent=1))
 
 
 def checkpoint_score(checkpoint: Path) -> float | None:
     return (if_readable(lambda: _manifest(checkpoint)) or {}).get("score")
 
 
-def _manifest(checkpoint: Path) -> dict[str, Any] | None:
-    """Raises Unreadable."""
-    return run_files.read_json(checkpoint / MANIFEST, {"files": dict, "score": (*NUMBER, type(None))})
+def _manifest(checkpoint: Path) -> dict[str, Any]:
+    """Nothing for a folder that tinychat did not write. Raises Unreadable, also where it was changed."""
+    kinds = {"files": dict, "checksums": (dict, type(None)), "score": (*NUMBER, type(None))}
+    manifest = run_files.read_json(checkpoint / MANIFEST, kinds)
+    if manifest is not None and not is_whole(manifest):
+        raise Unreadable(f"{checkpoint / MANIFEST}: is not as it was written")
+    return manifest or {}
+
+
+def _sound_manifest(checkpoint: Path) -> dict[str, Any]:
+    try:
+        return _manifest(checkpoint)
+    except Unreadable as error:
+        raise UserError(f"checkpoint {checkpoint} is damaged: {error}{_instead(checkpoint)}") from None
 
 
 def verify_checkpoint(checkpoint: Path) -> None:
-    """Raise UserError when a file of a checkpoint is missing or shorter than it was written (foreign folders pass)."""
-    try:
-        manifest = _manifest(checkpoint)
-    except Unreadable as error:
-        raise UserError(f"checkpoint {checkpoint} is damaged: {error}") from None
-    for name, size in (manifest or {}).get("files", {}).items():
+    """Raise UserError when a file of a checkpoint is missing or shorter than it was written. Foreign folders pass, and
+    those without the trainer's state, which a copy or an older checkpoint need not have."""
+    for name, size in _sizes(_sound_manifest(checkpoint), checkpoint).items():
         path = checkpoint / name
         found = path.stat().st_size if path.is_file() else None
         if found != size:
             state = "is missing" if found is None else f"has {found} bytes, {size} were written"
-            others = [other.name for other in list_checkpoints(checkpoint.parent.parent) if other != checkpoint]
-            hint = f"; use {others[-1]} beside it (remove the damaged folder to resume from there)" if others else ""
-            raise UserError(f"checkpoint {checkpoint} is damaged: {name} {state}{hint}")
+            raise UserError(f"checkpoint {checkpoint} is damaged: {name} {state}{_instead(checkpoint)}")
+
+
+def verify_contents(checkpoint: Path, wanted: Callable[[str], bool] = lambda name: "/" not in name) -> None:
+    """Raise UserError when a file of a checkpoint has another content than was written: of those whose name in it is
+    `wanted`, else of all but the trainer's state. Whoever opens files calls it; they are read as a whole for it."""
+    sums = _sound_manifest(checkpoint).get("checksums") or {}
+    if name := changed_file(checkpoint, {name: value for name, value in sums.items() if wanted(name)}):
+        raise UserError(
+            f"checkpoint {checkpoint} is damaged: {name} is not as it was written{_instead(checkpoint)}; if you "
+            f"changed it on purpose, delete {checkpoint / MANIFEST}"
+        )
+
+
+def _instead(checkpoint: Path) -> str:
+    """For a message: another checkpoint of the run that is whole."""
+    for other in reversed(list_checkpoints(checkpoint.parent.parent)):
+        if other == checkpoint or not _is_whole(other):
+            continue
+        how = " (remove the damaged folder to resume from there)" if (other / TRAINER_STATE).is_dir() else ""
+        return f"; use {other.name} beside it{how}"
+    return ""
+
+
+def _sizes(manifest: dict[str, Any], checkpoint: Path) -> dict[str, int]:
+    """Those of the files that must be there."""
+    has_state = (checkpoint / TRAINER_STATE).exists()
+    return {
+        name: size
+        for name, size in manifest.get("files", {}).items()
+        if has_state or Path(name).parts[0] != TRAINER_STATE
+    }
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    manifest = if_readable(lambda: _manifest(checkpoint))
+    if manifest is None:
+        return False
+    sizes = _sizes(manifest, checkpoint)
+    there = {name: (checkpoint / name).stat().st_size for name in sizes if (checkpoint / name).is_file()}
+    return there == sizes and changed_file(checkpoint, manifest.get("checksums") or {}) is None

@@ -245,6 +245,7 @@ class TrackerConfig:
 class CheckpointConfig:
     every: int = MISSING  # optimizer steps between checkpoints; 0: only at the end
     keep_last: int = MISSING  # newest checkpoints kept, with everything a resume needs
+    verify: bool = MISSING  # compare checkpoints and caches with their checksums when they are opened
     keep_best: int = MISSING  # best checkpoints kept beside them, by the stage's own metric
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from tinychat import failures, library_output, lineage, parents, report, runs, trial
+from tinychat.checksums import verifying
 from tinychat.console import setup_logging
 from tinychat.context import Context, StageResult, StopFlag
 from tinychat.errors import UserError
@@ -43,7 +44,7 @@ def run(run_dir: Path, insist: bool = True) -> int:
     if not (run_dir / runs.CONFIG).exists():
         raise UserError(f"{run_dir / runs.CONFIG} is missing; with several nodes run_dir must lie on a disk they share")
     config = to_config(OmegaConf.create(runs.read_config(run_dir)))
-    with answering(config.launch.timeout_minutes):
+    with answering(config.launch.timeout_minutes), verifying(config.checkpoint.verify):
         return _run_as_rank(config, run_dir, insist)
 
 

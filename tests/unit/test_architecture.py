@@ -12,7 +12,8 @@ PACKAGE = REPOSITORY / "tinychat"
 LAYERS: list[set[str]] = [
     {"errors", "explain", "library_output", "program", "schema_stages", "schema_sweep", "schema_launch"},
     {"schema"},
-    {"ds_config", "hub", "seeding", "malloc", "orphans", "hostfile", "signals", "user_code"} | {"run_files"},
+    {"ds_config", "hub", "seeding", "malloc", "orphans", "hostfile", "signals", "user_code"}
+    | {"run_files", "checksums"},
     {"checks", "checks_data", "checks_launch", "runs", "trial", "failures", "world"},
     {"text"},
     {"models", "data"},
@@ -41,7 +42,7 @@ LAYERS: list[set[str]] = [
 ]
 # What the parent may load before a job starts.
 LIGHT = {"train", "checks", "ds_config", "errors", "launch", "orphans", "parents", "runs", "schema", "schema_stages"}
-LIGHT |= {"run_files", "checks_data", "gates", "pipeline", "recipe", "compare"}
+LIGHT |= {"run_files", "checksums", "checks_data", "gates", "pipeline", "recipe", "compare"}
 LIGHT |= {"agents", "checks_launch", "failures", "guard", "hostfile", "ranks", "schema_launch", "slurm"}
 LIGHT |= {"explain", "library_output", "program", "schema_sweep", "sweeps/__init__", "sweeps/sweeper", "trial"}
 LIGHT |= {f"pipeline_{part}" for part in ("jobs", "process", "report", "samples", "tracking")}

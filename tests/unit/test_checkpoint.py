@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
 from tinychat import checkpoint as checkpoint_module
-from tinychat import runs
+from tinychat import checksums, runs
 from tinychat.checkpoint import Checkpointer, random_state, restore_random_state
 from tinychat.engine.plain import PlainEngine
 from tinychat.errors import UserError
+from tinychat.models.load import load_model
+from tinychat.text.tokenizer import load_saved_tokenizer
 from tinychat.world import World
 
 ALONE = World(0, 0, 1, torch.device("cpu"))
@@ -125,6 +129,94 @@ def test_weights_optimizer_and_random_numbers_come_back(engine: PlainEngine, tok
     assert json.loads((saved / runs.LINEAGE).read_text()) == {"run_dir": "x"}
 
 
+@pytest.mark.parametrize("name", ["trainer.json", "engine.pt", "random-rank0.pt"])
+def test_a_state_with_a_flipped_byte_is_not_resumed_from(
+    name: str, engine: PlainEngine, tokenizer: Any, tmp_path: Path
+) -> None:
+    checkpointer = Checkpointer(tmp_path, ALONE, keep_last=2, keep_best=1)
+    for number in (1, 2):
+        checkpointer.save(number, engine, tokenizer, {"metrics": {}}, {})
+    newest = checkpointer.latest()
+    assert newest is not None
+    flip(newest / runs.TRAINER_STATE / name)
+    whole = r"use step-000001 beside it \(remove the damaged folder to resume from there\)"
+    with pytest.raises(
+        UserError, match=rf"step-000002 is damaged: trainer_state/{name} is not as it was written; {whole}"
+    ):
+        checkpointer.load(newest, engine, same_ranks=False)
+    flip(newest.with_name("step-000001") / "lineage.json")
+    with pytest.raises(
+        UserError, match=rf"trainer_state/{name} is not as it was written; if you changed it on purpose"
+    ):
+        checkpointer.load(newest, engine, same_ranks=False)
+
+
+def test_a_state_that_torch_cannot_read_is_one_line(engine: PlainEngine, tokenizer: Any, tmp_path: Path) -> None:
+    """Without its manifest nothing tells that it is damaged before it is opened."""
+    checkpointer = Checkpointer(tmp_path, ALONE, keep_last=2, keep_best=1)
+    saved = checkpointer.save(1, engine, tokenizer, {"metrics": {}}, {})
+    (saved / runs.MANIFEST).unlink()
+    os.truncate(saved / runs.TRAINER_STATE / "engine.pt", 1000)
+    with pytest.raises(UserError, match=r"trainer_state: cannot be loaded: .*; remove .*step-000001 to resume"):
+        checkpointer.load(saved, engine, same_ranks=False)
+    (saved / runs.TRAINER_STATE / "trainer.json").write_text("[1]")
+    with pytest.raises(UserError, match=r"trainer.json: missing or unreadable"):
+        checkpointer.load(saved, engine, same_ranks=False)
+
+
+def test_weights_and_tokenizers_with_a_flipped_byte_are_not_opened(
+    engine: PlainEngine, tokenizer: Any, tmp_path: Path
+) -> None:
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = "{{ messages }}"
+    checkpointer = Checkpointer(tmp_path, ALONE, keep_last=3, keep_best=1)
+    older, saved = (checkpointer.save(number, engine, tokenizer, {"metrics": {}}, {}) for number in (1, 2))
+    for name, load in {
+        "model.safetensors": load_model,
+        "config.json": load_model,
+        "chat_template.jinja": load_saved_tokenizer,
+        "tokenizer.json": load_saved_tokenizer,
+    }.items():
+        before = (saved / name).read_bytes()
+        load(str(saved))
+        flip(saved / name)
+        runs.verify_checkpoint(saved)  # the sizes are right
+        with pytest.raises(
+            UserError, match=f"step-000002 is damaged: {name} is not as it was written; use step-000001"
+        ):
+            load(str(saved))
+        (saved / name).write_bytes(before)
+    flip(saved / "model.safetensors")
+    load_saved_tokenizer(str(saved))  # opens no weights
+    with checksums.verifying(False):
+        load_model(str(saved))
+    (saved / runs.MANIFEST).unlink()
+    load_model(str(saved))
+
+    flip(older / runs.MANIFEST)
+    with pytest.raises(UserError, match=f"step-000001 is damaged: .*{runs.MANIFEST}: is not as it was written"):
+        runs.resolve_checkpoint(str(older))
+
+
+def test_removing_the_state_of_the_best_does_not_make_damage_whole(
+    engine: PlainEngine, tokenizer: Any, tmp_path: Path
+) -> None:
+    checkpointer = Checkpointer(tmp_path, ALONE, keep_last=1, keep_best=1)
+    best = checkpointer.save(1, engine, tokenizer, {"metrics": {}}, {}, 1.0)
+    flip(best / "model.safetensors")
+    checkpointer.save(2, engine, tokenizer, {"metrics": {}}, {}, 2.0)
+    assert not (best / runs.TRAINER_STATE).exists()
+    with pytest.raises(UserError, match=r"model\.safetensors is not as it was written; use step-000002"):
+        load_model(str(best))
+
+
+def flip(path: Path) -> None:
+    """One bit in the middle of a file; of text the letter stays one."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
 def test_another_number_of_ranks_is_refused_where_the_state_is_split(
     engine: PlainEngine, tokenizer: Any, tmp_path: Path
 ) -> None:
@@ -132,6 +224,7 @@ def test_another_number_of_ranks_is_refused_where_the_state_is_split(
     saved = checkpointer.save(1, engine, tokenizer, {"metrics": {}}, {})
     state = json.loads((saved / runs.TRAINER_STATE / "trainer.json").read_text())
     (saved / runs.TRAINER_STATE / "trainer.json").write_text(json.dumps({**state, "world_size": 4}))
+    runs.write_manifest(saved, None)
     checkpointer.load(saved, engine, same_ranks=False)
     with pytest.raises(UserError, match=r"saved by 4 DeepSpeed ranks.*by 1; use launch.nproc=4"):
         checkpointer.load(saved, engine, same_ranks=True)

@@ -17,6 +17,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from tinychat import checksums
 from tinychat.data import cache, cache_folder
 from tinychat.data.cache import token_cache
 from tinychat.data.sources import TextSource, text_source
@@ -152,7 +153,9 @@ def test_made_again_when_text_tokenizer_or_settings_change(
     assert len(set(paths)) == len(paths)
 
 
-@pytest.mark.parametrize("damage", ["cut", "meta", "missing", "empty"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "meta", "missing", "empty", "flipped", "meta flipped", "no sums", "a folder"]
+)
 def test_damaged_cache_is_made_again(
     source: TextSource,
     tokenizer: PreTrainedTokenizerFast,
@@ -169,11 +172,46 @@ def test_damaged_cache_is_made_again(
         (made.path / "meta.json").write_text("{")
     elif damage == "missing":
         file.unlink()
+    elif damage == "flipped":
+        flip(file)
+    elif damage == "meta flipped":  # the bytes of text, of which eval/bits_per_byte is made
+        meta = (made.path / "meta.json").read_text()
+        assert f'"n_bytes": {made.n_bytes}' in meta
+        (made.path / "meta.json").write_text(
+            meta.replace(f'"n_bytes": {made.n_bytes}', f'"n_bytes": {made.n_bytes + 1}')
+        )
+    elif damage == "no sums":  # of a version that had none
+        meta = json.loads((made.path / "meta.json").read_text())
+        (made.path / "meta.json").write_text(
+            json.dumps({k: v for k, v in meta.items() if not k.startswith("checksum")})
+        )
+    elif damage == "a folder":
+        (made.path / "meta.json").unlink()
+        (made.path / "meta.json").mkdir()
     else:
         os.truncate(file, 0)
     again = token_cache(source, tokenizer, tmp_path / "cache", progress=False)
     assert np.array_equal(again.tokens, want)
+    assert again.n_bytes == made.n_bytes
     assert ("damaged" in caplog.text) == (damage != "missing")
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_checksums_may_be_left_out(
+    source: TextSource, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = token_cache(source, tokenizer, tmp_path / "cache", progress=False)
+    flip(made.path / "tokens.bin")
+    with checksums.verifying(False):
+        token_cache(source, tokenizer, tmp_path / "cache", progress=False)
+    assert not caplog.text
+    token_cache(source, tokenizer, tmp_path / "cache", progress=False)
+    assert "damaged (tokens.bin is not as it was written) and will be made again" in caplog.text
 
 
 def test_failure_in_the_middle_leaves_nothing(

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, TypeVar
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from tinychat.checksums import changed_file, checksum, is_whole, sealed
 from tinychat.errors import UserError
 from tinychat.text.tokenizer import vocabulary_size
 
@@ -38,7 +39,8 @@ def cached(
     write: Callable[[Path], dict[str, Any]],
 ) -> Loaded:
     """What `load` makes of the folder `{parent}/{name}-{hash of identity}`, which is made first where it is
-    missing or damaged. Of several processes that ask at once, one makes it and the others wait.
+    missing or damaged: a file has another length or, unless checksums.verifying(False), another content than was
+    written. Of several processes that ask at once, one makes it and the others wait.
 
     `load(folder, meta)` raises ValueError, KeyError or TypeError where the folder is damaged. `write(folder)`
     fills a new folder and returns what its meta.json holds beside the identity. Raises UserError for what
@@ -84,10 +86,17 @@ def ids_type(tokenizer: PreTrainedTokenizerFast) -> str:
 def _load(folder: Path, load: Callable[[Path, dict[str, Any]], Loaded]) -> Loaded | None:
     """None where the folder is missing or damaged."""
     try:
-        return load(folder, json.loads((folder / META).read_text("utf-8")))
+        meta = json.loads((folder / META).read_text("utf-8"))
+        if not is_whole(meta):
+            raise ValueError(f"{META} is not as it was written")
+        if "checksums" not in meta:
+            raise ValueError("it has no checksums")
+        if name := changed_file(folder, meta["checksums"]):
+            raise ValueError(f"{name} is not as it was written")
+        return load(folder, meta)
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, IsADirectoryError) as error:
         log.warning("%s is damaged (%s) and will be made again", folder, error)
         return None
 
@@ -100,8 +109,9 @@ def _make(folder: Path, identity: dict[str, Any], write: Callable[[Path], dict[s
     try:
         temporary.mkdir()
         meta = {**identity, **write(temporary)}
+        meta["checksums"] = {path.name: checksum(path) for path in sorted(temporary.iterdir())}
         with synced_file(temporary / META) as file:
-            file.write(json.dumps(meta, indent=1).encode())
+            file.write(json.dumps(sealed(meta), indent=1).encode())
         _sync_folder(temporary)
         if folder.exists():  # a damaged one; who still reads it keeps its file
             shutil.rmtree(folder)

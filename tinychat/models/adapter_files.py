@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from tinychat import hub
+from tinychat import hub, runs
 from tinychat.errors import UserError
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -100,7 +100,7 @@ def find_base(folder: Path) -> str:
     nor = f", nor at {places[1]}" if len(places) > 1 and places[1] != places[0] else ""
     raise UserError(
         f"adapter {folder}: its base {said} is not there{nor}; put it back, or write where it is as "
-        f"base_model_name_or_path into {file}"
+        f"base_model_name_or_path into {file}{_and_manifest(folder)}"
     )
 
 
@@ -110,8 +110,13 @@ def check_base(folder: Path, base: str, files: list[Path]) -> None:
     if record is not None and record.fingerprint and record.fingerprint != weights_fingerprint(files):
         raise UserError(
             f"adapter {folder}: trained on other weights than those now in its base {base}; put the old weights back, "
-            f"or write their folder as base_model_name_or_path into {folder / ADAPTER_CONFIG}"
+            f"or write their folder as base_model_name_or_path into {folder / ADAPTER_CONFIG}{_and_manifest(folder)}"
         )
+
+
+def _and_manifest(folder: Path) -> str:
+    """For a message that asks to change a file: what else is to be done where its checksum is kept."""
+    return f" and delete {folder / runs.MANIFEST}" if (folder / runs.MANIFEST).is_file() else ""
 
 
 def save_adapter(model: Any, weights: dict[str, torch.Tensor], folder: Path) -> None:

@@ -179,6 +179,7 @@ def load_adapter(
 
     address = find_base(folder)
     check_safetensors(folder, ADAPTER_WEIGHTS)
+    runs.verify_contents(folder)
     base_folder = model_folder(address)
     if is_adapter_folder(base_folder):
         raise UserError(f"adapter {folder}: its base {address} is an adapter itself; merge that one first")

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.utils import logging as hf_logging
 
-from tinychat import hub
+from tinychat import hub, runs
 from tinychat.errors import UserError
 from tinychat.models.adapter_files import ADAPTER_FILES, find_base, is_adapter_folder, read_adapter_config
 from tinychat.models.quantized import prepare_quantized, quantization_config
@@ -37,8 +37,8 @@ def load_model(path: str, dropout: float | None = None, quantize: bool = False, 
     adapter; other folders give a PreTrainedModel. `dropout` replaces every dropout rate of the architecture; None keeps
     them. `quantize` holds the linear layers of the blocks in 4 bits (see tinychat.models.quantized).
 
-    Raises UserError for a folder that is missing, is no model, is cut short, or does not hold exactly the model's
-    weights; for an adapter also when its base is missing or another one.
+    Raises UserError for a folder that is missing, is no model, is cut short or changed since tinychat wrote it, or does
+    not hold exactly the model's weights; for an adapter also when its base is missing or another one.
     """
     folder = model_folder(path)
     if is_adapter_folder(folder):
@@ -66,6 +66,7 @@ def read_model(path: str, kind: Any, dropout: float | None = None, quantize: boo
     folder = model_folder(path)
     config = load_config(str(folder))
     weight_files(folder)
+    runs.verify_contents(folder)
     if dropout is not None:
         for key in DROPOUTS:
             if hasattr(config, key):
@@ -112,6 +113,7 @@ def load_config(path: str) -> PreTrainedConfig:
     file = folder / CONFIG
     if not file.is_file():
         raise UserError(f"model {folder}: holds no {CONFIG}; give a folder written by save_pretrained")
+    runs.verify_contents(folder, lambda name: name == CONFIG)
     try:
         json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:

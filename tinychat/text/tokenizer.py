@@ -14,7 +14,7 @@ from pathlib import Path
 from tokenizers.models import BPE
 from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast
 
-from tinychat import hub
+from tinychat import hub, runs
 from tinychat.errors import UserError
 from tinychat.schema import TokenizerConfig, TokenizerKind
 from tinychat.text import CHAT_END, CHAT_START, END_OF_TEXT, PAD
@@ -56,10 +56,15 @@ def load_tokenizer(
 
 
 def load_saved_tokenizer(path: str) -> PreTrainedTokenizerFast:
-    """The tokenizer saved in a folder (a checkpoint too), or of a hub repository."""
+    """The tokenizer saved in a folder (a checkpoint too), or of a hub repository.
+
+    Raises UserError where there is none, for one that cannot be loaded, and for one that was changed since tinychat
+    wrote it.
+    """
     folder = Path(path).expanduser()
     if not folder.exists() and hub.is_hub_id(path):
         folder = hub.repository_folder(path, hub.TOKENIZER_FILES, "give a folder with a saved tokenizer")
+    runs.verify_contents(folder, lambda name: "/" not in name and not name.endswith(".safetensors"))
     _check_folder(folder)
     if not any((folder / name).is_file() for name in SAVED):
         tokenizer = _from_bpe_files(folder / VOCABULARY, folder / MERGES)
