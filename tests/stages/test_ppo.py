@@ -275,3 +275,20 @@ def test_bad_input_is_one_clear_line(warm, made: Path, tmp_path: Path) -> None:
     missing = says("reward=model", "init_from=auto", f"paths.outputs={tmp_path / 'none'}")
     assert "python -m tinychat.train stage=sft" in missing
     assert "python -m tinychat.train stage=reward" in missing
+
+
+def test_a_held_out_prompt_without_an_answer_is_refused_before_anything_is_trained(
+    warm, made: Path, tmp_path: Path
+) -> None:
+    rows = [{"prompt": f"the cat {i}", "reference": "sat", "answer": "word"} for i in range(12)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "val.jsonl").write_text('{"prompt": "the dog"}\n')
+    data = (f"data.path={tmp_path}/train.jsonl", f"data.val_path={tmp_path}/val.jsonl")
+    more = (f"init_from={made / 'sft'}", "reward=verifier", f"run_dir={tmp_path / 'run'}")
+    done = warm.train(tmp_path, *STEP, *data, *more)
+    assert done.returncode == 1
+    (said,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert "the verifier needs prompts with a checkable answer" in said
+    assert f"{tmp_path}/val.jsonl, line 1 has none" in said
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()

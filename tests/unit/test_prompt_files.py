@@ -123,6 +123,21 @@ def test_formats(tmp_path: Path) -> None:
     assert harmful == [True, None, False]
 
 
+def test_rows_that_differ_in_what_judges_a_reply_are_different(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = {"prompt": "2 + 2?", "reference": "4", "answer": "number"}
+    rows = [first, {**first, "reference": "four", "answer": "word"}, {**first, "reference": "vier"}, first]
+    path = write(tmp_path / "a.jsonl", rows)
+    other = str(write(tmp_path / "val.jsonl", [{"prompt": "z"}]))
+    source = prompt_source(config(path, val_path=other), "train")
+    with caplog.at_level("INFO"):
+        assert [row.reference for row in source.rows()] == ["4", "four", "vier"]
+    assert f"1 rows left out, whose prompt an earlier row has; the first at {path}, line 4" in caplog.text
+    write(path, [{"prompt": "2 + 2?", "reference": reference} for reference in ("4", "four")])
+    assert len(list(source.rows())) == 2
+
+
 def test_splits(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [{"prompt": f"Say {i}."} for i in range(300)] + [{"prompt": "Say 1."}])
     train, validation = prompts(config(path)), prompts(config(path), "validation")

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerFast
 
@@ -25,6 +25,7 @@ from tinychat.text.chat_template import encode_prompts
 
 __all__ = ["PromptBatch", "PromptBatches", "PromptRow", "PromptSource", "prompt_source"]
 Shape = Literal["preferences", "conversations"]
+READING_VERSION = 2  # raise it when the same rows would give other prompts
 log = logging.getLogger(__name__)
 
 
@@ -34,6 +35,7 @@ class PromptSource:
 
     rows_of: PreferenceSource | ChatSource | PromptFiles
     n_duplicates: int = 0  # rows left out by the latest rows(), whole after its end
+    first_duplicate: str = ""  # where the first of them stands
 
     @property
     def name(self) -> str:
@@ -48,21 +50,26 @@ class PromptSource:
         return self.rows_of.on_bad_row
 
     def rows(self) -> Iterator[PromptRow]:
-        """Each prompt once, in the order of the first row that has it. Raises what the source's rows() do."""
-        self.n_duplicates = 0
+        """Each prompt once for all that a reply to it is judged by, in the order of the first row that has it. Raises
+        what the source's rows() do."""
+        self.n_duplicates, self.first_duplicate = 0, ""
         seen: set[bytes] = set()
         for row in self.rows_of.rows():
             prompt = _prompt(row)
-            key = hashlib.blake2b(json.dumps(prompt.messages).encode(), digest_size=16).digest()
+            key = hashlib.blake2b(json.dumps(_identity(row, prompt)).encode(), digest_size=16).digest()
             if key in seen:
                 self.n_duplicates += 1
+                self.first_duplicate = self.first_duplicate or row.place
                 continue
             seen.add(key)
             yield prompt
+        if self.n_duplicates:
+            what = "rows left out, whose prompt an earlier row has"
+            log.info("%s: %d %s; the first at %s", self.name, self.n_duplicates, what, self.first_duplicate)
 
     def fingerprint(self, memo_dir: Path | None = None) -> str:
         """A hash of what rows() yields."""
-        return hashlib.sha256(f"prompts\0{self.rows_of.fingerprint(memo_dir)}".encode()).hexdigest()
+        return hashlib.sha256(f"prompts {READING_VERSION}\0{self.rows_of.fingerprint(memo_dir)}".encode()).hexdigest()
 
 
 def prompt_source(config: DataConfig, split: Split, shape: Shape | None = None) -> PromptSource:
@@ -161,3 +168,11 @@ def _prompt(row: PreferenceRow | ChatRow | PromptRow) -> PromptRow:
         return PromptRow(row.prompt, row.place, row.category, row.harmful, request=row.request)
     reference = row.messages[-1]["content"]
     return PromptRow(row.messages[:-1], row.place, family=row.family, answer=row.answer, reference=reference)
+
+
+def _identity(row: PreferenceRow | ChatRow | PromptRow, prompt: PromptRow) -> list[Any]:
+    """What makes two rows one prompt. All that a user's own row of prompts says counts; of others what a verifier
+    reads: that two pairs have other replies, or two conversations without a checkable answer, changes nothing."""
+    if isinstance(row, PromptRow):
+        return [prompt.messages, prompt.answer, prompt.reference, prompt.category, prompt.harmful]
+    return [prompt.messages, prompt.answer, prompt.reference if prompt.answer else ""]

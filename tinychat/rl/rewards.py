@@ -60,7 +60,8 @@ class Rewards:
             if kind is RewardKind.verifier and (bad := next((row for row in rows if not row.answer), None)):
                 raise UserError(
                     f"reward.parts.{name}: the verifier needs prompts with a checkable answer, and {bad.place} has "
-                    "none; use data=tinyworld alone with reward=verifier, or another reward"
+                    "none; give its row the columns reference and answer (data=prompts), use data=tinyworld alone with "
+                    "reward=verifier, or another reward"
                 )
             if kind is RewardKind.oracle and (bad := next((row for row in rows if row.request is None), None)):
                 raise UserError(f"reward.parts.{name}: the oracle knows tinyworld's requests alone, not {bad.place}")

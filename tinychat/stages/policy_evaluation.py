@@ -30,7 +30,7 @@ class PolicyEvaluation:
         )
         size = max(1, min(len(prompts), config.stage.eval_prompts) // context.world.size) * context.world.size
         picked = [index * len(prompts) // size for index in range(size)]
-        self._prompts = PromptBatch([prompts.rows[i] for i in picked], [prompts.ids[i] for i in picked], picked)
+        self.prompts = PromptBatch([prompts.rows[i] for i in picked], [prompts.ids[i] for i in picked], picked)
         log.info("validation: %d of %d prompts get a sampled reply", size, len(prompts))
         has = config.data.source in SOURCES_OF["preferences"]
         self.requests = (
@@ -49,7 +49,7 @@ class PolicyEvaluation:
         """
         stage = self._stage
         with self._sampler.at(stage.objective_temperature or stage.temperature):
-            rollout = self._sampler.sample(self._prompts, SEED)
+            rollout = self._sampler.sample(self.prompts, SEED)
             experience = self._sampler.measure(rollout)
         scores, parts = self._sampler.score(rollout)
         kl = kl_estimate(experience.fields["logprobs"], experience.fields["ref_logprobs"], "k1")

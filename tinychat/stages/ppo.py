@@ -54,6 +54,7 @@ def run(config: Config, context: Context) -> StageResult:
     rewards.check_lengths(min(length, prompts.longest + stage.response_length))
     sampler = Sampler(config, context, tokenizer, engine, reference, rewards)
     held_out = PolicyEvaluation(config, context, tokenizer, length, sampler)
+    rewards.check_rows(held_out.prompts.rows)
     seed_rank(config.seed, world.rank)
     origin = write_lineage(context, {"train": {"fingerprint": source.fingerprint(), "prompts": len(prompts)}})
 
