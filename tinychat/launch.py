@@ -47,15 +47,38 @@ def run_job(config: Config, node: DictConfig) -> float | None:
         trial.begin(run_dir)
         print(f"finished already: {run_dir} (resume=never trains anew)", file=sys.stderr)
         return done.get("objective")
-    if config.launch.node_rank == 0:
-        with _writable():
-            _write_inputs(run_dir, config, node)
-    if not _start(config, run_dir):
-        return None
-    result = runs.read_result(run_dir)
+    with _claimed(config, run_dir):
+        if config.launch.node_rank == 0:
+            with _writable():
+                _write_inputs(run_dir, config, node)
+        if not _start(config, run_dir):
+            return None
+        result = runs.read_result(run_dir)
     if result is None:
         raise JobFailed(f"{run_dir}: the job ended without a {runs.RESULT}")
     return result.get("objective")
+
+
+@contextlib.contextmanager
+def _claimed(config: Config, run_dir: Path) -> Iterator[None]:
+    """Keep the folder from before anything is written there until the ranks have ended, and give the start a name that
+    its ranks know. Of a job that is started on each node, the first does."""
+    outer = os.environ.pop(failures.START, None)
+    try:
+        if config.launch.node_rank:
+            yield
+            return
+        with _writable():
+            lock = runs.start_lock(run_dir)
+        try:
+            os.environ[failures.START] = failures.begin(run_dir)
+            yield
+        finally:
+            lock.release()
+    finally:
+        os.environ.pop(failures.START, None)
+        if outer is not None:
+            os.environ[failures.START] = outer
 
 
 def _start(config: Config, run_dir: Path) -> bool:
@@ -122,15 +145,12 @@ def _choose_run_dir(config: Config, resolved: dict[str, Any]) -> tuple[Path, dic
         result = runs.read_result(run_dir)
         if result and result.get("status") == "finished":
             return run_dir, result
-    if runs.is_live(run_dir):
-        runs.RunLock(run_dir)  # raises, naming the process
     return run_dir, None
 
 
 def _fresh_folder(run_dir: Path, config: Config) -> Path:
     if config.launch.node_rank == 0 and (run_dir / runs.CONFIG).exists():
-        if runs.is_live(run_dir):
-            runs.RunLock(run_dir)  # raises, naming the process
+        runs.start_lock(run_dir).release()  # raises for one that runs, naming the process
         raise UserError(
             f"run_dir={run_dir} already holds a run, nothing was written; add resume=auto to continue it, "
             "or choose another folder"
@@ -176,7 +196,7 @@ def _write_inputs(run_dir: Path, config: Config, node: DictConfig) -> None:
         try:
             found = parents.find_parents(config, _overrides())
         except UserError:
-            _remove_if_empty(run_dir)
+            _remove_if_new(run_dir)
             raise
         parents.write(run_dir, found, Path(config.paths.outputs))
         if run_dir.absolute().parent.parent == (Path(config.paths.outputs) / config.experiment_name).absolute():
@@ -190,10 +210,11 @@ def _write_inputs(run_dir: Path, config: Config, node: DictConfig) -> None:
     # What an earlier start ended with must not be taken for this one's.
     for old in (run_dir / runs.RESULT, run_dir / runs.STOP):
         old.unlink(missing_ok=True)
-    failures.clear(run_dir)
 
 
-def _remove_if_empty(run_dir: Path) -> None:
+def _remove_if_new(run_dir: Path) -> None:
+    for name in (runs.START_LOCK, failures.START_FILE):
+        (run_dir / name).unlink(missing_ok=True)
     try:
         run_dir.rmdir()
     except OSError:

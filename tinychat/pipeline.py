@@ -181,8 +181,6 @@ def _start_up(pipeline: Pipeline, job: Job) -> None:
 
 def _train(job: Job, pipeline: Pipeline) -> None:
     """In the child: the stage's own command."""
-    if pipeline.lock:
-        pipeline.lock.release()  # else a stage that outlives its pipeline would keep the next command out
     more = [f"resume={'auto' if pipeline.request.resume else 'never'}"]
     if pipeline.parent:
         more.append(f"tracker.parent={pipeline.parent}")

@@ -15,9 +15,10 @@ import json
 import os
 import re
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tinychat import run_files
 from tinychat.checksums import changed_file, checksum, is_whole, sealed
@@ -31,7 +32,8 @@ CREATED = "created.json"
 COMMAND = "command.txt"
 RESULT = "result.json"
 ENDED_WELL = ("finished", "pruned")  # its status, where there is a result; pruned: a trial that a sweep gave up
-LOCK = ".lock"
+LOCK = ".lock"  # held by rank 0 while it runs
+START_LOCK = ".start.lock"  # held by the command, from before it writes to the folder until its ranks have ended
 CHECKPOINTS = "checkpoints"
 TABLES = "tables"
 PICTURES = "pictures"
@@ -39,6 +41,7 @@ LINEAGE = "lineage.json"
 MANIFEST = "manifest.json"
 TRAINER_STATE = "trainer_state"
 STARTED = ".started"
+LOCK_ATTEMPTS = 5
 STOP = ".stop"  # made to have the ranks save and stop, see tinychat.guard
 STEP_PATTERN = re.compile(r"^step-(\d{6,})$")
 OUTPUTS = "OUTPUTS"  # stands for paths.outputs where a path is kept that must survive a move of all of it
@@ -112,8 +115,8 @@ def config_identity(config: dict[str, Any]) -> str:
 class RunLock:
     """An advisory lock on a run folder, held by the process that writes there; freed when that process ends."""
 
-    def __init__(self, run_dir: Path):
-        self.path = run_dir / LOCK
+    def __init__(self, run_dir: Path, name: str = LOCK):
+        self.path = run_dir / name
         try:
             self._file = open(self.path, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115 - held until release
         except (IsADirectoryError, PermissionError) as error:
@@ -121,29 +124,69 @@ class RunLock:
                 f"{self.path}: {error.strerror}; it is the lock of a run folder, which this process must hold: "
                 "remove it, or choose another folder"
             ) from None
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _locked(self._file):
             self._file.seek(0)
             owner = " ".join(self._file.read(200).split()) or "another process"
             self._file.close()
             raise UserError(
                 f"run folder {run_dir} is in use by {owner}; wait for it, stop it, or choose another folder"
-            ) from None
+            )
         self._file.truncate(0)
         self._file.write(f"process {os.getpid()}")
         self._file.flush()
+        _held.add(self)
 
     def release(self) -> None:
         self._file.close()
 
 
+_held: weakref.WeakSet[RunLock] = weakref.WeakSet()
+
+
+def _let_go_in_fork() -> None:
+    """A process that was forked and outlives this one must not keep the folder."""
+    for lock in list(_held):
+        lock.release()  # this process's copy alone
+
+
+os.register_at_fork(after_in_child=_let_go_in_fork)
+
+
+def _locked(file: TextIO) -> bool:
+    """Take the lock of an open file. Tries for a moment: who asks whether a run is live holds it for an instant."""
+    for attempt in range(LOCK_ATTEMPTS):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if attempt + 1 < LOCK_ATTEMPTS:
+                time.sleep(0.02)
+    return False
+
+
+def start_lock(run_dir: Path) -> RunLock:
+    """The lock of a command that starts ranks. Raises UserError while another command, or what is left of its ranks,
+    works in the folder."""
+    lock = RunLock(run_dir, START_LOCK)
+    try:
+        if (run_dir / LOCK).exists():
+            RunLock(run_dir).release()
+    except UserError:
+        lock.release()
+        raise
+    return lock
+
+
 def is_live(run_dir: Path) -> bool:
-    """Whether a running process holds the folder's lock."""
-    if not (run_dir / LOCK).is_file():
+    """Whether a running process holds one of the folder's locks."""
+    return any(_is_held(run_dir / name) for name in (START_LOCK, LOCK))
+
+
+def _is_held(path: Path) -> bool:
+    if not path.is_file():
         return False
     try:
-        file = open(run_dir / LOCK, "rb")  # noqa: SIM115 - closed below; a reader may look at another user's runs
+        file = open(path, "rb")  # noqa: SIM115 - closed below; a reader may look at another user's runs
     except OSError:
         return False
     with file:

@@ -9,8 +9,9 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 
-from tests.conftest import TORCHRUN, curve, error_line, result_of, rows, run_train, start_train, wait_until
+from tests.conftest import TORCHRUN, curve, error_line, only_run, result_of, rows, run_train, start_train, wait_until
 from tinychat import runs
 
 LONG = ("stage.max_steps=100000", "stage.eval_every=0", "stage.log_every=1", *TORCHRUN)
@@ -116,3 +117,14 @@ def test_variables_of_an_outer_launcher_do_not_reach_the_ranks(tiny: tuple[str, 
     done = run_train(tmp_path, *command, **outer)
     assert done.returncode == 0, done.stderr[-3000:]
     assert result_of(tmp_path / "run")["facts"]["ranks"] == 1
+
+
+@pytest.mark.slow
+def test_a_second_start_of_the_same_job_lets_the_first_go_on(tiny: tuple[str, ...], tmp_path: Path) -> None:
+    command = (*tiny, *TORCHRUN, "resume=auto", "stage.max_steps=10", "stage.samples=[]")
+    process = start_train(tmp_path, *command)
+    wait_until(lambda: list((tmp_path / "outputs").glob("*/*/*/config.yaml")), process)
+    line = error_line(run_train(tmp_path, *command))
+    assert f"is in use by process {process.pid}" in line
+    assert process.wait(200) == 0, (tmp_path / "stderr.txt").read_text()
+    assert result_of(only_run(tmp_path))["status"] == "finished"

@@ -115,5 +115,5 @@ def test_the_cause_is_told_before_its_echoes(tmp_path: Path) -> None:
     time.sleep(0.01)
     failures.write(tmp_path, 1, "boom", "Traceback\nValueError: boom\n")
     assert failures.first(tmp_path) == "rank 1 failed:\nTraceback\nValueError: boom"
-    failures.clear(tmp_path)
+    failures.begin(tmp_path)
     assert failures.first(tmp_path) is None
