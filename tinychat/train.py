@@ -25,12 +25,11 @@ from tinychat.sweeps.sweeper import StudySweeper
 
 
 def config_folder() -> str:
-    """conf/ beside the package in a checkout, tinychat/conf in an installed wheel."""
-    package = Path(__file__).resolve().parent
-    for folder in (package / "conf", package.parent / "conf"):
-        if (folder / "config.yaml").is_file():
-            return str(folder)
-    raise UserError(f"conf/ was found neither in {package} nor beside it; install tinychat again")
+    """conf/, which is tinychat/conf in an installed wheel and a link of that name in a checkout."""
+    folder = Path(__file__).resolve().parent / "conf"
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder} is missing or no folder; get tinychat's files again, links included (git clone)")
+    return str(folder.resolve())
 
 
 def groups() -> str:
