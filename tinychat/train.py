@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tinychat import checks, launch, library_output, schema
+from tinychat import checks, launch, library_output, schema, words
 from tinychat.errors import UserError
 from tinychat.explain import explain
 from tinychat.sweeps.sweeper import StudySweeper
@@ -47,7 +48,8 @@ def job(node: DictConfig) -> float | None:
     """One job of a single run or multirun; returns the stage's objective for a sweeper."""
     config = schema.to_config(node)
     if config.sweep is not None and not launch.in_multirun():
-        raise UserError(f"sweep={config.sweep.name} is many runs: python -m tinychat.train -m {' '.join(sys.argv[1:])}")
+        again = f"python -m tinychat.train -m {shlex.join(sys.argv[1:])}"
+        raise UserError(f"sweep={config.sweep.name} is many runs: {again}")
     checks.check(config)
     if config.plan is not False:
         from tinychat.plan import print_plan  # torch loads here
@@ -79,6 +81,7 @@ def main() -> None:
     OmegaConf.register_resolver("tinychat.groups", groups, replace=True)
     Plugins.instance().register(StudySweeper)
     try:
+        sys.argv[1:] = words.ready(sys.argv[1:], Path(config_folder()))
         hydra.main(config_path=config_folder(), config_name="config")(single_or_multi)()
         if errors:
             raise errors[0]
