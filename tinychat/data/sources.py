@@ -70,6 +70,13 @@ class TextSource:
             )
         if self.meter.unused and (self.split == "train" or self.hold_out is None):  # of shared files once
             log.info("%s: only data.text_column is read, not used: %s", self.name, named(self.meter.unused))
+        if self.meter.cut:
+            log.warning(
+                "%s: %s cut into parts that are documents of their own, as texts too long for one; the first at %s",
+                self.name,
+                f"{self.meter.cut:,} long texts",
+                self.meter.first_cut,
+            )
         if not kept:
             raise UserError(self._nothing(seen))
 
