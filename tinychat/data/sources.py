@@ -19,7 +19,7 @@ from tinychat.data.tables import Meter
 from tinychat.errors import UserError
 from tinychat.schema import DataConfig, OnBadRow, Source
 
-READING_VERSION = 1  # raise it when the same files would give other documents
+READING_VERSION = 2  # raise it when the same files would give other documents
 TINYSTORIES = "roneneldan/TinyStories"
 TINYWORLD = Path(__file__).parent / "tinyworld"
 log = logging.getLogger(__name__)
@@ -72,9 +72,9 @@ class TextSource:
             log.info("%s: only data.text_column is read, not used: %s", self.name, named(self.meter.unused))
         if self.meter.cut:
             log.warning(
-                "%s: %s cut into parts that are documents of their own, as texts too long for one; the first at %s",
+                "%s: %d texts too long for one document, cut into parts that are documents too; the first at %s",
                 self.name,
-                f"{self.meter.cut:,} long texts",
+                self.meter.cut,
                 self.meter.first_cut,
             )
         if not kept:

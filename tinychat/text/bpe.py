@@ -18,7 +18,8 @@ from tinychat.text import CHAT_END, CHAT_START, END_OF_TEXT, PAD, RESERVED
 
 MIN_VOCAB_SIZE = 256 + len(RESERVED)
 # Letters and digits without a break, or neither, that are longer are trained on in pieces of so many characters. Each
-# merge moves the rest of its piece, so that time grows with the square of a piece's length (docs/data.md).
+# merge goes through its whole piece, so that time grows with the square of a piece's length: 1.8 MB of Chinese took
+# 4 s in pieces of 64 or 256 characters, 5 s in pieces of 1,024, and as one piece a tenth of it took a minute.
 LONGEST_PIECE = 256
 _RUN = re.compile(rf"[^\W_]{{{LONGEST_PIECE + 1},}}|[\W_]{{{LONGEST_PIECE + 1},}}")
 log = logging.getLogger(__name__)
@@ -28,8 +29,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int, progress: bool) -> PreTrain
     """Train on `texts`, read once. The special tokens take the first ids, the 256 bytes the next ones.
 
     `vocab_size` counts both; less text than it takes gives fewer entries. The same texts in the same order
-    give the same tokenizer. Text without breaks is cut (LONGEST_PIECE), which a warning tells. Raises UserError for a vocabulary without room for the bytes, and where there is
-    no text.
+    give the same tokenizer. Text without breaks is cut (LONGEST_PIECE), which a warning tells. Raises UserError for a
+    vocabulary without room for the bytes, and where there is no text.
     """
     if vocab_size < MIN_VOCAB_SIZE:
         raise UserError(
