@@ -20,7 +20,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from tinychat import failures, parents, ranks, runs, slurm, trial
+from tinychat import failures, next_steps, parents, ranks, runs, slurm, trial
 from tinychat.errors import UserError
 from tinychat.ranks import JobFailed, Stopped
 from tinychat.run_files import Unreadable, said_of
@@ -46,6 +46,7 @@ def run_job(config: Config, node: DictConfig) -> float | None:
     if done is not None:
         trial.begin(run_dir)
         print(f"finished already: {run_dir} (resume=never trains anew)", file=sys.stderr)
+        _tell_next(config, run_dir, done)
         return done.get("objective")
     with _claimed(config, run_dir):
         if config.launch.node_rank == 0:
@@ -56,6 +57,7 @@ def run_job(config: Config, node: DictConfig) -> float | None:
         result = runs.read_result(run_dir)
     if result is None:
         raise JobFailed(f"{run_dir}: the job ended without a {runs.RESULT}")
+    _tell_next(config, run_dir, result)
     return result.get("objective")
 
 
@@ -79,6 +81,12 @@ def _claimed(config: Config, run_dir: Path) -> Iterator[None]:
         os.environ.pop(failures.START, None)
         if outer is not None:
             os.environ[failures.START] = outer
+
+
+def _tell_next(config: Config, run_dir: Path, result: dict[str, Any]) -> None:
+    """How it goes on from a run that has finished; a sweep says that once for all of its trials."""
+    if result.get("status") == "finished" and not in_multirun():
+        next_steps.tell(config, run_dir, result, _overrides())
 
 
 def _start(config: Config, run_dir: Path) -> bool:

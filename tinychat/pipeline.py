@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tinychat import launch, library_output, pipeline_report, recipe, runs, train
+from tinychat import launch, library_output, next_steps, pipeline_report, recipe, runs, train
 from tinychat.errors import UserError
 from tinychat.gates import Gate, Verdict
 from tinychat.pipeline_jobs import Composer, Job, hand_on, needs
@@ -185,6 +185,7 @@ def _train(job: Job, pipeline: Pipeline) -> None:
     if pipeline.parent:
         more.append(f"tracker.parent={pipeline.parent}")
     sys.argv = ["tinychat.train", *job.overrides, *more]
+    next_steps.leave_to(pipeline.recipe.name)
     train.main()
 
 
@@ -205,6 +206,9 @@ def _conclude(pipeline: Pipeline, verdicts: Sequence[Verdict]) -> int:
     failed = [verdict.gate.name for verdict in verdicts if verdict.failed]
     minutes = (time.time() - pipeline.began) / 60
     say(f"{minutes:.1f} minutes; report: {pipeline.folder / 'report.html' if pipeline.folder else ''}")
+    policy = next((folder for stage in reversed(next_steps.TALK) if (folder := pipeline.found.get(stage))), None)
+    if policy:
+        say(f"talk to it: {next_steps.talk(policy)}")
     if failed:
         say(f"FAILED: {len(failed)} of {len(verdicts)} gates: {', '.join(failed)}")
     return 1 if failed and pipeline.request.strict else 0

@@ -14,7 +14,7 @@ LAYERS: list[set[str]] = [
     {"schema", "explain", "words"},
     {"ds_config", "hub", "seeding", "malloc", "orphans", "hostfile", "signals", "user_code"}
     | {"run_files", "checksums"},
-    {"checks", "checks_data", "checks_launch", "runs", "trial", "failures", "world"},
+    {"checks", "checks_data", "checks_launch", "runs", "trial", "next_steps", "failures", "world"},
     {"text"},
     {"models", "data"},
     {"evaluation", "rl"},
@@ -32,7 +32,7 @@ LAYERS: list[set[str]] = [
     {"launch"},
     {"compare_runs", "compare_settings", "comparison", "compare_pairs", "compare_table", "compare_curves"}
     | {"compare_report", "sweeps"},
-    {"chat_session", "chat_input"},
+    {"chat_session", "chat_input", "chat_target"},
     {"repl"},
     {"train", "chat", "merge", "score", "compare", "gates"},
     {"recipe"},
@@ -45,6 +45,7 @@ LIGHT = {"train", "checks", "ds_config", "errors", "launch", "orphans", "parents
 LIGHT |= {"run_files", "checksums", "checks_data", "gates", "pipeline", "recipe", "compare"}
 LIGHT |= {"agents", "checks_launch", "failures", "guard", "hostfile", "ranks", "schema_launch", "slurm"}
 LIGHT |= {"explain", "library_output", "program", "schema_sweep", "words", "sweeps/__init__", "sweeps/sweeper", "trial"}
+LIGHT |= {"next_steps"}
 LIGHT |= {f"pipeline_{part}" for part in ("jobs", "process", "report", "samples", "tracking")}
 HEAVY = {"torch", "transformers", "tokenizers", "datasets", "deepspeed", "mlflow", "numpy", "matplotlib", "peft"}
 

