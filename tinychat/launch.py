@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tinychat import failures, next_steps, parents, ranks, runs, slurm, trial
 from tinychat.errors import UserError
+from tinychat.outer_launcher import is_of_launcher
 from tinychat.ranks import JobFailed, Stopped
 from tinychat.run_files import Unreadable, said_of
 from tinychat.schema import Config
@@ -98,8 +99,8 @@ def _start(config: Config, run_dir: Path) -> bool:
         return config.launch.node_rank == 0  # which reports
     from tinychat import worker  # torch and transformers load here
 
-    for name in ranks.RANK_VARIABLES:  # of a launcher around this command: they would have it wait for other ranks
-        os.environ.pop(name, None)
+    for name in filter(is_of_launcher, list(os.environ)):  # they would have this rank wait for others
+        del os.environ[name]
     status = worker.run(run_dir)
     if status:
         raise Stopped(status)

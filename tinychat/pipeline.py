@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tinychat import launch, library_output, next_steps, pipeline_report, recipe, runs, train
+from tinychat import launch, library_output, next_steps, outer_launcher, pipeline_report, recipe, runs, train
 from tinychat.errors import UserError
 from tinychat.gates import Gate, Verdict
 from tinychat.pipeline_jobs import Composer, Job, hand_on, needs
@@ -223,6 +223,7 @@ def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     library_output.take()
     try:
+        outer_launcher.refuse("tinychat.pipeline", sys.argv[1:])
         sys.exit(run(sys.argv[1:]))
     except launch.Stopped as stop:
         say("stopped; the same command goes on")

@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tinychat import checks, launch, library_output, schema, words
+from tinychat import checks, launch, library_output, outer_launcher, schema, words
 from tinychat.errors import UserError
 from tinychat.explain import explain
 from tinychat.sweeps.sweeper import StudySweeper
@@ -81,6 +81,7 @@ def main() -> None:
     OmegaConf.register_resolver("tinychat.groups", groups, replace=True)
     Plugins.instance().register(StudySweeper)
     try:
+        outer_launcher.refuse("tinychat.train", sys.argv[1:])
         sys.argv[1:] = words.ready(sys.argv[1:], Path(config_folder()))
         hydra.main(config_path=config_folder(), config_name="config")(single_or_multi)()
         if errors:

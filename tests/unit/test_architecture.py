@@ -12,7 +12,7 @@ PACKAGE = REPOSITORY / "tinychat"
 LAYERS: list[set[str]] = [
     {"errors", "library_output", "program", "schema_stages", "schema_sweep", "schema_launch"},
     {"schema", "explain", "words"},
-    {"ds_config", "hub", "seeding", "malloc", "orphans", "hostfile", "signals", "user_code"}
+    {"ds_config", "hub", "seeding", "malloc", "orphans", "hostfile", "signals", "user_code", "outer_launcher"}
     | {"run_files", "checksums"},
     {"checks", "checks_data", "checks_launch", "runs", "trial", "next_steps", "failures", "world"},
     {"text"},
@@ -45,7 +45,7 @@ LIGHT = {"train", "checks", "ds_config", "errors", "launch", "orphans", "parents
 LIGHT |= {"run_files", "checksums", "checks_data", "gates", "pipeline", "recipe", "compare"}
 LIGHT |= {"agents", "checks_launch", "failures", "guard", "hostfile", "ranks", "schema_launch", "slurm"}
 LIGHT |= {"explain", "library_output", "program", "schema_sweep", "words", "sweeps/__init__", "sweeps/sweeper", "trial"}
-LIGHT |= {"next_steps"}
+LIGHT |= {"next_steps", "outer_launcher", "signals", "user_code"}
 LIGHT |= {f"pipeline_{part}" for part in ("jobs", "process", "report", "samples", "tracking")}
 HEAVY = {"torch", "transformers", "tokenizers", "datasets", "deepspeed", "mlflow", "numpy", "matplotlib", "peft"}
 
