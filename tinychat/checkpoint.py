@@ -32,6 +32,7 @@ from tinychat.engine import Engine
 from tinychat.errors import UserError
 from tinychat.models.load import one_line
 from tinychat.models.save import save_weights
+from tinychat.run_files import disk_full
 from tinychat.world import World
 
 TRAINER_FILE = "trainer.json"
@@ -96,9 +97,7 @@ class Checkpointer:
             if self.world.is_main:
                 shutil.rmtree(temporary, ignore_errors=True)
             raise
-        if self.world.is_main:
-            self._prune()
-        self.world.barrier()
+        self._together(self._prune if self.world.is_main else None, final)
         return final
 
     def _verify_state(self, path: Path) -> None:
@@ -120,7 +119,7 @@ class Checkpointer:
             if action is not None:
                 action()
         except (OSError, SafetensorError, RuntimeError) as error:
-            problem = (str(error).splitlines() or [type(error).__name__])[0]
+            problem = disk_full(error) or (str(error).splitlines() or [type(error).__name__])[0]
         reason = next(filter(None, self.world.texts(problem)), None)
         if reason is not None:
             last = runs.list_checkpoints(self.run_dir)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from tinychat.errors import UserError
 from tinychat.program import Parser, main_of
+from tinychat.run_files import said_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -89,7 +90,7 @@ def run(arguments: list[str]) -> None:
         page = compare_report.write(found, seeds, items, folder, " and ".join(args.names[:4]), command, drawn)
     except OSError as error:
         hint = "choose another folder with --output"
-        raise UserError(f"{error.filename or folder}: {error.strerror}; {hint}") from None
+        raise UserError(f"{said_of(error, folder)}; {hint}") from None
     print(f"report: {page}")
 
 

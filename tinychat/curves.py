@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tinychat.run_files import said_of
 from tinychat.tracking.metrics_log import Row
 
 if TYPE_CHECKING:
@@ -86,10 +88,13 @@ def write_curves(rows: Sequence[Row], path: Path) -> bool:
     panels = panels_of(series)
     if not panels:
         return False
+    whole = path.with_name(f".{path.name}")
     try:
-        _draw(series, panels, path)
-    except Exception as error:  # a broken matplotlib costs the picture, not the report
-        logger.warning("no %s: %s: %s", path.name, type(error).__name__, str(error).partition("\n")[0])
+        _draw(series, panels, whole)
+        os.replace(whole, path)
+    except Exception as error:  # a broken matplotlib or a full disk costs the picture, not the report
+        whole.unlink(missing_ok=True)
+        logger.warning("no %s: %s: %s", path.name, type(error).__name__, said_of(error))
         return False
     return True
 
@@ -108,7 +113,7 @@ def _draw(series: dict[str, Series], panels: list[tuple[str, list[str]]], path: 
         axes = figure.add_subplot(lines, columns, index + 1)
         _panel(axes, quantity, {name: series[name] for name in names})
         axes.set_xlim(-0.02 * last, 1.02 * last)
-    figure.savefig(path, facecolor="white")
+    figure.savefig(path, facecolor="white", format="png")
 
 
 def _panel(axes: Axes, quantity: str, metrics: dict[str, Series]) -> None:

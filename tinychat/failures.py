@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -62,7 +63,10 @@ def write(run_dir: Path, rank: int | str, message: str, traceback: str | None = 
         "message": message,
         "traceback": traceback,
     }
-    runs.write_text_atomic(path_of(run_dir, rank), json.dumps(report))
+    try:
+        runs.write_text_atomic(path_of(run_dir, rank), json.dumps(report))
+    except OSError as error:  # the parent cannot be told
+        print(f"{run_files.said_of(error)}; rank {rank} failed: {traceback or message}", file=sys.stderr, flush=True)
 
 
 def path_of(run_dir: Path, rank: int | str) -> Path:

@@ -19,14 +19,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tinychat import launch, library_output, next_steps, outer_launcher, pipeline_report, recipe, runs, train
+from tinychat import launch, library_output, pipeline_report, recipe, runs, train
 from tinychat.errors import UserError
-from tinychat.gates import Gate, Verdict
+from tinychat.gates import Gate, Verdict, judge
 from tinychat.pipeline_jobs import Composer, Job, hand_on, needs
 from tinychat.pipeline_process import preload, run_forked
 from tinychat.pipeline_report import PIPELINE, StageRun
 from tinychat.pipeline_tracking import close_parent, open_parent
 from tinychat.recipe import Recipe, Request
+from tinychat.run_files import said_of
 from tinychat.schema import TrackerKind
 
 _ORPHAN_SECONDS = 60.0  # that a stage whose pipeline has died may take to save
@@ -90,12 +91,13 @@ def run(words: Sequence[str]) -> int:
             status = "KILLED"
             raise
         finally:
-            verdicts = _report(pipeline, words)
+            verdicts = _verdicts(pipeline)
+            written = _report(pipeline, words, verdicts)
             if pipeline.parent is not None:
                 close_parent(pipeline.folder, pipeline.jobs[chosen[0]].config, verdicts, status)
     finally:
         lock.release()
-    return _conclude(pipeline, verdicts)
+    return _conclude(pipeline, verdicts, written)
 
 
 def _refuse_missing_parents(pipeline: Pipeline) -> None:
@@ -121,14 +123,19 @@ def _folder_of(pipeline: Pipeline, words: Sequence[str]) -> Path:
     outputs, experiment = Path(first.paths.outputs), first.experiment_name
     settings = {"recipe": pipeline.recipe.name} | {stage: job.identity for stage, job in pipeline.jobs.items()}
     identity = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-    earlier = sorted((outputs / experiment / "pipeline").glob(f"*/{PIPELINE}"), reverse=True)
-    same = [path.parent for path in earlier if (runs.read_json(path) or {}).get("identity") == identity]
+    earlier = [path.parent for path in (outputs / experiment / "pipeline").glob(f"*/{PIPELINE}")]
+    earlier.sort(key=runs.order_of, reverse=True)
+    same = [path for path in earlier if (runs.read_json(path / PIPELINE) or {}).get("identity") == identity]
     try:
-        folder = same[0] if same and pipeline.request.resume else runs.new_run_dir(outputs, experiment, "pipeline")
+        if same and pipeline.request.resume:
+            folder = same[0]
+        else:
+            folder = runs.new_run_dir(outputs, experiment, "pipeline")
+            runs.mark_created(folder)
         content = {"identity": identity, "recipe": str(pipeline.recipe.path), "words": list(words)}
         runs.write_text_atomic(folder / PIPELINE, json.dumps(content, indent=1))
     except OSError as error:
-        raise UserError(f"{error.filename}: {error.strerror}; choose another folder with paths.outputs=") from None
+        raise UserError(f"{said_of(error, outputs)}; choose another folder with paths.outputs=") from None
     return folder
 
 
@@ -185,33 +192,41 @@ def _train(job: Job, pipeline: Pipeline) -> None:
     if pipeline.parent:
         more.append(f"tracker.parent={pipeline.parent}")
     sys.argv = ["tinychat.train", *job.overrides, *more]
-    next_steps.leave_to(pipeline.recipe.name)
     train.main()
 
 
-def _report(pipeline: Pipeline, words: Sequence[str]) -> list[Verdict]:
+def _verdicts(pipeline: Pipeline) -> list[Verdict]:
+    there = {*pipeline.chosen, *(stage for stage, folder in pipeline.found.items() if folder)}
+    wanted = [gate for gate in pipeline.gates if there.issuperset(gate.stages)]  # stages= leaves the others out
+    values = pipeline_report.measured(list(pipeline.done.values()))
+    return [judge(gate, values) for gate in wanted]
+
+
+def _report(pipeline: Pipeline, words: Sequence[str], verdicts: Sequence[Verdict]) -> bool:
+    """Write the report. Where that fails (on a full disk) it is one line: what a stage ended with is the news."""
     command = "python -m tinychat.pipeline " + shlex.join(words)
     seconds = time.time() - pipeline.began
     assert pipeline.folder is not None
     stage_runs = list(pipeline.done.values())
-    there = {*pipeline.chosen, *(stage for stage, folder in pipeline.found.items() if folder)}
-    wanted = [gate for gate in pipeline.gates if there.issuperset(gate.stages)]  # stages= leaves the others out
-    return pipeline_report.write(pipeline.folder, pipeline.recipe, wanted, stage_runs, command, seconds)
+    try:
+        pipeline_report.write(pipeline.folder, pipeline.recipe, verdicts, stage_runs, command, seconds)
+    except OSError as error:
+        say(f"no report of the pipeline: {said_of(error, pipeline.folder)}")
+        return False
+    return True
 
 
-def _conclude(pipeline: Pipeline, verdicts: Sequence[Verdict]) -> int:
+def _conclude(pipeline: Pipeline, verdicts: Sequence[Verdict], written: bool) -> int:
     say("\n== gates" if verdicts else "")
     for line in pipeline_report.verdict_lines(verdicts):
         say(line)
     failed = [verdict.gate.name for verdict in verdicts if verdict.failed]
     minutes = (time.time() - pipeline.began) / 60
-    say(f"{minutes:.1f} minutes; report: {pipeline.folder / 'report.html' if pipeline.folder else ''}")
-    policy = next((folder for stage in reversed(next_steps.TALK) if (folder := pipeline.found.get(stage))), None)
-    if policy:
-        say(f"talk to it: {next_steps.talk(policy)}")
+    assert pipeline.folder is not None
+    say(f"{minutes:.1f} minutes; report: {pipeline.folder / 'report.html' if written else 'none was written'}")
     if failed:
         say(f"FAILED: {len(failed)} of {len(verdicts)} gates: {', '.join(failed)}")
-    return 1 if failed and pipeline.request.strict else 0
+    return 1 if not written or (failed and pipeline.request.strict) else 0
 
 
 def say(line: str) -> None:
@@ -223,7 +238,6 @@ def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     library_output.take()
     try:
-        outer_launcher.refuse("tinychat.pipeline", sys.argv[1:])
         sys.exit(run(sys.argv[1:]))
     except launch.Stopped as stop:
         say("stopped; the same command goes on")

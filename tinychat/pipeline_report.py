@@ -64,7 +64,7 @@ def make_samples(folder: Path, recipe: Recipe, stages: Sequence[StageRun]) -> No
     policies = {POLICIES[run.stage]: run.folder for run in stages if run.stage in POLICIES and run.folder}
     if not policies or not recipe.samples:
         return
-    known = runs.read_json(folder / pipeline_samples.FILE) or {}
+    known = pipeline_samples.read_samples(folder)
     wanted = {name: str(runs.resolve_checkpoint(str(run))) for name, run in policies.items()}
     if known.get("policies") == wanted and [row["prompt"] for row in known["samples"]] == recipe.samples:
         return
@@ -88,12 +88,15 @@ def measured(stages: Sequence[StageRun]) -> dict[str, dict[str, float]]:
 
 
 def write(
-    folder: Path, recipe: Recipe, wanted: Sequence[Gate], stages: Sequence[StageRun], command: str, seconds: float
-) -> list[Verdict]:
-    """Write report.md and report.html into the folder; what became of each gate."""
-    values = measured(stages)
-    verdicts = [gates.judge(gate, values) for gate in wanted]
-    saved = runs.read_json(folder / pipeline_samples.FILE) or {}
+    folder: Path,
+    recipe: Recipe,
+    verdicts: Sequence[Verdict],
+    stages: Sequence[StageRun],
+    command: str,
+    seconds: float,
+) -> None:
+    """Write report.md and report.html into the folder. Raises OSError."""
+    saved = pipeline_samples.read_samples(folder)
     policies = list(saved.get("policies", {}))
     in_all = sum(run.result.get("minutes") or 0.0 for run in stages)
     report = PipelineReport(
@@ -109,13 +112,12 @@ def write(
         lineage=_lineage(stages),
         commands=[(run.stage, run.job.command) for run in stages],
     )
-    (folder / "report.md").write_text(render("pipeline.md.j2", report), encoding="utf-8")
+    runs.write_text_atomic(folder / "report.md", render("pipeline.md.j2", report))
     for stage, file in report.curves:
         report.images[stage] = base64.b64encode((folder / file).read_bytes()).decode()
-    (folder / "report.html").write_text(render("pipeline.html.j2", report), encoding="utf-8")
+    runs.write_text_atomic(folder / "report.html", render("pipeline.html.j2", report))
     facts = [{"gate": v.gate.name, "verdict": v.word, "value": v.value, "wanted": v.gate.wanted} for v in verdicts]
     runs.write_text_atomic(folder / "gates.json", json.dumps(facts, indent=1))
-    return verdicts
 
 
 def verdict_lines(verdicts: Sequence[Verdict]) -> list[str]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from tinychat import runs
+from tinychat import run_files, runs
 
 FILE = "samples.json"
 
@@ -28,6 +29,19 @@ def write_samples(folder: Path, policies: Mapping[str, Path], prompts: Sequence[
     ]
     content = {"policies": {name: str(path) for name, path in checkpoints.items()}, "samples": samples}
     runs.write_text_atomic(folder / FILE, json.dumps(content, indent=1, ensure_ascii=False))
+
+
+def read_samples(folder: Path) -> dict[str, Any]:
+    """What write_samples has written; {} where there is none, or (said once) none that can be used."""
+
+    def read() -> dict[str, Any] | None:
+        found = run_files.read_json(folder / FILE, {"policies": dict, "samples": list})
+        names = ("prompt", *(found or {}).get("policies", {}))
+        if not all(isinstance(row, dict) and row.keys() >= set(names) for row in (found or {}).get("samples", [])):
+            raise run_files.Unreadable(f"{folder / FILE}: samples is no list of replies to prompts")
+        return found
+
+    return run_files.if_readable(read) or {}
 
 
 def _replies(checkpoint: Path, template: str | None, prompts: Sequence[str], max_new_tokens: int) -> list[str]:

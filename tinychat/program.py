@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from tinychat import library_output
 from tinychat.errors import UserError
+from tinychat.run_files import disk_full, said_of
 
 
 class Parser(argparse.ArgumentParser):
@@ -40,3 +41,7 @@ def main_of(run: Callable[[list[str]], None]) -> None:
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        if not disk_full(error):
+            raise
+        sys.exit(f"error: {said_of(error)}; free space")

@@ -16,6 +16,7 @@ import yaml
 
 from tinychat import runs
 from tinychat.curves import Series, series_of, write_curves
+from tinychat.run_files import said_of
 from tinychat.tracking.metrics_log import MetricsLog
 from tinychat.tracking.vocabulary import METRICS
 
@@ -62,18 +63,18 @@ def write_report(run_dir: Path) -> Path | None:
     try:
         write_pages(run_dir, collect(run_dir))
     except OSError as error:
-        logger.warning("no report in %s: %s", run_dir, error)
+        logger.warning("no report in %s: %s", run_dir, said_of(error))
         return None
     return run_dir / "report.html"
 
 
 def write_pages(folder: Path, report: Report) -> None:
     """report.md and report.html, which holds its pictures, from what is to be said. Raises OSError."""
-    (folder / "report.md").write_text(render("report.md.j2", report), encoding="utf-8")
+    runs.write_text_atomic(folder / "report.md", render("report.md.j2", report))
     image = _base64(folder / "curves.png") if report.curves else ""
     pictures = [(title, _base64(folder / file)) for title, file in report.pictures]
     page = render("report.html.j2", report, image=image, pictures=pictures)
-    (folder / "report.html").write_text(page, encoding="utf-8")
+    runs.write_text_atomic(folder / "report.html", page)
 
 
 def collect(run_dir: Path) -> Report:

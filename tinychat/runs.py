@@ -131,9 +131,9 @@ class RunLock:
             raise UserError(
                 f"run folder {run_dir} is in use by {owner}; wait for it, stop it, or choose another folder"
             )
-        self._file.truncate(0)
-        self._file.write(f"process {os.getpid()}")
-        self._file.flush()
+        with contextlib.suppress(OSError):  # on a full disk the folder is locked by a process without a name
+            self._file.truncate(0)
+            os.write(self._file.fileno(), f"process {os.getpid()}".encode())
         _held.add(self)
 
     def release(self) -> None:

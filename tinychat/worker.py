@@ -14,6 +14,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -98,8 +99,9 @@ def _run_stage(config: Config, run_dir: Path, world: World, stop: StopFlag) -> i
         stop.patient = True
         if tracker is not None:
             minutes = (time.perf_counter() - start) / 60
-            _write_result(run_dir, result, status, problem, minutes)
-            _finish(run_dir, tracker, STATUS[status])
+            content = _content(run_dir, result, status, problem, minutes)
+            _write_result(run_dir, content)
+            _finish(run_dir, tracker, content)
     return 128 + stop.signal_number if result.stopped and stop.signal_number else 0
 
 
@@ -121,8 +123,9 @@ def _start_tracker(config: Config, run_dir: Path, found: dict[str, str | None]) 
     return tracker
 
 
-def _write_result(run_dir: Path, result: StageResult, status: str, problem: str | None, minutes: float) -> None:
-    content = {
+def _content(run_dir: Path, result: StageResult, status: str, problem: str | None, minutes: float) -> dict[str, Any]:
+    """Of result.json. `report` stays null until there is one."""
+    return {
         "status": status,
         "objective": result.metrics.get(result.objective) if result.objective else None,
         "objective_name": result.objective,
@@ -131,25 +134,30 @@ def _write_result(run_dir: Path, result: StageResult, status: str, problem: str 
         "minutes": round(minutes, 3),
         "error": problem,
         "facts": result.facts,
+        "report": None,
     }
+
+
+def _write_result(run_dir: Path, content: dict[str, Any]) -> None:
     try:
         runs.write_text_atomic(run_dir / runs.RESULT, json.dumps(content, indent=1))
     except OSError as error:
-        if status == "finished":
+        if content["status"] == "finished":
             raise
-        log.warning("%s: %s", run_dir / runs.RESULT, error)  # what made the stage fail is the news
+        log.warning("%s", said_of(error))  # what made the stage fail is the news
 
 
-def _finish(run_dir: Path, tracker: Tracker, status: Status) -> None:
+def _finish(run_dir: Path, tracker: Tracker, content: dict[str, Any]) -> None:
     """Report and last uploads; a failure here must not hide or undo what the stage did."""
     try:
-        report.write_report(run_dir)
+        if page := report.write_report(run_dir):
+            _write_result(run_dir, content | {"report": page.name})
         for name in ("report.md", "report.html", "curves.png", runs.RESULT, runs.LINEAGE, "log.txt"):
             if (run_dir / name).exists():
                 tracker.log_artifact(run_dir / name)
     except Exception as error:
-        log.warning("report: %s: %s", type(error).__name__, error)
-    tracker.finish(status)
+        log.warning("report: %s: %s", type(error).__name__, said_of(error))
+    tracker.finish(STATUS[content["status"]])
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from tinychat import gates, recipe, runs, train
 from tinychat.errors import UserError
 from tinychat.gates import judge, parse_gate
 from tinychat.launch import Stopped
-from tinychat.pipeline import Pipeline, _refuse_missing_parents, _report, _train, _wait_for_earlier_start
+from tinychat.pipeline import Pipeline, _refuse_missing_parents, _train, _verdicts, _wait_for_earlier_start
 from tinychat.pipeline_jobs import Composer, Job, hand_on, needs
 from tinychat.pipeline_process import run_forked
 from tinychat.pipeline_report import StageRun, headline, measured, verdict_lines
@@ -325,7 +325,7 @@ def test_a_headline_has_the_minutes_and_what_the_gates_look_at(tmp_path: Path) -
 def test_gates_of_stages_that_stages_leaves_out_are_not_asked(tmp_path: Path) -> None:
     asked = [parse_gate(text, text, ORDER) for text in ("sft eval/ppl <= 9", "pretrain eval/ppl <= 9")]
     pipeline = Pipeline(SMALL, Request(), ["sft"], asked, jobs_of(SMALL), folder=tmp_path)
-    assert [(verdict.gate.name, verdict.failed) for verdict in _report(pipeline, [])] == [("sft eval/ppl <= 9", True)]
+    assert [(verdict.gate.name, verdict.failed) for verdict in _verdicts(pipeline)] == [("sft eval/ppl <= 9", True)]
 
 
 # --- processes

@@ -20,6 +20,7 @@ from optuna.trial import TrialState
 from tinychat import launch, runs, trial
 from tinychat.errors import UserError
 from tinychat.explain import explain
+from tinychat.run_files import said_of
 from tinychat.schema_sweep import KeepCheckpoints, PrunerKind
 from tinychat.sweeps import results
 from tinychat.sweeps.ending import Ending
@@ -221,7 +222,7 @@ def _writable(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".lock").touch()
     except OSError as error:
-        raise UserError(f"{error.filename}: {error.strerror}; choose another folder with paths.outputs=") from None
+        raise UserError(f"{said_of(error, folder)}; choose another folder with paths.outputs=") from None
 
 
 def _trials_of(study: str, outputs: Path) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from tinychat.run_files import said_of
 from tinychat.tracking.metrics_log import MetricsLog
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -81,7 +82,7 @@ class NoTracker:
 
     def _warn_disk(self, error: OSError) -> None:
         if not self._disk_warned:
-            logger.warning("%s cannot be written (%s); training goes on", self.metrics_log.path, error.strerror)
+            logger.warning("%s; its points are lost, training goes on", said_of(error, self.metrics_log.path))
         self._disk_warned = True
 
     def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
