@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint ui clean
+.PHONY: help install run test ui clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -18,7 +18,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 
 install: $(VENV)/.installed ## make .venv and install tinychat with its dependencies
 
-run: install 
+run: install ## the whole recipe on generated data: tokenizer, pretraining, SFT, reward model, PPO, report
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tinychat.pipeline stages=tokenizer,pretrain,sft,reward,ppo
 
 test: install ## lint, types and all tests that need neither minutes nor a GPU

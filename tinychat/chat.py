@@ -1,6 +1,6 @@
 """Talk to a checkpoint: a chat checkpoint answers messages, a pretrained one continues texts.
 
-    python -m tinychat.chat outputs/tinychat/RUN/TIME
+    python -m tinychat.chat latest
 
 torch is imported after the arguments have been read, so that `--help` and a wrong option answer at once.
 """
@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tinychat import hub, runs
+from tinychat import chat_target
 from tinychat.chat_input import HISTORY_ENV, as_utf8, history_file
 from tinychat.chat_session import Session, open_session, short_names
 from tinychat.errors import UserError
@@ -28,7 +28,7 @@ DESCRIPTION = """Talk to any checkpoint. One that was trained to chat (its token
 messages and remembers the dialogue; any other continues the text it is given.
 
 examples:
-  python -m tinychat.chat CKPT                                     talk; /help lists the commands
+  python -m tinychat.chat latest                                   talk to the newest run; /help lists the commands
   python -m tinychat.chat PRETRAINED SFT                           two checkpoints answer the same lines
   python -m tinychat.chat CKPT --prompt "What is 2 + 3?"           one reply
   python -m tinychat.chat CKPT --system "Answer in one word."      with a system message
@@ -37,7 +37,9 @@ examples:
   python -m tinychat.chat CKPT --lines < questions.txt > replies.txt     a reply a line
   python -m tinychat.chat CKPT --mode text --prompt "" --seed 1    a text from nothing, the same each time
 
-CKPT is a checkpoint folder (adapters too), a run folder under outputs/, or a hub id."""
+CKPT is a checkpoint folder (adapters too), a run folder, the name of an experiment or of a run in it (tinychat,
+tinychat/sft-mini-tinyworld: the newest finished there), latest (of all experiments), runs:/ID of MLflow, or a hub id
+(OWNER/NAME, gpt2)."""
 EPILOG = f"""output:
   --prompt, a pipe and --lines print a chat checkpoint's reply alone, but another's prompt with what follows it
   (--lines: what follows it). With several checkpoints each reply has its checkpoint's name before it; under --lines
@@ -69,6 +71,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         help="chat: as messages, in the instruct template where the tokenizer has none; text: continue them; "
         "auto: chat where there is a template (default)",
     )
+    add("--outputs", metavar="FOLDER", default="outputs", help="where runs are (default: %(default)s)")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default %(default)s")
     _add_sampling(parser.add_argument_group("sampling"))
     args = parser.parse_args([_underscored(argument) for argument in arguments])
@@ -126,11 +129,9 @@ def piped_prompt() -> str | None:
     return text.removesuffix("\n").removesuffix("\r")
 
 
-def load(checkpoint: str, device_name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """Model and tokenizer of a checkpoint, run folder or hub id, on the device. Raises UserError."""
-    if Path(checkpoint).expanduser().is_file():
-        raise UserError(f"checkpoint {checkpoint}: is a file; give the folder it is in")
-    path = checkpoint if hub.is_hub_id(checkpoint) else str(runs.resolve_checkpoint(checkpoint))
+def load(checkpoint: str, device_name: str, outputs: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Model and tokenizer of what chat_target.find takes, on the device. Raises UserError."""
+    path = chat_target.find(checkpoint, Path(outputs).expanduser())
     import torch
 
     from tinychat.models.load import load_model
@@ -148,7 +149,7 @@ def open_sessions(args: argparse.Namespace) -> list[Session]:
     """Every checkpoint of the command line, loaded. Raises UserError."""
     sessions = []
     for checkpoint, name in zip(args.checkpoints, short_names(args.checkpoints), strict=True):
-        model, tokenizer = load(checkpoint, args.device)
+        model, tokenizer = load(checkpoint, args.device, args.outputs)
         if args.mode == "chat" and not tokenizer.chat_template:
             print(f"note: {name} has no chat template; it is spoken to in the instruct template", file=sys.stderr)
         sessions.append(open_session(model, tokenizer, name, args.mode, args.system))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import re
 import shutil
 from collections.abc import Iterator
 
 from tinychat import hostfile
 from tinychat.errors import UserError
-from tinychat.schema import Config
+from tinychat.schema import Config, Device
 from tinychat.schema_launch import LaunchKind, SlurmConfig
 
 # What sbatch takes as --time: minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM, D-HH:MM:SS.
@@ -57,6 +59,8 @@ def _deepspeed(config: Config) -> Iterator[str]:
     if launch.hostfile is None:
         if launch.nnodes > 1:
             yield f"launch.nnodes={launch.nnodes} needs launch.hostfile=FILE with a line HOST slots=N for each node"
+        elif config.device is not Device.cpu:
+            yield from _visible(launch.nproc)
         return
     try:
         hosts = hostfile.read(launch.hostfile)
@@ -78,6 +82,30 @@ def _deepspeed(config: Config) -> Iterator[str]:
         yield (
             f"launch=deepspeed reaches other nodes by pdsh and ssh, not found: {' and '.join(missing)}; install them, "
             "or start launchers/torchrun.sh on each node"
+        )
+
+
+def visible_gpus() -> list[str] | None:
+    """The GPUs of CUDA_VISIBLE_DEVICES, as CUDA reads it: to the first that is none; None where it is not set."""
+    value = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if value is None:
+        return None
+    return list(itertools.takewhile(lambda word: word not in ("", "-1"), (word.strip() for word in value.split(","))))
+
+
+def _visible(nproc: int) -> Iterator[str]:
+    """DeepSpeed's launcher gives its ranks GPUs by number, whatever this variable hides or names otherwise."""
+    gpus, value = visible_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    if gpus is None:
+        return
+    if not gpus:
+        yield f"CUDA_VISIBLE_DEVICES={value} hides all GPUs from launch=deepspeed; say device=cpu, or leave it unset"
+    elif not all(gpu.isdecimal() for gpu in gpus):
+        yield f"CUDA_VISIBLE_DEVICES={value}: launch=deepspeed takes numbers of GPUs; use them, or launch=torchrun"
+    elif len(gpus) < nproc:
+        yield (
+            f"launch.nproc={nproc} is more than the {len(gpus)} GPUs of CUDA_VISIBLE_DEVICES={value}; lower it, or use "
+            "device=cpu"
         )
 
 

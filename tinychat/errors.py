@@ -1,4 +1,9 @@
-"""The one exception whose message is meant for the person at the keyboard."""
+"""The one exception whose message is meant for the person at the keyboard, and the command that such messages name."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -6,3 +11,13 @@ class UserError(Exception):
 
     Entry points print it without a traceback and exit with status 1.
     """
+
+
+def install_command(extra: str) -> str:
+    """What installs an extra of setup.cfg: `pip install -e '.[qlora]'` in a checkout, `pip install 'tinychat[qlora]'`
+    where the package came from a wheel."""
+    root = Path(__file__).resolve().parent.parent
+    if not ((root / "setup.cfg").is_file() and (root / "conf").is_dir()):
+        return f"pip install {shlex.quote(f'tinychat[{extra}]')}"
+    place = "." if root == Path.cwd() else str(root)
+    return f"pip install -e {shlex.quote(f'{place}[{extra}]')}"

@@ -20,8 +20,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from tinychat import failures, parents, ranks, runs, slurm, trial
+from tinychat import failures, next_steps, parents, ranks, runs, slurm, trial
 from tinychat.errors import UserError
+from tinychat.outer_launcher import is_of_launcher
 from tinychat.ranks import JobFailed, Stopped
 from tinychat.run_files import Unreadable, said_of
 from tinychat.schema import Config
@@ -46,6 +47,7 @@ def run_job(config: Config, node: DictConfig) -> float | None:
     if done is not None:
         trial.begin(run_dir)
         print(f"finished already: {run_dir} (resume=never trains anew)", file=sys.stderr)
+        _tell_next(config, run_dir, done)
         return done.get("objective")
     with _claimed(config, run_dir):
         if config.launch.node_rank == 0:
@@ -56,6 +58,7 @@ def run_job(config: Config, node: DictConfig) -> float | None:
         result = runs.read_result(run_dir)
     if result is None:
         raise JobFailed(f"{run_dir}: the job ended without a {runs.RESULT}")
+    _tell_next(config, run_dir, result)
     return result.get("objective")
 
 
@@ -81,6 +84,12 @@ def _claimed(config: Config, run_dir: Path) -> Iterator[None]:
             os.environ[failures.START] = outer
 
 
+def _tell_next(config: Config, run_dir: Path, result: dict[str, Any]) -> None:
+    """How it goes on from a run that has finished; a sweep says that once for all of its trials."""
+    if result.get("status") == "finished" and not in_multirun():
+        next_steps.tell(config, run_dir, result, _overrides())
+
+
 def _start(config: Config, run_dir: Path) -> bool:
     """Run the ranks to their end. Returns whether there is a result to read."""
     if config.launch.kind is LaunchKind.slurm:
@@ -90,8 +99,8 @@ def _start(config: Config, run_dir: Path) -> bool:
         return config.launch.node_rank == 0  # which reports
     from tinychat import worker  # torch and transformers load here
 
-    for name in ranks.RANK_VARIABLES:  # of a launcher around this command: they would have it wait for other ranks
-        os.environ.pop(name, None)
+    for name in filter(is_of_launcher, list(os.environ)):  # they would have this rank wait for others
+        del os.environ[name]
     status = worker.run(run_dir)
     if status:
         raise Stopped(status)

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tinychat import launch, library_output, pipeline_report, recipe, runs, train
+from tinychat import launch, library_output, next_steps, outer_launcher, pipeline_report, recipe, runs, train
 from tinychat.errors import UserError
 from tinychat.gates import Gate, Verdict, judge
 from tinychat.pipeline_jobs import Composer, Job, hand_on, needs
@@ -192,6 +192,7 @@ def _train(job: Job, pipeline: Pipeline) -> None:
     if pipeline.parent:
         more.append(f"tracker.parent={pipeline.parent}")
     sys.argv = ["tinychat.train", *job.overrides, *more]
+    next_steps.leave_to(pipeline.recipe.name)
     train.main()
 
 
@@ -224,6 +225,9 @@ def _conclude(pipeline: Pipeline, verdicts: Sequence[Verdict], written: bool) ->
     minutes = (time.time() - pipeline.began) / 60
     assert pipeline.folder is not None
     say(f"{minutes:.1f} minutes; report: {pipeline.folder / 'report.html' if written else 'none was written'}")
+    policy = next((folder for stage in reversed(next_steps.TALK) if (folder := pipeline.found.get(stage))), None)
+    if policy:
+        say(f"talk to it: {next_steps.talk(policy)}")
     if failed:
         say(f"FAILED: {len(failed)} of {len(verdicts)} gates: {', '.join(failed)}")
     return 1 if not written or (failed and pipeline.request.strict) else 0
@@ -238,6 +242,7 @@ def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     library_output.take()
     try:
+        outer_launcher.refuse("tinychat.pipeline", sys.argv[1:])
         sys.exit(run(sys.argv[1:]))
     except launch.Stopped as stop:
         say("stopped; the same command goes on")

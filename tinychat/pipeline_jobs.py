@@ -6,8 +6,6 @@ stage whose settings or parents have changed has no run yet, and two pipelines w
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -21,8 +19,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tinychat import checks, runs, schema, train
 from tinychat.errors import UserError
-from tinychat.explain import explain
+from tinychat.explain import explain, nearest_key
 from tinychat.recipe import Recipe, Request
+from tinychat.words import as_value
 
 _ORIGIN = {
     "sft": ("pretrain",),
@@ -59,7 +58,7 @@ class Job:
         resolved = OmegaConf.create(self.resolved)
         for key, value in handed.items():
             OmegaConf.update(resolved, key, value)
-        words = _last_of_each([*self.overrides, *(f"{key}={_as_word(value)}" for key, value in handed.items())])
+        words = _last_of_each([*self.overrides, *(f"{key}={as_value(value)}" for key, value in handed.items())])
         return replace(self, overrides=words, resolved=OmegaConf.to_container(resolved))  # type: ignore[arg-type]
 
     def newest(self, finished: bool) -> Path | None:
@@ -145,8 +144,8 @@ class Composer:
 
 def _unknown(word: str, jobs: Mapping[str, Job]) -> str:
     keys = {key: None for job in jobs.values() for key in _leaves(job.resolved)}
-    near = difflib.get_close_matches(_key(word), keys, n=1, cutoff=0.4)
-    return f"{word}: no stage has this key." + (f" Did you mean {near[0]}?" if near else "")
+    near = nearest_key(_key(word), keys)
+    return f"{word}: no stage has this key." + (f" Did you mean {near}?" if near else "")
 
 
 def hand_on(job: Job, recipe: Recipe, found: Found) -> dict[str, Value]:
@@ -193,18 +192,6 @@ def _open_rewards(job: Job) -> list[str]:
     """The parts of its reward that are a reward model, the newest there is."""
     parts = job.config.reward.parts.items() if job.stage == "ppo" else ()
     return [name for name, part in parts if part.kind is schema.RewardKind.model and part.path == "auto"]
-
-
-def _as_word(value: Value) -> str:
-    """As Hydra's grammar has it."""
-    if value is None:
-        return "null"
-    if isinstance(value, list):
-        return f"[{','.join(map(_as_word, value))}]"
-    if re.fullmatch(r"[\w./-]+", value):
-        return value
-    escaped = value.replace("'", "\\'")
-    return f"'{escaped}'"
 
 
 def _key(word: str) -> str:

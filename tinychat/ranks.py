@@ -18,23 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from tinychat import failures, runs, signals, trial
+from tinychat.checks_launch import visible_gpus
 from tinychat.orphans import end_group
+from tinychat.outer_launcher import is_of_launcher
 from tinychat.schema import Config, Device
 from tinychat.schema_launch import LaunchConfig, LaunchKind
 
-# Ranks of an outer launcher must not leak into the ranks started here.
-RANK_VARIABLES = (
-    "RANK",
-    "LOCAL_RANK",
-    "WORLD_SIZE",
-    "LOCAL_WORLD_SIZE",
-    "GROUP_RANK",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-    "LOCAL_SIZE",  # these three are DeepSpeed's
-    "CROSS_RANK",
-    "CROSS_SIZE",
-)
 STOP_GRACE_SECONDS = 300  # a rank that is told to stop may save for so long
 # Of the command's environment, what ranks on other nodes get; DeepSpeed itself passes PYTHON*, NCCL* and MLFLOW* on.
 CARRIED = ("HF_", "OMP_", "TINYCHAT_", "DS_ACCELERATOR", "TORCH_")
@@ -97,7 +86,7 @@ def _deepspeed(launch: LaunchConfig, device: Device) -> list[str]:
     if launch.hostfile is not None:
         options += [f"--num_nodes={launch.nnodes}", f"--num_gpus={launch.nproc}"]
         return [*options, f"--master_port={port}"] if port else options
-    visible = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
+    visible = visible_gpus()
     if visible and device is not Device.cpu:
         # With --num_gpus it would take the machine's first ones, whichever are meant.
         options.append(f"--include=localhost:{','.join(visible[: launch.nproc])}")
@@ -136,7 +125,7 @@ def describe(config: Config, run_dir: Path) -> str:
 
 def environment(config: Config, run_dir: Path) -> dict[str, str]:
     """The environment of the ranks on this machine."""
-    kept = {key: value for key, value in os.environ.items() if key not in RANK_VARIABLES}
+    kept = {key: value for key, value in os.environ.items() if not is_of_launcher(key)}
     return {**kept, **_changes(config, run_dir)}
 
 

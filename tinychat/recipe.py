@@ -13,6 +13,7 @@ import yaml
 
 from tinychat.errors import UserError
 from tinychat.gates import Gate, parse_gate
+from tinychat.words import quoted
 
 ORDER = ("tokenizer", "pretrain", "sft", "reward", "judge", "ppo", "eval")  # in which stages run
 DEFAULT = "tinyworld"
@@ -83,7 +84,7 @@ def parse_request(words: Sequence[str]) -> Request:
             raise UserError(f"{word}: not of the form KEY=VALUE (see python -m tinychat.pipeline --help)")
         elif prefix:
             stage = known(prefix.group(1), ORDER, f"{word}: stage")
-            request.of_stage.setdefault(stage, []).append(word[len(prefix.group(1)) + 1 :])
+            request.of_stage.setdefault(stage, []).append(quoted(word[len(prefix.group(1)) + 1 :]))
         elif key == "pipeline":
             request.recipe = value
         elif key == "stages":
@@ -98,7 +99,7 @@ def parse_request(words: Sequence[str]) -> Request:
         elif key in ("stage", "run_dir", "run_name"):
             raise UserError(f"{word}: for one stage alone, as sft:{word}; stages= picks the stages that run")
         else:
-            request.plain.append(word)
+            request.plain.append(quoted(word))
     return request
 
 
@@ -140,17 +141,21 @@ def load_recipe(spec: str, folder: Path) -> Recipe:
         known(str(key), _KEYS, f"{path}: key")
     for stage in content["stages"]:
         known(str(stage), ORDER, f"{path}: stage")
-    stages = {stage: _words(path, stage, content["stages"][stage]) for stage in ORDER if stage in content["stages"]}
+    stages = {stage: _overrides(path, stage, content["stages"][stage]) for stage in ORDER if stage in content["stages"]}
     gates = [parse_gate(str(name), text, tuple(stages)) for name, text in (content.get("gates") or {}).items()]
     return Recipe(
         name=str(content.get("name") or path.stem),
         path=path,
-        common=_words(path, "common", content.get("common")),
+        common=_overrides(path, "common", content.get("common")),
         stages=stages,
         gates=gates,
         samples=_words(path, "samples", content.get("samples")),
         sample_tokens=int(content.get("sample_tokens") or 64),
     )
+
+
+def _overrides(path: Path, key: str, value: Any) -> list[str]:
+    return [quoted(word) for word in _words(path, key, value)]
 
 
 def _words(path: Path, key: str, value: Any) -> list[str]:

@@ -20,7 +20,8 @@ from typing import Any
 
 from tinychat import failures, runs, signals
 from tinychat.errors import UserError
-from tinychat.ranks import RANK_VARIABLES, JobFailed, Stopped
+from tinychat.outer_launcher import is_of_launcher
+from tinychat.ranks import JobFailed, Stopped
 from tinychat.schema import Config
 from tinychat.schema_launch import SlurmConfig
 
@@ -132,7 +133,7 @@ def _submit(path: Path) -> str:
     kept = {
         name: value
         for name, value in os.environ.items()
-        if name not in RANK_VARIABLES and (name == "SLURM_CONF" or not name.startswith(inner))
+        if not is_of_launcher(name) and (name == "SLURM_CONF" or not name.startswith(inner))
     }
     done = subprocess.run(["sbatch", "--parsable", str(path)], env=kept, capture_output=True, text=True, check=False)
     job = done.stdout.strip().split(";")[0]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tinychat import checks, launch, library_output, schema
+from tinychat import checks, launch, library_output, outer_launcher, schema, words
 from tinychat.errors import UserError
 from tinychat.explain import explain
 from tinychat.run_files import disk_full, said_of
@@ -26,12 +27,11 @@ from tinychat.sweeps.sweeper import StudySweeper
 
 
 def config_folder() -> str:
-    """conf/ beside the package in a checkout, tinychat/conf in an installed wheel."""
-    package = Path(__file__).resolve().parent
-    for folder in (package / "conf", package.parent / "conf"):
-        if (folder / "config.yaml").is_file():
-            return str(folder)
-    raise UserError(f"conf/ was found neither in {package} nor beside it; install tinychat again")
+    """conf/, which is tinychat/conf in an installed wheel and a link of that name in a checkout."""
+    folder = Path(__file__).resolve().parent / "conf"
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder} is missing or no folder; get tinychat's files again, links included (git clone)")
+    return str(folder.resolve())
 
 
 def groups() -> str:
@@ -49,7 +49,8 @@ def job(node: DictConfig) -> float | None:
     """One job of a single run or multirun; returns the stage's objective for a sweeper."""
     config = schema.to_config(node)
     if config.sweep is not None and not launch.in_multirun():
-        raise UserError(f"sweep={config.sweep.name} is many runs: python -m tinychat.train -m {' '.join(sys.argv[1:])}")
+        again = f"python -m tinychat.train -m {shlex.join(sys.argv[1:])}"
+        raise UserError(f"sweep={config.sweep.name} is many runs: {again}")
     checks.check(config)
     if config.plan is not False:
         from tinychat.plan import print_plan  # torch loads here
@@ -81,6 +82,8 @@ def main() -> None:
     OmegaConf.register_resolver("tinychat.groups", groups, replace=True)
     Plugins.instance().register(StudySweeper)
     try:
+        outer_launcher.refuse("tinychat.train", sys.argv[1:])
+        sys.argv[1:] = words.ready(sys.argv[1:], Path(config_folder()))
         hydra.main(config_path=config_folder(), config_name="config")(single_or_multi)()
         if errors:
             raise errors[0]

@@ -14,6 +14,7 @@ import pytest
 from tests.conftest import TORCHRUN, curve, error_line, only_run, result_of, rows, run_train, start_train, wait_until
 from tinychat import runs
 
+DEEPSPEED = ("launch=deepspeed", "launch.nproc=2")
 LONG = ("stage.max_steps=100000", "stage.eval_every=0", "stage.log_every=1", *TORCHRUN)
 
 
@@ -111,12 +112,16 @@ def test_ctrl_c_ends_a_whole_multirun(tiny: tuple[str, ...], tmp_path: Path) -> 
     assert runs.list_checkpoints(run)
 
 
-def test_variables_of_an_outer_launcher_do_not_reach_the_ranks(tiny: tuple[str, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize("launcher", [TORCHRUN, pytest.param(DEEPSPEED, marks=pytest.mark.slow)])
+def test_variables_of_an_outer_launcher_do_not_reach_the_ranks(
+    tiny: tuple[str, ...], tmp_path: Path, launcher: tuple[str, ...]
+) -> None:
     outer = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "3", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "1"}
-    command = (*tiny, "launch=torchrun", "launch.nproc=1", "stage.max_steps=2", "run_dir=run")
+    outer |= {"TORCHELASTIC_RUN_ID": "outer", "TORCHELASTIC_USE_AGENT_STORE": "True", "PET_MAX_RESTARTS": "2"}
+    command = (*tiny, *launcher, "device=cpu", "stage.max_steps=2", "run_dir=run")
     done = run_train(tmp_path, *command, **outer)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert result_of(tmp_path / "run")["facts"]["ranks"] == 1
+    assert result_of(tmp_path / "run")["facts"]["ranks"] == 2
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
     python -m pytest -n 0 -m ui -s tests/ui        prints where the screenshots are
 
-Needs playwright (pip install 'tinychat[ui]') and Chromium (apt-get install chromium, or playwright install chromium).
+Needs playwright (pip install -e '.[ui]') and Chromium (apt-get install chromium, or playwright install chromium).
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def _answers(url: str) -> bool:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Headless Chromium: the system's, else playwright's own. Skips where there is none."""
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install 'tinychat[ui]'")
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install -e '.[ui]'")
     path = next((found for name in CHROMIUM if (found := shutil.which(name))), None)
     with api.sync_playwright() as playwright:
         try:

@@ -717,5 +717,5 @@ def test_a_quantised_resume_goes_on_bit_by_bit(llama: Path, tokenizer_folder: Pa
 def test_without_bitsandbytes_it_says_what_to_install(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "bitsandbytes" else find(name))
-    with pytest.raises(UserError, match=r"pip install 'tinychat\[qlora\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '.*\[qlora\]'"):
         load_model(str(llama), quantize=True)

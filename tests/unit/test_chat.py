@@ -26,7 +26,7 @@ def checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def loaded(checkpoint):
-    return chat.load(str(checkpoint), "cpu")
+    return chat.load(str(checkpoint), "cpu", "outputs")
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def ran(loaded, monkeypatch, capsys):
     """Run the program in this process with the model already loaded (CHAT: with a chat template); returns what it
     printed."""
 
-    def load(name: str, _: str):
+    def load(name: str, *_: str):
         model, tokenizer = copy.deepcopy(loaded)
         if name == "CHAT":
             set_template(tokenizer, "chatml")
@@ -236,4 +236,4 @@ def test_pipes_without_text_are_refused(content, words, monkeypatch):
 def test_a_gpu_that_is_not_there_is_named(checkpoint, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="use --device cpu"):
-        chat.load(str(checkpoint), "cuda")
+        chat.load(str(checkpoint), "cuda", "outputs")

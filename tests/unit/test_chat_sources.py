@@ -14,6 +14,7 @@ from tinychat import hub
 from tinychat.data.chat_rows import ChatRow, chat_row
 from tinychat.data.chat_sources import chat_source
 from tinychat.data.preference_sources import preference_source
+from tinychat.data.prompt_files import prompt_files
 from tinychat.data.row_sources import choose
 from tinychat.data.splits import Split
 from tinychat.data.tinyworld.tasks import instruction
@@ -195,6 +196,21 @@ def test_sources_without_conversations_and_missing_paths(tmp_path: Path) -> None
     assert "data=own has documents, not conversations" in refused(config(source=Source.text))
     assert refused(config()).startswith("data.path is null: data=own needs a file, folder or glob (jsonl, ")
     assert refused(config(tmp_path / "gone")).startswith(f"data.path={tmp_path}/gone: no such")
+
+
+@pytest.mark.parametrize("shape", ["chat", "preference", "prompts"])
+def test_ten_rows_hold_out_one_at_least(tmp_path: Path, shape: str) -> None:
+    rows = [{"prompt": f"Say {i}.", "chosen": "a", "rejected": "b", "response": "a"} for i in range(10)]
+    rows += [{"prompt": f"Say {i}.", "chosen": "c", "rejected": "d", "response": "c"} for i in range(10)]
+    path = write(tmp_path / "a.jsonl", rows)
+    for seed in range(10):
+        data = config(path, source=Source(shape), seed=seed, val_fraction=0.01, judge_fraction=0)
+        find: Any = {"chat": chat_source, "preference": preference_source, "prompts": prompt_files}[shape]
+        train, validation = ({row.key() for row in find(data, split).rows()} for split in ("train", "validation"))
+        assert len(train) + len(validation) == 10
+        assert train
+        assert validation
+        assert not train & validation
 
 
 def test_broken_files_end_the_job_even_when_rows_are_skipped(tmp_path: Path) -> None:

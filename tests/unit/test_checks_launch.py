@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conf.test_compose import composed, refusal
-from tinychat import checks, hostfile
+from tinychat import checks, hostfile, ranks
 from tinychat.errors import UserError
 
 
@@ -92,3 +92,24 @@ def test_programs_that_are_missing_are_named(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize("time", ["30", "30:00", "04:00:00", "2-12", "2-12:30:00", "UNLIMITED"])
 def test_limits_as_sbatch_takes_them(time: str) -> None:
     checks.check(composed("launch=slurm", "launch.dry_run=true", f"launch.slurm.time='{time}'"))
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("0", "launch.nproc=2 is more than the 1 GPUs of CUDA_VISIBLE_DEVICES=0; lower it, or use device=cpu"),
+        ("1,-1,0", "launch.nproc=2 is more than the 1 GPUs of CUDA_VISIBLE_DEVICES=1,-1,0"),
+        ("-1", "CUDA_VISIBLE_DEVICES=-1 hides all GPUs from launch=deepspeed; say device=cpu"),
+        ("", "CUDA_VISIBLE_DEVICES= hides all GPUs from launch=deepspeed; say device=cpu"),
+        ("GPU-8932f937,GPU-1", "launch=deepspeed takes numbers of GPUs; use them, or launch=torchrun"),
+    ],
+)
+def test_deepspeed_has_the_gpus_that_are_visible(value: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+    assert said in refusal("launch=deepspeed")
+    checks.check(composed("launch=deepspeed", "device=cpu", "stage.micro_batch_size=1"))
+    checks.check(composed("launch=torchrun", "stage.micro_batch_size=1"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, 0,1")
+    config = composed("launch=deepspeed", "stage.micro_batch_size=1")
+    checks.check(config)
+    assert "--include=localhost:2,0" in ranks.command(config, Path("run"))

@@ -116,6 +116,35 @@ def test_txt_of_one_line_loses_nothing(tmp_path: Path) -> None:
     assert len(pieces) > 3
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt"])
+@pytest.mark.parametrize("between", ["\n\n", "\n", " ", ""])
+def test_a_document_that_is_too_long_comes_in_parts_cut_at_the_best_place(
+    tmp_path: Path, name: str, between: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(documents, "LONGEST", 100)
+    sentence = "word 字." if between != " " else "word字."
+    text = between.join([sentence] * 60)
+    content = jsonl([text, "short"]) if name == "a.jsonl" else f"{text}\n<|endoftext|>\nshort"
+    meter = Meter()
+    *parts, last = read_documents(write(tmp_path / name, content), "text", meter)
+    assert last == "short"
+    assert "".join(parts) == text
+    assert max(map(len, parts)) <= 100
+    assert all(part.endswith(between) for part in parts[:-1])
+    assert len(parts) < 2 * len(text) / 100 + 1
+    assert meter.cut == 1
+    assert meter.first_cut == f"{tmp_path / name}, line 1"
+
+
+def test_one_line_without_an_end_is_cut_which_the_meter_counts_once(tmp_path: Path) -> None:
+    meter = Meter()
+    path = write(tmp_path / "a.txt", "short\n" + "字" * 300_000 + "\nend")
+    parts = list(read_documents(path, "text", meter))
+    assert "".join(parts) == "short\n" + "字" * 300_000 + "end"  # line ends around a document are dropped
+    assert len(parts) > 4
+    assert (meter.cut, meter.first_cut) == (1, f"{path}, line 2")
+
+
 def test_large_files_are_streamed(tmp_path: Path) -> None:
     row = json.dumps({"text": "story " * 200}) + "\n"
     write(tmp_path / "a.jsonl", row * 20_000)  # 24 MB

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from tinychat import hub
 from tinychat.data import sources
-from tinychat.data.sources import HoldOut, text_source
+from tinychat.data.sources import HoldOut, cut_end, text_source
 from tinychat.errors import UserError
 from tinychat.schema import DataConfig, Source
 
@@ -169,6 +169,47 @@ def test_nothing_to_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
         list(text_source(config(write(tmp_path / "some.jsonl", ["", *TEXTS])), "train").documents())
     assert "1 blank rows left out" in caplog.text
     assert "some.jsonl, line 1" in caplog.text
+
+
+@pytest.mark.parametrize("count", [2, 3, 10])
+def test_few_documents_hold_out_one_at_least(tmp_path: Path, count: int, caplog: pytest.LogCaptureFixture) -> None:
+    for seed in range(30):
+        caplog.clear()
+        path = write(tmp_path / "a.jsonl", TEXTS[:count])
+        train, validation = both(config(path, seed=seed, val_fraction=0.05))
+        assert sorted(train + validation) == sorted(TEXTS[:count])
+        assert train
+        assert validation
+        falls = {HoldOut(seed, 0.05, "train").keeps(text) for text in TEXTS[:count]}
+        assert ("of " + str(count) + " rows would leave one side empty" in caplog.text) == (len(falls) == 1)
+        # in whatever order, equal ones on one side
+        again = both(config(write(path, [*reversed(TEXTS[:count]), TEXTS[0]]), seed=seed, val_fraction=0.05))
+        assert [sorted(set(side)) for side in again] == [sorted(train), sorted(validation)]
+
+
+def test_hold_out_of_many_is_by_each_text_alone(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", TEXTS)
+    train, validation = both(config(path))
+    assert validation == [text for text in TEXTS if HoldOut(1, 0.1, "validation").keeps(text)]
+    assert train == [text for text in TEXTS if HoldOut(1, 0.1, "train").keeps(text)]
+
+
+def test_rows_are_held_back_only_until_both_sides_have_one(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", TEXTS)
+    path.write_bytes(path.read_bytes() + b"not JSON\n")
+    documents = text_source(config(path), "train").documents()
+    assert len([next(documents) for _ in range(300)]) == 300  # of the 400 before it
+
+
+def test_of_a_document_alone_the_end_is_held_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "book.txt"
+    path.write_text("".join(f"Line {i} of the only tale.\n" for i in range(200)))
+    ((start,), (end,)) = both(config(path))
+    assert start + end == path.read_text().strip("\n")
+    assert start.endswith(" of the only tale.\n")
+    assert len(end) == pytest.approx(0.1 * len(start + end), rel=0.1)
+    assert f"one document alone: its last {len(end)} characters are held out" in caplog.text
+    assert cut_end("a" * 100, 0.1) == ("a" * 90, "a" * 10)
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.6, -1.0])

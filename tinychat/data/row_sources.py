@@ -8,7 +8,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -90,49 +90,68 @@ class RowSource(Generic[RowT]):
         return [READING_VERSION, self.unit, behind, lacking, hold_out, choice, self.on_bad_row.value]
 
     def _usable(self) -> Iterator[RowT]:
-        self.n_bad = seen = kept = shared = 0
-        first: BadRow | None = None
-        unused: Counter[str] = Counter()
-        place = ""  # of the first row with a value that is not used
+        counts = _Counts()
+        rows, hold_out = self._candidates(counts), self.found.hold_out
+        for row in rows if hold_out is None else hold_out.kept(rows, lambda row: row.key(), self.name):
+            counts.kept += 1
+            yield row
+        self.n_bad = counts.bad
+        if counts.first_bad:
+            where = f"{counts.first_bad.place}: {counts.first_bad.why}"
+            log.warning("%s: %d rows that cannot be used left out, the first at %s", self.name, counts.bad, where)
+        if counts.unused and (self.split == "train" or hold_out is None):  # of shared files once
+            log.warning("%s: not used: %s; the first at %s", self.name, named(counts.unused), counts.first_unused)
+        if counts.shared:
+            log.warning("%s: %d rows left out whose prompts are in the validation data", self.name, counts.shared)
+        if not counts.kept:
+            raise UserError(self._nothing(counts))
+
+    def _candidates(self, counts: _Counts) -> Iterator[RowT]:
+        """Rows before the hold-out, the others counted. Raises BadRow."""
         held_out = self._held_out_keys()
         for row in self.found.read():
             if isinstance(row, BadRow):
                 if self.on_bad_row is OnBadRow.fail:
                     raise row
-                self.n_bad += 1
-                first = first or row
+                counts.bad += 1
+                counts.first_bad = counts.first_bad or row
                 continue
-            seen += 1
+            counts.seen += 1
             if row.unused:
-                unused.update(row.unused)
-                place = place or row.place
+                counts.unused.update(row.unused)
+                counts.first_unused = counts.first_unused or row.place
             if row.key() in held_out:
-                shared += 1
-            elif self.found.hold_out is None or self.found.hold_out.keeps(row.key()):
-                kept += 1
+                counts.shared += 1
+            else:
                 yield row
-        if first:
-            where = f"{first.place}: {first.why}"
-            log.warning("%s: %d rows that cannot be used left out, the first at %s", self.name, self.n_bad, where)
-        if unused and (self.split == "train" or self.found.hold_out is None):  # of shared files once
-            log.warning("%s: not used: %s; the first at %s", self.name, named(unused), place)
-        if shared:
-            log.warning("%s: %d rows left out whose prompts are in the validation data", self.name, shared)
-        if not kept:
-            raise UserError(self._nothing(seen, shared, first))
 
     def _held_out_keys(self) -> frozenset[str]:
         if self.validation is None:
             return frozenset()
         return frozenset(row.key() for row in self.validation.read() if not isinstance(row, BadRow))
 
-    def _nothing(self, seen: int, shared: int, first: BadRow | None) -> str:
-        if shared:
-            return f"{self.description}: all {shared} prompts are in the validation data too; pass other data.val_path"
-        if seen:
-            return nothing_left(self.found.hold_out, self.split, seen, "row", self.description)
-        why = f": none of {self.n_bad} rows can be used, the first at {first.place}: {first.why}" if first else ""
+    def _nothing(self, counts: _Counts) -> str:
+        if counts.shared:
+            both = f"all {counts.shared} prompts are in the validation data too"
+            return f"{self.description}: {both}; pass other data.val_path"
+        if counts.seen:
+            return nothing_left(self.found.hold_out, self.split, counts.seen, "row", self.description)
+        first = counts.first_bad
+        why = f": none of {counts.bad} rows can be used, the first at {first.place}: {first.why}" if first else ""
         return f"no {self.unit} in {self.description}{why}"
+
+
+@dataclass
+class _Counts:
+    """What became of the rows of one reading."""
+
+    seen: int = 0  # that can be used
+    kept: int = 0
+    shared: int = 0  # left out, as validation has their prompts
+    bad: int = 0
+    first_bad: BadRow | None = None
+    unused: Counter[str] = field(default_factory=Counter)  # columns by their rows
+    first_unused: str = ""  # place
 
 
 def named(unused: Counter[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 from collections.abc import Callable, Iterator
@@ -19,7 +20,8 @@ from tinychat.data.tables import Meter
 from tinychat.errors import UserError
 from tinychat.schema import DataConfig, OnBadRow, Source
 
-READING_VERSION = 1  # raise it when the same files would give other documents
+ALONE = 2000  # characters: from this length on a single document can be parted into training and validation
+READING_VERSION = 2  # raise it when the same files would give other documents
 TINYSTORIES = "roneneldan/TinyStories"
 TINYWORLD = Path(__file__).parent / "tinyworld"
 log = logging.getLogger(__name__)
@@ -46,11 +48,13 @@ class TextSource:
         """Documents in their order. Raises UserError where there are none, and as read_documents does."""
         self.meter = Meter()
         seen = kept = 0
-        for text in self.read(self.meter):
-            seen += 1
-            if self.hold_out and not self.hold_out.keeps(text):
-                continue
-            kept += 1
+
+        def counted() -> Iterator[str]:
+            nonlocal seen
+            for seen, text in enumerate(self.read(self.meter), start=1):  # noqa: B007 - their number
+                yield text
+
+        for kept, text in enumerate(self._kept(counted()), start=1):
             yield text
             if kept == self.max_docs:
                 break
@@ -70,8 +74,27 @@ class TextSource:
             )
         if self.meter.unused and (self.split == "train" or self.hold_out is None):  # of shared files once
             log.info("%s: only data.text_column is read, not used: %s", self.name, named(self.meter.unused))
+        if self.meter.cut:
+            log.warning(
+                "%s: %d texts too long for one document, cut into parts that are documents too; the first at %s",
+                self.name,
+                self.meter.cut,
+                self.meter.first_cut,
+            )
         if not kept:
             raise UserError(self._nothing(seen))
+
+    def _kept(self, texts: Iterator[str]) -> Iterator[str]:
+        """Those on the split's side of the hold-out. Of a single document its end is held out."""
+        if self.hold_out is None:
+            return texts
+        first = list(itertools.islice(texts, 2))
+        if len(first) == 1 and len(first[0]) >= ALONE:
+            start, end = cut_end(first[0], self.hold_out.fraction)
+            if self.split == "train":
+                log.warning("%s: one document alone: its last %d characters are held out", self.name, len(end))
+            return iter([start if self.split == "train" else end])
+        return self.hold_out.kept(itertools.chain(first, texts), str, self.name)
 
     def fingerprint(self, memo_dir: Path | None = None) -> str:
         """A hash of what documents() yields: of the bytes behind it and of all that chooses among them."""
@@ -84,11 +107,19 @@ class TextSource:
         return "validation" if self.name.endswith("validation") else "train"
 
     def _nothing(self, seen: int) -> str:
-        if not seen:
-            first = f"none of {self.meter.bad} rows can be used, the first at {self.meter.first_bad}"
-            why = first if self.meter.bad else "every file or row is blank"
-            return f"no documents in {self.description}: {why}"
-        return nothing_left(self.hold_out, self.split, seen, "document", self.description)
+        if seen:
+            return nothing_left(self.hold_out, self.split, seen, "document", self.description)
+        first = f"none of {self.meter.bad} rows can be used, the first at {self.meter.first_bad}"
+        why = first if self.meter.bad else "every file or row is blank"
+        return f"no documents in {self.description}: {why}"
+
+
+def cut_end(text: str, fraction: float) -> tuple[str, str]:
+    """A text without about the last `fraction` of its characters, and these; parted at a line's end, else at a blank,
+    where there is one in the half before."""
+    target = round(len(text) * (1 - fraction))
+    place = next((at for mark in ("\n", " ") if (at := text.rfind(mark, target // 2, target)) > 0), target - 1) + 1
+    return text[:place], text[place:]
 
 
 def text_source(config: DataConfig, split: Split) -> TextSource:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from tinychat.data import files
 from tinychat.data.filehash import hash_file
@@ -16,20 +17,53 @@ from tinychat.errors import UserError
 from tinychat.schema import DataConfig
 
 Split = Literal["train", "validation"]
+RowT = TypeVar("RowT")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class HoldOut:
-    """A seeded choice of the rows held out, by a text of each alone: equal ones land on the same side."""
+    """A seeded choice of the rows held out, by a text of each alone: equal ones land on the same side. Where there are
+    rows with different texts, at least one of these is held out and one is not (`kept`)."""
 
     seed: int
     fraction: float  # of rows, in (0, 0.5]
     side: Split  # which of the two sides is kept
 
     def keeps(self, text: str) -> bool:
+        return self._is_mine(self._number(text), self.fraction * 2**64)
+
+    def kept(self, rows: Iterable[RowT], text_of: Callable[[RowT], str], name: str) -> Iterator[RowT]:
+        """The rows on the side. Where the fraction of few rows would leave one of the sides without any, though they
+        differ, the text nearest to it changes over, which is said of training (`name`). Rows are held back only until
+        both sides have one."""
+        limit: float = self.fraction * 2**64
+        first: list[tuple[int, RowT]] = []
+        coming = iter(rows)
+        least, most = 2**64, -1
+        for row in coming:
+            number = self._number(text_of(row))
+            first.append((number, row))
+            least, most = min(least, number), max(most, number)
+            if least < limit <= most:
+                break
+        else:
+            if least < most:
+                limit = least + 1 if least >= limit else most
+                if self.side == "train":
+                    held = sum(number < limit for number, _ in first)
+                    share = f"data.val_fraction={self.fraction:g} of {len(first)} rows"
+                    log.warning("%s: %s would leave one side empty: %d held out", name, share, held)
+        yield from (row for number, row in first if self._is_mine(number, limit))
+        first.clear()
+        yield from (row for row in coming if self._is_mine(self._number(text_of(row)), limit))
+
+    def _is_mine(self, number: int, limit: float) -> bool:
+        return (number < limit) == (self.side == "validation")
+
+    def _number(self, text: str) -> int:
         digest = hashlib.blake2b(f"{self.seed}\0{text.strip()}".encode(), digest_size=8).digest()
-        is_held_out = int.from_bytes(digest, "big") < self.fraction * 2**64
-        return is_held_out == (self.side == "validation")
+        return int.from_bytes(digest, "big")
 
     def key(self) -> tuple[int, float, Split]:
         """All that the choice depends on, for a fingerprint."""
@@ -104,10 +138,10 @@ def seeded_hold_out(config: DataConfig, split: Split) -> HoldOut | None:
 def nothing_left(hold_out: HoldOut | None, split: Split, seen: int, unit: str, description: str) -> str:
     """The message where a hold-out leaves one side without rows; `unit` is what a row is called."""
     fraction = hold_out.fraction if hold_out else 0
-    side, works = ("validation", "more") if split == "validation" else ("training", "less")
+    side = "validation" if split == "validation" else "training"
     return (
-        f"data.val_fraction={fraction} leaves no {side} {unit} out of {seen} in {description}; "
-        f"hold out {works}, pass data.val_path=FILE, or another data.seed"
+        f"data.val_fraction={fraction} leaves no {side} {unit} out of {seen} in {description}, as all have one text or "
+        "prompt; give more, or what is held out: data.val_path=FILE"
     )
 
 

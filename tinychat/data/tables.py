@@ -20,7 +20,7 @@ PARQUET_ROWS = 1024  # read at once
 @dataclass
 class Meter:
     """What reading has come to: `bytes_read` of the files as they lie on disk, rows `skipped` because they
-    are blank, and `bad` ones that were left out."""
+    are blank, `bad` ones that were left out, and documents `cut` into parts because they are too long."""
 
     bytes_read: int = 0
     skipped: int = 0
@@ -28,6 +28,8 @@ class Meter:
     bad: int = 0
     first_bad: str = ""  # where, and what is wrong with it
     unused: Counter[str] = field(default_factory=Counter)  # columns that nothing was taken from, by their rows
+    cut: int = 0
+    first_cut: str = ""
 
 
 @dataclass(frozen=True)

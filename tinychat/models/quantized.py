@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
-from tinychat.errors import UserError
+from tinychat.errors import UserError, install_command
 
 BLOCK = 64  # weights that share a scale
 log = logging.getLogger("tinychat")
@@ -28,7 +28,7 @@ def quantization_config(model_config: PreTrainedConfig) -> Any:
     left.
     """
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError("peft=qlora needs bitsandbytes: pip install 'tinychat[qlora]'; or use peft=lora")
+        raise UserError(f"peft=qlora needs bitsandbytes: {install_command('qlora')}; or use peft=lora")
     quiet_bitsandbytes()
     from transformers import BitsAndBytesConfig
 

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tinychat import checks, parents, runs, schema
 from tinychat.errors import UserError
-from tinychat.explain import explain
+from tinychat.explain import explain, nearest_key
 from tinychat.schema import Config
 from tinychat.schema_sweep import KeepCheckpoints, PrunerKind, SamplerKind, SweepConfig
 from tinychat.sweeps.space import Space, overrides_of, read_space
@@ -124,7 +124,9 @@ def _check_keys(space: Space, master: DictConfig, context: HydraContext) -> None
             continue
         if OmegaConf.select(master, plain, default=...) is ... and plain not in known:
             stage = master.stage.name
-            hint = _near(plain, known) or f"; stage={stage} has {', '.join(k for k in known if k.startswith('stage.'))}"
+            near = nearest_key(plain, known)
+            there = ", ".join(name for name in known if name.startswith("stage."))
+            hint = f", did you mean {near}?" if near else f"; stage={stage} has {there}"
             raise UserError(f"search space: stage={stage} has no key {plain}{hint}")
 
 

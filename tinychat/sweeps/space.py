@@ -13,6 +13,7 @@ from hydra.errors import HydraException
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from tinychat.errors import UserError
+from tinychat.words import quoted
 
 # The plugin's own reading of interval, range and tag(log, ...): what users of hydra-optuna-sweeper know.
 from hydra_plugins.hydra_optuna_sweeper._impl import create_optuna_distribution_from_override  # isort: skip
@@ -86,7 +87,7 @@ def read_space(params: Mapping[str, str], arguments: Sequence[str], grid: bool) 
     space = Space()
     said = [_parsed(argument) for argument in arguments]
     given = {one.get_key_element() for one in said}
-    configured = [_parsed(f"{key}={words}") for key, words in params.items() if key not in given]
+    configured = [_parsed(quoted(f"{key}={words}")) for key, words in params.items() if key not in given]
     for override in [*configured, *said]:
         key = override.get_key_element()
         if not override.is_sweep_override():
@@ -132,7 +133,7 @@ def _value(typed: Any, text: str) -> Any:
 
 def overrides_of(values: Mapping[str, Any]) -> list[str]:
     """A trial's values as words of a command line."""
-    return [f"{name}={word(value)}" for name, value in values.items()]
+    return [quoted(f"{name}={word(value)}") for name, value in values.items()]
 
 
 def word(value: Any) -> str:

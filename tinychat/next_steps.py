@@ -1,0 +1,58 @@
+"""What a finished run ends with: where its checkpoint and report are, and the commands that go on from there."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tinychat.schema import Config
+
+_NEXT = {  # the stage that builds on a stage's checkpoint
+    "tokenizer": "pretrain",
+    "corpus": "pretrain",
+    "pretrain": "sft",
+    "sft": "reward",
+    "reward": "ppo",
+    "judge": "ppo",
+    "ppo": "eval",
+}
+TALK = ("pretrain", "sft", "ppo")  # stages whose checkpoint can be talked to
+_KEPT = ("model=", "model.", "tokenizer=", "tokenizer.", "experiment_name=", "paths.", "tracker")
+_OF_TEXTS = ("data=", "data.")  # what a tokenizer was trained on is what comes next
+_parts: list[str] = []  # at most one: what the runs of this process are a part of
+
+
+def leave_to(whole: str) -> None:
+    """The runs of this process are a part of `whole`, a recipe, which says itself how it goes on."""
+    _parts[:] = [whole]
+
+
+def tell(config: Config, run_dir: Path, result: Mapping[str, Any], said: Sequence[str]) -> None:
+    """Print the lines to stderr, after the log's."""
+    for name, text in lines(config, run_dir, result, said):
+        print(f"{name + ':':<12}{text}", file=sys.stderr)
+
+
+def lines(config: Config, run_dir: Path, result: Mapping[str, Any], said: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(name, path or command). said: the overrides of the run's command, of which those that the next one needs are
+    repeated."""
+    stage = config.stage.name
+    if result.get("checkpoint"):
+        yield "checkpoint", str(run_dir / result["checkpoint"])
+    report = run_dir / "report.html"
+    yield "report", str(report) if report.exists() else f"none could be written, see {run_dir / 'log.txt'}"
+    if _parts:
+        return
+    if stage in TALK:
+        yield "talk to it", talk(run_dir)
+    if stage in _NEXT:
+        kept = (*_KEPT, *_OF_TEXTS) if stage in ("tokenizer", "corpus") else _KEPT
+        words = [word for word in said if word.lstrip("+").startswith(kept)]
+        yield "next", shlex.join(["python", "-m", "tinychat.train", f"stage={_NEXT[stage]}", *words])
+
+
+def talk(run_dir: Path) -> str:
+    return shlex.join(["python", "-m", "tinychat.chat", str(run_dir)])
