@@ -134,8 +134,12 @@ def _slurm_values(slurm: SlurmConfig) -> Iterator[str]:
         yield f"launch.slurm.save_minutes={slurm.save_minutes}: 0 or more"
     if slurm.poll_seconds <= 0:
         yield f"launch.slurm.poll_seconds={slurm.poll_seconds}: above 0"
+    for name in ("partition", "account", "memory", "job_name"):
+        value = getattr(slurm, name)
+        if value is not None and not (value.strip() and value.isprintable()):
+            yield f"launch.slurm.{name}={value!r}: a word that sbatch takes, on one line, or null"
     for line in slurm.extra:
-        if not line.startswith("-") or "\n" in line:
+        if not line.startswith("-") or not line.isprintable():
             yield f"launch.slurm.extra: {line!r} is no option of sbatch, as --constraint=a100"
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,9 @@ from tinychat.schema_launch import LaunchConfig, LaunchKind
 
 STOP_GRACE_SECONDS = 300  # a rank that is told to stop may save for so long
 # Of the command's environment, what ranks on other nodes get; DeepSpeed itself passes PYTHON*, NCCL* and MLFLOW* on.
-CARRIED = ("HF_", "OMP_", "TINYCHAT_", "DS_ACCELERATOR", "TORCH_")
-ENVIRONMENT = "deepspeed.env"
+CARRIED = ("HF_", "OMP_", "GOMP_", "TINYCHAT_", "DS_ACCELERATOR", "TORCH_")
+# But no secrets: DeepSpeed puts what it carries into command lines, which everybody on a node can read.
+SECRET = re.compile(r"(^|_)(TOKEN|KEY|SECRET|PASSWORD|CREDENTIALS?)$")
 
 
 class JobFailed(Exception):
@@ -101,7 +104,7 @@ def _free_port() -> int:
         return free.getsockname()[1]
 
 
-def _changes(config: Config, run_dir: Path) -> dict[str, str]:
+def _changes(config: Config) -> dict[str, str]:
     """The variables that ranks get beside those of the command, where the user has not set them."""
     launch = config.launch
     # torchrun would give each rank a single thread; share the cores instead.
@@ -111,30 +114,46 @@ def _changes(config: Config, run_dir: Path) -> dict[str, str]:
         wanted["LOGLEVEL"] = "CRITICAL"  # the agent's own lines; ranks report their errors themselves
     if launch.kind is LaunchKind.deepspeed and config.device is Device.cpu:
         wanted["DS_ACCELERATOR"] = "cpu"
-    wanted = {name: value for name, value in wanted.items() if name not in os.environ}
-    if launch.hostfile is not None:
-        wanted["DS_ENV_FILE"] = str((run_dir / ENVIRONMENT).resolve())
-    return wanted
+    return {name: value for name, value in wanted.items() if name not in os.environ}
 
 
 def describe(config: Config, run_dir: Path) -> str:
     """The command as a line of shell, with the variables it sets."""
-    words = [f"{name}={shlex.quote(value)}" for name, value in _changes(config, run_dir).items()]
+    words = [f"{name}={shlex.quote(value)}" for name, value in _changes(config).items()]
     return " ".join([*words, shlex.join(command(config, run_dir))])
 
 
-def environment(config: Config, run_dir: Path) -> dict[str, str]:
+def environment(config: Config) -> dict[str, str]:
     """The environment of the ranks on this machine."""
     kept = {key: value for key, value in os.environ.items() if not is_of_launcher(key)}
-    return {**kept, **_changes(config, run_dir)}
+    return {**kept, **_changes(config)}
 
 
-def _write_environment(path: Path, variables: dict[str, str]) -> None:
-    """What DeepSpeed exports on every node; the files in which a user lists more are not read beside this one."""
+@contextlib.contextmanager
+def _carried(config: Config, variables: dict[str, str]) -> Iterator[list[int]]:
+    """Has DeepSpeed's launcher export variables on every node, by a file that is on no disk; gives the descriptors that
+    it inherits. The files in which a user lists more are not read beside this one."""
+    if config.launch.hostfile is None:
+        yield []
+        return
     name = os.environ.get("DS_ENV_FILE", ".deepspeed_env")
     own = [file.read_text().rstrip("\n") for folder in (Path.home(), Path()) if (file := folder / name).is_file()]
-    carried = [f"{key}={value}" for key, value in variables.items() if key.startswith(CARRIED) and "\n" not in value]
-    runs.write_text_atomic(path, "\n".join([*carried, *own]) + "\n", private=True)  # tokens of the hub are among them
+    wanted = {key: value for key, value in variables.items() if key.startswith(CARRIED)}
+    left_out = sorted(key for key, value in wanted.items() if SECRET.search(key) or "\n" in value)
+    if left_out:
+        print(
+            f"note: not carried to other nodes, where command lines would show it: {', '.join(left_out)}; `hf auth "
+            "login` stores a token where ranks find it, and your own .deepspeed_env carries what it lists",
+            file=sys.stderr,
+        )
+    lines = [f"{key}={value}" for key, value in wanted.items() if key not in left_out]
+    descriptor = os.memfd_create("deepspeed.env")
+    try:
+        os.write(descriptor, ("\n".join([*lines, *own]) + "\n").encode())
+        variables["DS_ENV_FILE"] = f"/proc/self/fd/{descriptor}"
+        yield [descriptor]
+    finally:
+        os.close(descriptor)
 
 
 def run(config: Config, run_dir: Path) -> None:
@@ -143,9 +162,7 @@ def run(config: Config, run_dir: Path) -> None:
     Raises Stopped or JobFailed.
     """
     by_deepspeed = config.launch.kind is LaunchKind.deepspeed
-    variables = environment(config, run_dir)
-    if config.launch.hostfile is not None:
-        _write_environment(run_dir / ENVIRONMENT, variables)
+    variables = environment(config)
     stopped_by: list[int] = []
     process: subprocess.Popen[bytes] | None = None
 
@@ -162,9 +179,18 @@ def run(config: Config, run_dir: Path) -> None:
     with signals.handling(forward):
         # What a terminal sends reaches the child too, a signal to this process alone does not: it ignores the first
         # kind and is told of both alike. DeepSpeed's launcher would listen: it gets its own session.
-        with open(output, "ab") if output else contextlib.nullcontext() as file, signals.ignored_by_children():
+        with (
+            open(output, "ab") if output else contextlib.nullcontext() as file,
+            _carried(config, variables) as descriptors,
+            signals.ignored_by_children(),
+        ):
             process = subprocess.Popen(
-                command(config, run_dir), env=variables, start_new_session=by_deepspeed, stdout=file, stderr=file
+                command(config, run_dir),
+                env=variables,
+                start_new_session=by_deepspeed,
+                stdout=file,
+                stderr=file,
+                pass_fds=descriptors,
             )
         if stopped_by and not by_deepspeed:
             process.send_signal(signal.SIGTERM)

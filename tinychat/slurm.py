@@ -64,7 +64,7 @@ def script(config: Config, run_dir: Path) -> str:
     if slurm.time is not None and slurm.save_minutes:
         limit = f"{slurm.save_minutes:g} minutes before the limit it saves and stops.\n# {limit}"
     body = BODY.substitute(
-        name=_job_name(config),
+        name=_one_line(_job_name(config)),
         limit=limit,
         setup="".join(f"{line}\n" for line in slurm.setup),
         cpus=f" --cpus-per-task={slurm.cpus}" if slurm.cpus else "",  # srun does not take it from sbatch
@@ -87,7 +87,7 @@ def _job_name(config: Config) -> str:
 def _directives(config: Config, run_dir: Path) -> list[str]:
     launch, slurm = config.launch, _options(config)
     options: dict[str, Any] = {
-        "job-name": _job_name(config),
+        "job-name": _one_line(_job_name(config)),
         "nodes": launch.nnodes,
         "ntasks-per-node": launch.nproc,
         "gpus-per-node": slurm.gpus or None,
@@ -96,13 +96,24 @@ def _directives(config: Config, run_dir: Path) -> list[str]:
         "time": slurm.time,
         "partition": slurm.partition,
         "account": slurm.account,
-        "chdir": shlex.quote(str(Path.cwd())),
-        "output": shlex.quote(str(run_dir / LOG)),
+        "chdir": Path.cwd(),
+        "output": str(run_dir).replace("%", "%%") + f"/{LOG}",
         "open-mode": "append",
         "signal": f"B:TERM@{round(60 * slurm.save_minutes)}" if slurm.save_minutes else None,
     }
-    lines = [f"#SBATCH --{name}={value}" for name, value in options.items() if value is not None]
-    return [*lines, *(f"#SBATCH {line}" for line in slurm.extra)]
+    lines = [f"--{name}={_quoted(name, value)}" for name, value in options.items() if value is not None]
+    return [f"#SBATCH {line}" for line in (*lines, *slurm.extra)]
+
+
+def _quoted(name: str, value: Any) -> str:
+    """A value for a line that sbatch reads; what follows a newline would be a line of shell. Raises UserError."""
+    if not str(value).isprintable():
+        raise UserError(f"launch=slurm: --{name}={str(value)!r}: a line of the script cannot hold this; choose another")
+    return shlex.quote(str(value))
+
+
+def _one_line(name: str) -> str:
+    return "".join(letter if letter.isprintable() else "_" for letter in name)
 
 
 def run(config: Config, run_dir: Path) -> bool:

@@ -58,6 +58,7 @@ def test_two_nodes_of_a_hostfile_by_deepspeeds_launcher(tiny: tuple[str, ...], t
     folder = cluster.nodes(tmp_path / "bin")
     (tmp_path / "hosts").write_text("node0 slots=1\nnode1 slots=1\n")
     more = {"HOSTFILE": "hosts", "PATH": first_on_path(folder), "ENDPOINT": f"127.0.0.1:{29000 + os.getpid() % 500}"}
+    more |= {"HF_TOKEN": "hf_secret", "HF_HUB_DISABLE_TELEMETRY": "1"}
     more |= {"RANK": "3", "WORLD_SIZE": "4", "MASTER_PORT": "1", "LOCAL_SIZE": "4"}  # of a launcher around it
     done = subprocess.run(
         [
@@ -80,7 +81,10 @@ def test_two_nodes_of_a_hostfile_by_deepspeeds_launcher(tiny: tuple[str, ...], t
     assert line.startswith("node0,node1 ")
     assert "export OMP_NUM_THREADS=1; " in line
     assert "export DS_ACCELERATOR=cpu; " in line
+    assert "export HF_HUB_DISABLE_TELEMETRY=1; " in line
     assert "hydra" not in line
+    assert "note: not carried to other nodes" in done.stderr
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"hf_secret" in path.read_bytes()]
     assert line.endswith("tinychat.guard run")
 
 

@@ -64,6 +64,7 @@ def test_a_hostfile_that_cannot_be_read(tmp_path: Path) -> None:
         ),
         (["launch=slurm", "launch.slurm.extra=[qos]"], "'qos' is no option of sbatch"),
         (["launch=slurm", "launch.slurm.cpus=0"], "launch.slurm.cpus=0"),
+        (["launch=slurm", 'launch.slurm.job_name="a\nb"'], "launch.slurm.job_name='a\\nb': a word that sbatch takes"),
         (["launch=slurm", "launch.slurm.poll_seconds=0"], "launch.slurm.poll_seconds=0"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import threading
@@ -65,6 +66,29 @@ def test_the_script_asks_for_what_the_configuration_says(tmp_path: Path) -> None
     assert "resume=auto" in text
     assert "hydra" not in text.lower()
     assert "tinychat.train" not in text
+
+
+def test_nothing_that_enters_the_script_is_run_as_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Words with newlines, quotes, spaces and per cent signs, up to an end that bash itself reports."""
+    odd = 'it\'s "$(touch pwned)" `touch pwned` 100%j'
+    (tmp_path / odd).mkdir()
+    monkeypatch.chdir(tmp_path / odd)
+    wanted = config("launch.slurm.save_minutes=0")
+    wanted.run_name = f"x\ntouch pwned\n{odd}"
+    assert wanted.launch.slurm is not None
+    wanted.launch.slurm.partition = odd
+    text = slurm.script(wanted, Path("run"))
+    head, _, body = text.partition("set -euo pipefail")
+    assert all(line.startswith("#") for line in head.splitlines())
+    assert f"--output={shlex.quote(str(tmp_path / odd / 'run').replace('%', '%%') + '/slurm-%j.log')}" in head
+    assert f"--partition={shlex.quote(odd)}" in head
+    assert "--job-name='x_touch pwned_" in head
+    stub = "srun() { :; }; scontrol() { echo here; }; SLURM_JOB_NODELIST=here SLURM_JOB_ID=1\n"
+    done = subprocess.run(["bash", "-c", stub + head + body], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.rglob("pwned")) == []
+    with pytest.raises(UserError, match=r"--output=.*a line of the script cannot hold this"):
+        slurm.script(wanted, Path("a\ntouch pwned"))
 
 
 def test_what_is_not_asked_for_is_left_to_slurm(tmp_path: Path) -> None:
