@@ -144,6 +144,7 @@ def _choose_run_dir(config: Config, resolved: dict[str, Any]) -> tuple[Path, dic
         if finished and (run_dir is None or runs.order_of(finished) > runs.order_of(run_dir)):
             return finished, runs.read_result(finished)
         if run_dir is None:
+            print(_why_anew(config, resolved), file=sys.stderr)
             name = config.run_name or runs.default_run_name(config)
             return runs.new_run_dir(outputs, config.experiment_name, name), None
     else:
@@ -180,15 +181,38 @@ def _refuse_other_configuration(run_dir: Path, resolved: dict[str, Any]) -> None
         ) from None
     if runs.config_identity(other) == runs.config_identity(resolved):
         return
+    raise UserError(
+        f"resume={run_dir}: a run continues only with its own configuration; changed: {_changed(other, resolved)}"
+        " (to go on from its weights with other settings: init_from=FOLDER)"
+    )
+
+
+def _changed(other: dict[str, Any], resolved: dict[str, Any]) -> str:
+    """The settings in which two configurations would compute different things, the first five of them."""
     old, new = flatten(runs.deciding(other)), flatten(runs.deciding(resolved))
-    changed = [
+    said = [
         f"{key}={old.get(key)} there, {new.get(key)} now"
         for key in sorted(set(old) | set(new))
         if old.get(key) != new.get(key)
     ]
-    raise UserError(
-        f"resume={run_dir}: a run continues only with its own configuration; changed: {'; '.join(changed[:5])}"
-        " (to go on from its weights with other settings: init_from=FOLDER)"
+    return "; ".join(said[:5]) + (f" and {len(said) - 5} more" if len(said) > 5 else "")
+
+
+def _why_anew(config: Config, resolved: dict[str, Any]) -> str:
+    """What resume=auto says where no run has this configuration: the newest unfinished one of the stage has another."""
+    outputs = Path(config.paths.outputs)
+
+    def of_stage(other: dict[str, Any]) -> bool:
+        stage = other.get("stage")
+        return isinstance(stage, dict) and stage.get("name") == config.stage.name
+
+    other = runs.newest_run(outputs, config.experiment_name, of_stage, finished=False)
+    if other is None:
+        where = f"experiment_name={config.experiment_name} has no unfinished run of stage={config.stage.name}"
+        return f"resume=auto: {where}, so one begins"
+    return (
+        f"resume=auto: a new run begins, as {other}, the newest unfinished one of stage={config.stage.name}, has other "
+        f"settings: {_changed(runs.read_config(other), resolved)}"
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import tinychat
 from tinychat import runs
+from tinychat.errors import UserError
 
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "deepspeed", "peft", "mlflow", "numpy")
 
@@ -49,12 +50,58 @@ def git_commit() -> str | None:
         return None
 
 
-def describe(run_dir: Path, parents: dict[str, str | None], data: dict[str, Any]) -> dict[str, Any]:
-    """The lineage of what a run makes: `data` holds names, fingerprints and token counts by split."""
+def earlier_data(checkpoint: Path | None, data: dict[str, Any], may_change: bool) -> list[dict[str, Any]]:
+    """The data of a resumed run's earlier steps, where they were others: [{"until_step": 100, "data": facts}, ...].
+
+    checkpoint: what is resumed from, with its own lineage; None: nothing. data: facts by split, of now. Raises
+    UserError where a fingerprint differs from the checkpoint's, unless that `may_change`.
+    """
+    before = runs.read_json(checkpoint / runs.LINEAGE) if checkpoint else None
+    if checkpoint is None or before is None:
+        return []
+    known, then = list(before.get("earlier_data", [])), before.get("data", {})
+    changed = [split for split in then if split in data and _print(then[split]) != _print(data[split])]
+    if not changed:
+        return known
+    step = runs.checkpoint_step(checkpoint)
+    if may_change:
+        return [*known, {"until_step": step, "data": then}]
+    raise UserError(
+        f"{checkpoint} learnt from other {' and '.join(changed)} data ({_difference(then, data, changed)}): the "
+        f"files, or how they are read, changed since step {step}; put them back, go on with what is there now: "
+        "resume_data=changed, or begin a run of its own: resume=never"
+    )
+
+
+def _print(facts: dict[str, Any]) -> str:
+    return str(facts.get("fingerprint", ""))
+
+
+def _difference(then: dict[str, Any], now: dict[str, Any], splits: list[str]) -> str:
+    """Numbers of the splits that differ, else the fingerprints."""
+    said = [
+        f"{split} {key}: {old} then, {now[split].get(key)} now"
+        for split in splits
+        for key, old in then[split].items()
+        if key != "fingerprint" and old != now[split].get(key)
+    ]
+    prints = [f"{split} {_print(then[split])[:8]} then, {_print(now[split])[:8]} now" for split in splits]
+    return ", ".join(said or prints)
+
+
+def describe(
+    run_dir: Path,
+    parents: dict[str, str | None],
+    data: dict[str, Any],
+    earlier: list[dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """The lineage of what a run makes: `data` holds names, fingerprints and token counts by split, `earlier` what
+    earlier_data gives."""
     return {
         "run_dir": str(run_dir.resolve()),
         "parents": {key: value for key, value in parents.items() if value},
         "data": data,
+        **({"earlier_data": earlier} if earlier else {}),
         "config": runs.read_config(run_dir),
         "versions": versions(),
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

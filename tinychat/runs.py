@@ -46,7 +46,18 @@ STOP = ".stop"  # made to have the ranks save and stop, see tinychat.guard
 STEP_PATTERN = re.compile(r"^step-(\d{6,})$")
 OUTPUTS = "OUTPUTS"  # stands for paths.outputs where a path is kept that must survive a move of all of it
 # What may differ between a run and its continuation: where and how it runs, not what it computes.
-NOT_IDENTITY = ("run_dir", "run_name", "resume", "tracker", "launch", "paths", "checkpoint", "sweep", "plan")
+NOT_IDENTITY = (
+    "run_dir",
+    "run_name",
+    "resume",
+    "resume_data",
+    "tracker",
+    "launch",
+    "paths",
+    "checkpoint",
+    "sweep",
+    "plan",
+)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

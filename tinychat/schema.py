@@ -68,6 +68,13 @@ class Preference(Enum):
     better = "better"
 
 
+class ResumeData(Enum):
+    """Whether a resume goes on where the data changed since the run began."""
+
+    same = "same"
+    changed = "changed"
+
+
 class OnBadRow(Enum):
     """What becomes of a row that cannot be used."""
 
@@ -259,6 +266,7 @@ class Config:
     seed: int = MISSING
     init_from: str | None = MISSING  # null | auto | folder | runs:/id | hub id: weights to start from
     resume: str = MISSING  # never | auto (newest unfinished run of this configuration) | run folder
+    resume_data: ResumeData = MISSING  # data that changed since then: same refuses to go on, changed goes on, recorded
     device: Device = MISSING
     precision: Precision = MISSING
     plan: bool | int | str = MISSING  # print memory and time, train nothing: false | true | cpu | 3090 | h200

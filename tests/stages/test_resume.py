@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -150,7 +153,7 @@ def test_resume_finds_refuses_or_begins_anew(tiny: tuple[str, ...], tmp_path: Pa
 
     done = run_train(tmp_path, *command, "resume=auto")
     assert done.returncode == 0
-    assert done.stderr.splitlines()[-1].startswith("finished already: ")
+    assert any(line.startswith("finished already: ") for line in done.stderr.splitlines())
     assert str(first.relative_to(tmp_path)) in done.stderr
     assert {path: path.stat().st_mtime_ns for path in first.rglob("*")} == before
 
@@ -190,3 +193,47 @@ def test_a_signal_before_there_is_anything_to_save_ends_at_once(tiny: tuple[str,
     assert result_of(tmp_path / "run")["status"] == "stopped"
     assert "Traceback" not in (tmp_path / "stderr.txt").read_text()
     assert not list((tmp_path / "outputs" / "cache" / "tokens").glob("*.tmp"))
+
+
+def test_other_data_than_a_run_began_with(tiny: tuple[str, ...], warm: Any, tmp_path: Path) -> None:
+    """A file that was exchanged between two starts: refused, or gone on with and written down."""
+    data = tmp_path / "texts.jsonl"
+    small = ("stage=pretrain", "data=text", f"data.path={data}", *tiny, "stage.max_steps=6", "stage.warmup_steps=1")
+    command = (*small, "checkpoint.every=2", "resume=auto", "checkpoint.keep_last=9")
+
+    def write(word: str) -> None:
+        data.write_text("".join(json.dumps({"text": f"The {word} {i} sat on the mat."}) + "\n" for i in range(60)))
+
+    write("cat")
+    first = warm.train(tmp_path, *command, "run_dir=run")
+    assert first.returncode == 0, first.stderr
+    (tmp_path / "run" / "result.json").unlink()  # as if it had been killed after step 4
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-000006")
+    write("dog")
+    refused = warm.train(tmp_path, *command, "run_dir=run")
+    assert refused.returncode == 1
+    assert "step-000004 learnt from other train and validation data" in error_line(refused)
+    assert "resume_data=changed" in error_line(refused)
+    before = json.loads((tmp_path / "run" / "checkpoints" / "step-000004" / "lineage.json").read_text())
+    told = warm.train(tmp_path, *command, "run_dir=run", "resume_data=changed")
+    assert told.returncode == 0, told.stderr
+    assert "up to step 4 this run learnt from other data" in told.stderr
+    for lineage in ("run/lineage.json", "run/checkpoints/step-000006/lineage.json"):
+        after = json.loads((tmp_path / lineage).read_text())
+        assert after["earlier_data"] == [{"until_step": 4, "data": before["data"]}]
+        assert after["data"]["train"]["fingerprint"] != before["data"]["train"]["fingerprint"]
+
+
+def test_a_resume_that_begins_anew_says_why(tiny: tuple[str, ...], warm: Any, tmp_path: Path) -> None:
+    command = ("stage=pretrain", *tiny, "stage.max_steps=2", "stage.warmup_steps=1", "resume=auto")
+    first = warm.train(tmp_path, *command, "stage.samples=[]")
+    assert first.returncode == 0, first.stderr
+    assert "resume=auto: experiment_name=" in first.stderr
+    assert "has no unfinished run of stage=pretrain, so one begins" in first.stderr
+    (run,) = (tmp_path / "outputs").glob("*/*/*/result.json")
+    run.write_text(run.read_text().replace("finished", "failed"))
+    other = warm.train(tmp_path, *command, "stage.samples=[]", "stage.lr=0.002")
+    assert other.returncode == 0, other.stderr
+    assert f"a new run begins, as {run.parent.relative_to(tmp_path)}, the newest unfinished one" in other.stderr
+    assert "has other settings: stage.lr=" in other.stderr
+    assert "there, 0.002 now" in other.stderr

@@ -25,7 +25,7 @@ from tinychat.models.build import build_model, describe, load_model, model_vocab
 from tinychat.models.flops import matmul_rate
 from tinychat.models.generate import SamplingOptions, continue_texts
 from tinychat.models.logprobs import token_nll
-from tinychat.schema import Config, DataConfig
+from tinychat.schema import Config, DataConfig, ResumeData
 from tinychat.text.tokenizer import load_saved_tokenizer, load_tokenizer, text_beginning, vocabulary_size
 from tinychat.world import World
 
@@ -94,9 +94,15 @@ def data_facts(tokens: TokenCache) -> dict[str, Any]:
     return {"fingerprint": tokens.fingerprint, "documents": tokens.n_docs, "tokens": tokens.n_tokens}
 
 
-def write_lineage(context: Context, data: dict[str, Any]) -> dict[str, Any]:
-    """Where this run's checkpoints come from, also written into the run folder. `data`: facts by split."""
-    origin = lineage.describe(context.run_dir, context.parents, data)
+def write_lineage(config: Config, context: Context, data: dict[str, Any]) -> dict[str, Any]:
+    """Where this run's checkpoints come from, also written into the run folder. `data`: facts by split, a fingerprint
+    among them. Raises UserError where a resume would go on with other data and resume_data=same."""
+    newest = runs.resumable_checkpoints(context.run_dir)[-1:]
+    may_change = config.resume_data is ResumeData.changed
+    earlier = lineage.earlier_data(newest[0] if newest else None, data, may_change)
+    if earlier:
+        log.warning("up to step %s this run learnt from other data (lineage.json)", earlier[-1]["until_step"])
+    origin = lineage.describe(context.run_dir, context.parents, data, earlier)
     if context.world.is_main:
         runs.write_text_atomic(context.run_dir / runs.LINEAGE, json.dumps(origin, indent=1))
     return origin

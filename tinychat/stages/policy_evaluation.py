@@ -28,6 +28,7 @@ class PolicyEvaluation:
         prompts = PromptBatches(
             source.rows(), tokenizer, length, config.stage.response_length, config.seed, OnBadRow.skip
         )
+        self.facts = {"fingerprint": source.fingerprint(), "prompts": len(prompts)}  # of the data, for the lineage
         size = max(1, min(len(prompts), config.stage.eval_prompts) // context.world.size) * context.world.size
         picked = [index * len(prompts) // size for index in range(size)]
         self.prompts = PromptBatch([prompts.rows[i] for i in picked], [prompts.ids[i] for i in picked], picked)

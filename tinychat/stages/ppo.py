@@ -56,7 +56,8 @@ def run(config: Config, context: Context) -> StageResult:
     held_out = PolicyEvaluation(config, context, tokenizer, length, sampler)
     rewards.check_rows(held_out.prompts.rows)
     seed_rank(config.seed, world.rank)
-    origin = write_lineage(context, {"train": {"fingerprint": source.fingerprint(), "prompts": len(prompts)}})
+    data = {"train": {"fingerprint": source.fingerprint(), "prompts": len(prompts)}, "validation": held_out.facts}
+    origin = write_lineage(config, context, data)
 
     speed = Speedometer(0.0, engine.dtype, world)
     with TrainingLoop(config, context, engine, tokenizer, origin, speed, score="-eval/objective") as loop:

@@ -43,7 +43,7 @@ def run(config: Config, context: Context) -> StageResult:
     parameters, flops = count_parameters(model), training_flops_per_token(model, seen)
     engine = build_engine(model, config.optim, config.ds, stage, config.precision, world)
     seed_rank(config.seed, world.rank)
-    origin = write_lineage(context, {"train": data_facts(train), "validation": data_facts(held_out)})
+    origin = write_lineage(config, context, {"train": data_facts(train), "validation": data_facts(held_out)})
 
     tokens_per_step = stage.batch_size * length
     with TrainingLoop(config, context, engine, tokenizer, origin, Speedometer(flops, engine.dtype, world)) as loop:

@@ -64,7 +64,7 @@ def run(config: Config, context: Context) -> StageResult:
     parameters, flops = count_parameters(model), training_flops_per_token(model, length)
     engine = build_engine(model, config.optim, config.ds, stage, config.precision, world)
     seed_rank(config.seed, world.rank)
-    origin = write_lineage(context, {"train": pair_facts(train), "validation": pair_facts(held_out.pairs)})
+    origin = write_lineage(config, context, {"train": pair_facts(train), "validation": pair_facts(held_out.pairs)})
 
     speed = Speedometer(flops, engine.dtype, world)
     with TrainingLoop(config, context, engine, tokenizer, origin, speed) as loop:

@@ -38,7 +38,7 @@ def run(config: Config, context: Context) -> StageResult:
     parameters, flops = count_parameters(model), training_flops_per_token(model, length)
     engine = build_engine(model, config.optim, config.ds, stage, config.precision, world)
     seed_rank(config.seed, world.rank)
-    origin = write_lineage(context, {"train": chat_facts(train), "validation": chat_facts(held_out.chats)})
+    origin = write_lineage(config, context, {"train": chat_facts(train), "validation": chat_facts(held_out.chats)})
 
     speed = Speedometer(flops, engine.dtype, world)
     with TrainingLoop(config, context, engine, tokenizer, origin, speed, score="eval/response_loss") as loop:
