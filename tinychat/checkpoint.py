@@ -69,7 +69,7 @@ class Checkpointer:
         weights = engine.full_state_dict()  # a collective: outside the guarded part, so that no rank is left waiting
 
         def write_shared() -> None:
-            self._clean()
+            runs.remove_half_checkpoints(self.run_dir)
             (temporary / runs.TRAINER_STATE).mkdir(parents=True)
             save_weights(engine.model, weights, temporary)
             tokenizer.save_pretrained(temporary)
@@ -125,11 +125,6 @@ class Checkpointer:
             last = runs.list_checkpoints(self.run_dir)
             kept = f"{last[-1]} is intact" if last else "no checkpoint was saved before it"
             raise UserError(f"could not save {target}: {reason}; {kept}; free space and continue with resume=auto")
-
-    def _clean(self) -> None:
-        """Remove what a save or removal that was cut off has left."""
-        for leftover in (*self.folder.glob(".saving-*"), *self.folder.glob(".removing-*")):
-            shutil.rmtree(leftover, ignore_errors=True)
 
     def _prune(self) -> None:
         every = runs.list_checkpoints(self.run_dir)

@@ -48,6 +48,9 @@ def run_job(config: Config, node: DictConfig) -> float | None:
         trial.begin(run_dir)
         print(f"finished already: {run_dir} (resume=never trains anew)", file=sys.stderr)
         _tell_next(config, run_dir, done)
+        from tinychat.tracking import close_cut_off
+
+        close_cut_off(config.tracker, Path(config.paths.outputs), config.experiment_name)
         return done.get("objective")
     with _claimed(config, run_dir):
         if config.launch.node_rank == 0:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,10 +26,9 @@ def open_parent(folder: Path, config: Config, name: str, commands: Mapping[str, 
         tracker.wait_run_id(_ANSWER_SECONDS)
 
     run_forked(work, "the tracker")
-    try:
-        return json.loads((folder / "tracking.json").read_text())["run_id"]
-    except (OSError, ValueError, KeyError):
-        return None
+    from tinychat.tracking.mlflow_run import read_identity
+
+    return (read_identity(folder, Path(config.paths.outputs)) or {}).get("run_id")
 
 
 def close_parent(folder: Path, config: Config, verdicts: Sequence[Verdict], status: str) -> None:

@@ -39,9 +39,9 @@ class Unreadable(UserError):
     """A file that is there and cannot be used. The message names it and says why."""
 
 
-def read_text(path: Path, most: int = MOST_BYTES) -> str | None:
-    """The text of a file, None where there is none. Raises Unreadable for a folder or device in its place, a file that
-    may not be read, is larger than `most` bytes, or is not UTF-8."""
+def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes | None:
+    """A file's content, None where there is none. Raises Unreadable for a folder or device in its place, a file that
+    may not be read, or one larger than `most` bytes."""
     try:
         # Not a plain open(): a named pipe in the file's place would wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -60,6 +60,14 @@ def read_text(path: Path, most: int = MOST_BYTES) -> str | None:
             raise Unreadable(f"{path}: {_cannot(error)}") from None
     if len(data) > most:
         raise Unreadable(f"{path}: larger than the {most:,} bytes it may have")
+    return data
+
+
+def read_text(path: Path, most: int = MOST_BYTES) -> str | None:
+    """The same as text. Raises Unreadable also where it is not UTF-8."""
+    data = read_bytes(path, most)
+    if data is None:
+        return None
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -34,6 +35,7 @@ RESULT = "result.json"
 ENDED_WELL = ("finished", "pruned")  # its status, where there is a result; pruned: a trial that a sweep gave up
 LOCK = ".lock"  # held by rank 0 while it runs
 START_LOCK = ".start.lock"  # held by the command, from before it writes to the folder until its ranks have ended
+WORKING = ".working"
 CHECKPOINTS = "checkpoints"
 TABLES = "tables"
 PICTURES = "pictures"
@@ -210,6 +212,29 @@ def _is_held(path: Path) -> bool:
     return False
 
 
+@contextlib.contextmanager
+def working_on(folder: Path) -> Iterator[None]:
+    """Marks a folder that several processes may work on at once (a sweep's) as worked on; see is_worked_on."""
+    with open(folder / WORKING, "ab") as file:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_SH)
+        yield
+
+
+def is_worked_on(folder: Path) -> bool:
+    """Whether any process is within working_on(folder)."""
+    try:
+        file = open(folder / WORKING, "rb")  # noqa: SIM115 - closed below
+    except OSError:
+        return False
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
 def new_run_dir(outputs: Path, experiment: str, run_name: str) -> Path:
     """Make a folder of its own for a run; safe when several start in the same second."""
     parent = outputs / experiment / run_name
@@ -236,13 +261,20 @@ def mark_created(run_dir: Path) -> None:
     number one above all others' and the time in UTC. Names are in local time, and clocks are set back; numbers grow.
     """
     experiment = run_dir.absolute().parent.parent
-    handle = os.open(experiment, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(handle, fcntl.LOCK_EX)
+    with folder_lock(experiment):
         last = max((order_of(path.parent)[0] for path in experiment.glob(f"*/*/{CREATED}")), default=0)
         content = {"number": last + 1, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
         write_text_atomic(run_dir / CREATED, json.dumps(content))
+
+
+@contextlib.contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """One process at a time, without a file of its own: the folder itself is locked."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
     finally:
         os.close(handle)
 
@@ -294,6 +326,18 @@ def newest_run(
         if done == finished:
             return folder
     return None
+
+
+def remove_leftovers(run_dir: Path) -> None:
+    """Remove what an earlier start, killed while it wrote or removed something, has left. The caller holds the lock."""
+    run_files.remove_leftovers(run_dir)
+    remove_half_checkpoints(run_dir)
+
+
+def remove_half_checkpoints(run_dir: Path) -> None:
+    for pattern in (".saving-*", ".removing-*"):
+        for leftover in (run_dir / CHECKPOINTS).glob(pattern):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def checkpoint_step(path: Path) -> int | None:

@@ -29,12 +29,10 @@ from tinychat.run_files import disk_full, said_of
 from tinychat.schema import Config, to_config
 from tinychat.seeding import seed_everything
 from tinychat.signals import Interrupted
-from tinychat.tracking import RunInfo, Status, Tracker, make_tracker, run_tags
+from tinychat.tracking import STATUS_OF, RunInfo, Tracker, make_tracker, run_tags
 from tinychat.world import LostContact, World, answering, join_world
 
 log = logging.getLogger("tinychat")
-
-STATUS: dict[str, Status] = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED", "pruned": "KILLED"}
 
 
 def run(run_dir: Path, insist: bool = True) -> int:
@@ -107,6 +105,7 @@ def _run_stage(config: Config, run_dir: Path, world: World, stop: StopFlag) -> i
 
 def _start_tracker(config: Config, run_dir: Path, found: dict[str, str | None]) -> Tracker:
     name = trial.title(run_dir, config.run_name or runs.default_run_name(config))
+    runs.remove_leftovers(run_dir)  # of an earlier start that was killed; the folder is ours alone now
     resume_step = runs.resume_step(run_dir)
     info = RunInfo(run_dir, Path(config.paths.outputs), config.experiment_name, name, resume_step)
     tracker = make_tracker(config.tracker, info)
@@ -157,7 +156,7 @@ def _finish(run_dir: Path, tracker: Tracker, content: dict[str, Any]) -> None:
                 tracker.log_artifact(run_dir / name)
     except Exception as error:
         log.warning("report: %s: %s", type(error).__name__, said_of(error))
-    tracker.finish(STATUS[content["status"]])
+    tracker.finish(STATUS_OF[content["status"]])
 
 
 def main() -> None:

@@ -19,22 +19,26 @@ from pathlib import Path
 
 import pytest
 
+from tinychat import runs
 from tinychat.schema import TrackerConfig, TrackerKind
 from tinychat.tracking import (
     METRICS,
     MetricsLog,
     NoTracker,
     RunInfo,
+    close_cut_off,
     make_tracker,
     mlflow_mirror,
     mlflow_tracker,
     prepare_store,
+    repair,
     resolve_uri,
     run_tags,
 )
 from tinychat.tracking.mlflow_run import MlflowRun
 from tinychat.tracking.params import MAX_PARAM, fit_key, flatten
 from tinychat.tracking.store import shown
+from tinychat.tracking.sweep_run import SweepRun
 
 TAGS = run_tags("pretrain", "mini", "tinyworld", parent="runs/parent", git_commit="abc123")
 
@@ -216,7 +220,7 @@ def test_run_arrives_whole(outputs: Path) -> None:
     assert run.info.artifact_uri.startswith(f"file://{outputs}/mlartifacts/")
     assert table_of(outputs, run_id) == [["Once", "upon 一 🙂"]]
     saved = json.loads((outputs / "run" / "tracking.json").read_text())
-    assert saved == {"uri": f"sqlite:///{outputs}/mlflow.db", "experiment": "exp", "run_id": run_id}
+    assert saved == {"uri": "OUTPUTS/mlflow.db", "experiment": "exp", "run_id": run_id, "closed": "FINISHED"}
 
 
 KILLED_RUN = """
@@ -389,6 +393,85 @@ def test_a_full_queue_never_blocks(outputs: Path, caplog: pytest.LogCaptureFixtu
         tracker.log_artifact(outputs / "x.png")
     assert time.monotonic() - began < 2
     assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+def test_a_run_killed_after_its_last_step_is_closed_by_the_next_of_its_experiment(outputs: Path) -> None:
+    """Of one run MLflow lacks the last points, another has no result, and one is still running."""
+    folders = [outputs / "exp" / "name" / f"run{index}" for index in range(4)]
+    ids = []
+    for folder in folders[:3]:
+        folder.mkdir(parents=True)
+        run = RunInfo(folder, outputs, "exp", "name")
+        store = MlflowRun(run, f"sqlite:///{outputs}/mlflow.db", False)
+        store.open({}, {})
+        log = MetricsLog(folder / "metrics.jsonl")
+        for step in (1, 2):
+            log.append(step, {"train/loss": 1 / step})
+        store.send_rows(log.read(), lambda: None)
+        log.append(3, {"train/loss": 1 / 3})  # and then it was killed
+        ids.append(store.run_id)
+    (folders[0] / "result.json").write_text(json.dumps({"status": "finished"}))
+    lock = runs.RunLock(folders[2])
+    assert set(repair.cut_off(outputs, "exp")) == set(folders[:2])
+    assert not list(repair.cut_off(outputs, "other"))
+
+    config = TrackerConfig("mlflow", TrackerKind.mlflow, None, False, None)
+    tracker = make_tracker(config, RunInfo(folders[3], outputs, "exp", "name"))
+    tracker.start({}, {})
+    tracker.finish("FINISHED")
+    lock.release()
+    states = [client_of(outputs).get_run(run_id).info.status for run_id in ids]
+    assert states == ["FINISHED", "KILLED", "RUNNING"]
+    for run_id, steps in zip(ids, ([1, 2, 3], [1, 2, 3], [1, 2]), strict=True):
+        assert [point.step for point in client_of(outputs).get_metric_history(run_id, "train/loss")] == steps
+    assert list(repair.cut_off(outputs, "exp")) == [folders[2]]  # now nobody holds it
+    # A command that starts no run of its own, as one that finds its run finished, does the same.
+    close_cut_off(config, outputs, "exp")
+    assert client_of(outputs).get_run(ids[2]).info.status == "KILLED"
+
+
+def test_the_run_above_a_killed_sweep_is_closed_too(outputs: Path) -> None:
+    folder = outputs / "sweeps" / "lr-1"
+    folder.mkdir(parents=True)
+    uri = f"sqlite:///{outputs}/mlflow.db"
+    sweep = SweepRun(folder, outputs, "exp", "lr-1", uri)
+    run_id = sweep.open({}, {})
+    assert run_id is not None
+    with runs.working_on(folder), runs.working_on(folder):
+        assert not list(repair.cut_off(outputs, "exp"))
+    assert repair.close_cut_off(outputs, "exp", uri) == [folder]
+    assert client_of(outputs).get_run(run_id).info.status == "KILLED"
+
+
+def test_the_measurement_before_the_first_step_is_there_once_after_a_kill(tmp_path: Path) -> None:
+    """Killed before the first checkpoint everything comes again; from a checkpoint on what was before it stays."""
+
+    def start(resume_step: int | None) -> NoTracker:
+        tracker = NoTracker(RunInfo(tmp_path, tmp_path, "exp", "name", resume_step))
+        tracker.start({}, {})
+        return tracker
+
+    for resume_step in (None, 0, 0):
+        tracker = start(resume_step)
+        for step in range(3):
+            tracker.log_metrics(step, {"eval/loss": float(step)})
+        assert [row.step for row in tracker.metrics_log.read()] == [0, 1, 2]
+    start(1).log_metrics(2, {"eval/loss": 2.0})
+    assert [row.step for row in tracker.metrics_log.read()] == [0, 1, 2]
+
+
+def test_damaged_lines_are_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    for step in (1, 2, 3, 4):
+        log.append(step, {"train/loss": 1.0})
+    lines = log.path.read_bytes().splitlines()
+    log.path.write_bytes(b"\n".join([lines[0], b"\0" * 40, b'{"step": 1e999, "time": 1}', lines[3], b'{"step": 5, "t']))
+    for _ in range(2):
+        assert [row.step for row in log.read()] == [1, 4]
+    assert len(caplog.messages) == 1 and "metrics.jsonl: 2 damaged lines" in caplog.messages[0]
+    log.path.unlink()
+    log.path.mkdir()
+    assert log.read() == [] and "is a folder" in caplog.messages[1]
 
 
 def test_missing_artifact_costs_a_warning_not_the_run(outputs: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 from optuna.trial import TrialState
@@ -79,7 +78,7 @@ class Ending:
     def finish(self, status: str) -> None:
         """Report, plots, registry. A failure here must not hide what the sweep did."""
         try:
-            with FileLock(self._plan.folder / ".report.lock"):
+            with runs.folder_lock(self._plan.folder):
                 self._finish(status)
         except Exception as error:
             logger.warning("report of the sweep: %s: %s", type(error).__name__, error)

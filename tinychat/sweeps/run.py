@@ -62,6 +62,12 @@ class Sweep:
         self.study = SharedStudy(plan.settings, plan.folder, space, plan.directions, points, facts, first)
         self._introduce()
         self.ending = Ending(plan, self.study, self._context, self._master)
+        with runs.working_on(plan.folder):
+            self._run_trials()
+        if self._errors and (plan.plain or not results.best_trials(self.study.study)):
+            raise launch.JobFailed(self._errors[0])
+
+    def _run_trials(self) -> None:
         parent = self.ending.open_parent()
         status = "KILLED"
         try:
@@ -73,8 +79,6 @@ class Sweep:
             raise
         finally:
             self.ending.finish(status)
-        if self._errors and (plan.plain or not results.best_trials(self.study.study)):
-            raise launch.JobFailed(self._errors[0])
 
     def _start_only(self) -> None:
         """Jobs whose end this command does not see (launch.wait=false) or which are only shown (dry_run, plan)."""

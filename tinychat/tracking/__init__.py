@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from tinychat.schema import TrackerConfig, TrackerKind
-from tinychat.tracking.base import NoTracker, RunInfo, Status, Tracker
+from tinychat.tracking.base import STATUS_OF, NoTracker, RunInfo, Status, Tracker
 from tinychat.tracking.metrics_log import MetricsLog, Row
 from tinychat.tracking.params import run_tags
 from tinychat.tracking.store import prepare_store, resolve_uri
@@ -11,12 +13,14 @@ from tinychat.tracking.vocabulary import METRICS
 
 __all__ = [
     "METRICS",
+    "STATUS_OF",
     "MetricsLog",
     "NoTracker",
     "Row",
     "RunInfo",
     "Status",
     "Tracker",
+    "close_cut_off",
     "make_tracker",
     "prepare_store",
     "resolve_uri",
@@ -31,3 +35,13 @@ def make_tracker(cfg: TrackerConfig, run: RunInfo) -> Tracker:
     from tinychat.tracking.mlflow_tracker import MlflowTracker
 
     return MlflowTracker(run, resolve_uri(cfg.uri, run.outputs), cfg.system_metrics, cfg.parent)
+
+
+def close_cut_off(cfg: TrackerConfig, outputs: Path, experiment: str) -> None:
+    """Of a command that starts no run of its own: see to MLflow runs of the experiment whose processes were killed."""
+    if cfg.kind is TrackerKind.none:
+        return
+    from tinychat.tracking import repair
+
+    if next(repair.cut_off(outputs, experiment), None) is not None:
+        repair.close_cut_off(outputs, experiment, resolve_uri(cfg.uri, outputs))

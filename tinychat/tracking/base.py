@@ -12,6 +12,8 @@ from tinychat.run_files import said_of
 from tinychat.tracking.metrics_log import MetricsLog
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
+# How a run ended, as result.json has it -> as MLflow says it.
+STATUS_OF: dict[str, Status] = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED", "pruned": "KILLED"}
 logger = logging.getLogger(__name__)
 
 
@@ -69,8 +71,8 @@ class NoTracker:
             self.run.run_dir.mkdir(parents=True, exist_ok=True)
             if self.run.resume_step is None:
                 self.metrics_log.set_aside()
-            else:
-                self.metrics_log.truncate_after(self.run.resume_step)
+            else:  # without a checkpoint everything comes again, the measurement before the first step too
+                self.metrics_log.truncate_after(self.run.resume_step or -1)
         except OSError as error:
             self._warn_disk(error)
 

@@ -10,9 +10,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tinychat.run_files import if_readable, read_bytes, tell_once, write_text_atomic
 from tinychat.tracking.vocabulary import check_names
 
 LONGEST_LINE = 1 << 16  # bytes
+MOST_BYTES = 1 << 32  # of a file: a kilobyte for each of four million steps
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def parse_rows(data: bytes) -> Iterator[Row]:
     for line in data.splitlines():
         try:
             yield Row.from_line(line)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError, RecursionError):
             continue
 
 
@@ -85,21 +87,19 @@ class MetricsLog:
         self._checked = True
 
     def read(self) -> list[Row]:
-        """All rows, oldest first; [] when there is no file."""
-        try:
-            return list(parse_rows(self.path.read_bytes()))
-        except FileNotFoundError:
-            return []
+        """All rows, oldest first; [] when there is no file. Lines that are no rows, but for a last one cut short, and a
+        file that cannot be read are told once: there the curves have a gap."""
+        data = if_readable(lambda: read_bytes(self.path, MOST_BYTES)) or b""
+        rows = list(parse_rows(data))
+        damaged = len(data.splitlines()) - len(rows) - (not data.endswith(b"\n") and data != b"")
+        if damaged > 0:
+            tell_once(f"{self.path}: {damaged} damaged lines are left out, so there is a gap in its curves")
+        return rows
 
     def truncate_after(self, step: int) -> None:
         """Keep the rows with row.step <= step, in one atomic replacement of the file."""
         rows = self.read()
-        temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
-        with open(temporary, "wb") as file:
-            file.writelines(row.to_line() for row in rows if row.step <= step)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.path)
+        write_text_atomic(self.path, b"".join(row.to_line() for row in rows if row.step <= step).decode())
         self._checked = True
 
     def set_aside(self) -> None:

@@ -15,6 +15,7 @@ from tinychat.tracking.base import RunInfo, Status
 from tinychat.tracking.metrics_log import parse_rows
 from tinychat.tracking.mlflow_run import MlflowRun
 from tinychat.tracking.params import fit_tags, flatten
+from tinychat.tracking.repair import close_cut_off
 from tinychat.tracking.store import shown
 
 FLUSH_SECONDS = 1.0  # between two looks at the file
@@ -64,6 +65,8 @@ class Mirror(threading.Thread):
         self.beat = time.monotonic()  # of the last thing MLflow took
         self.run_id: str | None = None
         self._store = MlflowRun(run, uri, system_metrics)
+        self._run, self._address = run, uri
+        self._looked = False  # for runs of killed processes
         self._run_dir, self._uri = run.run_dir, shown(uri)
         self._metrics, self._offset = metrics, 0
         self._items, self._tries = items, 0
@@ -105,6 +108,10 @@ class Mirror(threading.Thread):
             self.run_id, self.beat = self._store.run_id, time.monotonic()
             self.answered.set()
         self._send_rows()
+        if not self._looked:
+            self._looked = True
+            close_cut_off(self._run.outputs, self._run.experiment_name, self._address)
+            self._took_something()
         self._send_items(stopping)
         if stopping:
             self._store.close(self._status, self._ended)

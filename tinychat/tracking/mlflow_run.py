@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tinychat import run_files, runs
+from tinychat.runs import moved
 from tinychat.tracking.base import RunInfo, Status
 from tinychat.tracking.metrics_log import Row
 from tinychat.tracking.params import MAX_TAG
@@ -24,8 +25,21 @@ METRICS_PER_CALL = 1000  # MLflow's own limits
 PARAMS_PER_CALL = 100
 TABLES_TAG = "mlflow.loggedArtifacts"  # where MLflow's interface and load_table look for tables
 TRAINER_STATE = "trainer_state"  # of a checkpoint: what only a resume needs
+IDENTITY = "tracking.json"  # of a folder: which run it is, and in which store
 SYSTEM = "system/"  # prefix of what MLflow's monitor measures
 logger = logging.getLogger(__name__)
+
+
+def read_identity(run_dir: Path, outputs: Path) -> dict[str, Any] | None:
+    """tracking.json of a folder, the store's address as it is now; None where there is none that can be read."""
+    kinds: dict[str, run_files.Kind] = {"uri": str, "run_id": str, "closed": (str, type(None))}
+    found = run_files.if_readable(lambda: run_files.read_json(run_dir / IDENTITY, kinds))
+    return found and found | {"uri": moved(found["uri"], runs.OUTPUTS, _file_uri(outputs))}
+
+
+def _file_uri(outputs: Path) -> str:
+    """What the address of a database in the outputs begins with."""
+    return f"sqlite:///{outputs.absolute()}"
 
 
 class MlflowRun:
@@ -106,11 +120,8 @@ class MlflowRun:
         return runs[0] if runs else None
 
     def _saved_run_id(self) -> str | None:
-        try:
-            saved = json.loads((self._run.run_dir / "tracking.json").read_text())
-            return saved["run_id"] if saved["uri"] == shown(self._uri) else None
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        saved = read_identity(self._run.run_dir, self._run.outputs)
+        return saved["run_id"] if saved and saved["uri"] == shown(self._uri) else None
 
     def _continue(self, run: Run, tags: dict[str, str]) -> None:
         """Open a run again and learn which points it has."""
@@ -124,12 +135,15 @@ class MlflowRun:
                 history = self._client.get_metric_history(run.info.run_id, name)
                 self._present[name] = {point.step for point in history}
 
-    def _write_identity(self) -> None:
-        path = self._run.run_dir / "tracking.json"
-        identity = {"uri": shown(self._uri), "experiment": self._run.experiment_name, "run_id": self.run_id}
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(identity, indent=2) + "\n")
-        os.replace(temporary, path)
+    def _write_identity(self, closed: str | None = None) -> None:
+        """tracking.json. closed: the state that the run was given at its end."""
+        identity = {
+            "uri": moved(shown(self._uri), _file_uri(self._run.outputs), runs.OUTPUTS),
+            "experiment": self._run.experiment_name,
+            "run_id": self.run_id,
+            "closed": closed,
+        }
+        runs.write_text_atomic(self._run.run_dir / IDENTITY, json.dumps(identity, indent=2) + "\n")
 
     def _send_params(self, params: dict[str, str], run: Run) -> None:
         """Parameters cannot be changed in MLflow: on a resume new ones are added, changed ones become tags."""
@@ -223,3 +237,23 @@ class MlflowRun:
         if self._monitor is not None:
             self._monitor.finish()
         self._client.set_terminated(self.run_id, status, round(ended * 1000))
+        self._write_identity(status)
+
+    def settle(self, status: Status, rows: Sequence[Row], ended: float) -> bool:
+        """Close a run that another process left open, with the points it lacks; nothing else of it is touched.
+        Returns False where this store does not have it, or had closed it already."""
+        load_mlflow()
+        from mlflow.tracking import MlflowClient
+
+        self.run_id = self._saved_run_id()
+        if self.run_id is None:
+            return False
+        self._client = MlflowClient(tracking_uri=self._uri)
+        run = self._client.get_run(self.run_id)
+        if run.info.status != "RUNNING":
+            self._write_identity(run.info.status)
+            return False
+        self._continue(run, {})
+        self.send_rows(rows, lambda: None)
+        self.close(status, ended)
+        return True

@@ -6,7 +6,6 @@ one warning, and stays in the sweep's folder.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +17,7 @@ from filelock import FileLock
 from tinychat.tracking.base import RunInfo, Status
 from tinychat.tracking.metrics_log import Row
 from tinychat.tracking.mlflow_mirror import reason
-from tinychat.tracking.mlflow_run import MlflowRun
+from tinychat.tracking.mlflow_run import IDENTITY, MlflowRun, read_identity
 from tinychat.tracking.params import fit_tags, flatten
 from tinychat.tracking.store import shown
 
@@ -32,7 +31,7 @@ class SweepRun:
     def __init__(self, folder: Path, outputs: Path, experiment: str, name: str, uri: str):
         # A step to resume from, so that a run of this folder is looked for before one is made.
         self._store = MlflowRun(RunInfo(folder, outputs, experiment, name, resume_step=0), uri, False)
-        self._folder, self._uri = folder, uri
+        self._folder, self._uri, self._outputs = folder, uri, outputs
         self._described: tuple[dict[str, str], dict[str, str]] = ({}, {})
         self._away = False
 
@@ -80,7 +79,10 @@ class SweepRun:
         found: list[str] = []
 
         def send() -> None:
-            run_id = json.loads((run_dir / "tracking.json").read_text())["run_id"]
+            identity = read_identity(run_dir, self._outputs)
+            if identity is None:
+                raise FileNotFoundError(f"{run_dir / IDENTITY} says not which run it is")
+            run_id = identity["run_id"]
             found.append(self._store.register(name, run_id, checkpoint, fit_tags(tags), ALIAS))
 
         self._try(send)

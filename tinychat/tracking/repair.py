@@ -1,0 +1,59 @@
+"""MLflow runs whose processes were killed: the next command of the experiment gives them their last points and a state.
+
+A run that has ended says so in its tracking.json ("closed"). One whose folder no process holds any more and that does
+not say so was cut off: perhaps after its last step, with its result written and its last points in metrics.jsonl alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tinychat import runs
+from tinychat.tracking.base import STATUS_OF, RunInfo
+from tinychat.tracking.metrics_log import MetricsLog
+from tinychat.tracking.mlflow_run import IDENTITY, MlflowRun, read_identity
+
+SWEEPS = "sweeps"  # OUTPUTS/sweeps/STUDY holds the run above a sweep's trials
+AT_ONCE = 100  # cut-off runs that one command sees to
+logger = logging.getLogger(__name__)
+
+
+def cut_off(outputs: Path, experiment: str) -> Iterator[Path]:
+    """The folders (of runs, pipelines and sweeps) of an experiment whose MLflow run was not closed by its process.
+
+    Cheap where there are none: it reads a small file of each folder.
+    """
+    here = [*(outputs / experiment).glob(f"*/*/{IDENTITY}"), *(outputs / SWEEPS).glob(f"*/{IDENTITY}")]
+    for path in here:
+        found = read_identity(path.parent, outputs)
+        if found is None or found.get("closed") or found.get("experiment") != experiment:
+            continue
+        if not runs.is_live(path.parent) and not runs.is_worked_on(path.parent):
+            yield path.parent
+
+
+def close_cut_off(outputs: Path, experiment: str, uri: str) -> list[Path]:
+    """Send what the store lacks of those runs and set their state: that of their result, KILLED without one (a resume
+    opens such a run again). Returns their folders. Nothing is raised: what a store does not take is tried again by the
+    next command."""
+    done = []
+    for folder in list(cut_off(outputs, experiment))[:AT_ONCE]:
+        log = MetricsLog(folder / "metrics.jsonl")
+        try:
+            status = STATUS_OF.get((runs.read_result(folder) or {}).get("status") or "", "KILLED")
+            rows = log.read()
+            ended = rows[-1].time if rows else time.time()
+            # The run was there before: a step to resume from has it looked for, not made.
+            info = RunInfo(folder, outputs, experiment, folder.parent.name, resume_step=0)
+            if MlflowRun(info, uri, system_metrics=False).settle(status, rows, ended):
+                done.append(folder)
+        except Exception as error:  # whatever MLflow raises
+            logger.info("the MLflow run of %s, whose process was killed, stays as it is: %s", folder, error)
+    if done:
+        names = ", ".join("/".join(folder.parts[-2:]) for folder in done[:3])
+        more = f" and {len(done) - 3} more" if len(done) > 3 else ""
+        logger.info("MLflow: gave runs whose processes were killed their last points and state: %s%s", names, more)
+    return done
