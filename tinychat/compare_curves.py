@@ -12,7 +12,7 @@ import numpy as np
 
 from tinychat.compare_settings import short_names, short_value
 from tinychat.comparison import MINUTES, Comparison, Group
-from tinychat.curves import Series, series_of, style_axes
+from tinychat.curves import Series, series_of, style_axes, title_of
 from tinychat.tracking.metrics_log import MetricsLog
 
 MOST_GROUPS = 8  # curves in one figure, the best
@@ -86,8 +86,10 @@ def _figure(
         axes.plot(band.steps, band.mean, color=color, linewidth=1.5, marker=marker, markersize=3, label=name)
         if band.n > 1:
             axes.fill_between(band.steps, band.low, band.high, color=color, alpha=0.16, linewidth=0)
-    style_axes(axes, metric.rpartition("/")[2])
-    axes.set_title(metric, fontsize=10, loc="left")
+    stages = {run.stage for group in groups for run in group.runs}
+    stage = stages.pop() if len(stages) == 1 else ""
+    style_axes(axes, metric, stage)
+    axes.set_title(f"{metric}: {title_of(metric, stage)}", fontsize=10, loc="left")
     axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)
     figure.savefig(path, facecolor="white")
 

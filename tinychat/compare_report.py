@@ -20,7 +20,7 @@ from tinychat.compare_table import (
     seeds_table,
 )
 from tinychat.comparison import MINUTES, Comparison
-from tinychat.report import render
+from tinychat.report import Link, render
 from tinychat.tracking.vocabulary import METRICS
 
 MOST_METRICS = 5  # beside the compared one
@@ -42,6 +42,7 @@ class CompareReport:
     seeds_notes: list[str]
     items: TextTable
     runs: TextTable
+    links: dict[str, Link] = field(default_factory=dict)  # of the run folders in the tables, by their text
     images: dict[str, str] = field(default_factory=dict)  # file -> PNG in base64
 
 
@@ -80,6 +81,7 @@ def write(
         seeds_notes=pairs_notes(found, seeds),
         items=items_table(found, items),
         runs=runs_table(found),
+        links={str(run.folder): Link.to(run.folder, folder) for group in found.groups for run in group.runs},
         images={file: base64.b64encode((folder / file).read_bytes()).decode() for _, file in curves},
     )
     for template, name in (("compare.md.j2", "report.md"), ("compare.html.j2", "report.html")):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,13 @@ from tinychat.gates import Gate, Verdict
 from tinychat.pipeline_jobs import Job
 from tinychat.pipeline_process import run_forked
 from tinychat.recipe import Recipe
-from tinychat.report import format_value, render
+from tinychat.report import Figure, Link, figures_of, format_value, render
 from tinychat.tracking.metrics_log import MetricsLog
-from tinychat.tracking.vocabulary import METRICS
+from tinychat.tracking.vocabulary import METRICS, headlines_of
 
 PIPELINE = "pipeline.json"  # which pipeline a folder is of
 POLICIES = {"pretrain": "pretrained", "sft": "SFT", "ppo": "PPO"}  # whose replies stand side by side
+_JUDGED = ("pretrain", "sft", "reward", "ppo")  # whose first figure stands at the top
 _BOUNDS = ("_low", "_high")
 
 
@@ -49,13 +50,14 @@ class PipelineReport:
     subtitle: str
     command: str
     gates: list[tuple[str, str, str, str, str]]  # name, verdict, value, wanted, what is measured
-    stages: list[tuple[str, str, str, str]]  # stage, state, minutes, run folder
+    stages: list[tuple[str, str, str, Link]]  # stage, state, minutes, run folder
     metrics: tuple[list[str], list[list[str]]]  # stages; [metric, a cell for each]
     curves: list[tuple[str, str]]  # stage, file in the folder
     policies: list[str]
     samples: list[list[str]]  # prompt, a reply of each policy
-    lineage: list[tuple[str, str, str]]  # stage, built from, folder
+    lineage: list[tuple[str, str, Link, str]]  # stage, what it was given, folder, the stage that made it
     commands: list[tuple[str, str]]  # stage, command
+    headline: list[Figure] = field(default_factory=list)
     images: dict[str, str] = field(default_factory=dict)  # stage -> PNG in base64
 
 
@@ -104,13 +106,14 @@ def write(
         subtitle=f"{_summary(verdicts)} {in_all:.1f} minutes in stages, {seconds / 60:.1f} in this command.",
         command=command,
         gates=[_gate_row(verdict) for verdict in verdicts],
-        stages=[_stage_row(run) for run in stages],
+        stages=[_stage_row(run, folder) for run in stages],
         metrics=_metrics_table(stages),
         curves=_curves(folder, stages),
         policies=policies,
         samples=[[row["prompt"], *(row[name] for name in policies)] for row in saved.get("samples", [])],
-        lineage=_lineage(stages),
+        lineage=_lineage(stages, folder),
         commands=[(run.stage, run.job.command) for run in stages],
+        headline=_headline(measured(stages)),
     )
     runs.write_text_atomic(folder / "report.md", render("pipeline.md.j2", report))
     for stage, file in report.curves:
@@ -150,9 +153,22 @@ def _gate_row(verdict: Verdict) -> tuple[str, str, str, str, str]:
     return verdict.gate.name, verdict.word, value, verdict.gate.wanted, verdict.gate.measures
 
 
-def _stage_row(run: StageRun) -> tuple[str, str, str, str]:
+def _headline(values: Mapping[str, Mapping[str, float]]) -> list[Figure]:
+    """The first figure of each of the stages that make a model, the last of them where two have the same."""
+    figures: dict[str, Figure] = {}
+    for stage in _JUDGED:
+        found = values.get(stage, {})
+        for metric in headlines_of(stage, found)[:1]:
+            bounds = {f"{metric}_{end}" for end in ("low", "high")}
+            one = figures_of(stage, {name: v for name, v in found.items() if name in {metric, *bounds}}, {})[0]
+            figures[metric] = replace(one, note="; ".join(part for part in (f"stage {stage}", one.note) if part))
+    return list(figures.values())
+
+
+def _stage_row(run: StageRun, folder: Path) -> tuple[str, str, str, Link]:
     minutes = run.result.get("minutes")
-    return run.stage, run.state, "" if minutes is None else f"{minutes:.2f}", str(run.folder or "")
+    where = Link.to(run.folder, folder) if run.folder else Link("", "")
+    return run.stage, run.state, "" if minutes is None else f"{minutes:.2f}", where
 
 
 def _metrics_table(stages: Sequence[StageRun]) -> tuple[list[str], list[list[str]]]:
@@ -179,16 +195,16 @@ def _curves(folder: Path, stages: Sequence[StageRun]) -> list[tuple[str, str]]:
     return found
 
 
-def _lineage(stages: Sequence[StageRun]) -> list[tuple[str, str, str]]:
+def _lineage(stages: Sequence[StageRun], folder: Path) -> list[tuple[str, str, Link, str]]:
     """(stage, what it was given, the folder), from the parents that each run wrote down."""
     names = {str(run.folder.resolve()): run.stage for run in stages if run.folder}
     rows = []
     for run in stages:
         found = parents.told(run.folder) if run.folder else {}
-        rows += [(run.stage, what, _told(str(path), names)) for what, path in found.items() if path]
+        rows += [(run.stage, what, *_told(str(path), names, folder)) for what, path in found.items() if path]
     return rows
 
 
-def _told(path: str, names: Mapping[str, str]) -> str:
-    stage = next((stage for folder, stage in names.items() if path == folder or path.startswith(f"{folder}/")), None)
-    return f"{path} (stage {stage})" if stage else path
+def _told(path: str, names: Mapping[str, str], folder: Path) -> tuple[Link, str]:
+    stage = next((stage for run, stage in names.items() if path == run or path.startswith(f"{run}/")), "")
+    return Link.to(Path(path), folder), stage

@@ -7,10 +7,12 @@ import html
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import yaml
 
@@ -18,11 +20,13 @@ from tinychat import runs
 from tinychat.curves import Series, series_of, write_curves
 from tinychat.run_files import said_of
 from tinychat.tracking.metrics_log import MetricsLog
-from tinychat.tracking.vocabulary import METRICS
+from tinychat.tracking.vocabulary import METRICS, SHARE, headlines_of, is_share, label_of
 
 logger = logging.getLogger(__name__)
 _SUMMED_UP = ("tokenizer", "data", "optim", "ds", "launch")  # config groups shown by their names
+LONGEST_SHORT, LONG = 16, 40  # characters of a cell that is not broken, and of one that needs a wide column
 _SCALARS = ("precision", "device", "seed", "init_from")
+CURRICULUM = "curriculum"  # of result.json's facts: {what begins: at which step}
 _NOT_SHOWN = {"metrics", "config"}  # of result.json and lineage.json: told elsewhere
 
 
@@ -34,6 +38,43 @@ class Table:
     columns: list[str]
     rows: list[list[str]]
     left_out: int = 0
+
+    @property
+    def is_replies(self) -> bool:
+        """What was said: shown with the samples."""
+        return self.title.startswith("Replies")
+
+    @property
+    def kinds(self) -> list[str]:
+        return kinds_of(self.columns, self.rows)
+
+
+@dataclass(frozen=True)
+class Link:
+    """A run folder as the pages show it: its name leads to its report, by a way that holds where both are moved."""
+
+    text: str
+    address: str  # quoted; relative to the page. "": only the text
+
+    @classmethod
+    def to(cls, folder: Path, page_folder: Path) -> Link:
+        """To the report of a run folder, or of the run that a checkpoint belongs to; else to the folder itself."""
+        report = next((place / "report.html" for place in (folder, *folder.parents[:2]) if _has_report(place)), folder)
+        try:
+            way = os.path.relpath(report.absolute(), page_folder.absolute())
+        except ValueError:  # on another drive
+            return cls(str(folder), "")
+        # "./" before it: no folder's name can be taken for the scheme of an address
+        return cls(str(folder), quote(f"./{way}", safe="/."))
+
+
+@dataclass
+class Figure:
+    """One of the few numbers that say what a run is worth, in plain words."""
+
+    label: str
+    value: str
+    note: str = ""  # unit, bounds, where it began
 
 
 @dataclass
@@ -52,6 +93,7 @@ class Report:
     samples: list[tuple[str, str]] = field(default_factory=list)  # prompt, continuation
     lineage: list[tuple[str, str]] = field(default_factory=list)
     config: str = ""
+    headline: list[Figure] = field(default_factory=list)
 
 
 def write_report(run_dir: Path) -> Path | None:
@@ -77,6 +119,10 @@ def write_pages(folder: Path, report: Report) -> None:
     runs.write_text_atomic(folder / "report.html", page)
 
 
+def _has_report(folder: Path) -> bool:
+    return (folder / "report.html").is_file()
+
+
 def collect(run_dir: Path) -> Report:
     """Read the run folder and draw its curves."""
     config_text = _text(run_dir / "config.yaml")
@@ -86,6 +132,8 @@ def collect(run_dir: Path) -> Report:
     rows = MetricsLog(run_dir / "metrics.jsonl").read()
     series = series_of(rows)
     names = [_name_of(config.get(group)) for group in ("stage", "model", "data")]
+    told = result.get("facts")
+    marks = told.get(CURRICULUM) if isinstance(told, dict) else None
     return Report(
         title=str(config.get("run_name") or " · ".join(name for name in names if name) or run_dir.name),
         subtitle=run_dir.name,
@@ -93,7 +141,7 @@ def collect(run_dir: Path) -> Report:
         facts=_facts(config, result),
         results=_results(result, series),
         summary=_summary(series),
-        curves=write_curves(rows, run_dir / "curves.png"),
+        curves=write_curves(rows, run_dir / "curves.png", names[0], marks if isinstance(marks, dict) else {}),
         pictures=[
             (path.stem.replace("_", " ").capitalize(), f"{runs.PICTURES}/{path.name}")
             for path in sorted((run_dir / runs.PICTURES).glob("*.png"))
@@ -102,6 +150,7 @@ def collect(run_dir: Path) -> Report:
         samples=_samples(_text(run_dir / "samples.json")),
         lineage=list(_flat({key: value for key, value in lineage.items() if key not in _NOT_SHOWN})),
         config=config_text.strip(),
+        headline=figures_of(names[0], _measured(result, series), series),
     )
 
 
@@ -147,6 +196,11 @@ def _facts(config: dict[str, Any], result: dict[str, Any]) -> list[tuple[str, st
 
 def _results(result: dict[str, Any], series: dict[str, Series]) -> list[tuple[str, str, str]]:
     """The metrics of result.json; without them the last held-out ones that were logged."""
+    found = _measured(result, series)
+    return [(name, format_value(value), METRICS.get(name, "")) for name, value in found.items()]
+
+
+def _measured(result: dict[str, Any], series: dict[str, Series]) -> dict[str, Any]:
     metrics = result.get("metrics")
     found = {key: value for key, value in result.items() if key in METRICS}
     if isinstance(metrics, dict):
@@ -154,7 +208,31 @@ def _results(result: dict[str, Any], series: dict[str, Series]) -> list[tuple[st
     if not found:
         found = {name: points[-1][1] for name, points in series.items() if not name.startswith(("train", "perf"))}
         found = {name: value for name, value in found.items() if not name.startswith("schedule")}
-    return [(name, format_value(value), METRICS.get(name, "")) for name, value in found.items() if value is not None]
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def figures_of(stage: str, found: Mapping[str, Any], series: Mapping[str, Series]) -> list[Figure]:
+    """Up to four figures of a stage: its metrics `found` at the end, with what was measured of the checkpoint that it
+    began from, where step 0 was."""
+    figures = []
+    for name in headlines_of(stage, found):
+        label, unit = label_of(name, stage)
+        notes = [] if unit == SHARE else [unit]
+        low, high = (found.get(f"{name}_{end}") for end in ("low", "high"))
+        if low is not None and high is not None and unit == SHARE:
+            notes.append(f"95 %: {100 * low:.1f} to {100 * high:.1f}")
+        first = series.get(name, [])[:1]
+        if first and first[0][0] == 0 and first[0][1] and len(series[name]) > 1:
+            notes.append(f"{figure(name, first[0][1])} before")
+        figures.append(Figure(label, figure(name, found[name]), "; ".join(note for note in notes if note)))
+    return figures
+
+
+def figure(metric: str, value: float) -> str:
+    """A metric for people: 97.6 %, 3.292, 1,944,230"""
+    if is_share(metric):
+        return f"{100 * value:.1f} %"
+    return format_value(value if float(value).is_integer() or not math.isfinite(value) else float(f"{value:.4g}"))
 
 
 def _summary(series: dict[str, Series]) -> list[tuple[str, str, str, str, str, str]]:
@@ -232,7 +310,14 @@ def render(template: str, report: object, **values: Any) -> str:
     )
     environment.filters["cell"] = _cell
     environment.filters["fence"] = _fence
+    environment.filters["kinds"] = lambda table: kinds_of(table.columns, table.rows)
     return environment.get_template(template).render(report=report, **values)
+
+
+def kinds_of(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The class of each column's cells: numbers and a few words, as ">= 0.95", are not broken; long texts have room."""
+    longest = [max((len(row[index]) for row in rows), default=0) for index in range(len(columns))]
+    return ["short" if n <= LONGEST_SHORT else "long" if n > LONG else "text" for n in longest]
 
 
 def _cell(text: str) -> str:

@@ -265,7 +265,11 @@ def test_terminal_and_report(seeds: Path, tmp_path: Path, capsys: Any, monkeypat
     folder = seeds / "compare" / "exp"
     assert str(folder / "report.html") in out
     page = Page((folder / "report.html").read_text())
-    assert "script" not in page.tags and page.addresses and all(a.startswith("data:image/png") for a in page.addresses)
+    assert (
+        "script" not in page.tags
+        and page.addresses
+        and all(a.startswith(("data:image/png", "./")) for a in page.addresses)
+    )
     assert "1.17 ± 0.15" in page.words and "python -m tinychat.train stage.lr=0.01 seed=1" in page.words
     text = (folder / "report.md").read_text()
     assert "| 1 | 0.01 | 3 | 1.17 ± 0.15 | 2.00 | finished |" in text

@@ -7,7 +7,10 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
@@ -352,3 +355,15 @@ def test_config_files_fill_the_dataclass(name: str) -> None:
     data = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataConfig), loaded))
     assert isinstance(data, DataConfig)
     assert (data.name, data.source) == (name, Source[name])
+
+
+def test_the_first_part_of_a_curriculum_is_its_lessons_of_copying() -> None:
+    """Counted in tokens of the very stream that pretraining reads in order."""
+    data = config(source=Source.tinyworld, max_docs=4, lessons=2.5)
+    texts = list(text_source(data, "train").documents())
+    lengths = [len(text.split()) for text in texts]
+    tokens = np.concatenate([np.append(np.ones(length, np.int64), 0) for length in lengths])
+    tokenizer: Any = SimpleNamespace(eos_token_id=0)
+    assert len(texts) == 14 and all(text.startswith("Row:") for text in texts[:5])
+    assert sources.leading_tokens(data, tokens, tokenizer) == sum(lengths[:5]) + 5
+    assert sources.leading_tokens(dataclasses.replace(data, lessons=0.0), tokens, tokenizer) == 0

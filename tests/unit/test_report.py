@@ -9,10 +9,11 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
-from tinychat import curves
+from tinychat import curves, report
 from tinychat.report import format_value, write_report
 from tinychat.tracking.metrics_log import MetricsLog, Row
 
@@ -112,7 +113,7 @@ def test_missing_and_broken_files_are_left_out(tmp_path: Path) -> None:
 def test_without_a_result_the_last_held_out_metrics_are_shown(run_dir: Path) -> None:
     (run_dir / "result.json").unlink()
     write_report(run_dir)
-    results = (run_dir / "report.md").read_text().split("## Results")[1].split("##")[0]
+    results = (run_dir / "report.md").read_text().split("All metrics at the end")[1].split("</details>")[0]
     assert "| eval/ppl | 54.598 |" in results and "train/loss" not in results
 
 
@@ -122,6 +123,107 @@ def test_panels_share_a_quantity_and_leave_out_single_points() -> None:
     panels = curves.panels_of(curves.series_of(rows))
     assert panels == [("loss", ["train/loss", "eval/loss"]), ("reward", ["rl/reward"])]
     assert curves.series_of(rows)["eval/loss"] == [(2, 2.0)]
+
+
+def test_sizes_of_samples_have_no_curve_and_technical_quantities_come_last() -> None:
+    names = (
+        "schedule/lr",
+        "eval/response_tokens",
+        "eval/instruction_rows",
+        "eval/tokens",
+        "rl/unnamed",
+        "eval/safe_rate",
+    )
+    rows = [Row(step, 0.0, dict.fromkeys(names, float(step))) for step in (1, 2)]
+    assert [quantity for quantity, _ in curves.panels_of(curves.series_of(rows))] == ["safe_rate", "unnamed", "lr"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "stage", "title"),
+    [
+        ("train/loss", "pretrain", "loss (nats per token)"),
+        ("eval/loss", "reward", "loss (nats per pair)"),
+        ("eval/loss", "judge", "loss (nats per reply)"),
+        ("train/loss", "ppo", "loss of policy and value (per token)"),
+        ("eval/safe_rate_judge", "ppo", "safe rate judge (share)"),
+        ("rl/kl", "ppo", "KL to the start (nats per reply)"),
+    ],
+)
+def test_units_are_those_of_the_stage(metric: str, stage: str, title: str) -> None:
+    assert curves.title_of(metric, stage) == title
+
+
+@pytest.mark.parametrize(
+    ("quantity", "values", "logarithmic"),
+    [
+        ("loss", [8.0, 0.05], True),
+        ("loss", [8.0, 0.5], False),
+        ("loss", [8.0, 0.0], False),
+        ("ppl", [9.0, 3.0], True),
+        ("lr", [1e-6, 1e-2], False),
+        ("kl", [], False),
+    ],
+)
+def test_what_spans_decades_is_logarithmic(quantity: str, values: list[float], logarithmic: bool) -> None:
+    assert curves.is_logarithmic(quantity, values) is logarithmic
+
+
+def test_axes_of_shares() -> None:
+    low, high = curves.share_limits([0.1, 0.9])
+    assert low <= 0 and high >= 1, "shares that spread: all of 0 to 1"
+    low, high = curves.share_limits([0.995, 0.998])
+    assert high - low >= 0.05 and high >= 1, "a thousandth does not fill the panel"
+    low, high = curves.share_limits([0.5, 0.6])
+    assert low == pytest.approx(0.49, abs=0.01) and high == pytest.approx(0.61, abs=0.01)
+
+
+def test_a_mark_stands_where_the_curriculum_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    marked = []
+    monkeypatch.setattr(curves, "_mark", lambda _axes, marks: marked.append(marks))
+    rows = [Row(step, 0.0, {"train/loss": 2.0 * step, "schedule/lr": 0.1 * step}) for step in (1, 50, 100)]
+    assert curves.write_curves(rows, tmp_path / "curves.png", "pretrain", {"stories": 60, "later": 200})
+    assert marked == [{"stories": 60}], "on the loss alone, and only what lies within"
+
+
+def test_four_figures_samples_and_curves_come_first(run_dir: Path) -> None:
+    write_report(run_dir)
+    page = Page((run_dir / "report.html").read_text()).words
+    order = ["perplexity", "Curves", "Samples", "What was run", "All metrics at the end", "Resolved configuration"]
+    places = [page.index(words) for words in order]
+    assert places == sorted(places)
+    found = {"eval/safe_rate": 0.976, "eval/safe_rate_low": 0.96, "eval/safe_rate_high": 0.99, "rl/kl": 0.5, "x/y": 1.0}
+    figures = report.figures_of("ppo", found, {"eval/safe_rate": [(0, 0.7), (9, 0.976)]})
+    assert figures == [
+        report.Figure("safe replies", "97.6 %", "95 %: 96.0 to 99.0; 70.0 % before"),
+        report.Figure("KL to the start", "0.5", "nats per reply"),
+    ]
+
+
+def test_headlines_are_metrics_of_their_stage() -> None:
+    from tinychat.tracking import vocabulary
+
+    assert set(vocabulary.HEADLINES) == set(vocabulary.OBJECTIVES)
+    for stage, names in vocabulary.HEADLINES.items():
+        assert set(names) <= set(vocabulary.metrics_of(stage))
+    known = {name.rpartition("/")[2] for name in vocabulary.METRICS}
+    assert known >= vocabulary.QUANTITIES.keys() | vocabulary.TECHNICAL.keys()
+
+
+def test_columns_of_short_cells_are_not_broken() -> None:
+    rows = [[">= 0.95", "x " * 30, "instructions met by it"], ["pass", "", ""]]
+    assert report.kinds_of(["a", "b", "c"], rows) == ["short", "long", "text"]
+
+
+@pytest.mark.parametrize("name", ["run", "java script:alert(1)", 'a"><b>', "ä#?%"])
+def test_links_lead_to_reports_by_a_relative_way(tmp_path: Path, name: str) -> None:
+    run, page = tmp_path / name, tmp_path / "pipeline"
+    (run / "checkpoints/step-000001").mkdir(parents=True)
+    (run / "report.html").touch()
+    for folder in (run, run / "checkpoints/step-000001"):
+        link = report.Link.to(folder, page)
+        assert link.text == str(folder)
+        assert link.address.startswith("./../") and not set(link.address) & set('"<>#?:')
+        assert (page / unquote(link.address)).resolve() == run / "report.html"
 
 
 def test_running_mean_by_hand() -> None:

@@ -9,6 +9,9 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from tinychat.data import files
 from tinychat.data.documents import read_documents
@@ -19,6 +22,9 @@ from tinychat.data.splits import HoldOut, Split, SplitFiles, nothing_left, reada
 from tinychat.data.tables import Meter
 from tinychat.errors import UserError
 from tinychat.schema import DataConfig, OnBadRow, Source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 ALONE = 2000  # characters: from this length on a single document can be parted into training and validation
 READING_VERSION = 2  # raise it when the same files would give other documents
@@ -181,6 +187,22 @@ def _from_hub(config: DataConfig, split: Split) -> TextSource:
     return TextSource(name, description, None, read, lambda memo_dir: hub.fingerprint(), None, max_docs)
 
 
+def leading_tokens(config: DataConfig, tokens: np.ndarray, tokenizer: PreTrainedTokenizerFast) -> int:
+    """How many of the training split's tokens (N,) stand before everything else, as a curriculum's first part: the
+    lessons of copying of data=tinyworld. 0 where there is none."""
+    if config.source is not Source.tinyworld or config.lessons <= 0 or not config.max_docs:
+        return 0
+    from tinychat.data.tinyworld.lessons import copying_lessons
+
+    ends = np.flatnonzero(tokens == tokenizer.eos_token_id)
+    n = copying_lessons(_lessons(config, "train", config.max_docs))
+    return int(ends[n - 1]) + 1 if 0 < n <= len(ends) else 0
+
+
+def _lessons(config: DataConfig, split: Split, stories: int) -> int:
+    return round(config.lessons * stories) if split == "train" else 0
+
+
 def _generated(config: DataConfig, split: Split) -> TextSource:
     count, key = _max_docs(config, split), "max_docs" if split == "train" else "max_val_docs"
     if count is None:
@@ -188,7 +210,7 @@ def _generated(config: DataConfig, split: Split) -> TextSource:
             f"data.{key}=null: the generator of data={config.name} never ends; say how many, data.{key}=1000"
         )
 
-    lessons = round(config.lessons * count) if split == "train" else 0
+    lessons = _lessons(config, split, count)
 
     def read(meter: Meter) -> Iterator[str]:
         from tinychat.data.tinyworld import documents

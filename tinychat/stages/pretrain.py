@@ -6,10 +6,12 @@ import math
 
 from tinychat.context import Context, StageResult
 from tinychat.data.packing import PackedBlocks, document_segments
+from tinychat.data.sources import leading_tokens
 from tinychat.engine import build_engine
 from tinychat.models.build import count_parameters
 from tinychat.models.flops import training_flops_per_token
 from tinychat.models.logprobs import token_nll
+from tinychat.report import CURRICULUM
 from tinychat.schema import Config
 from tinychat.seeding import seed_rank
 from tinychat.stages.common import (
@@ -68,7 +70,10 @@ def run(config: Config, context: Context) -> StageResult:
 
     if not loop.unfinished:
         write_samples(engine, tokenizer, stage.samples, stage.sample_tokens, config.seed, context)
+    # Where the curriculum changes: a loss that jumps there would look like one that diverges.
+    first = leading_tokens(config.data, train.tokens, tokenizer)
     facts = {
+        CURRICULUM: {"stories after lessons": -(-first // tokens_per_step)} if first else None,
         "parameters": parameters.total,
         "parameters without embeddings": parameters.other,
         "context length": length,

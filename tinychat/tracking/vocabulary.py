@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -160,3 +160,112 @@ def check_names(names: object) -> None:
     unknown = sorted(set(names) - METRICS.keys())  # type: ignore[call-overload]
     if unknown:
         raise ValueError(f"metric {unknown[0]!r} is not in tinychat.tracking.vocabulary.METRICS; add it there")
+
+
+SHARE, PER_TOKEN = "share", "nats per token"
+# The last name of a metric -> how people say it, and its unit. Curves come in this order.
+QUANTITIES: dict[str, tuple[str, str]] = {
+    "loss": ("loss", PER_TOKEN),
+    "ppl": ("perplexity", ""),
+    "safe_rate": ("safe replies", SHARE),
+    "over_refusal": ("benign requests refused", SHARE),
+    "instruction_accuracy": ("instructions met", SHARE),
+    "reward_accuracy": ("pairs ranked right", SHARE),
+    "safety_accuracy": ("safety told right", SHARE),
+    "objective": ("reward less its KL", ""),
+    "reward": ("reward", ""),
+    "gold_reward": ("gold reward", ""),
+    "kl": ("KL to the start", "nats per reply"),
+    "response_loss": ("loss on held-out replies", PER_TOKEN),
+    "rouge_l": ("ROUGE-L of replies", SHARE),
+    "exact_match": ("short answers equal", SHARE),
+    "token_accuracy": ("reply tokens told right", SHARE),
+    "reward_margin": ("chosen less rejected score", ""),
+    "reward_ece": ("calibration error", SHARE),
+    "entropy": ("entropy", PER_TOKEN),
+    "response_length": ("length of replies", "tokens"),
+    "eos_rate": ("replies that end", SHARE),
+    "reply_ended": ("held-out replies that end", SHARE),
+    "clip_frac": ("tokens clipped", SHARE),
+    "value_clip_frac": ("values clipped", SHARE),
+    "explained_variance": ("variance of returns explained", ""),
+    "policy_loss": ("clipped surrogate loss", ""),
+    "value_loss": ("loss of the value function", ""),
+    "bits_per_byte": ("bits per byte", ""),
+    "response_ppl": ("perplexity of held-out replies", ""),
+    "bytes_per_token": ("bytes per token", ""),
+    "tokens_per_word": ("tokens per word", ""),
+    "vocabulary_used": ("entries in use", SHARE),
+    "documents_exact": ("documents unchanged", SHARE),
+    "tokens": ("tokens", ""),
+    "documents": ("documents", ""),
+    "bytes": ("bytes of text", ""),
+}
+# Of the machinery: after all others.
+TECHNICAL: dict[str, tuple[str, str]] = {
+    "lr": ("learning rate", ""),
+    "grad_norm": ("gradient norm", ""),
+    "tokens_per_s": ("speed", "tokens/s"),
+    "memory_gb": ("peak memory", "GB"),
+    "mfu": ("model FLOPs utilisation", SHARE),
+}
+_LOSSES = {  # of the stages whose loss is not one of tokens
+    "reward": ("loss", "nats per pair"),
+    "judge": ("loss", "nats per reply"),
+    "ppo": ("loss of policy and value", "per token"),
+}
+# What a stage is judged by, the most telling first; which of them a run has depends on its data.
+HEADLINES: dict[str, tuple[str, ...]] = {
+    "tokenizer": (
+        "tokenizer/bytes_per_token",
+        "tokenizer/tokens_per_word",
+        "tokenizer/vocabulary_used",
+        "tokenizer/documents_exact",
+    ),
+    "corpus": ("data/tokens", "data/documents", "data/bytes"),
+    "pretrain": ("eval/ppl", "eval/bits_per_byte", "data/tokens", "perf/tokens_per_s"),
+    "sft": (
+        "eval/instruction_accuracy",
+        "eval/rouge_l",
+        "eval/response_ppl",
+        "eval/token_accuracy",
+        "eval/reply_ended",
+    ),
+    "reward": ("eval/reward_accuracy", "eval/safety_accuracy", "eval/reward_ece", "eval/loss"),
+    "judge": ("eval/safety_accuracy", "eval/reward_accuracy", "eval/reward_ece", "eval/loss"),
+    "ppo": (
+        "eval/safe_rate",
+        "eval/over_refusal",
+        "eval/instruction_accuracy",
+        "eval/kl",
+        "eval/gold_reward",
+        "eval/objective",
+        "eval/reward",
+        "rl/reward",
+        "rl/kl",
+    ),
+    "eval": ("eval/ppl", "eval/instruction_accuracy", "eval/safe_rate", "eval/over_refusal", "eval/response_ppl"),
+}
+N_HEADLINES = 4
+
+
+def label_of(metric: str, stage: str = "") -> tuple[str, str]:
+    """How people say a metric and its unit ("" where it has none): eval/loss of reward -> ("loss", "nats per pair")."""
+    quantity = metric.rpartition("/")[2]
+    if quantity == "loss" and stage in _LOSSES:
+        return _LOSSES[stage]
+    known = QUANTITIES.get(quantity) or TECHNICAL.get(quantity)
+    return known or (quantity.replace("_", " "), SHARE if is_share(metric) else "")
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric, or the last name of one, is a part of a whole, from 0 to 1."""
+    known = QUANTITIES.get(metric.rpartition("/")[2]) or TECHNICAL.get(metric.rpartition("/")[2])
+    if known:
+        return known[1] == SHARE
+    return METRICS.get(metric, "").startswith("share of")
+
+
+def headlines_of(stage: str, measured: Collection[str]) -> list[str]:
+    """The up to four metrics among those measured that say what a run of a stage is worth, the first the most."""
+    return [name for name in HEADLINES.get(stage, ()) if name in measured][:N_HEADLINES]
