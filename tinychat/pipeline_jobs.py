@@ -139,7 +139,7 @@ class Composer:
             return plain
         choices = [word for word in (*self._recipe.stages[stage], *plain) if _key(word) in self._groups]
         node = self._compose(_last_of_each([f"stage={stage}", *choices]))
-        return [word for word in plain if word not in unclear or _has(node, _key(word))]
+        return [w for w in plain if w not in unclear or _key(w) in self._groups or _has(node, _key(w))]
 
 
 def _unknown(word: str, jobs: Mapping[str, Job]) -> str:
