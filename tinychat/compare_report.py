@@ -21,6 +21,7 @@ from tinychat.compare_table import (
 )
 from tinychat.comparison import MINUTES, Comparison
 from tinychat.report import Link, render
+from tinychat.run_files import if_readable, read_text
 from tinychat.tracking.vocabulary import METRICS
 
 MOST_METRICS = 5  # beside the compared one
@@ -93,10 +94,7 @@ def _best(found: Comparison) -> tuple[str, str]:
     if found.best is None:
         return "", ""
     run = found.best.finished[0]
-    try:
-        commands = (run.folder / runs.COMMAND).read_text(encoding="utf-8").splitlines()
-    except OSError:
-        commands = []
+    commands = (if_readable(lambda: read_text(run.folder / runs.COMMAND)) or "").splitlines()
     return str(run.folder), next(iter(commands), "")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import html
 import json
 import logging
@@ -14,11 +15,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import yaml
-
 from tinychat import runs
 from tinychat.curves import Series, series_of, write_curves
-from tinychat.run_files import said_of
+from tinychat.run_files import Unreadable, if_readable, read_json, read_list, read_text, said_of
 from tinychat.tracking.metrics_log import MetricsLog
 from tinychat.tracking.vocabulary import METRICS, SHARE, headlines_of, is_share, label_of
 
@@ -126,9 +125,9 @@ def _has_report(folder: Path) -> bool:
 def collect(run_dir: Path) -> Report:
     """Read the run folder and draw its curves."""
     config_text = _text(run_dir / "config.yaml")
-    config = _mapping(config_text, yaml.safe_load)
-    result = _mapping(_text(run_dir / "result.json"), json.loads)
-    lineage = _mapping(_text(run_dir / "lineage.json"), json.loads)
+    config = if_readable(lambda: runs.read_config(run_dir)) or {}
+    result = runs.read_result(run_dir) or {}
+    lineage = runs.read_json(run_dir / runs.LINEAGE) or {}
     rows = MetricsLog(run_dir / "metrics.jsonl").read()
     series = series_of(rows)
     names = [_name_of(config.get(group)) for group in ("stage", "model", "data")]
@@ -147,7 +146,7 @@ def collect(run_dir: Path) -> Report:
             for path in sorted((run_dir / runs.PICTURES).glob("*.png"))
         ],
         tables=_tables(run_dir / runs.TABLES),
-        samples=_samples(_text(run_dir / "samples.json")),
+        samples=_samples(run_dir / "samples.json"),
         lineage=list(_flat({key: value for key, value in lineage.items() if key not in _NOT_SHOWN})),
         config=config_text.strip(),
         headline=figures_of(names[0], _measured(result, series), series),
@@ -159,18 +158,7 @@ def _base64(path: Path) -> str:
 
 
 def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
-def _mapping(text: str, parse: Any) -> dict[str, Any]:
-    try:
-        value = parse(text)
-    except (ValueError, yaml.YAMLError):  # empty, or cut short
-        return {}
-    return value if isinstance(value, dict) else {}
+    return if_readable(lambda: read_text(path)) or ""
 
 
 def _name_of(group: Any) -> str:
@@ -249,8 +237,8 @@ def _summary(series: dict[str, Series]) -> list[tuple[str, str, str, str, str, s
 def _tables(folder: Path) -> list[Table]:
     found = []
     for path in sorted(folder.glob("*.json")):
-        content = _mapping(_text(path), json.loads)
-        if content.get("rows"):
+        content = if_readable(functools.partial(_table, path))
+        if content and content["rows"]:
             rows = content["rows"][: content.get("shown")]
             cells = [[format_value(cell) if cell is not None else "" for cell in row] for row in rows]
             left_out = len(content["rows"]) - len(rows)
@@ -258,13 +246,16 @@ def _tables(folder: Path) -> list[Table]:
     return found
 
 
-def _samples(text: str) -> list[tuple[str, str]]:
-    try:
-        items = json.loads(text)
-    except ValueError:
-        return []
-    if not isinstance(items, list):
-        return []
+def _table(path: Path) -> dict[str, Any]:
+    """Raises Unreadable."""
+    found = read_json(path, {"title": str, "columns": list, "rows": list, "shown": (int, type(None))}) or {"rows": []}
+    if not all(isinstance(row, list) for row in found["rows"]):
+        raise Unreadable(f"{path}: rows is no list of lists")
+    return found
+
+
+def _samples(path: Path) -> list[tuple[str, str]]:
+    items = if_readable(lambda: read_list(path)) or []
     pairs = [(item.get("prompt"), item.get("continuation")) for item in items if isinstance(item, dict)]
     return [(str(prompt or ""), str(continuation)) for prompt, continuation in pairs if continuation is not None]
 

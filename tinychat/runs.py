@@ -408,7 +408,7 @@ def checkpoint_score(checkpoint: Path) -> float | None:
 
 def _manifest(checkpoint: Path) -> dict[str, Any]:
     """Nothing for a folder that tinychat did not write. Raises Unreadable, also where it was changed."""
-    kinds = {"files": dict, "checksums": (dict, type(None)), "score": (*NUMBER, type(None))}
+    kinds: dict[str, run_files.Kind] = {"files": dict, "checksums": (dict, type(None)), "score": (*NUMBER, type(None))}
     manifest = run_files.read_json(checkpoint / MANIFEST, kinds)
     if manifest is not None and not is_whole(manifest):
         raise Unreadable(f"{checkpoint / MANIFEST}: is not as it was written")

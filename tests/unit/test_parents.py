@@ -57,3 +57,24 @@ def test_lost_parents_come_from_the_lineage(damage: str, tmp_path: Path, caplog:
     caplog.clear()
     parents.keep(run, Config, [])  # type: ignore[arg-type]
     assert not caplog.messages
+
+
+def test_a_resume_from_scratch_needs_the_tokenizer_of_its_checkpoint_alone(
+    tmp_path: Path, tokenizer_folder: Path
+) -> None:
+    """The folder that the tokenizer was trained in may have gone meanwhile."""
+    from transformers import AutoTokenizer
+
+    from tinychat.stages.common import get_tokenizer
+    from tinychat.text.tokenizer import tokenizer_fingerprint
+
+    class Context:
+        run_dir = tmp_path
+        parents = {"init_from": None, "tokenizer": str(tmp_path / "gone")}  # noqa: RUF012
+
+    checkpoint = tmp_path / runs.CHECKPOINTS / "step-000001"
+    (checkpoint / runs.TRAINER_STATE).mkdir(parents=True)
+    trained = AutoTokenizer.from_pretrained(tokenizer_folder)
+    trained.save_pretrained(checkpoint)
+    found = get_tokenizer(None, Context)  # type: ignore[arg-type]
+    assert tokenizer_fingerprint(found) == tokenizer_fingerprint(trained)

@@ -110,6 +110,17 @@ def test_missing_and_broken_files_are_left_out(tmp_path: Path) -> None:
     assert not (tmp_path / "curves.png").exists()
 
 
+@pytest.mark.parametrize("damage", ["", '{"a": [', "[[3]]", '{"metrics": 3, "rows": 5}', "\0\0", "folder"])
+def test_any_file_may_be_damaged_and_is_named(run_dir: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+    (run_dir / "tables").mkdir(exist_ok=True)
+    names = ["config.yaml", "command.txt", "metrics.jsonl", "result.json", "samples.json", "tables/replies.json"]
+    for name in [*names, "lineage.json"]:
+        (run_dir / name).unlink(missing_ok=True)
+        (run_dir / name).mkdir() if damage == "folder" else (run_dir / name).write_text(damage)
+    assert write_report(run_dir) == run_dir / "report.html"
+    assert any("tables/replies.json" in message for message in caplog.messages)
+
+
 def test_without_a_result_the_last_held_out_metrics_are_shown(run_dir: Path) -> None:
     (run_dir / "result.json").unlink()
     write_report(run_dir)

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tinychat import runs
+from tinychat import run_files, runs
 from tinychat.context import Context
 from tinychat.stages.common import log, write_table
 
@@ -30,8 +30,10 @@ RATES = ("instruction accuracy", "safe rate", "over-refusal")  # whose bounds th
 
 def checkpoint_name(path: str) -> str:
     """ "STAGE RUN_NAME/TIME" of a checkpoint of a run, from its lineage; else the end of its path."""
-    found = runs.read_json(Path(path) / runs.LINEAGE) or {}
-    stage = found.get("config", {}).get("stage", {}).get("name")
+    kinds: dict[str, run_files.Kind] = {"config": dict, "run_dir": str}
+    found = run_files.if_readable(lambda: run_files.read_json(Path(path) / runs.LINEAGE, kinds)) or {}
+    stage = found.get("config", {}).get("stage")
+    stage = stage.get("name") if isinstance(stage, dict) else None
     run_dir = found.get("run_dir")
     end = "/".join(Path(run_dir or path).parts[-2:])
     return f"{stage} {end}" if stage else end

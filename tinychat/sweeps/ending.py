@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from optuna.trial import TrialState
 from tinychat import runs
 from tinychat.launch import flatten
 from tinychat.report import Report, Table, write_pages
+from tinychat.run_files import Unreadable, if_readable, read_text
 from tinychat.schema import TrackerKind
 from tinychat.sweeps import plots, results
 from tinychat.sweeps.prepare import Plan, without_hydra
@@ -99,15 +99,15 @@ class Ending:
 
     def _command(self, row: Row) -> str:
         """The command that repeats a trial without its sweep."""
-        plan, path = self._plan, Path(row.run_dir) / runs.CONFIG
+        plan = self._plan
         fixed = [word for word in plan.space.fixed if not word.startswith(("sweep=", "sweep.", "+sweep"))]
         groups = {key: value for key, value in row.values.items() if self._context.config_loader.get_group_options(key)}
         words = [*fixed, *(f"{key}={value}" for key, value in groups.items())]
         base = self._context.config_loader.load_sweep_config(self._master, words)
         flat = flatten(OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(without_hydra(base), resolve=True))))
         try:
-            own = flatten(OmegaConf.to_container(OmegaConf.load(path)))
-        except OSError:  # the run folder is gone
+            own = flatten(runs.read_config(Path(row.run_dir)))
+        except Unreadable:  # the run folder is gone
             return ""
         return results.command(words, flat, own)
 
@@ -163,7 +163,7 @@ class Ending:
         names = ["report.md", "report.html", plots.PAGE, *(file for _, file in pictures)]
         names += [f"{results.TABLE}.{end}" for end in ("csv", "html")]
         files = [folder / name for name in names if (folder / name).exists()]
-        table = json.loads((folder / f"{results.TABLE}.json").read_text())
+        table = runs.read_json(folder / f"{results.TABLE}.json") or {"columns": [], "data": []}
         self._parent.close(status, tags, files, table)
 
     def _say(self, found: Sequence[Row], best: Sequence[Row], command: str, running: int, version: str | None) -> None:
@@ -188,5 +188,5 @@ class Ending:
 
 def _note(folder: Path) -> str:
     """The report for MLflow's description, without its pictures."""
-    text = (folder / "report.md").read_text(encoding="utf-8")
+    text = if_readable(lambda: read_text(folder / "report.md")) or ""
     return "\n".join(line for line in text.splitlines() if not line.startswith("!["))
