@@ -90,7 +90,9 @@ def _figure(
     stage = stages.pop() if len(stages) == 1 else ""
     style_axes(axes, metric, stage)
     axes.set_title(f"{metric}: {title_of(metric, stage)}", fontsize=10, loc="left")
-    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)
+    legend = axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a $ in a path is no formula
     figure.savefig(path, facecolor="white")
 
 

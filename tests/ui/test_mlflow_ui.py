@@ -8,7 +8,6 @@ Needs playwright (pip install -e '.[ui]') and Chromium (apt-get install chromium
 from __future__ import annotations
 
 import json
-import shutil
 import socket
 import subprocess
 import sys
@@ -29,9 +28,7 @@ pytestmark = [pytest.mark.ui, pytest.mark.timeout(900)]
 
 STUDY = "lr_study"
 RATES = ("0.001", "0.003", "0.01")
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FILTER = f"tags.`tinychat.study` = '{STUDY}'"  # as docs/compare.md has it
-SECONDS = 90  # for a page on a busy machine
 
 
 @dataclass(frozen=True)
@@ -107,28 +104,6 @@ def _answers(url: str) -> bool:
             return reply.status == 200
     except (urllib.error.URLError, OSError):
         return False
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Headless Chromium: the system's, else playwright's own. Skips where there is none."""
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install -e '.[ui]'")
-    path = next((found for name in CHROMIUM if (found := shutil.which(name))), None)
-    with api.sync_playwright() as playwright:
-        try:
-            started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        except api.Error as error:
-            pytest.skip(f"no Chromium that starts ({str(error).splitlines()[0]}): apt-get install chromium")
-        yield started
-        started.close()
-
-
-@pytest.fixture
-def page(browser: Any) -> Iterator[Any]:
-    opened = browser.new_page(viewport={"width": 1700, "height": 1000})
-    opened.set_default_timeout(SECONDS * 1000)
-    yield opened
-    opened.close()
 
 
 def runs_page(address: str, sweep: Sweep, **more: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import logging
 import warnings
 from collections.abc import Callable, Sequence
@@ -46,7 +47,8 @@ def draw(study: optuna.Study, objective: Sequence[str], folder: Path) -> list[tu
         finally:
             pyplot.close("all")
     if pages:
-        head = f"<!doctype html><html><head><meta charset='utf-8'><title>{study.study_name}</title></head><body>"
+        title = html.escape(study.study_name)
+        head = f"<!doctype html><html><head><meta charset='utf-8'><title>{title}</title></head><body>"
         (folder / PAGE).write_text("\n".join([head, *pages, "</body></html>"]), encoding="utf-8")
     return made
 
