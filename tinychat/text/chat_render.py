@@ -9,20 +9,26 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
-import jinja2
 from transformers import PreTrainedTokenizerFast
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from tinychat.errors import UserError
+from tinychat.text.template_process import TEMPLATES, Failed, Filled, Job, Message, Span, fill
 
-Message = dict[str, str]  # role, content, and on a user message optionally input
-Span = tuple[int, int]  # [start, end) in characters
-
-TEMPLATES = ("instruct", "chatml")
 INSTEAD = f"use template={' or template='.join(TEMPLATES)}"
 MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 FIRST_PRIVATE, LAST_PRIVATE = 0xF0000, 0xFFFFD  # Unicode's plane 15, which means nothing in public
+DEFAULT = "default"  # of several named templates the one for conversations
+TELLS_NONE = (
+    "has no {% generation %} marks, and its replies do not begin where its prompts end or do not end with a special "
+    f"token, so that none can be told apart; {INSTEAD}"
+)
+BATCH = 256  # conversations that are filled in at once
+
+
+class Refused(UserError):
+    """A conversation that the template or the tokenizer cannot write; others may do."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +41,22 @@ class Rendered:
 
 
 def template_of(tokenizer: PreTrainedTokenizerFast) -> str:
-    """Its chat template. Raises UserError where there is none."""
-    if not tokenizer.chat_template:
+    """Its chat template, of several the default one. Raises UserError where there is none."""
+    templates = tokenizer.chat_template
+    if not templates:
         raise UserError(f"the tokenizer has no chat template: this checkpoint has not learned to chat; {INSTEAD}")
-    return tokenizer.get_chat_template()
+    if isinstance(templates, str):
+        return templates
+    if DEFAULT not in templates:
+        raise UserError(
+            f"chat template: {_name(tokenizer)} has {', '.join(templates)}, and none named {DEFAULT}; {INSTEAD}, or "
+            f"name one of them {DEFAULT} in its tokenizer_config.json"
+        )
+    return templates[DEFAULT]
+
+
+def _name(tokenizer: PreTrainedTokenizerFast) -> str:
+    return f"the tokenizer {tokenizer.name_or_path}" if tokenizer.name_or_path else "the tokenizer"
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
@@ -49,19 +67,43 @@ def special_tokens(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
 
 def render(
     tokenizer: PreTrainedTokenizerFast, conversations: Iterable[list[Message]], prompts: bool
-) -> Iterator[Rendered]:
-    """Whole conversations, or (`prompts`) such as a reply is to follow. Raises UserError for a template that
-    refuses one, and for a template whose replies cannot be told apart."""
+) -> Iterator[Rendered | Refused]:
+    """Whole conversations, or (`prompts`) such as a reply is to follow; in place of one that the template refuses, or
+    whose replies cannot be told apart, the reason. Raises UserError for a template that is of no use at all."""
     template, special = template_of(tokenizer), special_tokens(tokenizer)
     any_special = "|".join(map(re.escape, special)) or "(?!)"
     spelled, ends = re.compile(f"(?={any_special})"), re.compile(any_special)
-    for conversation in conversations:
-        messages, stand_ins = disarm(conversation, spelled)
-        if prompts or MARKS.search(template):
-            text, replies = _fill(tokenizer, template, messages, prompts)
-        else:
-            text, replies = _fill_unmarked(tokenizer, template, messages, ends)
-        yield Rendered(text, replies, stand_ins)
+    marked = prompts or MARKS.search(template) is not None
+    remaining = iter(conversations)
+    while batch := [disarm(one, spelled) for one in islice(remaining, BATCH)]:
+        jobs = [[(messages, prompts), *([] if marked else _prompts_in(messages))] for messages, _ in batch]
+        filled = _fill(tokenizer, template, [job for its in jobs for job in its])
+        for (messages, stand_ins), its in zip(batch, jobs, strict=True):
+            found = list(islice(filled, len(its)))
+            texts = [one for one in found if isinstance(one, Filled)]
+            if len(texts) < len(found):
+                roles = ", ".join(message["role"] for message in messages)
+                why = next(one.why for one in found if isinstance(one, Failed))
+                yield Refused(f"{_chat_template(tokenizer)} refuses a conversation of the roles {roles}: {why}")
+                continue
+            whole, *before = texts
+            spans = whole.spans if marked else _spans(whole.text, [one.text for one in before], messages, ends)
+            yield (
+                Refused(f"{_chat_template(tokenizer)} {TELLS_NONE}")
+                if spans is None
+                else Rendered(whole.text, spans, stand_ins)
+            )
+
+
+def _chat_template(tokenizer: PreTrainedTokenizerFast) -> str:
+    return f"chat template: that of {_name(tokenizer)}"
+
+
+def _fill(tokenizer: PreTrainedTokenizerFast, template: str, jobs: list[Job]) -> Iterator[Filled | Failed]:
+    for one in fill(template, tokenizer.special_tokens_map, jobs):
+        if isinstance(one, Failed) and one.always:
+            raise UserError(f"{_chat_template(tokenizer)} {one.why}; {INSTEAD}")
+        yield one
 
 
 def disarm(messages: list[Message], spelled: re.Pattern[str]) -> tuple[list[Message], dict[int, int]]:
@@ -87,43 +129,22 @@ def disarm(messages: list[Message], spelled: re.Pattern[str]) -> tuple[list[Mess
     return safe, {ord(private): ord(first) for first, private in stand_in.items()}
 
 
-def _fill(
-    tokenizer: PreTrainedTokenizerFast, template: str, messages: list[Message], prompt: bool
-) -> tuple[str, list[Span]]:
-    """The text, and the spans between the template's generation marks."""
-    try:
-        texts, spans = render_jinja_template(
-            conversations=[messages],
-            chat_template=template,
-            return_assistant_tokens_mask=not prompt,
-            add_generation_prompt=prompt,
-            **tokenizer.special_tokens_map,
-        )
-    except jinja2.TemplateError as error:
-        roles, reason = ", ".join(message["role"] for message in messages), " ".join(str(error).split())
-        raise UserError(f"chat template: refuses a conversation of the roles {roles}: {reason}") from None
-    return texts[0], [] if prompt else spans[0]
+def _prompts_in(messages: list[Message]) -> list[Job]:
+    """The conversation up to each of its replies."""
+    return [(messages[:index], True) for index, message in enumerate(messages) if message["role"] == "assistant"]
 
 
-def _fill_unmarked(
-    tokenizer: PreTrainedTokenizerFast, template: str, messages: list[Message], ends: re.Pattern[str]
-) -> tuple[str, list[Span]]:
-    """The same for a template without marks: a reply runs from where the prompt for it ends to the end of the
-    first special token after that. Raises UserError where what lies in between is not the reply."""
-    text, _ = _fill(tokenizer, template, messages, prompt=False)
+def _spans(text: str, prompts: list[str], messages: list[Message], ends: re.Pattern[str]) -> list[Span] | None:
+    """The replies in the text of a template without marks: one runs from where the prompt for it ends to the end of
+    the first special token after that. None where what lies in between is not the reply."""
+    replies = [message["content"] for message in messages if message["role"] == "assistant"]
     spans = []
-    for index, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        prompt, _ = _fill(tokenizer, template, messages[:index], prompt=True)
+    for prompt, reply in zip(prompts, replies, strict=True):
         end = ends.search(text, len(prompt)) if text.startswith(prompt) else None
-        if end is None or not _is_reply(text[len(prompt) : end.start()].strip(), message["content"].strip()):
-            raise UserError(
-                "chat template: has no {% generation %} marks, and its replies do not begin where its prompts end "
-                f"or do not end with a special token, so that none can be told apart; {INSTEAD}"
-            )
+        if end is None or not _is_reply(text[len(prompt) : end.start()].strip(), reply.strip()):
+            return None
         spans.append((len(prompt), end.end()))
-    return text, spans
+    return spans
 
 
 def _is_reply(found: str, reply: str) -> bool:

@@ -11,8 +11,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.resources import files
 from itertools import islice, pairwise
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from rich.text import Text
@@ -20,12 +21,17 @@ from transformers import PreTrainedTokenizerFast
 
 from tinychat.errors import UserError
 from tinychat.text import CHAT_END, CHAT_START
-from tinychat.text.chat_render import INSTEAD, TEMPLATES, Message, Rendered, render, special_tokens, template_of
+from tinychat.text.chat_render import INSTEAD, Message, Refused, Rendered, render, special_tokens, template_of
 from tinychat.text.report import decode_exactly
-from tinychat.text.tokenizer import encode_documents
+from tinychat.text.template_process import TEMPLATES, shipped
+from tinychat.text.tokenizer import encoded_texts
 
 OWN = "own"  # in place of a name in TEMPLATES: the template the tokenizer brings along
 BATCH = 2048  # conversations per call of the tokenizer: bounds the memory that its encodings take
+Found = TypeVar("Found")
+Encoded = tuple[Rendered, list[int], np.ndarray]  # a conversation as text, ids (T) and their offsets in it (T, 2)
+# Of each tokenizer: what decides, and the token that ends a reply, which every reply asks for.
+_ENDS: WeakKeyDictionary[PreTrainedTokenizerFast, tuple[Any, int]] = WeakKeyDictionary()
 PROBE = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
 # Control characters would act on the terminal; their pictures do not.
 PICTURES = {code: chr(0x2400 + code) for code in range(32) if code != ord("\t")} | {ord("\n"): "↵\n"}
@@ -54,33 +60,66 @@ def set_template(tokenizer: PreTrainedTokenizerFast, name: str) -> None:
             f"template=chatml: the tokenizer has no special token {' and no '.join(missing)}; use "
             "template=instruct, or a model with tokenizer=bpe or tokenizer=gpt2, which hold them"
         )
-    path = files("tinychat.text") / "templates" / f"{name}.jinja"
-    tokenizer.chat_template = path.read_text("utf-8").rstrip()
+    tokenizer.chat_template = shipped(name)
 
 
 def encode_chats(tokenizer: PreTrainedTokenizerFast, conversations: list[list[Message]]) -> list[EncodedChat]:
     """Tokens of whole conversations, each ending with a reply. Raises UserError for a conversation or a
     template that cannot be used."""
-    chats = []
-    for rendered, ids, offsets in _encode(tokenizer, conversations, prompts=False):
-        trained: np.ndarray = np.zeros(len(ids), dtype=bool)
-        prompt_length = len(ids)
-        for start, end in rendered.replies:
-            reply = (offsets[:, 0] < end) & (offsets[:, 1] > start)
-            trained |= reply
-            prompt_length = int(reply.argmax())
-        chats.append(EncodedChat(np.array(ids, dtype=np.int32), trained, prompt_length))
-    return chats
+    return list(_none_refused(try_chats(tokenizer, conversations)))
+
+
+def try_chats(
+    tokenizer: PreTrainedTokenizerFast, conversations: list[list[Message]]
+) -> Iterator[EncodedChat | Refused]:
+    """The same, with the reason in place of a conversation that cannot be used. Raises UserError for a template that
+    is of no use for any."""
+    for found in _encode(tokenizer, conversations, prompts=False):
+        yield found if isinstance(found, Refused) else _with_replies(*found)
+
+
+def _with_replies(rendered: Rendered, ids: list[int], offsets: np.ndarray) -> EncodedChat:
+    trained: np.ndarray = np.zeros(len(ids), dtype=bool)
+    prompt_length = len(ids)
+    for start, end in rendered.replies:
+        reply = (offsets[:, 0] < end) & (offsets[:, 1] > start)
+        trained |= reply
+        prompt_length = int(reply.argmax())
+    return EncodedChat(np.array(ids, dtype=np.int32), trained, prompt_length)
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerFast, conversations: list[list[Message]]) -> list[list[int]]:
     """Tokens of conversations that a reply is to follow. With TEMPLATES and a byte-level tokenizer these are
     the first `prompt_length` tokens of the conversation with its reply."""
-    return [ids for _, ids, _ in _encode(tokenizer, conversations, prompts=True)]
+    return list(_none_refused(try_prompts(tokenizer, conversations)))
+
+
+def try_prompts(
+    tokenizer: PreTrainedTokenizerFast, conversations: list[list[Message]]
+) -> Iterator[list[int] | Refused]:
+    """The same, with the reason in place of a conversation that cannot be used, as try_chats."""
+    for found in _encode(tokenizer, conversations, prompts=True):
+        yield found if isinstance(found, Refused) else found[1]
+
+
+def _none_refused(found: Iterator[Found | Refused]) -> Iterator[Found]:
+    for one in found:
+        if isinstance(one, Refused):
+            raise one
+        yield one
 
 
 def end_token_id(tokenizer: PreTrainedTokenizerFast) -> int:
     """The token that ends a reply. Raises UserError where the template trains none."""
+    decides = (tokenizer.chat_template, tokenizer.eos_token)
+    before, end = _ENDS.get(tokenizer, (None, 0))
+    if before != decides:
+        end = _find_end(tokenizer)
+        _ENDS[tokenizer] = decides, end
+    return end
+
+
+def _find_end(tokenizer: PreTrainedTokenizerFast) -> int:
     (encoded,) = encode_chats(tokenizer, [PROBE])
     special = set(special_tokens(tokenizer).values())
     ends = [token for token in encoded.ids[encoded.trained].tolist() if token in special]
@@ -128,14 +167,31 @@ def _runs(values: np.ndarray) -> Iterator[tuple[int, int]]:
 
 def _encode(
     tokenizer: PreTrainedTokenizerFast, conversations: list[list[Message]], prompts: bool
-) -> Iterator[tuple[Rendered, list[int], np.ndarray]]:
+) -> Iterator[Encoded | Refused]:
     """Each conversation as text, its ids (T) and their character offsets (T, 2). One call of the tokenizer for
     BATCH conversations, but for those that spell special tokens."""
     remaining = render(tokenizer, conversations, prompts)
     while batch := list(islice(remaining, BATCH)):
-        ordinary = _tokenize(tokenizer, [one.text for one in batch if not one.stand_ins], literal=False)
+        plain = [one for one in batch if isinstance(one, Rendered) and not one.stand_ins]
+        try:
+            ordinary = iter(_tokenize(tokenizer, [one.text for one in plain], literal=False))
+        except UserError:  # one of them: each by itself, to know which
+            ordinary = None
         for one in batch:
-            yield one, *(_encode_disarmed(tokenizer, one) if one.stand_ins else next(ordinary))
+            if isinstance(one, Refused):
+                yield one
+                continue
+            try:
+                if one.stand_ins:
+                    ids, offsets = _encode_disarmed(tokenizer, one)
+                elif ordinary is not None:
+                    ids, offsets = next(ordinary)
+                else:
+                    ((ids, offsets),) = _tokenize(tokenizer, [one.text], literal=False)
+            except UserError as error:
+                yield Refused(str(error))
+                continue
+            yield (one, ids, offsets) if ids else Refused(f"the tokenizer gives no tokens for {one.text[:40]!a}")
 
 
 def _encode_disarmed(tokenizer: PreTrainedTokenizerFast, rendered: Rendered) -> tuple[list[int], np.ndarray]:
@@ -164,22 +220,12 @@ def _encode_disarmed(tokenizer: PreTrainedTokenizerFast, rendered: Rendered) -> 
 
 def _tokenize(
     tokenizer: PreTrainedTokenizerFast, texts: list[str], literal: bool
-) -> Iterator[tuple[list[int], np.ndarray]]:
+) -> list[tuple[list[int], np.ndarray]]:
     """ids and offsets of each text; `literal`: no special token is read out of it."""
     if not texts:
-        return
-    try:
-        encoded = tokenizer(
-            texts,
-            add_special_tokens=False,
-            split_special_tokens=literal,
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
-    except (TypeError, UnicodeEncodeError):
-        encode_documents(tokenizer, texts)  # says in one line which text is no Unicode
-        raise
-    for ids, offsets in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
-        yield ids, np.array(offsets, dtype=np.int64).reshape(-1, 2)
+        return []
+    encoded = encoded_texts(tokenizer, texts, split_special_tokens=literal, return_offsets_mapping=True)
+    return [
+        (ids, np.array(offsets, dtype=np.int64).reshape(-1, 2))
+        for ids, offsets in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    ]

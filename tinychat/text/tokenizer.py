@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 
 from tokenizers.models import BPE
-from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, BatchEncoding, GPT2Tokenizer, PreTrainedTokenizerFast
 
 from tinychat import hub, runs
 from tinychat.errors import UserError, install_command
@@ -71,7 +71,9 @@ def load_saved_tokenizer(path: str) -> PreTrainedTokenizerFast:
     else:
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-        except Exception as error:  # transformers and tokenizers raise nearly anything on a malformed file
+        except BaseException as error:  # transformers and tokenizers raise nearly anything on a malformed file
+            if not _is_library_error(error):
+                raise
             raise UserError(f"tokenizer {folder}: cannot be loaded: {_one_line(error)}") from None
     if not tokenizer.is_fast:
         raise UserError(
@@ -103,22 +105,37 @@ def load_gpt2(path: str | None) -> PreTrainedTokenizerFast:
 def encode_documents(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
     """Token ids of each text, on all cores. No special token is added, and none is read out of the text:
     a document that spells `<|endoftext|>` gets the tokens of those letters."""
-    if not texts:
-        return []
+    return encoded_texts(tokenizer, texts, split_special_tokens=True)["input_ids"] if texts else []
+
+
+def encoded_texts(tokenizer: PreTrainedTokenizerFast, texts: list[str], **options: bool) -> BatchEncoding:
+    """The texts' ids and what `options` ask for beside them, on all cores; no special token is added. Raises
+    UserError, showing a text, for one that is no Unicode or that the tokenizer fails on."""
     try:
-        encoded = tokenizer(
+        return tokenizer(
             texts,
             add_special_tokens=False,
-            split_special_tokens=True,
             return_attention_mask=False,
             return_token_type_ids=False,
             verbose=False,
+            **options,
         )
-    except (TypeError, UnicodeEncodeError):
+    except BaseException as error:
+        if not _is_library_error(error):
+            raise
         for text in texts:
             _check_unicode(text)
-        raise
-    return encoded["input_ids"]
+        which = f", as {texts[0][:40]!a}" if len(texts) == 1 else ""
+        raise UserError(
+            f"tokenizer {tokenizer.name_or_path}: fails on a text{which}: {_one_line(error)}; use another one"
+        ) from None
+
+
+def _is_library_error(error: BaseException) -> bool:
+    """What tokenizers raises; a panic of its Rust code, as of a pattern that never ends, is a BaseException alone."""
+    return type(error).__name__ == "PanicException" or (
+        isinstance(error, Exception) and not isinstance(error, MemoryError)
+    )
 
 
 def text_beginning(tokenizer: PreTrainedTokenizerFast) -> list[int]:
@@ -158,7 +175,9 @@ def _from_bpe_files(vocabulary: Path, merges: Path) -> PreTrainedTokenizerFast:
             extra_special_tokens=[CHAT_START, CHAT_END],
             clean_up_tokenization_spaces=False,
         )
-    except Exception as error:  # tokenizers raises plain Exception
+    except BaseException as error:
+        if not _is_library_error(error):
+            raise
         raise UserError(f"tokenizer {vocabulary.parent}: cannot be loaded: {_one_line(error)}") from None
 
 
@@ -207,5 +226,5 @@ def _check_unicode(text: str) -> None:
         ) from None
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
