@@ -21,12 +21,13 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from tinychat.data.cache_folder import cached, ids_type, mapped, synced_file
-from tinychat.data.chat_rows import BadRow, ChatRow
+from tinychat.data.chat_rows import BadRow, ChatRow, LeftOut
 from tinychat.data.chat_sources import ChatSource
 from tinychat.data.progress import TokenizingProgress
 from tinychat.errors import UserError
 from tinychat.schema import OnBadRow
-from tinychat.text.chat_template import EncodedChat, check_trained, encode_chats
+from tinychat.text.chat_render import Refused
+from tinychat.text.chat_template import NOTHING_TRAINED, EncodedChat, check_trained, try_chats
 from tinychat.text.tokenizer import tokenizer_fingerprint
 
 CACHE_VERSION = 1  # raise it when the same rows and tokenizer would give other arrays
@@ -171,12 +172,16 @@ def _write(
         log.info("tokenizing %s: %s", source.name, source.description)
     types = {"ids": ids_type(tokenizer), "trained": "?", "ends": "<i8", "n_trained": "<i8"}
     n_rows = n_tokens = n_cut = n_dropped = 0
+    left_out = LeftOut(source.on_bad_row)
     with ExitStack() as stack:
         out = {name: stack.enter_context(synced_file(folder / f"{name}.bin")) for name in FILES}
         shown = stack.enter_context(TokenizingProgress(source.name, source.most_rows, False, progress, "conversations"))
         for chunk in _chunks(source.rows()):
             kept = []
             for row, encoded in zip(chunk, _encode(tokenizer, chunk), strict=True):
+                if isinstance(encoded, BadRow):
+                    left_out.add(encoded)
+                    continue
                 encoded = without_untrained(row, encoded)
                 if n := _fitting(source, row, encoded, length):
                     kept.append((encoded.ids[:n], encoded.trained[:n]))
@@ -197,17 +202,19 @@ def _write(
             n_rows, n_tokens = n_rows + len(kept), int(ends[-1])
             shown.update(n_rows, n_tokens, 0)
     if not n_rows:
-        raise UserError(
-            f"no conversations left of {source.description}: the prompts of all {n_dropped} are longer than "
-            f"stage.context_length={length}; raise it"
+        long = (
+            f"the prompts of {n_dropped} are longer than stage.context_length={length}; raise it" if n_dropped else ""
         )
+        why = "; ".join(filter(None, [left_out.reason(), long]))
+        raise UserError(f"no conversations left of {source.description}: {why}")
+    left_out.warn(source.name)
     _tell(source, n_rows, n_dropped, length, time.monotonic() - start, progress)
     sizes = {"ids": n_tokens, "trained": n_tokens, "ends": n_rows, "n_trained": n_rows}
     return {
         "source": source.name,
         "description": source.description,
         "arrays": {name: (types[name], sizes[name]) for name in FILES},
-        "n_bad": source.n_bad,
+        "n_bad": source.n_bad + left_out.count,
         "n_cut": n_cut,
         "n_dropped": n_dropped,
     }
@@ -219,14 +226,20 @@ def _chunks(rows: Iterable[ChatRow]) -> Iterator[list[ChatRow]]:
         yield chunk
 
 
-def _encode(tokenizer: PreTrainedTokenizerFast, rows: list[ChatRow]) -> list[EncodedChat]:
-    """Raises UserError, naming the row, where the template trains nothing of one, or leaves out the end token
-    of the first (which is the same for all)."""
-    chats = encode_chats(tokenizer, [row.messages for row in rows])
-    for index, (row, encoded) in enumerate(zip(rows, chats, strict=True)):
-        if index == 0 or not encoded.trained.any():
-            check_trained(tokenizer, encoded, row.place)
-    return chats
+def _encode(tokenizer: PreTrainedTokenizerFast, rows: list[ChatRow]) -> Iterator[EncodedChat | BadRow]:
+    """In place of a row that the template cannot write, or of which it trains nothing, the reason. Raises UserError
+    where it leaves out the end token of the first (which is the same for all)."""
+    checked = False
+    for row, encoded in zip(rows, try_chats(tokenizer, [row.messages for row in rows]), strict=True):
+        if isinstance(encoded, Refused):
+            yield BadRow(row.place, str(encoded))
+        elif not encoded.trained.any():
+            yield BadRow(row.place, NOTHING_TRAINED)
+        else:
+            if not checked:
+                check_trained(tokenizer, encoded, row.place)
+            checked = True
+            yield encoded
 
 
 def _fitting(source: ChatSource, row: ChatRow, encoded: EncodedChat, length: int) -> int:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from tinychat.data.tables import UNREAD, Unreadable, not_text, short
 from tinychat.errors import UserError
+from tinychat.schema import OnBadRow
 
+log = logging.getLogger(__name__)
 # {"role": "system" | "user" | "assistant", "content": str}; a user message may have "input": str beside them
 Message = dict[str, str]
 # What data sets call the three roles.
@@ -35,6 +38,34 @@ class BadRow(UserError):
     def __init__(self, place: str, why: str) -> None:
         super().__init__(f"{place}: {why}; mend or remove this row, or leave such rows out: data.on_bad_row=skip")
         self.place, self.why = place, why
+
+
+@dataclass
+class LeftOut:
+    """Rows that were read and then could not be used, as a chat template refuses them: with data.on_bad_row=fail the
+    first ends the job, else they are counted."""
+
+    on_bad_row: OnBadRow
+    count: int = 0
+    first: BadRow | None = None
+
+    def add(self, bad: BadRow) -> None:
+        """Raises it with on_bad_row=fail."""
+        if self.on_bad_row is OnBadRow.fail:
+            raise bad
+        self.count += 1
+        self.first = self.first or bad
+
+    def warn(self, name: str) -> None:
+        """Say how many rows of `name` were left out, where there are any."""
+        if self.first:
+            log.warning("%s: %s; left out", name, self.reason())
+
+    def reason(self) -> str:
+        """How many and why, as the end of a sentence; "" where no row was left out."""
+        if not self.first:
+            return ""
+        return f"{self.count} rows that cannot be used, the first at {self.first.place}: {self.first.why}"
 
 
 class Columns(dict[str, Any]):

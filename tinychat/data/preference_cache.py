@@ -26,13 +26,14 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from tinychat.data.cache_folder import cached, ids_type, mapped, synced_file
-from tinychat.data.chat_rows import BadRow
+from tinychat.data.chat_rows import BadRow, LeftOut
 from tinychat.data.preference_rows import PreferenceRow
 from tinychat.data.preference_sources import Part, PreferenceSource
 from tinychat.data.progress import TokenizingProgress
 from tinychat.errors import UserError
 from tinychat.schema import OnBadRow
-from tinychat.text.chat_template import EncodedChat, check_trained, encode_chats
+from tinychat.text.chat_render import Refused
+from tinychat.text.chat_template import NOTHING_TRAINED, EncodedChat, check_trained, try_chats
 from tinychat.text.tokenizer import tokenizer_fingerprint
 
 CACHE_VERSION = 1  # raise it when the same rows and tokenizer would give other arrays
@@ -133,17 +134,22 @@ def preference_cache(
 
 def encode_pairs(
     tokenizer: PreTrainedTokenizerFast, rows: list[PreferenceRow], length: int
-) -> Iterator[tuple[PreferenceRow, tuple[Side, Side], bool]]:
+) -> Iterator[tuple[PreferenceRow, tuple[Side, Side] | BadRow, bool]]:
     """Each row, its chosen and its rejected side, and whether the oldest turns were left out so that both have
-    at most `length` tokens. Where they are too long even so, they come as they are."""
-    done: dict[int, tuple[tuple[Side, Side], bool]] = {}
+    at most `length` tokens. Where they are too long even so, they come as they are; in place of sides that the template
+    cannot write, the reason."""
+    done: dict[int, tuple[tuple[Side, Side] | BadRow, bool]] = {}
     pending = dict(enumerate(rows))
     shortened = False
     while pending:
-        chats = encode_chats(tokenizer, [chat for row in pending.values() for chat in row.conversations()])
+        chats = list(try_chats(tokenizer, [chat for row in pending.values() for chat in row.conversations()]))
         for index, chosen, rejected in zip(list(pending), chats[::2], chats[1::2], strict=True):
             row = pending.pop(index)
-            sides = _side(tokenizer, chosen, row.place), _side(tokenizer, rejected, row.place)
+            first, second = _side(chosen, row.place), _side(rejected, row.place)
+            if isinstance(first, BadRow) or isinstance(second, BadRow):
+                done[index] = first if isinstance(first, BadRow) else second, shortened
+                continue
+            sides = first, second
             shorter = None if max(len(side.ids) for side in sides) <= length else _without_oldest_turn(row)
             if shorter:
                 pending[index] = shorter
@@ -154,10 +160,12 @@ def encode_pairs(
         yield row, *done[index]
 
 
-def _side(tokenizer: PreTrainedTokenizerFast, encoded: EncodedChat, place: str) -> Side:
-    """Raises UserError, naming the row, where the template trains nothing of the reply."""
+def _side(encoded: EncodedChat | Refused, place: str) -> Side | BadRow:
+    """Where the template cannot write it, or trains nothing of the reply, the reason."""
+    if isinstance(encoded, Refused):
+        return BadRow(place, str(encoded))
     if not encoded.trained.any():
-        check_trained(tokenizer, encoded, place)
+        return BadRow(place, NOTHING_TRAINED)
     end = len(encoded.ids) - int(encoded.trained[::-1].argmax())
     return Side(encoded.ids[:end], encoded.prompt_length)
 
@@ -199,6 +207,7 @@ def _write(
         log.info("tokenizing %s%s: %s", source.name, f" ({part})" if part else "", source.description)
     types = {"ids": ids_type(tokenizer), "ends": "<i8", "prompts": "<i8", "labels": "<i2"}
     n_pairs = n_tokens = n_cut = n_dropped = 0
+    left_out = LeftOut(source.on_bad_row)
     categories: dict[str, int] = {}
     with ExitStack() as stack:
         out = {name: stack.enter_context(synced_file(folder / f"{name}.bin")) for name in types}
@@ -209,6 +218,9 @@ def _write(
             sides: list[Side] = []
             labels = []
             for row, pair, shortened in encode_pairs(tokenizer, chunk, length):
+                if isinstance(pair, BadRow):
+                    left_out.add(pair)
+                    continue
                 if not _fits(source, row, pair, length):
                     n_dropped += 1
                     continue
@@ -228,6 +240,9 @@ def _write(
                 out[name].write(array.astype(types[name]).tobytes())
             n_pairs, n_tokens = n_pairs + len(sides) // 2, int(ends[-1])
             shown.update(n_pairs, n_tokens, 0)
+    if not n_pairs and left_out.first:
+        raise UserError(f"no preferences left of {source.description}: {left_out.reason()}")
+    left_out.warn(source.name)
     _tell(source, n_pairs, n_dropped, length, time.monotonic() - start, progress)
     sizes = {"ids": n_tokens, "ends": 2 * n_pairs, "prompts": 2 * n_pairs, "labels": 2 * n_pairs * len(LABELS)}
     return {
@@ -236,7 +251,7 @@ def _write(
         "description": source.description,
         "arrays": {name: (types[name], sizes[name]) for name in types},
         "categories": list(categories),
-        "n_bad": source.n_bad,
+        "n_bad": source.n_bad + left_out.count,
         "n_cut": n_cut,
         "n_dropped": n_dropped,
     }
@@ -250,8 +265,9 @@ def _chunks(rows: Iterable[PreferenceRow]) -> Iterator[list[PreferenceRow]]:
 
 def _check_first(tokenizer: PreTrainedTokenizerFast, row: PreferenceRow) -> None:
     """Raises UserError where the template leaves out the end token, which is the same for all rows."""
-    for encoded in encode_chats(tokenizer, list(row.conversations())):
-        check_trained(tokenizer, encoded, row.place)
+    for encoded in try_chats(tokenizer, list(row.conversations())):
+        if not isinstance(encoded, Refused) and encoded.trained.any():
+            check_trained(tokenizer, encoded, row.place)
 
 
 def _fits(source: PreferenceSource, row: PreferenceRow, sides: tuple[Side, Side], length: int) -> bool:

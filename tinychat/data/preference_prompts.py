@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from transformers import PreTrainedTokenizerFast
 
-from tinychat.data.chat_rows import ChatRow
+from tinychat.data.chat_rows import BadRow, ChatRow, LeftOut, Message
 from tinychat.data.chat_sources import ChatSource, chat_source
 from tinychat.data.preference_batches import SeededOrder
 from tinychat.data.preference_rows import PreferenceRow
@@ -21,9 +21,11 @@ from tinychat.data.prompt_files import PromptFiles, PromptRow, prompt_files
 from tinychat.data.splits import Split
 from tinychat.errors import UserError
 from tinychat.schema import DataConfig, OnBadRow, Source
-from tinychat.text.chat_template import encode_prompts
+from tinychat.text.chat_render import Refused
+from tinychat.text.chat_template import try_prompts
 
 __all__ = ["PromptBatch", "PromptBatches", "PromptRow", "PromptSource", "prompt_source"]
+OneRow = TypeVar("OneRow", PromptRow, ChatRow)
 Shape = Literal["preferences", "conversations"]
 READING_VERSION = 2  # raise it when the same rows would give other prompts
 log = logging.getLogger(__name__)
@@ -107,9 +109,10 @@ class PromptBatches:
         seed: int,
         on_long: OnBadRow = OnBadRow.fail,
     ) -> None:
-        """`on_long`: whether prompts that leave less than `response_length` tokens of the context end the job
-        or are left out with a warning (the source's on_bad_row). Raises UserError for those, which counts them
-        and names the longest, where no prompt is left, and for a response as long as the context."""
+        """`on_long`: whether prompts that leave less than `response_length` tokens of the context, and those that the
+        template refuses, end the job or are left out with a warning (the source's on_bad_row). Raises UserError for
+        those, which counts them and names the longest, where no prompt is left, and for a response as long as the
+        context."""
         room = context_length - response_length
         if response_length < 1 or room < 1:
             raise UserError(
@@ -121,7 +124,11 @@ class PromptBatches:
             raise UserError(
                 "there are no prompts: the prompt set is empty; give data with at least one (data.path=...)"
             )
-        ids = encode_prompts(tokenizer, [row.messages for row in rows])
+        left_out = LeftOut(on_long)
+        rows, ids = with_prompts(tokenizer, rows, [row.messages for row in rows], left_out)
+        if not rows:
+            raise UserError(f"there are no prompts left: {left_out.reason()}")
+        left_out.warn("prompts")
         fitting = [index for index, prompt in enumerate(ids) if len(prompt) <= room]
         if len(fitting) < len(rows):
             what = _too_long(rows, ids, context_length, response_length)
@@ -149,6 +156,21 @@ class PromptBatches:
         """Prompts [rank * B / world_size, (rank + 1) * B / world_size) of the step's B = batch_size."""
         indices = self._order.items(step, batch_size, rank, world_size).tolist()
         return PromptBatch([self.rows[index] for index in indices], [self.ids[index] for index in indices], indices)
+
+
+def with_prompts(
+    tokenizer: PreTrainedTokenizerFast, rows: Sequence[OneRow], prompts: list[list[Message]], left_out: LeftOut
+) -> tuple[list[OneRow], list[list[int]]]:
+    """The rows whose prompts (messages that a reply is to follow) the template can write, and the tokens of those; the
+    others go to `left_out`."""
+    kept, ids = [], []
+    for row, prompt in zip(rows, try_prompts(tokenizer, prompts), strict=True):
+        if isinstance(prompt, Refused):
+            left_out.add(BadRow(row.place, str(prompt)))
+        else:
+            kept.append(row)
+            ids.append(prompt)
+    return kept, ids
 
 
 def _too_long(rows: list[PromptRow], ids: list[list[int]], context_length: int, response_length: int) -> str:

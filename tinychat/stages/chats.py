@@ -12,7 +12,9 @@ from rich.console import Console
 from tinychat.context import Context
 from tinychat.data.chat_batches import eval_batches
 from tinychat.data.chat_cache import ChatCache, chat_cache
+from tinychat.data.chat_rows import LeftOut
 from tinychat.data.chat_sources import chat_source
+from tinychat.data.preference_prompts import with_prompts
 from tinychat.data.splits import Split
 from tinychat.engine import Engine
 from tinychat.errors import UserError
@@ -99,7 +101,9 @@ class HeldOut:
     def __init__(self, tokenizer: Any, length: int, config: Config, context: Context):
         self.tokenizer, self.stage, self.context, self.seed = tokenizer, config.stage, context, config.seed
         self.chats = get_chats("validation", tokenizer, length, config, context)
-        self.rows = list(chat_source(config.data, "validation").rows())
+        # Rows that the template refuses were told of when the cache was made.
+        rows, left_out = list(chat_source(config.data, "validation").rows()), LeftOut(config.data.on_bad_row)
+        self.rows, _ = with_prompts(tokenizer, rows, [row.messages[:-1] for row in rows], left_out)
         self.result: InstructionResult | None = None  # of the latest measurement
 
     def measure(self, engine: Engine, most: int | None) -> dict[str, float]:

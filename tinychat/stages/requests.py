@@ -10,7 +10,8 @@ import torch
 
 from tinychat.checks_data import SOURCES_OF
 from tinychat.context import Context
-from tinychat.data.preference_prompts import PromptRow, prompt_source
+from tinychat.data.chat_rows import LeftOut
+from tinychat.data.preference_prompts import PromptRow, prompt_source, with_prompts
 from tinychat.engine import Engine
 from tinychat.errors import UserError
 from tinychat.evaluation.replies import shared_replies
@@ -26,7 +27,7 @@ from tinychat.models.decode import DecodeOptions
 from tinychat.schema import Config, Source
 from tinychat.schema_stages import ScoreRange
 from tinychat.stages.common import log, write_table
-from tinychat.text.chat_template import encode_prompts, end_token_id
+from tinychat.text.chat_template import end_token_id
 
 SHOWN = 24  # replies in the report; the table has all
 
@@ -52,7 +53,11 @@ class HeldOutRequests:
         rows = list(prompt_source(config.data, "validation", "preferences").rows())
         wanted = min(len(rows), config.stage.safety_prompts or len(rows))
         self.rows = [rows[index * len(rows) // wanted] for index in range(wanted)]
-        self.ids = encode_prompts(tokenizer, [row.messages for row in self.rows])
+        left_out = LeftOut(config.data.on_bad_row)
+        self.rows, self.ids = with_prompts(tokenizer, self.rows, [row.messages for row in self.rows], left_out)
+        if not self.rows:
+            raise UserError(f"there are no requests left: {left_out.reason()}")
+        left_out.warn("requests")
         self.judge, self._judge_path = judge, context.parents.get("judge")
         log.info("validation: %s requests of %s to reply to", f"{wanted:,}", f"{len(rows):,}")
         self.n_measured = 0  # requests of the latest measurement

@@ -2,8 +2,8 @@
 
 bpe (training a byte-level BPE) -> tokenizer (loading any tokenizer, encoding documents) -> report (how well
 one fits).
-Conversations: chat_render (to text, and where the replies are in it) -> chat_template (to tokens, and which of
-them are trained).
+Conversations: template_process (a chat template filled in, within bounds) -> chat_render (to text, and where the
+replies are in it) -> chat_template (to tokens, and which of them are trained).
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from tinychat.text.tokenizer import encoded_texts
 
 OWN = "own"  # in place of a name in TEMPLATES: the template the tokenizer brings along
 BATCH = 2048  # conversations per call of the tokenizer: bounds the memory that its encodings take
+NOTHING_TRAINED = f"no token would be trained: the chat template marks no reply in it; {INSTEAD}"
 Found = TypeVar("Found")
 Encoded = tuple[Rendered, list[int], np.ndarray]  # a conversation as text, ids (T) and their offsets in it (T, 2)
 # Of each tokenizer: what decides, and the token that ends a reply, which every reply asks for.
@@ -140,7 +141,7 @@ def check_trained(tokenizer: PreTrainedTokenizerFast, encoded: EncodedChat, plac
     """Raise UserError when nothing in a whole (uncut) conversation is trained, or a reply's end token is not.
     `place` names the conversation in the message."""
     if not encoded.trained.any():
-        raise UserError(f"{place}: no token would be trained: the chat template marks no reply in it; {INSTEAD}")
+        raise UserError(f"{place}: {NOTHING_TRAINED}")
     end = end_token_id(tokenizer)
     for start, stop in _runs(encoded.trained):
         if encoded.trained[start] and end not in encoded.ids[start:stop]:
