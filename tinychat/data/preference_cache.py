@@ -146,8 +146,11 @@ def encode_pairs(
         for index, chosen, rejected in zip(list(pending), chats[::2], chats[1::2], strict=True):
             row = pending.pop(index)
             first, second = _side(chosen, row.place), _side(rejected, row.place)
-            if isinstance(first, BadRow) or isinstance(second, BadRow):
-                done[index] = first if isinstance(first, BadRow) else second, shortened
+            if isinstance(first, BadRow):
+                done[index] = first, shortened
+                continue
+            if isinstance(second, BadRow):
+                done[index] = second, shortened
                 continue
             sides = first, second
             shorter = None if max(len(side.ids) for side in sides) <= length else _without_oldest_turn(row)
