@@ -48,7 +48,9 @@ class SweepConfig:
     direction: list[str] | None = MISSING  # minimize or maximize, of each; null: as the metric is better
     pruner: PrunerKind = MISSING  # needs one objective that is measured during training (stage.eval_every)
     pruner_options: dict[str, Any] = field(default_factory=dict)  # further arguments of Optuna's pruner
-    prune_on: list[str] = MISSING  # alarms that end a trial of stage=ppo at once: kl entropy eos length clip gold
+    prune_on: list[str] = (
+        MISSING  # alarms that end a trial of stage=ppo at once: kl entropy eos length clip sampler gold
+    )
     max_failures: int = MISSING  # failed trials in a row after which the sweep gives up
     keep_checkpoints: KeepCheckpoints = MISSING
     register: str | None = MISSING  # name in MLflow's model registry for the winner; null: not registered

@@ -44,6 +44,7 @@ def check(ways: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     found = on_two_ranks(*ways)
     monkeypatch.setattr(tinychat.models.logprobs, "LARGE", uneven_driver.TOKENS_AT_ONCE * VOCABULARY * 4 + 1)
     monkeypatch.setattr(tinychat.stages.policy, "end_ids", lambda _tokenizer: uneven_driver.ENDS)
+    monkeypatch.setattr(tinychat.stages.policy, "vocabulary_size", lambda _tokenizer: VOCABULARY)
     assert OutputHead(uneven_driver.language_model("llama")).tokens_at_once == uneven_driver.TOKENS_AT_ONCE
     for way in ways:
         wanted = uneven_driver.run(f"none/{way.split('/', 1)[1]}", World(0, 0, 1, torch.device("cpu")))

@@ -91,6 +91,7 @@ def run(way: str, world: World) -> dict[str, Any]:
 
 def main() -> None:
     tinychat.stages.policy.end_ids = lambda _tokenizer: ENDS
+    tinychat.stages.policy.vocabulary_size = lambda _tokenizer: VOCABULARY
     ways = json.loads(sys.argv[1])
     world = join_world(Device.cpu, timeout_minutes=0.5)
     # So that the logits of TOKENS_AT_ONCE fp32 rows are too large to live together.

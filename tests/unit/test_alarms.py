@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tinychat.rl.alarms import GOLD_WINDOW, Alarms
+from tinychat.sweeps.prepare import ALARMS
 
 WELL = {
     "rl/kl": 2.0, "rl/entropy": 1.0, "rl/response_length": 20.0, "rl/eos_rate": 0.9, "rl/clip_frac": 0.1,
@@ -30,6 +31,15 @@ def test_each_alarm_is_told_once_while_it_lasts(metric: str, value: float, says:
     assert alarms.check(WELL | {metric: value}) == []
     assert alarms.check(WELL) == []
     assert len(alarms.check(WELL | {metric: value})) == 1
+
+
+def test_sampling_that_leaves_the_policy_is_an_alarm() -> None:
+    alarms = Alarms(sampler_gap=0.03)
+    assert alarms.check(WELL | {"rl/sampler_gap": 0.01}) == []
+    for gap in (0.04, float("nan")):
+        (text,) = Alarms(sampler_gap=0.03).check(WELL | {"rl/sampler_gap": gap})
+        assert "sampling and update disagree" in text
+    assert "sampler" in ALARMS
 
 
 def test_the_kl_alarm_follows_the_target() -> None:

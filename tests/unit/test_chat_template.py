@@ -3,6 +3,7 @@ tokens, other models' templates."""
 
 from __future__ import annotations
 
+import copy
 import random
 import time
 from itertools import pairwise
@@ -13,7 +14,7 @@ from tokenizers import AddedToken, processors
 from transformers import AutoTokenizer
 
 from tinychat.errors import UserError
-from tinychat.text import CHAT_END, CHAT_START, END_OF_TEXT, PAD
+from tinychat.text import CHAT_END, CHAT_START, END_OF_TEXT, PAD, chat_template
 from tinychat.text.bpe import train_bpe
 from tinychat.text.chat_template import (
     OWN,
@@ -458,3 +459,20 @@ def test_many_short_conversations_are_fast(trained_bpe):
     start = time.process_time()
     encode_chats(trained_bpe, conversations)
     assert time.process_time() - start < 1.5
+
+
+def test_the_end_token_is_found_once_for_many_replies_and_anew_where_the_template_changes(ready, monkeypatch):
+    ready, rendered = copy.deepcopy(ready), []
+    plain = chat_template.encode_chats
+    monkeypatch.setattr(chat_template, "encode_chats", lambda *given: rendered.append(1) or plain(*given))
+    end = end_token_id(ready)
+    assert [reply_text(ready, [*encode_documents(ready, ["yes"])[0], end]) for _ in range(20)] == ["yes"] * 20
+    assert len(rendered) <= 1
+    found = {}
+    for name in TEMPLATES:
+        set_template(ready, name)
+        found[name] = ready.convert_ids_to_tokens(end_token_id(ready))
+    assert found == {name: CHAT_END if name == "chatml" else END_OF_TEXT for name in TEMPLATES}
+    set_template(ready, "instruct")
+    ready.eos_token = PAD
+    assert ready.convert_ids_to_tokens(end_token_id(ready)) == PAD

@@ -17,6 +17,7 @@ from tinychat.errors import UserError
 from tinychat.evaluation import responses
 from tinychat.evaluation.instructions import InstructionResult, Reply, evaluate_replies, judge
 from tinychat.evaluation.intervals import ratio_interval, wilson
+from tinychat.evaluation.replies import shared_replies
 from tinychat.evaluation.responses import response_loss, token_scores
 from tinychat.models.decode import DecodeOptions
 from tinychat.models.logprobs import IGNORED, token_nll
@@ -25,7 +26,7 @@ from tinychat.world import World
 ALONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
 END = 127
 OPTIONS = DecodeOptions(max_new_tokens=8, end_ids=(END,), temperature=0.0)
-TOKENIZER = SimpleNamespace(pad_token_id=0)
+TOKENIZER = SimpleNamespace(pad_token_id=0, get_vocab=lambda: {"the last": END})
 
 
 def row(asked: str, answer: str, family: str = "", kind: str = "", system: str = "") -> ChatRow:
@@ -240,3 +241,11 @@ def test_nothing_to_predict_is_said(random_model: GPT2LMHeadModel) -> None:
         response_loss(random_model, [part], ALONE)
     one = batch(1, 0)
     assert "eval/response_loss_low" not in response_loss(random_model, [one], ALONE)
+
+
+def test_ids_beyond_the_tokenizer_are_never_said(model: GPT2LMHeadModel) -> None:
+    """The model has a row for "f", and wants to say it; the tokenizer ends with "e"."""
+    short = SimpleNamespace(pad_token_id=0, get_vocab=lambda: {"e": ord("e")})
+    ((text, _),) = shared_replies(model, short, [[ord("c")]], OPTIONS, 1, ALONE, None, reply_text)
+    assert text.startswith("de")
+    assert max(map(ord, text)) <= ord("e")

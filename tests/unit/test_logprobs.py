@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
-from tinychat.models import head_loss
-from tinychat.models.logprobs import IGNORED, linear_nll, token_nll
+from tinychat.models import head_entropy, head_loss
+from tinychat.models.decode import DecodeOptions, choose
+from tinychat.models.head_loss import nll_of_logits
+from tinychat.models.logprobs import IGNORED, head_returns_nll, linear_nll, token_nll
+from tinychat.rl.kl import kl_and_entropy
 
 
 def textbook(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> Tensor:
@@ -125,3 +131,99 @@ def test_a_frozen_head_gets_no_gradient_and_the_same_one_flows_below(
     frozen = weight.detach()
     (found,) = torch.autograd.grad(linear_nll(hidden, frozen, targets, 1.0, for_sum).sum(), hidden)
     assert torch.equal(found, wanted)
+
+
+VOCABULARY = 40  # of the 50 rows
+
+
+@pytest.mark.parametrize("for_sum", [True, False])
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("chunk_elements", [1 << 27, 50 * 4])
+def test_rows_beyond_the_vocabulary_have_no_probability(
+    case: tuple[Tensor, Tensor, Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    for_sum: bool,
+    exact: bool,
+    chunk_elements: int,
+) -> None:
+    monkeypatch.setattr(head_loss, "CHUNK_ELEMENTS", chunk_elements)
+    monkeypatch.setattr(head_loss, "EXACT_CHUNK_ELEMENTS", chunk_elements)
+    hidden, weight, targets = case
+    targets = targets.clamp(max=VOCABULARY - 1)
+    expected = textbook(hidden, weight[:VOCABULARY], targets, 0.7)
+    wanted = torch.autograd.grad(expected.sum(), (hidden, weight))
+    found = linear_nll(hidden, weight, targets, 0.7, for_sum, exact=exact, vocab_size=VOCABULARY)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    for gradient, right in zip(torch.autograd.grad(found.sum(), (hidden, weight)), wanted, strict=True):
+        torch.testing.assert_close(gradient, right, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 0.7, 1.0, 1.3])
+def test_sampling_and_losses_divide_bf16_logits_by_the_temperature_alike(temperature: float) -> None:
+    """A token's log-probability as it is drawn, as it is learnt from and as it is measured, from the same products in
+    bf16: logits of some 20 are an eighth apart there, and their quotients must not be rounded once more."""
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(200, 64), torch.randn(3000, 64) * 0.7
+    options = DecodeOptions(1, (), temperature=temperature)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = torch.nn.functional.linear(hidden, weight)
+        chosen, recorded = choose(logits, torch.rand(200, dtype=torch.float64), options)
+        learnt = -linear_nll(hidden[None], weight, chosen[None], temperature, False, exact=True)[0]
+        measured = -nll_of_logits(logits.clone(), chosen, temperature)
+        kl, _ = kl_and_entropy(logits, logits.clone(), temperature)
+    exact = (logits.double() / temperature).log_softmax(-1).gather(1, chosen[:, None])[:, 0]
+    for found in (recorded, learnt, measured):
+        assert (found - exact).abs().max() < 2e-3
+        assert (found - exact).abs().mean() < 2e-4
+    assert not kl.any()
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("vocab_size", [None, VOCABULARY])
+@pytest.mark.parametrize("chunk_elements", [1 << 24, 50 * 4])
+def test_the_entropy_and_its_gradient_match_the_textbook(
+    case: tuple[Tensor, Tensor, Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    fused: bool,
+    vocab_size: int | None,
+    chunk_elements: int,
+) -> None:
+    monkeypatch.setattr(head_entropy, "CHUNK_ELEMENTS", chunk_elements)
+    hidden, weight, targets = case
+    targets = torch.where(targets == IGNORED, IGNORED, targets.clamp(max=VOCABULARY - 1))
+    head = torch.nn.Linear(16, 50, bias=not fused)
+    head.weight = torch.nn.Parameter(weight.detach())
+    if not fused:
+        torch.nn.init.zeros_(head.bias)
+    model: Any = SimpleNamespace(get_output_embeddings=lambda: head)
+    with head_returns_nll(model, targets, 0.7, exact=True, vocab_size=vocab_size, entropy=True):
+        nll, entropy = head(hidden).unbind(-1)
+    logits = (hidden @ head.weight[:vocab_size].T) / 0.7
+    weights, kept = torch.rand(3, 7), targets != IGNORED
+    expected = torch.distributions.Categorical(logits=logits).entropy() * kept
+    torch.testing.assert_close(entropy, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(nll, textbook(hidden, head.weight[:vocab_size], targets, 0.7), atol=1e-5, rtol=1e-5)
+    wanted = torch.autograd.grad((expected * weights).sum(), (hidden, head.weight), retain_graph=True)
+    found = torch.autograd.grad((entropy * weights).sum(), (hidden, head.weight))
+    for gradient, right in zip(found, wanted, strict=True):
+        torch.testing.assert_close(gradient, right, atol=1e-5, rtol=1e-4)
+
+
+def test_nothing_of_the_vocabulary_is_kept_for_the_entropys_gradient() -> None:
+    """(tokens, vocabulary) would be 200 MB here."""
+    hidden = torch.randn(1, 1000, 8, requires_grad=True)
+    head = torch.nn.Linear(8, 50_000, bias=False)
+    targets = torch.randint(50_000, (1, 1000))
+    kept: list[int] = []
+
+    def pack(x: Tensor) -> Tensor:
+        kept.append(x.numel())
+        return x
+
+    model: Any = SimpleNamespace(get_output_embeddings=lambda: head)
+    watched = torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x)
+    with watched, head_returns_nll(model, targets, 1.0, exact=True, entropy=True):
+        losses = head(hidden)
+    assert max(kept) <= head.weight.numel()
+    losses[..., 1].sum().backward()
+    assert hidden.grad is not None

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from tinychat.errors import UserError
-from tinychat.rl.kl import entropy_from_logits, kl_and_entropy, kl_estimate, kl_from_logits, masked_sum, same_shape
+from tinychat.models.head_entropy import entropy_from_logits
+from tinychat.rl.kl import kl_and_entropy, kl_estimate, kl_from_logits, masked_sum, same_shape
 
 V, T = 8, 3
 SEQUENCES = torch.tensor(list(itertools.product(range(V), repeat=T)))  # (512, 3)

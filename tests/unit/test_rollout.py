@@ -22,8 +22,8 @@ ALONE = World(0, 0, 1, torch.device("cpu"))
 class OneOf(World):
     """One of two ranks; what the other says is given."""
 
-    def texts(self, own: str) -> list[str]:
-        return [own]
+    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows
 
 
 def sample(model, world=ALONE, batch_size=2, prompts=PROMPTS, seed=3):
@@ -67,6 +67,8 @@ def test_ranks_and_batches_do_not_change_a_rollout() -> None:
     assert sample(model, batch_size=1).responses == whole.responses
     halves = [sample(model, OneOf(rank, rank, 2, torch.device("cpu"))) for rank in range(2)]
     assert halves[0].responses + halves[1].responses == whole.responses
+    assert halves[0].sampled + halves[1].sampled == whole.sampled
+    assert halves[0].ended + halves[1].ended == whole.ended
     assert sample(model, seed=4).responses != whole.responses
     assert all(EOS not in response[:-1] for response in whole.responses)
 
@@ -107,5 +109,9 @@ def test_a_rollout_on_disk_can_be_replayed(tmp_path: Path) -> None:
     assert [line["response"] for line in lines] == rollout.responses
     assert [line["score"] for line in lines] == [0, 1, 2, 3]
     assert all(len(line["logprobs"]) == len(line["response"]) for line in lines)
+    for name, numbers in {**rows.fields, "sampled": rollout.sampled}.items():
+        for index, line in enumerate(lines):
+            wanted = numbers[index] if name == "sampled" else numbers[index][rows.mask[index]].tolist()
+            assert line[name] == pytest.approx(wanted, rel=1e-6), name
     replayed = sample(model, seed=facts["seed"])
     assert replayed.responses == [line["response"] for line in lines]

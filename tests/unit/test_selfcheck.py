@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import AutoModelForSequenceClassification
 
-from tests.unit.rl_models import EOS, PAD, actor_critic, batch
+from tests.unit.rl_models import EOS, PAD, actor_critic, batch, shape
 from tinychat.errors import UserError
 from tinychat.models.actor_critic import policy_and_values
 from tinychat.models.decode import DecodeOptions
+from tinychat.models.reward import raw_scores
 from tinychat.rl.rollout import Rollout, sample_replies
-from tinychat.rl.selfcheck import _compare, check_dropout, check_replies, check_tokens, self_check
+from tinychat.rl.selfcheck import (
+    MOST_IN_A_ROW,
+    SCORE_TOLERANCE,
+    FirstRatios,
+    _compare,
+    check_dropout,
+    check_replies,
+    check_scores,
+    check_tokens,
+    self_check,
+)
 from tinychat.world import World
 
 ALONE = World(0, 0, 1, torch.device("cpu"))
@@ -31,14 +44,16 @@ class Policy:
         return policy_and_values(self.model, part["input_ids"], part["targets"], temperature)[0]
 
     def check(self, **other):
-        calls = {"forward": self.logprobs, "update": self.logprobs, "policy": self.model.policy, "score": None}
-        return self_check(self.rollout, PAD, 0.8, dtype=torch.float32, device=torch.device("cpu"), **(calls | other))
+        calls = {"forward": self.logprobs, "update": self.logprobs, "policy": self.model.policy}
+        return self_check(
+            self.rollout, PAD, 0.8, None, dtype=torch.float32, device=torch.device("cpu"), **(calls | other)
+        )
 
 
 @pytest.mark.parametrize("arch", ["gpt2", "llama"])
 def test_a_right_policy_passes(arch: str) -> None:
     policy = Policy(arch)
-    found = policy.check(score=lambda sequences: [float(sequence[-1]) for sequence in sequences])
+    found = policy.check()
     assert found.ratio == 0
     assert max(found.sampler, found.padding) < 1e-5
     assert "passed" in found.describe()
@@ -78,9 +93,55 @@ def test_a_model_that_ignores_positions_is_found() -> None:
         policy.check()
 
 
-def test_a_reward_model_that_reads_padding_is_found() -> None:
-    with pytest.raises(UserError, match="does not read the last real token"):
-        Policy().check(score=lambda sequences: [float(max(map(len, sequences)))] * len(sequences))
+LENGTHS = {"unlike": (30, 21, 16, 9), "alike": (20, 20, 20, 20)}
+
+
+def reward_model(arch: str, seed: int, dtype: torch.dtype, reads_padding: bool) -> Callable:
+    """Outputs of a reward model, as a Scorer computes them; with `reads_padding` of the row's last column."""
+    torch.manual_seed(seed)
+    model = AutoModelForSequenceClassification.from_config(shape(arch, num_labels=1)).eval()
+    torch.nn.init.normal_(model.score.weight, std=0.25)
+
+    @torch.no_grad()
+    def outputs(sequences: list[list[int]]) -> list[float]:
+        width = max(map(len, sequences))
+        ids = torch.tensor([sequence + [PAD] * (width - len(sequence)) for sequence in sequences])
+        real = torch.tensor([[1] * len(sequence) + [0] * (width - len(sequence)) for sequence in sequences])
+        with torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
+            return raw_scores(model, ids, torch.ones_like(real) if reads_padding else real).tolist()
+
+    return outputs
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("arch", ["gpt2", "llama"])
+def test_reward_models_that_read_padding_are_told_from_right_ones(arch: str, dtype: torch.dtype, lengths: str) -> None:
+    """Twenty of each, whatever the lengths of the replies, with and without a known spread of the scores."""
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        sequences = [torch.randint(2, PAD, (length,), generator=generator).tolist() for length in LENGTHS[lengths]]
+        right = reward_model(arch, seed, dtype, reads_padding=False)
+        spread = torch.tensor(right([torch.randint(2, PAD, (12,)).tolist() for _ in range(50)])).std().item()
+        for known in (spread, None):
+            assert check_scores("reward.parts.a", right, sequences, known, dtype) < SCORE_TOLERANCE[dtype]
+            with pytest.raises(UserError, match=r"reward\.parts\.a: .* does not read the last real token"):
+                check_scores("reward.parts.a", reward_model(arch, seed, dtype, True), sequences, known, dtype)
+
+
+def test_a_first_ratio_beyond_rounding_is_told_counted_and_ends_a_run_only_when_it_lasts(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with pytest.raises(UserError, match=r"step 1: the ratio .* training is refused"):
+        FirstRatios(torch.bfloat16, {}).check(1, 0.02)
+    ratios = FirstRatios(torch.bfloat16, {})
+    for step, kl in enumerate([0.0, 0.02, 0.001, *[0.02] * (MOST_IN_A_ROW - 1)], start=1):
+        ratios.check(step, kl)
+    assert ratios.count == MOST_IN_A_ROW
+    assert len(caplog.records) == MOST_IN_A_ROW
+    again = FirstRatios(torch.bfloat16, dict(ratios.state))  # a resumed run goes on counting
+    with pytest.raises(UserError, match=rf"for the {MOST_IN_A_ROW}th step in a row: .* training is refused"):
+        again.check(20, float("nan"))
 
 
 def test_padding_that_ends_replies_is_found() -> None:

@@ -83,6 +83,12 @@ class Engine(ABC):
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
 
+    def set_weight_decay(self, factor: float) -> None:
+        """Set every group's weight decay to `factor` times what it was built with."""
+        for group in self.optimizer.param_groups:
+            group.setdefault("full_weight_decay", group["weight_decay"])
+            group["weight_decay"] = group["full_weight_decay"] * factor
+
     def close(self) -> None:
         """Free what the engine holds beside the model."""
         return

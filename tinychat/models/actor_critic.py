@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from tinychat.models.logprobs import head_returns_nll, last_hidden
+from tinychat.models.reward import head_is
 
 VALUE_FOLDER = "value"  # beside the policy's files in a checkpoint
 POLICY, VALUE, HEAD = "policy.", "value.", "value_head."
@@ -70,14 +71,19 @@ class ActorCritic(nn.Module):
         for part in self.parts:
             part.activation_checkpointing_enable(*options, **named)
 
-    def forward(self, input_ids: Tensor, use_cache: bool = False, **inputs: Any) -> ActorCriticOutput:
+    def forward(
+        self, input_ids: Tensor, use_cache: bool = False, detach_values: bool = False, **inputs: Any
+    ) -> ActorCriticOutput:
+        """detach_values: what is learnt from the values does not reach the policy (under value=shared)."""
         with captured(self.policy.get_output_embeddings()) as seen:
             logits = self.policy(input_ids=input_ids, use_cache=use_cache, **inputs).logits
         if self.value is None:
-            values = self.value_head(seen[0])
+            head, hidden = self.value_head, seen[0].detach() if detach_values else seen[0]
         else:
+            head = self.value.score
             hidden = self.value.base_model(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state
-            values = self.value.score(hidden)
+        with head_is(head, lambda hidden, score: score(hidden)):  # in fp32, as the reward's
+            values = head(hidden)
         return ActorCriticOutput(logits=logits, state_values=values.squeeze(-1).float())
 
     def save_parts(self, weights: dict[str, Tensor], folder: Path, save: Any) -> None:
@@ -124,19 +130,25 @@ def policy_and_values(
     input_ids: Tensor,
     targets: Tensor,
     temperature: float,
-    position_ids: Tensor | None = None,
-    attention_mask: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+    vocab_size: int | None = None,
+    entropy: bool = False,
+    detach_values: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """What one forward pass of an ActorCritic (possibly wrapped) says of each target.
 
-    input_ids, targets: (B, T) as for tinychat.models.logprobs.token_nll, whose numbers these are.
+    input_ids, targets, vocab_size: as for tinychat.models.logprobs.token_nll, whose numbers these are.
+    detach_values: what is learnt from the values does not reach the policy.
 
     Returns:
         logprobs: (B, T) fp32 of the targets, 0 where there is none, at the temperature; with gradient.
         values: (B, T) fp32 of every position; with gradient.
-        hidden: (B, T, D), the policy's last hidden states, from which the output head makes logits.
+        entropy: (B, T) fp32 of the policy's next token where there is a target, else 0, in nats, with
+            gradient; None unless asked for.
     """
     inner = getattr(model, "module", model)
-    with captured(inner.get_output_embeddings()) as seen, head_returns_nll(inner, targets, temperature, exact=True):
-        out = model(input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask)
-    return -out.logits, out.state_values, seen[0]
+    with head_returns_nll(inner, targets, temperature, exact=True, vocab_size=vocab_size, entropy=entropy):
+        out = model(input_ids=input_ids, detach_values=detach_values)
+    if entropy:
+        nll, spread = out.logits.unbind(-1)
+        return -nll, out.state_values, spread
+    return -out.logits, out.state_values, None

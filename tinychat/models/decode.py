@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from tinychat.models.head_loss import tempered
 from tinychat.models.kv_cache import CACHE, BatchCache
 from tinychat.models.lean import LeanModel, Unsupported
 
@@ -217,9 +218,7 @@ def choose(logits: Tensor, draws: Tensor | None, options: DecodeOptions) -> tupl
     if draws is None:
         chosen = logits.argmax(-1)
         return chosen, logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(-1)
-    if options.temperature != 1.0:
-        logits = logits / options.temperature
-    probabilities = torch.softmax(logits, -1)
+    probabilities = torch.softmax(tempered(logits, options.temperature), -1)
     chosen = sample(probabilities, draws)
     return chosen, probabilities.gather(1, chosen[:, None])[:, 0].log()
 

@@ -14,11 +14,17 @@ from torch import Tensor
 from tinychat.models.in_place import adds_in_place, cast
 from tinychat.models.scratch import scratch
 
-EXACT_COLUMNS = 2048  # summed in fp32 at a time
+EXACT_COLUMNS = 2048  # in fp32 at a time
 ADDED_ROWS = 1024  # added to a gradient at a time
 KEPT_ELEMENTS = 1 << 26  # logits kept for a backward pass that would else compute them again: 128 MiB in bf16
 CHUNK_ELEMENTS = 1 << 27  # logits that live at once: 256 MiB in bf16
 EXACT_CHUNK_ELEMENTS = 1 << 25  # the same where several models share the memory
+
+
+def tempered(logits: Tensor, temperature: float) -> Tensor:
+    """Logits divided by the temperature: the one place where that is done, for sampling, losses and measures alike. In
+    fp32: quotients rounded to the 16 bits of the products put probabilities some 0.02 nats a token apart."""
+    return logits if temperature == 1.0 else logits.float() / temperature
 
 
 class LinearNLL(torch.autograd.Function):
@@ -26,12 +32,20 @@ class LinearNLL(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, for_sum: bool, exact: bool
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        temperature: float,
+        for_sum: bool,
+        exact: bool,
+        vocab_size: int | None = None,
     ) -> Tensor:
         eager = for_sum and any(ctx.needs_input_grad[:2])
         nll = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         ctx.weight_dtype, ctx.in_place = weight.dtype, weight if adds_in_place(weight) else None
-        weight = cast(weight, hidden.dtype)
+        ctx.rows = len(weight)
+        weight = cast(weight, hidden.dtype)[:vocab_size]
         gradients = _Gradients(hidden, weight, ctx.needs_input_grad[1]) if eager else None
         small = len(hidden) * len(weight) <= KEPT_ELEMENTS and any(ctx.needs_input_grad[:2])
         ctx.kept = [] if small and not eager else None
@@ -59,7 +73,7 @@ class LinearNLL(torch.autograd.Function):
         if gradients is not None and len(grad) and bool((grad == grad[0]).all()):
             factor = float(grad[0])
         else:
-            into = None if ctx.in_place is None else ctx.in_place.grad
+            into = None if ctx.in_place is None else ctx.in_place.grad[: len(weight)]
             gradients = _Gradients(hidden, weight, ctx.needs_input_grad[1], into)
             for part in _chunks(len(hidden), len(weight), ctx.exact):
                 if kept:
@@ -69,8 +83,8 @@ class LinearNLL(torch.autograd.Function):
                 gradients.add(e, total, own, targets[part], grad[part, None] / ctx.temperature, part)
                 scratch.give(e)
                 del e
-        of_weight = gradients.of_weight(factor, ctx.weight_dtype, ctx.in_place)
-        return gradients.of_hidden * factor, of_weight, None, None, None, None
+        of_weight = gradients.of_weight(factor, ctx.weight_dtype, ctx.in_place, ctx.rows)
+        return gradients.of_hidden * factor, of_weight, None, None, None, None, None
 
 
 def _chunks(tokens: int, vocabulary: int, exact: bool) -> Iterator[slice]:
@@ -88,16 +102,20 @@ def _exp_logits(
 
 
 def _exponentiate(z: Tensor, targets: Tensor, temperature: float, exact: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """exp(z - max z) (n, V) in place of the logits; its row sums and the target's z - max z, both fp32 (n, 1)."""
-    if temperature != 1.0:
-        z.div_(temperature)
+    """exp((z - max z) / temperature) (n, V) in place of the logits; its row sums and the target's (z - max z) /
+    temperature, both fp32 (n, 1)."""
     top = z.amax(-1, keepdim=True)
-    own = z.gather(1, targets[:, None]).float() - top.float()
+    own = tempered(z.gather(1, targets[:, None]).float() - top.float(), temperature)
+    if exact or temperature != 1.0:  # in fp32 from the logits on, by columns that stay in a processor's cache
+        total, top = torch.zeros_like(own), top.float()
+        for part in z.split(EXACT_COLUMNS if z.device.type == "cpu" else 16 * EXACT_COLUMNS, -1):
+            e = tempered(part.float() - top, temperature).exp_()
+            total += e.sum(-1, keepdim=True)
+            part.copy_(e)
+        return z, total, own
     e = z.sub_(top).exp_()
     if e.is_cuda:
         return e, e.sum(-1, keepdim=True, dtype=torch.float32), own
-    if exact:  # by columns that stay in the processor's cache
-        return e, sum(part.float().sum(-1, keepdim=True) for part in e.split(EXACT_COLUMNS, -1)), own  # type: ignore
     # A CPU sums bf16 in fp32 inside and rounds once; asking it for fp32 takes a far slower path.
     return e, e.sum(-1, keepdim=True).float(), own
 
@@ -143,23 +161,25 @@ class _Gradients:
             _add(self._sum, more)
         scratch.give(more)
 
-    def of_weight(self, factor: float, dtype: torch.dtype, in_place: Tensor | None) -> Tensor | None:
-        """`factor` times the gradient of the weight, for autograd; None where it has been added to that of in_place, or
-        nobody asks. Once."""
+    def of_weight(self, factor: float, dtype: torch.dtype, in_place: Tensor | None, rows: int) -> Tensor | None:
+        """`factor` times the gradient of the weight, for autograd, of all its `rows`; None where it has been added to
+        that of in_place, or nobody asks. Once."""
         if not self._trained or self._into is not None:
             return None
         done, self._sum = self._sum, None
         if in_place is not None:
             assert in_place.grad is not None
             if done is not None:
-                _add(in_place.grad, done, factor)
+                _add(in_place.grad[: len(done)], done, factor)
                 scratch.give(done)
             return None
+        missing = torch.zeros(rows - (0 if done is None else len(done)), self._weight.shape[1], dtype=dtype)
+        missing = missing.to(self._weight.device)
         if done is None:
-            return torch.zeros(self._weight.shape, dtype=dtype, device=self._weight.device)
+            return missing
         found = (done * factor).to(dtype)
         scratch.give(done)
-        return found
+        return torch.cat([found, missing]) if len(missing) else found
 
 
 def _add(into: Tensor, more: Tensor, factor: float = 1.0) -> None:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from tinychat.malloc import LARGE
 from tinychat.models.attention import plan_blocks, uses_blocked_attention
-from tinychat.models.head_loss import LinearNLL, nll_of_logits
+from tinychat.models.head_entropy import LinearEntropy, kept_entropy
+from tinychat.models.head_loss import LinearNLL, nll_of_logits, tempered
 
 IGNORED = -100
 
@@ -32,6 +33,7 @@ def token_nll(
     label_smoothing: float = 0.0,
     segments: Tensor | None = None,
     exact: bool = False,
+    vocab_size: int | None = None,
 ) -> Tensor:
     """Negative log-likelihood of each target.
 
@@ -50,6 +52,7 @@ def token_nll(
             alone. Stands in place of attention_mask; position_ids restart with each sequence.
         exact: normalise in fp32 also where the products run in bf16 on a CPU. Rounded sums are some 0.002 nats off:
             nothing for a loss, much for the ratio of two probabilities.
+        vocab_size: only ids below it are tokens, and their probabilities sum to 1; None: all rows of the head.
 
     Returns:
         (B, T) fp32, in nats; 0 where the target is IGNORED.
@@ -61,7 +64,7 @@ def token_nll(
         more["block_plan"] = plan_blocks(segments.shape[1], segments)
     elif segments is not None:
         more["attention_mask"] = segment_mask(segments)
-    with head_returns_nll(inner, targets, temperature, for_sum, label_smoothing, exact):
+    with head_returns_nll(inner, targets, temperature, for_sum, label_smoothing, exact, vocab_size):
         return model(input_ids=input_ids, position_ids=position_ids, use_cache=False, **more).logits
 
 
@@ -86,20 +89,27 @@ def head_returns_nll(
     for_sum: bool = False,
     smoothing: float = 0.0,
     exact: bool = False,
+    vocab_size: int | None = None,
+    entropy: bool = False,
 ) -> Iterator[None]:
-    """Inside, the output head of a causal language model gives losses (B, T) in place of logits; as token_nll."""
+    """Inside, the output head of a causal language model gives losses (B, T) in place of logits; as token_nll. With
+    `entropy` (B, T, 2): beside each loss the entropy of the distribution it was computed from."""
     head = model.get_output_embeddings()
     original = head.forward
     fused = type(head) is torch.nn.Linear and head.bias is None
+    kept = targets != IGNORED
 
     def forward(hidden: Tensor) -> Tensor:
         if fused:
-            return linear_nll(hidden, head.weight, targets, temperature, for_sum, smoothing, exact)
-        logits = original(hidden).float().flatten(0, 1) / temperature
-        nll = F.cross_entropy(
-            logits, targets.flatten(), ignore_index=IGNORED, reduction="none", label_smoothing=smoothing
-        )
-        return nll.view_as(targets)
+            nll = linear_nll(hidden, head.weight, targets, temperature, for_sum, smoothing, exact, vocab_size)
+            if entropy:
+                spread = _linear_entropy(hidden[kept], head.weight, temperature, vocab_size)
+        else:
+            logits = tempered(original(hidden[kept]).float()[:, :vocab_size], temperature)
+            nll = _placed(F.cross_entropy(logits, targets[kept], reduction="none", label_smoothing=smoothing), kept)
+            if entropy:
+                spread = kept_entropy(logits)
+        return torch.stack([nll, _placed(spread, kept)], -1) if entropy else nll
 
     head.forward = forward
     try:
@@ -129,18 +139,17 @@ def last_hidden(model: Any) -> Iterator[list[Tensor]]:
 
 class OutputHead:
     """The output head of a causal language model for many calls without gradient, with the arithmetic of token_nll:
-    under autocast its weight is cast once, not in each call."""
+    under autocast its weight is cast once, not in each call. vocab_size as for token_nll."""
 
-    def __init__(self, model: Any):
+    def __init__(self, model: Any, vocab_size: int | None = None):
         head = model.get_output_embeddings()
         kind = head.weight.device.type
-        self._run, self._fused = head, type(head) is torch.nn.Linear and head.bias is None
-        dtype = head.weight.dtype
-        if torch.is_autocast_enabled(kind):
-            dtype = torch.get_autocast_dtype(kind)
-            if type(head) is torch.nn.Linear:
-                weight, bias = (None if x is None else x.detach().to(dtype) for x in (head.weight, head.bias))
-                self._run = lambda hidden: F.linear(hidden, weight, bias)
+        self._run, self._fused = (lambda hidden: head(hidden)[:, :vocab_size]), False
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else head.weight.dtype
+        if type(head) is torch.nn.Linear:
+            parts = (None if x is None else x.detach().to(dtype)[:vocab_size] for x in (head.weight, head.bias))
+            weight, bias = parts
+            self._run, self._fused = (lambda hidden: F.linear(hidden, weight, bias)), bias is None
         # So many that their logits are not of LARGE bytes: their memory then serves for the next ones.
         self.tokens_at_once = max(1, (LARGE - 1) // (model.config.vocab_size * dtype.itemsize))
 
@@ -152,7 +161,7 @@ class OutputHead:
         """(n, V), (n,) -> (n,) fp32: what token_nll with `exact` says. Overwrites the logits."""
         if self._fused:
             return nll_of_logits(logits, targets, temperature)
-        return F.cross_entropy(logits.float() / temperature, targets, reduction="none")
+        return F.cross_entropy(tempered(logits.float(), temperature), targets, reduction="none")
 
 
 def linear_nll(
@@ -163,6 +172,7 @@ def linear_nll(
     for_sum: bool,
     smoothing: float = 0.0,
     exact: bool = False,
+    vocab_size: int | None = None,
 ) -> Tensor:
     """Cross-entropy of softmax(hidden @ weight.T / temperature), (B, T) fp32, 0 where the target is IGNORED.
 
@@ -173,8 +183,22 @@ def linear_nll(
         hidden = hidden.to(torch.get_autocast_dtype(kind))
     kept = targets != IGNORED
     with torch.autocast(kind, enabled=False):
-        nll = LinearNLL.apply(hidden[kept], weight, targets[kept], temperature, for_sum, exact)
+        nll = LinearNLL.apply(hidden[kept], weight, targets[kept], temperature, for_sum, exact, vocab_size)
         if smoothing:  # -(1 - ε)·log p(y) - ε·mean(log p) = nll + ε·(z(y) - mean(z)): the normalisation cancels
-            chosen, mean = weight[targets[kept]], weight.float().mean(0)
+            chosen, mean = weight[targets[kept]], weight[:vocab_size].float().mean(0)
             nll = nll + smoothing / temperature * (hidden[kept].float() * (chosen.float() - mean)).sum(-1)
-    return torch.zeros(targets.shape, dtype=torch.float32, device=hidden.device).masked_scatter(kept, nll)
+    return _placed(nll, kept)
+
+
+def _linear_entropy(hidden: Tensor, weight: Tensor, temperature: float, vocab_size: int | None) -> Tensor:
+    """(n, D), (V, D) -> (n,); under autocast the products run in its type."""
+    kind = hidden.device.type
+    if torch.is_autocast_enabled(kind):
+        hidden = hidden.to(torch.get_autocast_dtype(kind))
+    with torch.autocast(kind, enabled=False):
+        return LinearEntropy.apply(hidden, weight, temperature, vocab_size)
+
+
+def _placed(values: Tensor, kept: Tensor) -> Tensor:
+    """(n,) to the n places of kept (B, T), 0 elsewhere; fp32."""
+    return torch.zeros(kept.shape, dtype=torch.float32, device=kept.device).masked_scatter(kept, values)

@@ -274,12 +274,13 @@ def _through_head(
         more["position_ids"] = position_ids
         if attention_mask is not None:  # else transformers takes positions that restart for packed sequences
             more["attention_mask"] = attention_mask.long()
-    with _head_is(_head_of(_unwrapped(model)), head):
+    with head_is(_head_of(_unwrapped(model)), head):
         return model(input_ids=input_ids, use_cache=False, **more).logits
 
 
 @contextlib.contextmanager
-def _head_is(layer: Any, head: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]) -> Iterator[None]:
+def head_is(layer: Any, head: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]) -> Iterator[None]:
+    """Inside, calls of a linear layer give head(hidden, score); score multiplies with its weight in fp32."""
     original = layer.forward
 
     def score(hidden: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from tinychat.models.attention import use_blocked_attention
 from tinychat.models.norms import use_fused_norms
 from tinychat.models.reward import load_reward_model, normalise, raw_scores, settings
 from tinychat.models.rotary import use_fused_rotary
+from tinychat.schema_stages import ScoreRange
 from tinychat.text.chat_render import Message
 from tinychat.text.chat_template import encode_chats
 from tinychat.text.tokenizer import load_saved_tokenizer, tokenizer_fingerprint
@@ -57,9 +58,20 @@ class Scorer:
                 "on a checkpoint with the same tokenizer: stage=reward init_from=CHECKPOINT"
             )
 
-    @torch.no_grad()
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation of the head's outputs on the replies it was normalised on; None: it was not."""
+        found = settings(self.model.config)
+        return None if found["range"] == ScoreRange.raw.value else found["std"]
+
     def score_ids(self, sequences: Sequence[Sequence[int]]) -> list[float]:
-        """Scores of sequences of prompt and reply, which end with the reply's end token (or where it was cut).
+        """Scores of sequences of prompt and reply, which end with the reply's end token (or where it was cut). Raises
+        UserError as outputs."""
+        return normalise(torch.tensor(self.outputs(sequences)), self.model.config).tolist()
+
+    @torch.no_grad()
+    def outputs(self, sequences: Sequence[Sequence[int]]) -> list[float]:
+        """The head's outputs, of which scores are made.
 
         Raises UserError for an empty sequence and one longer than the model's context.
         """
@@ -79,15 +91,14 @@ class Scorer:
         return scores
 
     def _batch(self, sequences: list[Sequence[int]]) -> list[float]:
-        """Scores of sequences, the longest first."""
+        """Outputs for sequences, the longest first."""
         ids = torch.full((len(sequences), len(sequences[0])), int(self.tokenizer.pad_token_id or 0))
         real = torch.zeros(ids.shape, dtype=torch.bool)
         for row, sequence in enumerate(sequences):
             ids[row, : len(sequence)] = torch.as_tensor(sequence)
             real[row, : len(sequence)] = True
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32):
-            raw = raw_scores(self.model, ids.to(self.device), real.to(self.device))
-        return normalise(raw, self.model.config).tolist()
+            return raw_scores(self.model, ids.to(self.device), real.to(self.device)).tolist()
 
     def encode(self, prompts: Sequence[list[Message]], replies: Sequence[str]) -> list[list[int]]:
         """Tokens of each prompt ([system,] user, ..., user) with its reply, up to the reply's end token.

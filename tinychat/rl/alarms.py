@@ -21,6 +21,7 @@ class Alarms:
     lasts. `state` is plain numbers: saved with a checkpoint, a resumed run goes on comparing."""
 
     kl_target: float | None = None
+    sampler_gap: float | None = None  # bound on rl/sampler_gap, in nats per token; None: no alarm
     state: dict[str, list[float]] = field(default_factory=dict)
     active: dict[str, str] = field(default_factory=dict)  # the alarms of the last rollout: name -> sentence
 
@@ -64,6 +65,14 @@ class Alarms:
             found["clip"] = (
                 f"{metrics['rl/clip_frac']:.0%} of the tokens are clipped: updates are too large; lower stage.lr or "
                 "stage.epochs"
+            )
+        gap = metrics.get("rl/sampler_gap", 0.0)
+        if self.sampler_gap is not None and not gap <= self.sampler_gap:
+            found["sampler"] = (
+                f"sampling and update disagree: {gap:.2g} nats per token between the log-probabilities that were "
+                f"recorded while sampling and those of the forward pass (more than {self.sampler_gap:.2g}); replies "
+                "are not drawn from the policy that learns from them: precision=fp32 tells whether rounding is the "
+                "reason"
             )
         if self._over_optimised():
             found["gold"] = (

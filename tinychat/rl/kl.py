@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinychat.errors import UserError
+from tinychat.models.head_loss import tempered
 
 LOG_RATIO_BOUND = 20.0  # exp(20) is 5e8: far beyond any ratio that means something, far below fp32's largest number
 
@@ -85,12 +86,6 @@ def kl_from_logits(logits: Tensor, ref_logits: Tensor) -> Tensor:
     return (logp.exp() * (logp - logq).masked_fill(logp.isneginf(), 0.0)).sum(-1)
 
 
-def entropy_from_logits(logits: Tensor) -> Tensor:
-    """Entropy of the next token, -Σ_v p_v log p_v: (..., V) -> (...) fp32. A logit of -inf adds nothing."""
-    logp = F.log_softmax(logits.float(), -1)
-    return -(logp.exp() * logp.masked_fill(logp.isneginf(), 0.0)).sum(-1)
-
-
 def elements_at_once(on_cpu: bool) -> int:
     """Of kl_and_entropy: so few that a CPU keeps them in its cache, so many that a GPU is busy."""
     return 1 << 19 if on_cpu else 1 << 22
@@ -124,4 +119,4 @@ def kl_and_entropy(
 
 
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
-    return F.log_softmax(logits if temperature == 1 else logits.float() / temperature, -1, dtype=torch.float32)
+    return F.log_softmax(tempered(logits, temperature), -1, dtype=torch.float32)

@@ -7,6 +7,7 @@ depends on the seed and the step alone, not on the number of ranks.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +18,9 @@ import torch
 from torch import Tensor
 
 from tinychat.data.preference_prompts import PromptBatch, PromptRow
-from tinychat.models.decode import DecodeOptions, decode
+from tinychat.models.decode import Decoded, DecodeOptions, decode
 from tinychat.models.logprobs import IGNORED
+from tinychat.run_files import write_text_atomic
 from tinychat.world import World
 
 WIDTH_MULTIPLE = 8  # rows are padded to a multiple of it
@@ -89,11 +91,25 @@ def sample_replies(
     first = world.rank * share
     own = batch.ids[first : first + share]
     done = decode(model, own, DecodeOptions(**{**vars(options), "first": first}), pad_id, batch_size, dtype)
-    everywhere: list[list[Any]] = [[], [], []]
-    for part in world.texts(json.dumps([done.responses, done.logprobs, done.ended])):
-        for found, more in zip(everywhere, json.loads(part), strict=True):
-            found.extend(more)
-    return Rollout(batch.rows, batch.ids, *everywhere)
+    return Rollout(batch.rows, batch.ids, *_of_all_ranks(done, options.max_new_tokens, world))
+
+
+def _of_all_ranks(done: Decoded, width: int, world: World) -> tuple[list[list[int]], list[list[float]], list[bool]]:
+    """Responses of up to `width` tokens, their log-probabilities and whether they ended, of every rank. As tensors:
+    text of so many numbers would take longer than the network."""
+    if world.size == 1:
+        return done.responses, done.logprobs, done.ended
+    lengths = [len(response) for response in done.responses]
+    ids = torch.zeros(len(lengths), 2 + width, dtype=torch.int64)
+    ids[:, 0], ids[:, 1] = torch.tensor(lengths), torch.tensor(done.ended)
+    logprobs = torch.zeros(len(lengths), width)  # in fp32, as they were recorded
+    for row, length in enumerate(lengths):
+        ids[row, 2 : 2 + length] = torch.tensor(done.responses[row])
+        logprobs[row, :length] = torch.tensor(done.logprobs[row])
+    found = world.gather(ids.to(world.device)).tolist()
+    scores = world.gather(logprobs.to(world.device)).tolist()
+    responses = [row[2 : 2 + row[0]] for row in found]
+    return responses, [own[: row[0]] for own, row in zip(scores, found, strict=True)], [bool(row[1]) for row in found]
 
 
 def to_experience(prompts: Sequence[list[int]], responses: Sequence[list[int]], pad_id: int) -> Experience:
@@ -147,23 +163,29 @@ def minibatches(rollout_size: int, batch_size: int, seed: int, step: int, epoch:
 
 
 def write_rollout(path: Path, rollout: Rollout, experience: Experience, facts: dict[str, Any]) -> None:
-    """Everything that a step learnt from, to replay it: one line of JSON for the step's facts, then one a reply."""
+    """Everything that a step learnt from, to replay it: one line of JSON for the step's facts, then one a reply. The
+    file is there as a whole or not at all."""
     lines = [json.dumps(facts)]
     for index in range(len(rollout)):
         own = experience.mask[index]
-        numbers = {name: [round(x, 6) for x in part[index][own].tolist()] for name, part in experience.fields.items()}
-        lines.append(
-            json.dumps(
-                {
-                    "place": rollout.rows[index].place,
-                    "prompt": rollout.prompts[index],
-                    "response": rollout.responses[index],
-                    "ended": rollout.ended[index],
-                    "score": round(rollout.scores[index].item(), 6),
-                    "sampled": [round(x, 6) for x in rollout.sampled[index]],
-                    **numbers,
-                }
-            )
-        )
+        facts_of_reply = {
+            "place": rollout.rows[index].place,
+            "prompt": rollout.prompts[index],
+            "response": rollout.responses[index],
+            "ended": rollout.ended[index],
+            "score": round(rollout.scores[index].item(), 6),
+        }
+        numbers = {"sampled": rollout.sampled[index]}
+        numbers |= {name: part[index][own].tolist() for name, part in experience.fields.items()}
+        lists = "".join(f', "{name}": {_json_list(values)}' for name, values in numbers.items())
+        lines.append(f"{json.dumps(facts_of_reply)[:-1]}{lists}}}")
     path.parent.mkdir(exist_ok=True)
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text_atomic(path, "\n".join(lines) + "\n")
+
+
+def _json_list(values: list[float]) -> str:
+    """Numbers to the seven digits that fp32 has, written by one format string: a fifth of the time that rounding each
+    and json.dumps take, which at 512 replies of 256 tokens is seconds."""
+    if not all(map(math.isfinite, values)):
+        return json.dumps(values)
+    return f"[{', '.join(['%.7g'] * len(values)) % tuple(values)}]"

@@ -6,6 +6,7 @@ padding that changes what a model says would each spoil training without an erro
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,26 +18,31 @@ from tinychat.errors import UserError
 from tinychat.models.logprobs import IGNORED, token_nll
 from tinychat.rl.rollout import Rollout, to_experience
 
+log = logging.getLogger(__name__)
 ROWS = 4  # replies looked at
-SCORE_TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 1.5, torch.float16: 0.5}  # in the reward model's unit
+# Of a score, in standard deviations. Measured on gpt2 and llama, 20 seeds each: right ones differ by at most 3.3e-6 in
+# fp32 and 0.033 in bf16, ones that read padding by 0.36 or more.
+SCORE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
+NOISE_TIMES = 4  # or by so many times what the same sequence differs among equals, where no padding is
 # Nats at temperature 1, on any one token: logits between 32 and 64 are a quarter apart in bf16.
 TOLERANCE = {torch.float32: 2e-4, torch.bfloat16: 0.4, torch.float16: 0.05}
 MEAN_TOLERANCE = {torch.float32: 5e-5, torch.bfloat16: 0.03, torch.float16: 0.01}  # on the mean
+MAX_FIRST_KL = {torch.float32: 1e-6, torch.bfloat16: 1e-2, torch.float16: 1e-3}  # k3 per token, where it must be 0
+MOST_IN_A_ROW = 5  # steps beyond it
 
 
 @dataclass(frozen=True)
 class SelfCheck:
-    """Largest distances found, in nats (scores: in the reward model's unit)."""
+    """Largest distances found, in nats."""
 
     ratio: float  # of log-probabilities in the update's forward pass from those of the rollout's
     sampler: float  # of those from the ones recorded while sampling, with left padding and a cache
     padding: float  # of a row alone from the row among longer ones, padded on the left
-    score: float  # of a reply's score alone from its score among longer ones
 
     def describe(self) -> str:
         return (
             f"self-check passed: ratio 1 within {self.ratio:.1e}, sampling within {self.sampler:.1e}, padding within "
-            f"{self.padding:.1e} nats, scores within {self.score:.1e}"
+            f"{self.padding:.1e} nats"
         )
 
 
@@ -72,14 +78,14 @@ def self_check(
     rollout: Rollout,
     pad_id: int,
     temperature: float,
+    vocab_size: int | None,
     forward: Callable[[dict[str, Tensor]], Tensor],
     update: Callable[[dict[str, Tensor]], Tensor],
     policy: Any,
-    score: Callable[[list[list[int]]], list[float]] | None,
     dtype: torch.dtype,
     device: torch.device,
 ) -> SelfCheck:
-    """Compare the ways in which the same few replies get their probabilities and scores. What is allowed is for rounded
+    """Compare the ways in which the same few replies get their probabilities. What is allowed is for rounded
     logits, which a temperature below 1 spreads.
 
     forward, update: batch -> log-probabilities (b, t), as a rollout is measured and as an update begins. policy: called
@@ -109,32 +115,94 @@ def self_check(
         "temperature, positions under left padding, or the cache are treated differently",
     )
     padding = _compare(
-        _left_padded(policy, prompts, responses, pad_id, temperature, device),
-        _alone(policy, prompts, responses, pad_id, temperature, device),
+        _left_padded(policy, prompts, responses, pad_id, temperature, vocab_size, device),
+        _alone(policy, prompts, responses, temperature, vocab_size, device),
         dtype,
         temperature,
         "padding on the left changes log-probabilities",
         "the model does not heed attention_mask and position_ids",
     )
-    gap = 0.0
-    if score is not None:
-        sequences = rollout.sequences[:ROWS]
-        together, alone = score(sequences), [score([sequence])[0] for sequence in sequences]
-        gap = max(abs(a - b) for a, b in zip(together, alone, strict=True))
-        if gap > SCORE_TOLERANCE[dtype]:
+    return SelfCheck(ratio, sampler, padding)
+
+
+def check_scores(
+    name: str,
+    outputs: Callable[[list[list[int]]], list[float]],
+    sequences: list[list[int]],
+    spread: float | None,
+    dtype: torch.dtype,
+) -> float:
+    """How far a sequence's score among longer ones is from its score alone, in standard deviations, at most.
+
+    name: of the reward, for the message; outputs: sequences -> what the reward model's head gives; spread: the standard
+    deviation of these, None: that of the ones found here. Raises UserError where padding changes scores by more than
+    rounding does.
+    """
+    whole = sequences[:ROWS]
+    # Replies may all be of a length: with beginnings of them there is padding in any case.
+    whole = whole + [sequence[: max(1, len(sequence) // 2)] for sequence in whole]
+    together, alone = outputs(whole), [outputs([sequence])[0] for sequence in whole]
+    among_equals = [outputs([sequence] * ROWS)[0] for sequence in whole[:ROWS]]
+    unit = torch.tensor(alone).double().std().item() if spread is None else spread
+    unit = max(unit, torch.finfo(torch.float32).eps * max(map(abs, alone)), torch.finfo(torch.float32).tiny)
+    gap = max(abs(a - b) for a, b in zip(together, alone, strict=True)) / unit
+    noise = max(abs(a - b) for a, b in zip(among_equals, alone, strict=False)) / unit
+    if not gap <= max(SCORE_TOLERANCE[dtype], NOISE_TIMES * noise):
+        raise UserError(
+            f"self-check: {name}: a reply's score among longer ones differs by {gap:.3g} standard deviations from its "
+            "score alone: the reward model does not read the last real token, but padding"
+        )
+    return gap
+
+
+def mean_tolerance(dtype: torch.dtype, temperature: float) -> float:
+    """How far log-probabilities may be apart on average, in nats a token: a temperature below 1 spreads what is
+    rounded."""
+    return MEAN_TOLERANCE[dtype] / min(1.0, temperature)
+
+
+class FirstRatios:
+    """The first minibatch of a rollout is learnt from by the policy that wrote it: whether that shows, step by step.
+
+    One step beyond rounding is told and counted, MOST_IN_A_ROW of them, or the first that a run makes, end it. `state`
+    is plain numbers, saved with a checkpoint.
+    """
+
+    def __init__(self, dtype: torch.dtype, state: dict[str, int]):
+        self._bound = MAX_FIRST_KL[dtype]
+        self.state = {"count": 0, "in_a_row": 0, **state}
+
+    @property
+    def count(self) -> int:
+        """Steps beyond the bound up to now."""
+        return self.state["count"]
+
+    def check(self, step: int, first_kl: float) -> None:
+        """first_kl: estimate k3 over the first minibatch, in nats per token. Raises UserError."""
+        if first_kl <= self._bound:
+            self.state["in_a_row"] = 0
+            return
+        self.state = {name: number + 1 for name, number in self.state.items()}
+        what = (
+            f"step {step}: the ratio of new to old probability is not 1 before the rollout's first update (KL "
+            f"{first_kl:.2g} nats per token, at most {self._bound:g} is rounding)"
+        )
+        row = self.state["in_a_row"]
+        if step == 1 or row >= MOST_IN_A_ROW:
+            again = f", for the {row}th step in a row" if step > 1 else ""
             raise UserError(
-                f"self-check: a reply's score among longer ones differs by {gap:.3g} from its score alone: the reward "
-                "model does not read the last real token"
+                f"{what}{again}: the update computes other probabilities than the rollout; training is refused. "
+                "precision=fp32 tells whether rounding is the reason"
             )
-    return SelfCheck(ratio, sampler, padding, gap)
+        log.warning("%s; training goes on unless that lasts for %d steps", what, MOST_IN_A_ROW)
 
 
 def _compare(found: Tensor, wanted: Tensor, dtype: torch.dtype, temperature: float, what: str, why: str) -> float:
     """The largest distance; UserError where it, or the mean distance, is beyond rounding."""
     distance = (found - wanted).abs()
     largest, mean = distance.max().item(), distance.mean().item()
-    wider = 1 / min(1.0, temperature)
-    if not (largest <= wider * TOLERANCE[dtype] and mean <= wider * MEAN_TOLERANCE[dtype]):
+    within = largest <= TOLERANCE[dtype] / min(1.0, temperature) and mean <= mean_tolerance(dtype, temperature)
+    if not within:
         raise UserError(
             f"self-check: {what} (up to {largest:.3g} nats a token, {mean:.3g} on average): {why}; training is refused"
         )
@@ -143,7 +211,13 @@ def _compare(found: Tensor, wanted: Tensor, dtype: torch.dtype, temperature: flo
 
 @torch.no_grad()
 def _left_padded(
-    policy: Any, prompts: list[list[int]], responses: list[list[int]], pad_id: int, temperature: float, device: Any
+    policy: Any,
+    prompts: list[list[int]],
+    responses: list[list[int]],
+    pad_id: int,
+    temperature: float,
+    vocab_size: int | None,
+    device: Any,
 ) -> Tensor:
     """Log-probabilities of all responses, one behind the other, from rows padded on the left."""
     rows = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
@@ -154,13 +228,19 @@ def _left_padded(
     for index, response in enumerate(responses):
         targets[index, width - 1 - len(response) :] = torch.tensor(response, device=device)
     positions = (seen.cumsum(1) - 1).clamp(min=0)
-    nll = token_nll(policy, ids[:, :-1], targets, positions[:, :-1], seen[:, :-1], temperature, exact=True)
+    places = {"position_ids": positions[:, :-1], "attention_mask": seen[:, :-1]}
+    nll = token_nll(policy, ids[:, :-1], targets, **places, temperature=temperature, exact=True, vocab_size=vocab_size)
     return -nll[targets != IGNORED].float().cpu()
 
 
 @torch.no_grad()
 def _alone(
-    policy: Any, prompts: list[list[int]], responses: list[list[int]], pad_id: int, temperature: float, device: Any
+    policy: Any,
+    prompts: list[list[int]],
+    responses: list[list[int]],
+    temperature: float,
+    vocab_size: int | None,
+    device: Any,
 ) -> Tensor:
     """The same from rows without any padding, one at a time."""
     found = []
@@ -168,6 +248,6 @@ def _alone(
         ids = torch.tensor([prompt + response], device=device)
         targets = ids[:, 1:].clone()
         targets[:, : len(prompt) - 1] = IGNORED
-        nll = token_nll(policy, ids[:, :-1], targets, temperature=temperature, exact=True)
+        nll = token_nll(policy, ids[:, :-1], targets, temperature=temperature, exact=True, vocab_size=vocab_size)
         found.append(-nll[targets != IGNORED].float().cpu())
     return torch.cat(found)

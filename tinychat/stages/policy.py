@@ -118,6 +118,7 @@ class Sampler:
         self._engine, self._reference, self._rewards = engine, reference, rewards
         self.shape = prompt_shape(config)
         self.end_ids, self.temperature = end_ids(tokenizer), config.stage.temperature
+        self.vocab_size = vocabulary_size(tokenizer)  # the head may have more rows; they are no tokens
 
     @contextlib.contextmanager
     def at(self, temperature: float) -> Iterator[None]:
@@ -131,7 +132,7 @@ class Sampler:
     def sample(self, batch: PromptBatch, seed: int) -> Rollout:
         """A reply to each prompt of a global batch."""
         stage = self._stage
-        options = DecodeOptions(stage.response_length, self.end_ids, self.temperature, seed=seed)
+        options = DecodeOptions(stage.response_length, self.end_ids, self.temperature, seed, self.vocab_size)
         with self._engine.generation() as model:
             return sample_replies(
                 model.policy,
@@ -159,10 +160,10 @@ class Sampler:
             # How often the heads are called depends on a rank's own tokens.
             with self._engine.whole(model.get_output_embeddings()):
                 with self._reference.model(model.policy) as reference:
-                    ref_head = OutputHead(reference)
+                    ref_head = OutputHead(reference, self.vocab_size)
                 found = token_measures(
                     hidden,
-                    OutputHead(model),
+                    OutputHead(model, self.vocab_size),
                     seen[0],
                     ref_head,
                     batch["targets"],
@@ -176,7 +177,8 @@ class Sampler:
         """Log-probabilities (b, t) as an update computes them: with the model in training mode."""
         with self._engine.inference() as model:
             model.train()
-            return policy_and_values(model, batch["input_ids"], batch["targets"], self.temperature)[0]
+            ids, targets = batch["input_ids"], batch["targets"]
+            return policy_and_values(model, ids, targets, self.temperature, self.vocab_size)[0]
 
     def replies(self, rollout: Rollout) -> list[str]:
         """The replies as text."""

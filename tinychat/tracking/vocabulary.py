@@ -76,6 +76,7 @@ METRICS: dict[str, str] = {
     "rl/clip_frac": "share of the updates' tokens whose loss the clipping decides",
     "rl/value_clip_frac": "share of the updates' tokens whose value loss the clipping decides",
     "rl/ratio": "mean ratio of new to old probability over the updates' tokens",
+    "rl/first_kl": "KL of the policy from itself before a step's first update, in nats per token: 0 but for rounding",
     "rl/updates": "updates of the step that were made; fewer than planned where max_kl stopped them",
     "rl/sampler_gap": "mean distance of log-probabilities while sampling and in the forward pass, in nats per token",
     "perf/rollout_seconds": "seconds of the step spent on sampling replies",
@@ -105,7 +106,7 @@ METRICS: dict[str, str] = {
 LOWER_IS_BETTER = frozenset(
     "train/loss train/grad_norm eval/loss eval/ppl eval/bits_per_byte eval/response_loss eval/response_ppl "
     "eval/over_refusal eval/reward_ece eval/kl rl/kl rl/kl_per_token rl/kl_full rl/policy_loss rl/value_loss "
-    "rl/approx_kl rl/clip_frac rl/value_clip_frac rl/sampler_gap perf/rollout_seconds perf/scoring_seconds "
+    "rl/approx_kl rl/clip_frac rl/value_clip_frac rl/sampler_gap rl/first_kl perf/rollout_seconds perf/scoring_seconds "
     "perf/update_seconds perf/step_seconds perf/memory_gb tokenizer/tokens_per_word tokenizer/unknown_tokens".split()
 )
 
