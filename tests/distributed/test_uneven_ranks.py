@@ -13,11 +13,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig
 
-import tinychat.models.logprobs
-import tinychat.stages.policy
 from tests.conftest import REPOSITORY, TORCHRUN, environment_of, result_of, write_rows
 from tests.distributed import uneven_driver
-from tests.unit.rl_models import VOCABULARY
 from tinychat.models.logprobs import OutputHead
 from tinychat.world import World
 
@@ -42,9 +39,7 @@ def on_two_ranks(*ways: str) -> dict[str, dict[str, Any]]:
 def check(ways: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Two ranks sample, measure and learn what one process does."""
     found = on_two_ranks(*ways)
-    monkeypatch.setattr(tinychat.models.logprobs, "LARGE", uneven_driver.TOKENS_AT_ONCE * VOCABULARY * 4 + 1)
-    monkeypatch.setattr(tinychat.stages.policy, "end_ids", lambda _tokenizer: uneven_driver.ENDS)
-    monkeypatch.setattr(tinychat.stages.policy, "vocabulary_size", lambda _tokenizer: VOCABULARY)
+    uneven_driver.patch(monkeypatch.setattr)
     assert OutputHead(uneven_driver.language_model("llama")).tokens_at_once == uneven_driver.TOKENS_AT_ONCE
     for way in ways:
         wanted = uneven_driver.run(f"none/{way.split('/', 1)[1]}", World(0, 0, 1, torch.device("cpu")))
@@ -57,8 +52,8 @@ def check(ways: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_rollouts_of_uneven_ranks_under_zero3(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A head that is called once for each few tokens, an adapter on it, and an architecture that generates through
-    transformers' own forward pass."""
+    """A head that is called once for each few tokens, in rollouts and in the evaluation of given replies, an adapter on
+    it, and an architecture that generates through transformers' own forward pass."""
     check(["zero3/llama/none", "zero3/llama/lm_head", "zero3/mistral/none"], monkeypatch)
 
 

@@ -8,28 +8,35 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GemmaConfig, MistralConfig
 
+import tinychat.evaluation.responses
 import tinychat.models.logprobs
+import tinychat.stages.chats
 import tinychat.stages.policy
 from tests.unit.rl_models import EOS, PAD, VOCABULARY, batch, shape
+from tinychat.data.chat_rows import ChatRow
 from tinychat.engine import build_engine
+from tinychat.evaluation.instructions import InstructionResult
 from tinychat.models.actor_critic import ActorCritic, policy_and_values
 from tinychat.models.adapters import add_adapter
 from tinychat.models.build import count_parameters
-from tinychat.rl.rollout import TOKEN_FIELDS, Rollout
+from tinychat.rl.rollout import TOKEN_FIELDS, Rollout, to_experience
 from tinychat.schema import Device, DsConfig, OptimConfig, OptimKind, PeftConfig, PeftKind, Precision
-from tinychat.stages.policy import Reference, Sampler
+from tinychat.stages.chats import HeldOut
+from tinychat.stages.policy import PolicyAlone, Reference, Sampler
 from tinychat.world import World, join_world
 
 # One rank's prompts and replies are long, the other's short.
 PROMPTS = [[5, 6, 7, 8, 9, 10], [11, 12], [13, 14, 15, 16], [17]]
 REPLIES = [[3] * 30, [4] * 20 + [EOS], [5, EOS], [EOS]]
 ENDS = (EOS, 28, 36)  # so that replies end at different times
+ROW = ChatRow([], "row")
 TOKENS_AT_ONCE = 4  # of a head's logits
 
 
@@ -54,6 +61,7 @@ def run(way: str, world: World) -> dict[str, Any]:
     stage: Any = SimpleNamespace(
         lr=0.01, batch_size=4, micro_batch_size=2, grad_clip=1.0, activation_checkpointing=False, temperature=0.7,
         full_kl=True, response_length=30, rollout_batch_size=1,
+        eval_batch_size=2, generate_rows=2, generate_tokens=1, generate_batch_size=2,
     )  # fmt: skip
     optim = OptimConfig("adamw", OptimKind.adamw, [0.9, 0.95], 1e-8, 0.0, None, None, None)
     settings = DsConfig(ds, ds != "none", {"zero_optimization": zero} if zero else {})
@@ -66,7 +74,7 @@ def run(way: str, world: World) -> dict[str, Any]:
         reference_of._copy = evaluation_engine(language_model(arch), Precision.fp32, world)
     engine = build_engine(model, optim, settings, stage, Precision.fp32, world)
     config: Any = SimpleNamespace(stage=stage, reward=SimpleNamespace(parts={}))
-    tokenizer: Any = SimpleNamespace(pad_token_id=PAD)
+    tokenizer: Any = SimpleNamespace(pad_token_id=PAD, eos_token_id=EOS)
     sampler = Sampler(config, cast(Any, SimpleNamespace(world=world)), tokenizer, engine, reference_of, cast(Any, None))
     found: dict[str, Any] = {"parameters": count_parameters(model).total, "fields": [], "replies": [], "losses": []}
     for _ in range(3):  # ZeRO-3 records the order of modules in the first passes and relies on it afterwards
@@ -85,17 +93,37 @@ def run(way: str, world: World) -> dict[str, Any]:
         size = 2 if world.size == 2 else 4
         parts = [{name: value[i : i + size] for name, value in rows.items()} for i in range(0, 4 // world.size, size)]
         found["losses"].append(engine.train_step(parts, loss).loss)
+        held_out = HeldOut.__new__(HeldOut)
+        held_out.stage, held_out.context = stage, cast(Any, SimpleNamespace(world=world))
+        held_out.tokenizer, held_out.chats, held_out.rows = tokenizer, cast(Any, None), [ROW, ROW]
+        found["losses"].append(held_out.measure(PolicyAlone(engine), None)["eval/response_loss"])
     engine.close()
     return found
 
 
+def batches(_chats: Any, _size: int, rank: int, size: int, _most: int | None) -> Any:
+    """Held-out replies for two ranks of two: as many batches, not as many tokens."""
+    rows = to_experience(PROMPTS, REPLIES, PAD)
+    own = slice(2 * rank, 2 * rank + 2) if size == 2 else slice(0, 4)
+    yield {"input_ids": rows.input_ids[own], "targets": rows.targets[own]}
+
+
+def patch(put: Callable[[Any, str, Any], None]) -> None:
+    """What needs no text: a tokenizer's facts, and held-out conversations."""
+    put(tinychat.stages.policy, "end_ids", lambda _tokenizer: ENDS)
+    put(tinychat.stages.policy, "vocabulary_size", lambda _tokenizer: VOCABULARY)
+    put(tinychat.stages.chats, "end_token_id", lambda _tokenizer: EOS)
+    put(tinychat.stages.chats, "eval_batches", batches)
+    put(tinychat.stages.chats, "evaluate_replies", lambda *_given: InstructionResult({}))
+    # So that the logits of TOKENS_AT_ONCE rows are as many as may live together.
+    put(tinychat.models.logprobs, "LARGE", TOKENS_AT_ONCE * VOCABULARY * 4 + 1)
+    put(tinychat.evaluation.responses, "CHUNK_ELEMENTS", TOKENS_AT_ONCE * VOCABULARY)
+
+
 def main() -> None:
-    tinychat.stages.policy.end_ids = lambda _tokenizer: ENDS
-    tinychat.stages.policy.vocabulary_size = lambda _tokenizer: VOCABULARY
+    patch(setattr)
     ways = json.loads(sys.argv[1])
     world = join_world(Device.cpu, timeout_minutes=0.5)
-    # So that the logits of TOKENS_AT_ONCE fp32 rows are too large to live together.
-    tinychat.models.logprobs.LARGE = TOKENS_AT_ONCE * VOCABULARY * 4 + 1
     found = {way: run(way, world) for way in ways}
     if world.is_main:
         print("FOUND", json.dumps(found))

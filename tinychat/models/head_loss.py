@@ -109,7 +109,7 @@ def _exponentiate(z: Tensor, targets: Tensor, temperature: float, exact: bool) -
     if exact or temperature != 1.0:  # in fp32 from the logits on, by columns that stay in a processor's cache
         total, top = torch.zeros_like(own), top.float()
         for part in z.split(EXACT_COLUMNS if z.device.type == "cpu" else 16 * EXACT_COLUMNS, -1):
-            e = tempered(part.float() - top, temperature).exp_()
+            e = tempered(part.float().sub_(top), temperature).exp_()  # in fp32 `part` itself, which is overwritten
             total += e.sum(-1, keepdim=True)
             part.copy_(e)
         return z, total, own

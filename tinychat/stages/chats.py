@@ -113,12 +113,11 @@ class HeldOut:
         batches = eval_batches(self.chats, stage.eval_batch_size, world.rank, world.size, most)
         # Padded on the right: no position needs to be told.
         rows_only = ({key: batch[key] for key in ("input_ids", "targets")} for batch in batches)
-        with engine.inference() as model:
-            metrics = response_loss(model, rows_only, world)
         wanted = min(number for number in (most, stage.generate_rows, len(self.rows)) if number is not None)
         rows = [self.rows[index * len(self.rows) // wanted] for index in range(wanted)]
         options = DecodeOptions(stage.generate_tokens, (self.tokenizer.eos_token_id, end_token_id(self.tokenizer)), 0.0)
-        with engine.generation() as model:
+        with engine.generation() as model:  # the loss too: a head with an adapter is called once for some tokens each
+            metrics = response_loss(model, rows_only, world)
             self.result = evaluate_replies(
                 model, self.tokenizer, rows, options, stage.generate_batch_size, world, engine.dtype
             )
