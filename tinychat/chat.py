@@ -20,6 +20,7 @@ from tinychat.errors import UserError
 from tinychat.models.sampling import SamplingOptions
 from tinychat.program import Parser, main_of
 from tinychat.repl import converse
+from tinychat.terminal import as_text, say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -151,7 +152,7 @@ def open_sessions(args: argparse.Namespace) -> list[Session]:
     for checkpoint, name in zip(args.checkpoints, short_names(args.checkpoints), strict=True):
         model, tokenizer = load(checkpoint, args.device, args.outputs)
         if args.mode == "chat" and not tokenizer.chat_template:
-            print(f"note: {name} has no chat template; it is spoken to in the instruct template", file=sys.stderr)
+            say(f"note: {name} has no chat template; it is spoken to in the instruct template")
         sessions.append(open_session(model, tokenizer, name, args.mode, args.system))
     for option, value in (("--system", args.system), ("--input", args.input)):
         if value and all(session.kind == "text" for session in sessions):
@@ -164,9 +165,9 @@ def answer_once(sessions: list[Session], prompt: str, input_text: str, options: 
     """Print every session's answer to one prompt as it comes; after the prompt where it is continued."""
     for session in sessions:
         label = f"[{session.name}] " if len(sessions) > 1 else ""
-        print(label + (prompt if session.kind == "text" else ""), end="", flush=True)
+        print(as_text(label + (prompt if session.kind == "text" else "")), end="", flush=True)
         for piece in session.reply(prompt, options, input_text):
-            print(piece, end="", flush=True)
+            print(as_text(piece), end="", flush=True)
         print(flush=True)
 
 
@@ -188,7 +189,8 @@ def answer_lines(sessions: list[Session], input_text: str, options: SamplingOpti
 
 
 def _on_one_line(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("\r", "\\r").replace("\n", "\\n").replace("\t", "\\t")
+    escaped = text.replace("\\", "\\\\").replace("\r", "\\r").replace("\n", "\\n").replace("\t", "\\t")
+    return as_text(escaped)
 
 
 def run(arguments: list[str]) -> None:

@@ -9,15 +9,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from tinychat import checks_data, checks_launch, ds_config, schema
+from tinychat import checks_data, checks_launch, checks_sizes, ds_config, schema
 from tinychat.errors import UserError
 from tinychat.schema import Arch, Config, Device, OptimKind, Precision
 from tinychat.schema_stages import KLControl, PpoStage, RewardStage, Schedule, SftStage, TrainLoop
+from tinychat.terminal import is_plain
+
+MOST_ROWS = 4096  # of a forward pass that an error proposes
+LONGEST_NAME = 200  # bytes; file systems take 255, and names grow by a part or two
 
 
 def check(config: Config) -> None:
     """Raise one UserError naming every problem of the configuration."""
-    problems = [line for part in CHECKS for line in part(config)]
+    # Numbers first: the other checks compute with them.
+    problems = list(checks_sizes.problems(config)) or [line for part in CHECKS for line in part(config)]
     if problems:
         raise UserError("\n       ".join(problems))
 
@@ -71,19 +76,45 @@ def _positive(config: Config) -> Iterator[str]:
         yield f"checkpoint.keep_last={config.checkpoint.keep_last}: must be at least 1, or nothing could be resumed"
     if config.resume not in ("never", "auto") and not Path(config.resume).is_dir():
         yield f"resume={config.resume}: neither never, auto nor a run folder"
-    for name, text in (("experiment_name", config.experiment_name), ("run_name", config.run_name or "x")):
-        if not text or "/" in text or text.startswith("."):
-            yield f"{name}={text!r}: must be a plain folder name"
+
+
+def _names(config: Config) -> Iterator[str]:
+    names = {"experiment_name": config.experiment_name, "run_name": config.run_name}
+    if config.sweep is not None:
+        names["sweep.study"] = config.sweep.study
+    for key, name in names.items():
+        if name is not None:
+            yield from plain_name(key, name)
+    for key, path in (("paths.outputs", config.paths.outputs), ("paths.cache", config.paths.cache)):
+        if not path.strip():
+            yield f"{key}={path!r}: a folder, as {key}=outputs"
+    paths = {"paths.outputs": config.paths.outputs, "paths.cache": config.paths.cache, "run_dir": config.run_dir}
+    for key, path in paths.items():
+        if path and not is_plain(path):
+            yield f"{key}={path!r}: control characters in a folder's name; use letters, digits and signs"
+    if config.run_dir is not None and not config.run_dir.strip():
+        yield "run_dir='': a folder, or null for a new one under paths.outputs"
+
+
+def plain_name(key: str, name: str) -> Iterator[str]:
+    """A line where a name could not be that of a folder, or would act on a terminal or in a script."""
+    if not name.strip() or "/" in name or name.startswith("."):
+        yield f"{key}={name!r}: must be a plain folder name"
+    elif not is_plain(name):
+        yield f"{key}={name!r}: control characters in a name; use letters, digits and signs"
+    elif len(name.encode()) > LONGEST_NAME:
+        yield f"{key}={name[:20]}...: {len(name.encode())} bytes; a folder's name has at most {LONGEST_NAME}"
 
 
 def _batches(config: Config) -> Iterator[str]:
     stage = config.stage
     if not isinstance(stage, TrainLoop) or min(stage.batch_size, stage.micro_batch_size) < 1:
         return
-    ranks = world_size(config)
+    ranks = max(1, world_size(config))
     per_forward = stage.micro_batch_size * ranks
     if stage.batch_size % per_forward:
-        fits = [size for size in range(1, stage.batch_size + 1) if stage.batch_size % (size * ranks) == 0]
+        largest = min(stage.batch_size, MOST_ROWS)
+        fits = [size for size in range(1, largest + 1) if stage.batch_size % (size * ranks) == 0]
         works = f"micro_batch_size may be {', '.join(map(str, fits[-6:]))}"
         if not fits:
             works = f"batch_size may be {max(1, round(stage.batch_size / per_forward)) * per_forward}"
@@ -255,6 +286,7 @@ def _deepspeed(config: Config) -> Iterator[str]:
 
 
 CHECKS = (
+    _names,
     _positive,
     _batches,
     _schedule,

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from tinychat.errors import UserError
 from tinychat.program import Parser, main_of
 from tinychat.run_files import said_of
+from tinychat.terminal import as_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -107,9 +108,9 @@ def _print(found: Comparison, seeds: Sequence[SeedPairs], items: Sequence[ItemPa
     from tinychat.compare_report import headline
 
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _width())
-    console.print(headline(found), style="bold")
+    console.print(as_text(headline(found)), style="bold")
     for note in found.notes:
-        console.print(note)
+        console.print(as_text(note))
     _show(console, compare_table.groups_table(found, found.groups[:top], SHOWN_METRICS, SHOWN_SETTINGS))
     if len(found.keys) > SHOWN_SETTINGS:
         console.print(f"{len(found.keys) - SHOWN_SETTINGS} more settings differ; the report has them, --by chooses")
@@ -117,13 +118,13 @@ def _print(found: Comparison, seeds: Sequence[SeedPairs], items: Sequence[ItemPa
         console.print(f"{len(found.groups) - top} more in the report (--top shows more)")
     failed = [one for group in found.groups for one in group.runs if not one.finished and one.why]
     for one in failed[:3]:
-        console.print(f"{one.state}: {one.name}: {one.why[:200]}")
+        console.print(as_text(f"{one.state}: {one.name}: {one.why[:200]}"))
     table = compare_table.seeds_table(found, seeds)
     if table.rows:
         console.print("best against the others, over the seeds of both", style="bold")
         _show(console, compare_table.TextTable(table.columns, table.rows[:10], table.numbers))
     for note in compare_table.pairs_notes(found, seeds):
-        console.print(note)
+        console.print(as_text(note))
     if items:
         console.print("best run against other single runs, on the same held-out items", style="bold")
         _show(console, compare_table.items_table(found, items))
@@ -140,9 +141,9 @@ def _show(console: Console, shown: TextTable) -> None:
 
     table = Table()
     for index, name in enumerate(shown.columns):
-        table.add_column(name, justify="right" if index in shown.numbers else "left", overflow="fold")
+        table.add_column(as_text(name), justify="right" if index in shown.numbers else "left", overflow="fold")
     for row in shown.rows:
-        table.add_row(*row)
+        table.add_row(*map(as_text, row))
     console.print(table)
 
 

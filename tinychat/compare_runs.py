@@ -12,6 +12,7 @@ from typing import Any
 
 from tinychat import failures, parents, runs, trial
 from tinychat.errors import UserError
+from tinychat.passwords import masked
 from tinychat.run_files import Unreadable, tell_once
 from tinychat.tracking.params import flatten
 
@@ -173,7 +174,7 @@ def _of_mlflow(run_id: str, outputs: Path) -> list[Path]:
     for path in _each(outputs, "tracking.json"):
         if (runs.read_json(path) or {}).get("run_id") == run_id and (path.parent / runs.CONFIG).exists():
             return [path.parent]
-    from tinychat.tracking.store import resolve_uri, run_tags_of, shown
+    from tinychat.tracking.store import resolve_uri, run_tags_of
 
     uri = resolve_uri(None, outputs)
     tags = run_tags_of(run_id, uri)
@@ -185,7 +186,7 @@ def _of_mlflow(run_id: str, outputs: Path) -> list[Path]:
     if "run_dir" in tags and (folder / runs.CONFIG).is_file():
         return [folder]
     what = f"its run folder {folder} is not here" if "run_dir" in tags else "not a run of tinychat"
-    raise UserError(f"runs:/{run_id}: {what} ({shown(uri)}); give the run folder")
+    raise UserError(f"runs:/{run_id}: {what} ({masked(uri)}); give the run folder")
 
 
 def _unknown(name: str, outputs: Path) -> UserError:

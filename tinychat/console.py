@@ -14,6 +14,8 @@ from types import TracebackType
 from typing import Any
 
 from tinychat.library_output import MARK, for_terminal
+from tinychat.passwords import masked
+from tinychat.terminal import as_text
 
 GB = 1e9  # bytes; memory is given in GB, not GiB, everywhere
 RATE_WINDOW = 50  # step times the remaining time is estimated from
@@ -233,6 +235,9 @@ class _Formatter(logging.Formatter):
     def __init__(self, rank: int, times: str) -> None:
         super().__init__("%(asctime)s %(message)s", times)
         self._prefix = f"[rank {rank}] " if rank else ""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return as_text(masked(super().format(record)))
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tinychat import run_files, runs
+from tinychat.passwords import masked
 
 PATTERN = "error-rank*.json"
 START = "TINYCHAT_START"  # variable: the name of the start that a process belongs to
@@ -60,8 +61,8 @@ def write(run_dir: Path, rank: int | str, message: str, traceback: str | None = 
         "time": time.time(),
         "user": traceback is None,
         "echo": echo,
-        "message": message,
-        "traceback": traceback,
+        "message": masked(message),
+        "traceback": None if traceback is None else masked(traceback),
     }
     try:
         runs.write_text_atomic(path_of(run_dir, rank), json.dumps(report))

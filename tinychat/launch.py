@@ -20,13 +20,14 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from tinychat import failures, next_steps, parents, ranks, runs, slurm, trial
+from tinychat import failures, next_steps, parents, passwords, ranks, runs, slurm, trial
 from tinychat.errors import UserError
 from tinychat.outer_launcher import is_of_launcher
 from tinychat.ranks import JobFailed, Stopped
 from tinychat.run_files import Unreadable, said_of
 from tinychat.schema import Config
 from tinychat.schema_launch import LaunchKind
+from tinychat.terminal import say
 
 __all__ = ["JobFailed", "Stopped", "in_multirun", "run_job"]
 
@@ -42,11 +43,12 @@ def run_job(config: Config, node: DictConfig) -> float | None:
         return None
     # As it will be read back from the run folder: enums as words, numbers as YAML has them.
     resolved = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(node, resolve=True)))
+    shown = passwords.masked_tree(resolved)
     with _writable():
-        run_dir, done = _choose_run_dir(config, resolved)  # type: ignore[arg-type]
+        run_dir, done = _choose_run_dir(config, shown)
     if done is not None:
         trial.begin(run_dir)
-        print(f"finished already: {run_dir} (resume=never trains anew)", file=sys.stderr)
+        say(f"finished already: {run_dir} (resume=never trains anew)")
         _tell_next(config, run_dir, done)
         from tinychat.tracking import close_cut_off
 
@@ -55,7 +57,7 @@ def run_job(config: Config, node: DictConfig) -> float | None:
     with _claimed(config, run_dir):
         if config.launch.node_rank == 0:
             with _writable():
-                _write_inputs(run_dir, config, node)
+                _write_inputs(run_dir, config, resolved)
         if not _start(config, run_dir):
             return None
         result = runs.read_result(run_dir)
@@ -147,7 +149,7 @@ def _choose_run_dir(config: Config, resolved: dict[str, Any]) -> tuple[Path, dic
         if finished and (run_dir is None or runs.order_of(finished) > runs.order_of(run_dir)):
             return finished, runs.read_result(finished)
         if run_dir is None:
-            print(_why_anew(config, resolved), file=sys.stderr)
+            say(_why_anew(config, resolved))
             name = config.run_name or runs.default_run_name(config)
             return runs.new_run_dir(outputs, config.experiment_name, name), None
     else:
@@ -225,12 +227,14 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix[:-1]: tree}
 
 
-def _write_inputs(run_dir: Path, config: Config, node: DictConfig) -> None:
+def _write_inputs(run_dir: Path, config: Config, resolved: Any) -> None:
     """config.yaml, parents.json and command.txt. A resumed run keeps its parents; of its configuration, what may
-    differ between a run and its continuation (runs.NOT_IDENTITY) is the new command's."""
+    differ between a run and its continuation (runs.NOT_IDENTITY) is the new command's. Without passwords, which have a
+    file of their own."""
     if not (run_dir / runs.CONFIG).exists():
         try:
             found = parents.find_parents(config, _overrides())
+            passwords.keep(run_dir, resolved)
         except UserError:
             _remove_if_new(run_dir)
             raise
@@ -239,7 +243,9 @@ def _write_inputs(run_dir: Path, config: Config, node: DictConfig) -> None:
             runs.mark_created(run_dir)
     else:
         parents.keep(run_dir, config, _overrides())
-    runs.write_text_atomic(run_dir / runs.CONFIG, OmegaConf.to_yaml(node, resolve=True))
+        passwords.keep(run_dir, resolved)
+    text = OmegaConf.to_yaml(OmegaConf.create(passwords.masked_tree(resolved)))
+    runs.write_text_atomic(run_dir / runs.CONFIG, text)
     with open(run_dir / runs.COMMAND, "a", encoding="utf-8") as file:
         file.write(f"{_command()}\n")
     trial.begin(run_dir)
@@ -258,7 +264,7 @@ def _remove_if_new(run_dir: Path) -> None:
 
 
 def _command() -> str:
-    return "python -m tinychat.train " + shlex.join(sys.argv[1:])
+    return "python -m tinychat.train " + shlex.join(map(passwords.masked, sys.argv[1:]))
 
 
 def _overrides() -> list[str]:

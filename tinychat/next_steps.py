@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tinychat.schema import Config
+from tinychat.terminal import say
 
 _NEXT = {  # the stage that builds on a stage's checkpoint
     "tokenizer": "pretrain",
@@ -33,7 +33,7 @@ def leave_to(whole: str) -> None:
 def tell(config: Config, run_dir: Path, result: Mapping[str, Any], said: Sequence[str]) -> None:
     """Print the lines to stderr, after the log's."""
     for name, text in lines(config, run_dir, result, said):
-        print(f"{name + ':':<12}{text}", file=sys.stderr)
+        say(f"{name + ':':<12}{text}")
 
 
 def lines(config: Config, run_dir: Path, result: Mapping[str, Any], said: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -22,6 +22,7 @@ from pathlib import Path
 from tinychat import launch, library_output, next_steps, outer_launcher, pipeline_report, recipe, runs, train
 from tinychat.errors import UserError
 from tinychat.gates import Gate, Verdict, judge
+from tinychat.passwords import masked
 from tinychat.pipeline_jobs import Composer, Job, hand_on, needs
 from tinychat.pipeline_process import preload, run_forked
 from tinychat.pipeline_report import PIPELINE, StageRun
@@ -29,6 +30,7 @@ from tinychat.pipeline_tracking import close_parent, open_parent
 from tinychat.recipe import Recipe, Request
 from tinychat.run_files import said_of
 from tinychat.schema import TrackerKind
+from tinychat.terminal import error_line, say
 
 _ORPHAN_SECONDS = 60.0  # that a stage whose pipeline has died may take to save
 
@@ -132,7 +134,7 @@ def _folder_of(pipeline: Pipeline, words: Sequence[str]) -> Path:
         else:
             folder = runs.new_run_dir(outputs, experiment, "pipeline")
             runs.mark_created(folder)
-        content = {"identity": identity, "recipe": str(pipeline.recipe.path), "words": list(words)}
+        content = {"identity": identity, "recipe": str(pipeline.recipe.path), "words": list(map(masked, words))}
         runs.write_text_atomic(folder / PIPELINE, json.dumps(content, indent=1))
     except OSError as error:
         raise UserError(f"{said_of(error, outputs)}; choose another folder with paths.outputs=") from None
@@ -182,7 +184,7 @@ def _start_up(pipeline: Pipeline, job: Job) -> None:
     preload(pipeline.chosen, mlflow)
     if job.config.tracker.kind is TrackerKind.mlflow and pipeline.folder is not None:
         name = f"pipeline-{pipeline.recipe.name}"
-        commands = {stage: shlex.join(other.overrides) for stage, other in pipeline.jobs.items()}
+        commands = {stage: shlex.join(map(masked, other.overrides)) for stage, other in pipeline.jobs.items()}
         pipeline.parent = open_parent(pipeline.folder, job.config, name, commands)
 
 
@@ -205,7 +207,7 @@ def _verdicts(pipeline: Pipeline) -> list[Verdict]:
 
 def _report(pipeline: Pipeline, words: Sequence[str], verdicts: Sequence[Verdict]) -> bool:
     """Write the report. Where that fails (on a full disk) it is one line: what a stage ended with is the news."""
-    command = "python -m tinychat.pipeline " + shlex.join(words)
+    command = "python -m tinychat.pipeline " + shlex.join(map(masked, words))
     seconds = time.time() - pipeline.began
     assert pipeline.folder is not None
     stage_runs = list(pipeline.done.values())
@@ -233,10 +235,6 @@ def _conclude(pipeline: Pipeline, verdicts: Sequence[Verdict], written: bool) ->
     return 1 if not written or (failed and pipeline.request.strict) else 0
 
 
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 def main() -> None:
     """Console entry. Exit status: 0 all ran, 1 an error (with strict=true a failed gate), 129, 130 or 143 stopped."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
@@ -248,7 +246,7 @@ def main() -> None:
         say("stopped; the same command goes on")
         sys.exit(stop.status)
     except UserError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(error_line(error))
     except KeyboardInterrupt:
         sys.exit(130)
 

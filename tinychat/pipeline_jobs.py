@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tinychat import checks, runs, schema, train
 from tinychat.errors import UserError
 from tinychat.explain import explain, nearest_key
+from tinychat.passwords import masked
 from tinychat.recipe import Recipe, Request
 from tinychat.words import as_value
 
@@ -51,7 +52,7 @@ class Job:
 
     @property
     def command(self) -> str:
-        return "python -m tinychat.train " + join(self.overrides)
+        return "python -m tinychat.train " + join(map(masked, self.overrides))
 
     def given(self, handed: Mapping[str, Value]) -> Job:
         """The same with its parents. Nothing else may be in `handed`: it is not checked again."""

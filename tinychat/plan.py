@@ -15,11 +15,12 @@ from tinychat.plan_estimate import Plan, estimate, remedies
 from tinychat.plan_memory import ALWAYS
 from tinychat.schema import Config
 from tinychat.schema_stages import PpoStage
+from tinychat.terminal import as_text
 
 
 def print_plan(config: Config) -> None:
     """The estimate on standard output. Raises UserError for a stage that trains no model, and what estimate raises."""
-    print("\n".join(describe(estimate(config))))
+    print(as_text("\n".join(describe(estimate(config)))))
 
 
 def describe(plan: Plan) -> list[str]:

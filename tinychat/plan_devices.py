@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import psutil
 import torch
 
+from tinychat.checks_sizes import machine_memory
+from tinychat.engine.base import resolve_precision
 from tinychat.errors import UserError
 from tinychat.models.flops import matmul_rate
-from tinychat.schema import Config, Device
+from tinychat.schema import Config, Device, Precision
 
 GB = 1e9
 
@@ -44,7 +45,8 @@ CPU = Hardware("this machine's CPU", True, 0.0, 0.55 * GB, 0.0, 0.0, 15e9, 2e9, 
 
 
 def hardware(config: Config) -> Hardware:
-    """What `plan` names: true is the device that training would take on this machine. Raises UserError."""
+    """What `plan` names: true is the device that training would take on this machine; of a CPU only the arithmetic
+    that the job would use is measured. Raises UserError."""
     name = str(config.plan).lower()
     if name in KNOWN:
         return KNOWN[name]
@@ -52,13 +54,11 @@ def hardware(config: Config) -> Hardware:
         raise UserError(f"plan={config.plan}: false, true (this machine), cpu, {', '.join(KNOWN)}")
     if name == "true" and config.device is not Device.cpu and torch.cuda.is_available():
         return _gpu_here()
-    rates = {dtype: matmul_rate(torch.device("cpu"), dtype) for dtype in (torch.float32, torch.bfloat16)}
-    return replace(
-        CPU,
-        memory=float(psutil.virtual_memory().total),
-        flops=rates[torch.bfloat16],
-        flops_fp32=rates[torch.float32],
-    )
+    # fp16, which a CPU does not have, is told by whoever asks what the job computes in.
+    precision = Precision.fp32 if config.precision is Precision.fp16 else config.precision
+    dtype = resolve_precision(precision, torch.device("cpu"))
+    rate = matmul_rate(torch.device("cpu"), dtype)
+    return replace(CPU, memory=machine_memory(), flops=rate, flops_fp32=rate)
 
 
 def _gpu_here() -> Hardware:

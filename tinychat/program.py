@@ -11,6 +11,7 @@ from typing import NoReturn
 from tinychat import library_output
 from tinychat.errors import UserError
 from tinychat.run_files import disk_full, said_of
+from tinychat.terminal import error_line
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,13 +36,18 @@ def main_of(run: Callable[[list[str]], None]) -> None:
     try:
         run(sys.argv[1:])
     except UserError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(error_line(error))
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # `| head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        close_output()
     except OSError as error:
         if not disk_full(error):
             raise
-        sys.exit(f"error: {said_of(error)}; free space")
+        sys.exit(error_line(f"{said_of(error)}; free space"))
+
+
+def close_output() -> NoReturn:
+    """End where nobody reads on: quietly, as `cat` does."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(0)

@@ -16,9 +16,8 @@ from tinychat.chat_input import LineReader
 from tinychat.chat_session import Session
 from tinychat.errors import UserError
 from tinychat.models.sampling import SamplingOptions
+from tinychat.terminal import as_text
 
-# Control characters that a model makes up would act on the terminal; their pictures do not.
-PICTURES = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"} | {127: "\u2421"}
 KEYS = "/help lists the commands; Ctrl-C stops a reply, Ctrl-D or /quit leaves"
 
 
@@ -30,7 +29,7 @@ def converse(sessions: list[Session], options: SamplingOptions) -> None:
         what = (
             "answers messages" if session.kind == "chat" else "continues texts; an empty line starts one from nothing"
         )
-        print(f"{session.name} {what} ({session.context} tokens of context)")
+        print(as_text(session.name), f"{what} ({session.context} tokens of context)")
     print(KEYS)
     while not repl.finished:
         try:
@@ -44,7 +43,7 @@ def converse(sessions: list[Session], options: SamplingOptions) -> None:
         try:
             repl.take(line)
         except UserError as error:
-            print(f"error: {error}")
+            print(as_text(f"error: {error}"))
         except KeyboardInterrupt:  # between two replies
             print()
 
@@ -107,12 +106,12 @@ class Repl:
             if self._retries and options.seed is not None:
                 options = dataclasses.replace(options, seed=options.seed + self._retries)
             if len(self.sessions) > 1:
-                print(f"[{session.name}] ", end="", flush=True)
+                print(as_text(f"[{session.name}] "), end="", flush=True)
             pieces = session.reply(line, options)
             try:
                 with noted_interrupts() as noted:
                     for piece in pieces:
-                        print(piece.translate(PICTURES), end="", flush=True)
+                        print(as_text(piece), end="", flush=True)
                         if noted:
                             raise KeyboardInterrupt
                 print(flush=True)
@@ -124,13 +123,13 @@ class Repl:
                 RuntimeError,
             ) as error:  # RuntimeError: out of memory, above all; the others still answer
                 newline = "\n" if session.turns[-1].reply else ""
-                print(f"{newline}error: {' '.join(str(error).split())}")
+                print(as_text(f"{newline}error: {' '.join(str(error).split())}"))
                 continue
             turn = session.turns[-1]
             if not turn.reply and session.kind == "chat":
                 turn.notes.append("no reply: the line is left out of the dialogue")
             for note in turn.notes:
-                print(f"[{note}]")
+                print(as_text(f"[{note}]"))
 
     def help(self, argument: str) -> None:
         """this list"""
@@ -143,7 +142,7 @@ class Repl:
     def undo(self, argument: str) -> None:
         """take back the last line and its reply"""
         taken, *_ = [session.undo() for session in self.sessions]
-        print(f"took back: {_shortened(taken.line)}" if taken else "nothing to take back")
+        print(as_text(f"took back: {_shortened(taken.line)}") if taken else "nothing to take back")
 
     def retry(self, argument: str) -> None:
         """another reply to the last line"""
@@ -169,7 +168,7 @@ class Repl:
         if text:
             for session in self._chats:
                 session.system = "" if text == "-" else text
-        print(f"system message: {self._chats[0].system or 'none'}")
+        print(as_text(f"system message: {self._chats[0].system or 'none'}"))
 
     def params(self, assignments: str) -> None:
         """[NAME=VALUE ...]: show or set how replies are drawn, as in /params temperature=0.5"""
@@ -204,7 +203,7 @@ class Repl:
             runs.write_text_atomic(path, _as_text(rows, lines=path.suffix == ".jsonl"))
         except OSError as error:
             raise UserError(f"/save {file}: {error.strerror}") from None
-        print(f"saved {len(rows)} {'dialogue' if len(rows) == 1 else 'dialogues'} to {path}")
+        print(as_text(f"saved {len(rows)} {'dialogue' if len(rows) == 1 else 'dialogues'} to {path}"))
 
 
 def with_params(options: SamplingOptions, assignments: str) -> SamplingOptions:

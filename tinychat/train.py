@@ -19,11 +19,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tinychat import checks, launch, library_output, outer_launcher, schema, words
+from tinychat import checks, launch, library_output, outer_launcher, program, schema, words
 from tinychat.errors import UserError
 from tinychat.explain import explain
 from tinychat.run_files import disk_full, said_of
 from tinychat.sweeps.sweeper import StudySweeper
+from tinychat.terminal import error_line
 
 
 def config_folder() -> str:
@@ -90,13 +91,15 @@ def main() -> None:
     except launch.Stopped as stop:
         sys.exit(stop.status)
     except (UserError, launch.JobFailed) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(error_line(error))
     except (HydraException, OmegaConfBaseException) as error:
-        sys.exit(f"error: {explain(error)}")
+        sys.exit(error_line(explain(error)))
+    except BrokenPipeError:  # `| head` has read enough
+        program.close_output()
     except OSError as error:  # after Hydra's own, some of which are OSErrors: its run folder cannot be made
         if errors and not disk_full(error):
             raise
-        sys.exit(f"error: {said_of(error)}; choose another folder with paths.outputs=")
+        sys.exit(error_line(f"{said_of(error)}; choose another folder with paths.outputs="))
     except KeyboardInterrupt:
         sys.exit(130)
 

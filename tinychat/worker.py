@@ -18,7 +18,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from tinychat import failures, library_output, lineage, parents, report, runs, trial
+from tinychat import failures, library_output, lineage, parents, passwords, report, runs, trial
 from tinychat.checksums import verifying
 from tinychat.console import setup_logging
 from tinychat.context import Context, StageResult, StopFlag
@@ -42,7 +42,7 @@ def run(run_dir: Path, insist: bool = True) -> int:
     """
     if not (run_dir / runs.CONFIG).exists():
         raise UserError(f"{run_dir / runs.CONFIG} is missing; with several nodes run_dir must lie on a disk they share")
-    config = to_config(OmegaConf.create(runs.read_config(run_dir)))
+    config = to_config(OmegaConf.create(passwords.restored(runs.read_config(run_dir), run_dir)))
     with answering(config.launch.timeout_minutes), verifying(config.checkpoint.verify):
         return _run_as_rank(config, run_dir, insist)
 
@@ -131,7 +131,7 @@ def _content(run_dir: Path, result: StageResult, status: str, problem: str | Non
         "metrics": result.metrics,
         "checkpoint": os.path.relpath(result.checkpoint, run_dir) if result.checkpoint else None,
         "minutes": round(minutes, 3),
-        "error": problem,
+        "error": None if problem is None else passwords.masked(problem),
         "facts": result.facts,
         "report": None,
     }

@@ -10,11 +10,12 @@ from tests.conftest import REPOSITORY
 PACKAGE = REPOSITORY / "tinychat"
 # Each layer may import from itself and from the layers before it. docs/architecture.md tells why.
 LAYERS: list[set[str]] = [
-    {"errors", "library_output", "program", "run_files", "schema_stages", "schema_sweep", "schema_launch"},
+    {"errors", "library_output", "passwords", "program", "run_files", "terminal"}
+    | {"schema_stages", "schema_sweep", "schema_launch"},
     {"schema", "explain", "words"},
     {"ds_config", "hub", "seeding", "malloc", "orphans", "hostfile", "signals", "user_code", "outer_launcher"}
     | {"checksums"},
-    {"checks", "checks_data", "checks_launch", "runs", "trial", "next_steps", "failures", "world"},
+    {"checks", "checks_data", "checks_launch", "checks_sizes", "runs", "trial", "next_steps", "failures", "world"},
     {"text"},
     {"models", "data"},
     {"evaluation", "rl"},
@@ -45,7 +46,7 @@ LIGHT = {"train", "checks", "ds_config", "errors", "launch", "orphans", "parents
 LIGHT |= {"run_files", "checksums", "checks_data", "gates", "pipeline", "recipe", "compare"}
 LIGHT |= {"agents", "checks_launch", "failures", "guard", "hostfile", "ranks", "schema_launch", "slurm"}
 LIGHT |= {"explain", "library_output", "program", "schema_sweep", "words", "sweeps/__init__", "sweeps/sweeper", "trial"}
-LIGHT |= {"next_steps", "outer_launcher", "signals", "user_code"}
+LIGHT |= {"passwords", "terminal", "checks_sizes", "next_steps", "outer_launcher", "signals", "user_code"}
 LIGHT |= {f"pipeline_{part}" for part in ("jobs", "process", "report", "samples", "tracking")}
 HEAVY = {"torch", "transformers", "tokenizers", "datasets", "deepspeed", "mlflow", "numpy", "matplotlib", "peft"}
 

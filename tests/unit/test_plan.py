@@ -11,9 +11,10 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from tests.conftest import REPOSITORY, Command
-from tinychat import checks, schema
+from tinychat import checks, plan_devices, schema
 from tinychat.engine import build_engine
 from tinychat.errors import UserError
+from tinychat.models import flops
 from tinychat.models.actor_critic import ActorCritic
 from tinychat.models.adapters import add_adapter, trainable_parameters
 from tinychat.models.attention import plan_blocks, use_blocked_attention
@@ -335,3 +336,27 @@ def test_the_command_prints_and_leaves_nothing(train: Command, tmp_path: Path) -
     ):
         assert word in done.stdout
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_slow_product_is_measured_once_or_thrice_and_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bf16 without instructions for it took a minute and a half of a plan."""
+    sizes: list[int] = []
+    monkeypatch.setattr(flops.time, "perf_counter", lambda: sum(size**3 * 1e-8 for size in sizes))
+    monkeypatch.setattr(torch, "mm", lambda left, right: sizes.append(len(left)))
+    assert flops.matmul_rate(torch.device("cpu"), torch.bfloat16) == pytest.approx(2e8)
+    assert set(sizes) == {256}
+    assert len(sizes) <= flops.FEW_TRIES
+    sizes.clear()
+    monkeypatch.setattr(flops.time, "perf_counter", lambda: sum(size**3 * 1e-11 for size in sizes))
+    assert flops.matmul_rate(torch.device("cpu"), torch.float32) == pytest.approx(2e11)
+    assert sizes.count(1024) == flops.MANY_TRIES  # the best of many, where they are quick
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_a_plan_measures_what_the_job_computes_in_alone(
+    precision: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[torch.dtype] = []
+    monkeypatch.setattr(plan_devices, "matmul_rate", lambda _, dtype: measured.append(dtype) or 1e11)
+    assert plan_devices.hardware(composed("plan=cpu", f"precision={precision}")).peak(dtype) == 1e11
+    assert measured == [dtype]

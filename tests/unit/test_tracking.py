@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from tinychat import runs
+from tinychat.passwords import masked
 from tinychat.schema import TrackerConfig, TrackerKind
 from tinychat.tracking import (
     METRICS,
@@ -37,7 +38,6 @@ from tinychat.tracking import (
 )
 from tinychat.tracking.mlflow_run import MlflowRun
 from tinychat.tracking.params import MAX_PARAM, fit_key, flatten
-from tinychat.tracking.store import shown
 from tinychat.tracking.sweep_run import SweepRun
 
 TAGS = run_tags("pretrain", "mini", "tinyworld", parent="runs/parent", git_commit="abc123")
@@ -114,7 +114,7 @@ def test_resolve_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
     assert resolve_uri(None, Path("outputs")) == "http://127.0.0.1:5000"
     assert resolve_uri("sqlite:////x/a.db", Path("outputs")) == "sqlite:////x/a.db"
-    assert shown("http://me:secret@host:1/") == "http://me:***@host:1/"
+    assert masked("http://me:secret@host:1/") == "http://me:***@host:1/"
 
 
 # NoTracker

@@ -9,6 +9,9 @@ import torch
 
 from tinychat.models.quantized import weights_in
 
+MEASURING_SECONDS = 0.5
+FEW_TRIES, MANY_TRIES = 3, 30
+
 
 def training_flops_per_token(model: Any, context_length: int) -> float:
     """Floating-point operations of forward and backward pass per token of a sequence of `context_length`.
@@ -28,19 +31,32 @@ def training_flops_per_token(model: Any, context_length: int) -> float:
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Floating-point operations per second of large matrix products, measured here and now: the peak that counts.
 
-    The best of many short tries, so that a busy moment does not count. Leaves the global random state alone.
+    The best of many short tries, so that a busy moment does not count, in half a second or one product. Where products
+    are slow (bf16 without instructions for it takes a hundred times as long) smaller ones tell as much. Leaves the
+    global random state alone.
     """
-    size = 8192 if device.type == "cuda" else 1024
+    size = 8192 if device.type == "cuda" else 256
+    rate, seconds = _best_rate(device, dtype, size, MANY_TRIES if device.type == "cuda" else FEW_TRIES)
+    while device.type == "cpu" and size < 1024 and 8 * seconds < MEASURING_SECONDS / FEW_TRIES:
+        size *= 2
+        rate, seconds = _best_rate(device, dtype, size, MANY_TRIES if size == 1024 else FEW_TRIES)
+    return rate
+
+
+def _best_rate(device: torch.device, dtype: torch.dtype, size: int, tries: int) -> tuple[float, float]:
+    """Operations per second and seconds of the fastest product of two matrices of size x size."""
     generator = torch.Generator(device).manual_seed(0)
     left, right = (torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in range(2))
-    best = float("inf")
-    for _ in range(30):
+    best, began = float("inf"), time.perf_counter()
+    for _ in range(tries):
         _wait(device)
         start = time.perf_counter()
         torch.mm(left, right)
         _wait(device)
         best = min(best, time.perf_counter() - start)
-    return 2.0 * size**3 / best
+        if time.perf_counter() - began > MEASURING_SECONDS:
+            break
+    return 2.0 * size**3 / best, best
 
 
 def _wait(device: torch.device) -> None:

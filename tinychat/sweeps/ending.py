@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from optuna.trial import TrialState
 
 from tinychat import runs
 from tinychat.launch import flatten
+from tinychat.passwords import masked
 from tinychat.report import Report, Table, write_pages
 from tinychat.run_files import Unreadable, if_readable, read_text
 from tinychat.schema import TrackerKind
@@ -22,6 +22,7 @@ from tinychat.sweeps.prepare import Plan, without_hydra
 from tinychat.sweeps.results import Row
 from tinychat.sweeps.space import described
 from tinychat.sweeps.study import SharedStudy, counts
+from tinychat.terminal import say
 from tinychat.tracking import METRICS, resolve_uri, run_tags
 from tinychat.tracking.sweep_run import SweepRun
 
@@ -119,7 +120,7 @@ class Ending:
             ("sampler", "every combination" if plan.points is not None else settings.sampler.value),
             ("pruner", settings.pruner.value),
             *((f"search {name}", described(space)) for name, space in plan.space.distributions.items()),
-            ("command line", " ".join(plan.space.fixed)),
+            ("command line", " ".join(map(masked, plan.space.fixed))),
             ("study", self._study.url),
             ("plots to look into", plots.PAGE if pictures else "none yet"),
         ]
@@ -183,7 +184,7 @@ class Ending:
         if running:
             lines.append(f"{running} trials still run in other processes; the last of them completes the report")
         lines.append(f"report: {plan.folder / 'report.html'}")
-        print("\n".join(lines), file=sys.stderr, flush=True)
+        say("\n".join(lines))
 
 
 def _note(folder: Path) -> str:

@@ -103,8 +103,8 @@ def _check_settings(settings: SweepConfig, config: Config) -> None:
         raise UserError(f"sweep.n_trials={settings.n_trials}: how many trials there are to be in all, at least 1")
     if settings.max_failures < 1:
         raise UserError(f"sweep.max_failures={settings.max_failures}: at least 1")
-    if not settings.study or "/" in settings.study or settings.study.startswith("."):
-        raise UserError(f"sweep.study={settings.study!r}: must be a plain folder name")
+    for problem in checks.plain_name("sweep.study", settings.study):
+        raise UserError(problem)
     for name in settings.prune_on:
         if name not in ALARMS:
             raise UserError(f"sweep.prune_on={name}: no such alarm{_near(name, ALARMS)}; there are {', '.join(ALARMS)}")

@@ -18,7 +18,9 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from tinychat import runs
+from tinychat.passwords import masked
 from tinychat.sweeps.study import LOST
+from tinychat.words import as_value
 
 TABLE = "trials"
 _WORDS = {
@@ -135,7 +137,7 @@ def command(fixed: Sequence[str], base: Mapping[str, Any], run: Mapping[str, Any
     ]
     overwritten = {word.split("=")[0] for word in said}
     kept = [word for word in fixed if word.split("=")[0] not in overwritten]
-    return shlex.join(["python", "-m", "tinychat.train", *kept, *said])
+    return shlex.join(["python", "-m", "tinychat.train", *map(masked, [*kept, *said])])
 
 
 def remove_checkpoints(found: Sequence[Row]) -> None:
@@ -146,4 +148,4 @@ def remove_checkpoints(found: Sequence[Row]) -> None:
 
 
 def _word(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return as_value(value) if isinstance(value, str) else json.dumps(value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from tinychat.sweeps.prepare import facts_of, prepare
 from tinychat.sweeps.space import described, overrides_of
 from tinychat.sweeps.study import SharedStudy
 from tinychat.sweeps.watch import Watch
+from tinychat.terminal import say
 
 LONGEST_ERROR = 4000  # characters kept in the study
 
@@ -96,20 +96,20 @@ class Sweep:
         what = ", ".join(f"{way} {name}" for way, name in zip(plan.directions, plan.objective, strict=True))
         how = "all combinations" if plan.points is not None else plan.settings.sampler.value
         done = self.study.counted()
-        _say(f"sweep {plan.settings.study} in {plan.folder}: {how}, {what}")
+        say(f"sweep {plan.settings.study} in {plan.folder}: {how}, {what}")
         if (
             self.study.new
             and not plan.plain
             and (lost := _trials_of(plan.settings.study, Path(plan.config.paths.outputs)))
         ):
-            _say(
+            say(
                 f"  its database had no such study, so a new one begins; the {lost} run folders of earlier trials of "
                 "that name stay, and are not counted"
             )
         for name, distribution in plan.space.distributions.items():
             if not plan.plain:
-                _say(f"  {name}: {described(distribution)}")
-        _say(f"  {done} of {wanted} trials done or running, {max(0, (wanted or 0) - done)} to go")
+                say(f"  {name}: {described(distribution)}")
+        say(f"  {done} of {wanted} trials done or running, {max(0, (wanted or 0) - done)} to go")
 
     def _trial(self, asked: Asked, values: dict[str, Any], parent: str | None) -> None:
         """Run one trial to its end and record it."""
@@ -132,7 +132,7 @@ class Sweep:
                 self._launch(one, [*plan.space.fixed, *overrides_of(values), *_under(parent)])
         except (launch.Stopped, KeyboardInterrupt) as stop:
             self.study.give_back(asked, f"interrupted: {stop or 'Ctrl-C'}")
-            _say(f"trial {asked.number} interrupted; the same command goes on with it")
+            say(f"trial {asked.number} interrupted; the same command goes on with it")
             raise
         state, found, facts = self._outcome(one)
         facts["minutes"] = round((time.monotonic() - began) / 60, 3)
@@ -173,7 +173,7 @@ class Sweep:
         watch.begin(folder, self._max_steps)
         asked.set_user_attr("run_dir", results.to_keep(self.plan.folder, folder))
         if self.plan.settings.quiet:
-            _say(f"trial {asked.number} runs in {folder}")
+            say(f"trial {asked.number} runs in {folder}")
 
     def _outcome(self, one: trial.Trial) -> tuple[TrialState, list[float] | None, dict[str, Any]]:
         """How the trial ended, its objective, and what to keep with it."""
@@ -212,7 +212,7 @@ class Sweep:
         parts += [f"{row.minutes:.1f} min", " ".join(overrides_of({k: results.shown(v) for k, v in values.items()}))]
         if row.error:
             parts.append(row.error.strip().splitlines()[-1])
-        _say(" | ".join(part for part in parts if part))
+        say(" | ".join(part for part in parts if part))
         self.ending.trial_done(number, found)
 
     def _clean(self) -> None:
@@ -246,7 +246,3 @@ def _finite(value: Any) -> bool:
 def _line(error: Exception) -> str:
     known = (HydraException, OmegaConfBaseException)
     return explain(error) if isinstance(error, known) else str(error) or type(error).__name__
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

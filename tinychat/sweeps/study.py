@@ -26,8 +26,10 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from tinychat.errors import UserError
+from tinychat.passwords import masked
 from tinychat.schema_sweep import SweepConfig
 from tinychat.sweeps.samplers import make_pruner, make_sampler
+from tinychat.tracking.store import sqlite_path, sqlite_uri
 
 DATABASE = "study.db"
 HEARTBEAT_SECONDS = 15  # a running trial says so this often,
@@ -38,7 +40,7 @@ _SQLITE = "sqlite:///"
 
 
 def storage_url(settings: SweepConfig, folder: Path) -> str:
-    return settings.storage or f"{_SQLITE}{(folder / DATABASE).absolute()}"
+    return settings.storage or sqlite_uri(folder / DATABASE)
 
 
 @contextlib.contextmanager
@@ -50,23 +52,14 @@ def readable(url: str) -> Iterator[None]:
         cause = getattr(error, "orig", None) or error
         line = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
         raise UserError(
-            f"the study's database {_shown(url)}: {line}; close what holds it or name another with sweep.storage="
+            f"the study's database {masked(url)}: {line}; close what holds it or name another with sweep.storage="
         ) from None
-
-
-def _shown(url: str) -> str:
-    from sqlalchemy.engine import make_url
-
-    try:
-        return make_url(url).render_as_string(hide_password=True)
-    except SQLAlchemyError:
-        return url
 
 
 def _check_sqlite(url: str) -> None:
     """A file that is locked, no database, or in a folder that cannot be written says so at once."""
-    path = Path(url.removeprefix(_SQLITE))
-    if not url.startswith(_SQLITE) or "?" in url:
+    path = sqlite_path(url)
+    if path is None:
         return
     if not path.parent.is_dir():
         raise sqlite3.OperationalError(f"no folder {path.parent}")

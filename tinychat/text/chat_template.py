@@ -20,6 +20,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerFast
 
 from tinychat.errors import UserError
+from tinychat.terminal import as_text
 from tinychat.text import CHAT_END, CHAT_START
 from tinychat.text.chat_render import INSTEAD, Message, Refused, Rendered, render, special_tokens, template_of
 from tinychat.text.report import decode_exactly
@@ -35,7 +36,6 @@ Encoded = tuple[Rendered, list[int], np.ndarray]  # a conversation as text, ids 
 _ENDS: WeakKeyDictionary[PreTrainedTokenizerFast, tuple[Any, int]] = WeakKeyDictionary()
 PROBE = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
 # Control characters would act on the terminal; their pictures do not.
-PICTURES = {code: chr(0x2400 + code) for code in range(32) if code != ord("\t")} | {ord("\n"): "↵\n"}
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def coloured_example(tokenizer: PreTrainedTokenizerFast, encoded: EncodedChat) -
     text = Text()
     for start, stop in _runs(encoded.trained):
         piece = decode_exactly(tokenizer, encoded.ids[start:stop].tolist())
-        text.append(piece.translate(PICTURES), style="bold green" if encoded.trained[start] else "dim")
+        text.append(as_text(piece).replace("\n", "↵\n"), style="bold green" if encoded.trained[start] else "dim")
     return text
 
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tinychat.passwords import masked
 from tinychat.tracking.base import RunInfo, Status
 from tinychat.tracking.metrics_log import parse_rows
 from tinychat.tracking.mlflow_run import MlflowRun
 from tinychat.tracking.params import fit_tags, flatten
 from tinychat.tracking.repair import close_cut_off
-from tinychat.tracking.store import shown
 
 FLUSH_SECONDS = 1.0  # between two looks at the file
 RETRY_SECONDS = (2.0, 60.0)  # first and longest pause after a failure; it doubles
@@ -67,7 +67,7 @@ class Mirror(threading.Thread):
         self._store = MlflowRun(run, uri, system_metrics)
         self._run, self._address = run, uri
         self._looked = False  # for runs of killed processes
-        self._run_dir, self._uri = run.run_dir, shown(uri)
+        self._run_dir, self._uri = run.run_dir, masked(uri)
         self._metrics, self._offset = metrics, 0
         self._items, self._tries = items, 0
         self._item: Item | None = None  # taken from the queue and not yet sent

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinychat import run_files, runs
+from tinychat.passwords import masked
 from tinychat.runs import moved
 from tinychat.tracking.base import RunInfo, Status
 from tinychat.tracking.metrics_log import Row
 from tinychat.tracking.params import MAX_TAG
-from tinychat.tracking.store import artifact_location, load_mlflow, prepare_store, shown
+from tinychat.tracking.store import artifact_location, load_mlflow, prepare_store, sqlite_uri
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -39,7 +40,7 @@ def read_identity(run_dir: Path, outputs: Path) -> dict[str, Any] | None:
 
 def _file_uri(outputs: Path) -> str:
     """What the address of a database in the outputs begins with."""
-    return f"sqlite:///{outputs.absolute()}"
+    return sqlite_uri(outputs)
 
 
 class MlflowRun:
@@ -121,7 +122,7 @@ class MlflowRun:
 
     def _saved_run_id(self) -> str | None:
         saved = read_identity(self._run.run_dir, self._run.outputs)
-        return saved["run_id"] if saved and saved["uri"] == shown(self._uri) else None
+        return saved["run_id"] if saved and saved["uri"] == masked(self._uri) else None
 
     def _continue(self, run: Run, tags: dict[str, str]) -> None:
         """Open a run again and learn which points it has."""
@@ -138,7 +139,7 @@ class MlflowRun:
     def _write_identity(self, closed: str | None = None) -> None:
         """tracking.json. closed: the state that the run was given at its end."""
         identity = {
-            "uri": moved(shown(self._uri), _file_uri(self._run.outputs), runs.OUTPUTS),
+            "uri": moved(masked(self._uri), _file_uri(self._run.outputs), runs.OUTPUTS),
             "experiment": self._run.experiment_name,
             "run_id": self.run_id,
             "closed": closed,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from tinychat.errors import UserError
+from tinychat.passwords import masked
 
 _SQLITE = "sqlite:///"
 _ENVIRONMENT = {  # only where the user has not set them
@@ -26,17 +26,26 @@ _ENVIRONMENT = {  # only where the user has not set them
 
 def resolve_uri(uri: str | None, outputs: Path) -> str:
     """`uri`, else $MLFLOW_TRACKING_URI, else OUTPUTS/mlflow.db. A relative SQLite path becomes absolute."""
-    chosen = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}{Path(outputs) / 'mlflow.db'}"
-    path = sqlite_path(chosen)
-    return chosen if path is None else f"{_SQLITE}{path.absolute()}"
+    chosen = uri or os.environ.get("MLFLOW_TRACKING_URI")
+    path = sqlite_path(chosen) if chosen else Path(outputs) / "mlflow.db"
+    return sqlite_uri(path) if path else str(chosen)
+
+
+def sqlite_uri(path: Path) -> str:
+    """The address of a database file. Letters that mean something in an address (?, #, %) are quoted."""
+    from sqlalchemy.engine import URL
+
+    return URL.create("sqlite", database=str(path.absolute())).render_as_string()
 
 
 def sqlite_path(uri: str) -> Path | None:
     """The database file of a plain SQLite URI; None for any other store."""
+    from sqlalchemy.engine import make_url
+
     rest = uri.removeprefix(_SQLITE)
     if rest == uri or not rest or "?" in rest or rest.startswith((":memory:", "file:")):
         return None
-    return Path(rest)
+    return Path(str(make_url(uri).database))
 
 
 def artifact_location(uri: str, outputs: Path) -> str | None:
@@ -46,11 +55,6 @@ def artifact_location(uri: str, outputs: Path) -> str | None:
     path = sqlite_path(uri)
     folder = path.parent if path else Path(outputs).absolute()
     return (folder / "mlartifacts").as_uri()
-
-
-def shown(uri: str) -> str:
-    """`uri` without the password it may hold."""
-    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", uri)
 
 
 def load_mlflow() -> None:
@@ -94,7 +98,7 @@ def _create(path: Path) -> None:
     for stale in path.parent.glob(f"{path.name}.*.tmp*"):
         stale.unlink()
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    store = SqlAlchemyStore(f"{_SQLITE}{temporary}", (path.parent / "mlartifacts").as_uri())
+    store = SqlAlchemyStore(sqlite_uri(temporary), (path.parent / "mlartifacts").as_uri())
     store.engine.dispose()
     os.replace(temporary, path)
 
@@ -110,7 +114,7 @@ def run_tags_of(run_id: str, uri: str) -> dict[str, str]:
     try:
         return mlflow.MlflowClient(uri).get_run(run_id).data.tags
     except Exception as error:  # each kind of store has its own
-        raise UserError(f"runs:/{run_id}: {shown(uri)} says: {str(error).splitlines()[0]}") from None
+        raise UserError(f"runs:/{run_id}: {masked(uri)} says: {str(error).splitlines()[0]}") from None
 
 
 def run_folder_of(run_id: str, uri: str) -> str:

@@ -14,12 +14,12 @@ from typing import Any
 
 from filelock import FileLock
 
+from tinychat.passwords import masked
 from tinychat.tracking.base import RunInfo, Status
 from tinychat.tracking.metrics_log import Row
 from tinychat.tracking.mlflow_mirror import reason
 from tinychat.tracking.mlflow_run import IDENTITY, MlflowRun, read_identity
 from tinychat.tracking.params import fit_tags, flatten
-from tinychat.tracking.store import shown
 
 ALIAS = "winner"  # of the registry's version that is the sweep's best now
 logger = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ class SweepRun:
             if not self._away:
                 logger.warning(
                     "MLflow at %s: %s; the sweep goes on, its results are in %s",
-                    shown(self._uri),
+                    masked(self._uri),
                     reason(error),
                     self._folder,
                 )
