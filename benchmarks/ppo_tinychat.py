@@ -118,7 +118,7 @@ def configuration(task: Task) -> Config:
         ds=DsConfig("none", False, {}),
         peft=WHOLE,
         precision=Precision.auto if task.bf16 else Precision.fp32,
-        reward=RewardConfig("model", {"model": RewardPart(RewardKind.model, 1.0, task.path("reward"))}),
+        reward=RewardConfig("model", {"model": RewardPart(RewardKind.model, 1.0, task.path("reward"))}, False),
         seed=task.seed,
     )
     return cast(Config, found)

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from tinychat import runs
+from tinychat import manifest, runs
 from tinychat.engine import Engine
 from tinychat.errors import UserError
 from tinychat.models.load import one_line
@@ -82,7 +82,7 @@ class Checkpointer:
             engine.save_state(temporary / runs.TRAINER_STATE)
 
         def publish() -> None:
-            runs.write_manifest(temporary, score)
+            manifest.write_manifest(temporary, score)
             _sync_tree(temporary)
             if final.exists():  # the same step again, after a resume from an older checkpoint
                 _remove(final)
@@ -126,11 +126,22 @@ class Checkpointer:
             kept = f"{last[-1]} is intact" if last else "no checkpoint was saved before it"
             raise UserError(f"could not save {target}: {reason}; {kept}; free space and continue with resume=auto")
 
+    def is_among_best(self, step: int, score: float | None) -> bool:
+        """Whether a checkpoint of this step with this score would be one of the `keep_best` best there are. A
+        collective: rank 0 looks, for not every rank may see the same folder at the same time."""
+        if score is None or not self.keep_best:
+            return False
+        found = False
+        if self.world.is_main:
+            best = [path for path in runs.best_checkpoints(self.run_dir) if runs.checkpoint_step(path) != step]
+            bound = manifest.checkpoint_score(best[self.keep_best - 1]) if len(best) >= self.keep_best else None
+            found = bound is None or score < bound
+        return self.world.max(float(found)) > 0
+
     def _prune(self) -> None:
         every = runs.list_checkpoints(self.run_dir)
         newest = set(every[-self.keep_last :])
-        scored = [(score, path) for path in every if (score := runs.checkpoint_score(path)) is not None]
-        best = {path for _, path in sorted(scored, key=lambda pair: pair[0])[: self.keep_best]}
+        best = set(runs.best_checkpoints(self.run_dir)[: self.keep_best])
         for path in every:
             if path in newest:
                 continue

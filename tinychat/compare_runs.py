@@ -103,7 +103,7 @@ def _parents(folder: Path, settings: dict[str, str]) -> dict[str, str]:
     for name, path in parents.told(folder).items():
         kind, _, part = name.partition(".")
         key = f"reward.parts.{part}.path" if kind == "reward" else _PARENTS.get(name)
-        if key and path and settings.get(key, "null") in ("null", "auto"):
+        if key and path and settings.get(key, "null") in ("null", *parents.AUTO):
             found[key] = str(path)
     return found
 

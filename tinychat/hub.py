@@ -33,8 +33,11 @@ MODEL_FILES = ("config.json", "generation_config.json", "model*.safetensors", "m
 
 
 def is_hub_id(spec: str) -> bool:
-    """Whether `spec` is written like a hub repository (OWNER/NAME) and is no path on this machine."""
-    return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", spec)) and not Path(spec).exists()
+    """Whether `spec` is written like a hub repository (OWNER/NAME) and is no path on this machine, nor a run folder's
+    best checkpoint (FOLDER/best)."""
+    owner, _, name = spec.partition("/")
+    here = Path(spec).exists() or (name == "best" and Path(owner).is_dir())
+    return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", spec)) and not here
 
 
 def is_offline() -> bool:

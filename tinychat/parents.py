@@ -29,6 +29,9 @@ AUTO_PARENTS: dict[str, tuple[str, ...]] = {
     "judge": ("sft", "pretrain"),
     "ppo": ("sft",),
 }
+# Words for the newest finished run of the stage before: auto takes the checkpoint it ended with, best the one with the
+# best score. The same of a named run: its folder, and FOLDER/best.
+AUTO = ("auto", runs.BEST)
 NEEDS_CHECKPOINT = {"eval": "measures", "sft": "starts from", "reward": "starts from", "judge": "starts from"}
 
 
@@ -121,10 +124,11 @@ def _scorers(config: Config) -> dict[str, str | None]:
         for name, part in config.reward.parts.items():
             if part.kind is RewardKind.model:
                 spec = part.path or "auto"
-                found[f"reward.{name}"] = str(_newest(config, "reward")) if spec == "auto" else _resolve(spec, config)
+                newest = _newest(config, "reward", spec) if spec in AUTO else None
+                found[f"reward.{name}"] = str(newest) if newest else _resolve(spec, config)
     judge = getattr(stage, "judge", None)
-    if judge == "auto":
-        newest = _newest(config, "judge")
+    if judge in AUTO:
+        newest = _newest(config, "judge", judge)
         found["judge"] = str(newest) if newest else None
     elif judge is not None:
         found["judge"] = _resolve(judge, config)
@@ -136,12 +140,12 @@ def _scorers(config: Config) -> dict[str, str | None]:
 def _check_ppo_parents(config: Config, said: Sequence[str]) -> None:
     """Raise one UserError with the command for each parent of PPO that is missing, in their order."""
     missing = []
-    if config.init_from == "auto" and not _newest(config, "sft"):
+    if config.init_from in AUTO and not _newest(config, "sft"):
         if not _newest(config, "pretrain"):
             missing.append("pretrain")
         missing.append("sft")
     models = [part for part in config.reward.parts.values() if part.kind is RewardKind.model]
-    if any((part.path or "auto") == "auto" for part in models) and not _newest(config, "reward"):
+    if any((part.path or "auto") in AUTO for part in models) and not _newest(config, "reward"):
         missing.append("reward")
     if not missing:
         return
@@ -167,12 +171,12 @@ def _command(config: Config, stage: str, said: Sequence[str]) -> str:
 def _init_from(config: Config, said: Sequence[str]) -> str | None:
     spec, stage = config.init_from, config.stage.name
     pretrained = config.model.arch is Arch.pretrained and stage != "eval"
-    if spec is None or (spec == "auto" and stage in ("sft", "reward", "judge") and pretrained):
+    if spec is None or (spec in AUTO and stage in ("sft", "reward", "judge") and pretrained):
         if stage == "ppo" or (stage in NEEDS_CHECKPOINT and not pretrained):
             does = NEEDS_CHECKPOINT.get(stage, "starts from")
             raise UserError(f"init_from=null: stage={stage} {does} a checkpoint; give init_from=FOLDER or auto")
         return None
-    if spec == "auto":
+    if spec in AUTO:
         return str(_newest_checkpoint(config, said))
     return _resolve(spec, config)
 
@@ -180,8 +184,9 @@ def _init_from(config: Config, said: Sequence[str]) -> str | None:
 def _resolve(spec: str, config: Config) -> str:
     """The checkpoint folder that a path or runs:/ address means; a hub id as it is."""
     if spec.startswith("runs:/"):
-        return str(runs.resolve_checkpoint(_mlflow_run_dir(spec, config)))
-    if Path(spec).expanduser().exists() or not _looks_like_hub_id(spec):
+        best = f"/{runs.BEST}" if spec.rstrip("/").endswith(f"/{runs.BEST}") else ""
+        return str(runs.resolve_checkpoint(_mlflow_run_dir(spec, config) + best))
+    if Path(spec).expanduser().exists() or runs.means_best(Path(spec)) or not _looks_like_hub_id(spec):
         return str(runs.resolve_checkpoint(spec).resolve())
     return spec
 
@@ -193,24 +198,27 @@ def _looks_like_hub_id(spec: str) -> bool:
 def _newest_checkpoint(config: Config, said: Sequence[str]) -> Path:
     stages = AUTO_PARENTS.get(config.stage.name, ())
     for stage in stages:
-        if found := _newest(config, stage):
+        if found := _newest(config, stage, config.init_from):
             return found
     raise UserError(
-        f"init_from=auto: no finished {' or '.join(stages)} run of model={config.model.name} in experiment "
-        f"{config.experiment_name!r}; make one: python -m tinychat.train stage={stages[-1]} model={config.model.name}"
+        f"init_from={config.init_from}: no finished {' or '.join(stages)} run of model={config.model.name} in "
+        f"experiment {config.experiment_name!r}; make one: python -m tinychat.train stage={stages[-1]} "
+        f"model={config.model.name}"
         f"{_same(said)}; or name a folder: init_from=FOLDER"
     )
 
 
-def _newest(config: Config, stage: str) -> Path | None:
-    """The checkpoint of the newest finished run of a stage, of this model and experiment. A trial of a search is no
-    such run: it may be a bad one."""
+def _newest(config: Config, stage: str, which: str | None = "auto") -> Path | None:
+    """The checkpoint (`which` of AUTO) of the newest finished run of a stage, of this model and experiment. A trial of
+    a search is no such run: it may be a bad one."""
 
     def wanted(other: dict) -> bool:
         return other["stage"]["name"] == stage and other["model"]["name"] == config.model.name
 
     outputs = Path(config.paths.outputs)
     found = runs.newest_run(outputs, config.experiment_name, wanted, finished=True, skip=trial.of_search)
+    if found and which == runs.BEST:
+        found = found / runs.BEST
     return runs.resolve_checkpoint(str(found)).resolve() if found else None
 
 

@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tinychat import checks, runs, schema, train
+from tinychat import checks, parents, runs, schema, train
 from tinychat.errors import UserError
 from tinychat.explain import explain, nearest_key
 from tinychat.passwords import masked
@@ -156,12 +156,13 @@ def hand_on(job: Job, recipe: Recipe, found: Found) -> dict[str, Value]:
     if _wants_tokenizer(job) and found.get("tokenizer"):
         handed["tokenizer.path"] = str(found["tokenizer"])
     origin = origin_of(stage, recipe, found)
-    if config.init_from == "auto" and origin:
-        handed["init_from"] = str(found[origin])
-    if found.get("reward"):
-        handed |= {f"reward.parts.{name}.path": str(found["reward"]) for name in _open_rewards(job)}
-    if getattr(config.stage, "judge", None) == "auto":  # without a judge of its own none: never another pipeline's
-        handed["stage.judge"] = str(found["judge"]) if found.get("judge") else None
+    if config.init_from in parents.AUTO and origin:
+        handed["init_from"] = _handed(found[origin], config.init_from)
+    if run := found.get("reward"):
+        handed |= {f"reward.parts.{name}.path": _handed(run, spec) for name, spec in _open_rewards(job).items()}
+    judge = getattr(config.stage, "judge", None)
+    if judge in parents.AUTO:  # without a judge of its own none: never another pipeline's
+        handed["stage.judge"] = _handed(found["judge"], judge) if found.get("judge") else None
     if stage == "eval" and not config.stage.against:
         handed["stage.against"] = [str(found[name]) for name in _POLICIES if found.get(name) and name != origin]
     return handed
@@ -170,7 +171,7 @@ def hand_on(job: Job, recipe: Recipe, found: Found) -> dict[str, Value]:
 def needs(job: Job, recipe: Recipe) -> list[str]:
     """The stages of the recipe without whose runs a job cannot start."""
     wanted = ["tokenizer"] if _wants_tokenizer(job) else []
-    if job.config.init_from == "auto":
+    if job.config.init_from in parents.AUTO:
         wanted += [name for name in _ORIGIN.get(job.stage, ()) if name in recipe.stages][:1]
     if _open_rewards(job):
         wanted.append("reward")
@@ -189,10 +190,16 @@ def _wants_tokenizer(job: Job) -> bool:
     return job.stage == "pretrain" and tokenizer.kind is schema.TokenizerKind.bpe and not named
 
 
-def _open_rewards(job: Job) -> list[str]:
-    """The parts of its reward that are a reward model, the newest there is."""
+def _open_rewards(job: Job) -> dict[str, str]:
+    """The parts of its reward that are a reward model, the newest there is; and which checkpoint of that."""
     parts = job.config.reward.parts.items() if job.stage == "ppo" else ()
-    return [name for name, part in parts if part.kind is schema.RewardKind.model and part.path == "auto"]
+    models = {name: part.path for name, part in parts if part.kind is schema.RewardKind.model}
+    return {name: path for name, path in models.items() if path in parents.AUTO}
+
+
+def _handed(run: Path, spec: str) -> str:
+    """A run's checkpoint for `spec` of parents.AUTO."""
+    return f"{run}/{runs.BEST}" if spec == runs.BEST else str(run)
 
 
 def _key(word: str) -> str:

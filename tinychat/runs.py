@@ -21,9 +21,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from tinychat import run_files
-from tinychat.checksums import changed_file, checksum, is_whole, sealed
+from tinychat import manifest, run_files
 from tinychat.errors import UserError
+from tinychat.manifest import TRAINER_STATE as TRAINER_STATE
 from tinychat.run_files import NUMBER, Unreadable, if_readable, tell_once
 from tinychat.run_files import write_text_atomic as write_text_atomic
 from tinychat.schema import Config
@@ -40,8 +40,7 @@ CHECKPOINTS = "checkpoints"
 TABLES = "tables"
 PICTURES = "pictures"
 LINEAGE = "lineage.json"
-MANIFEST = "manifest.json"
-TRAINER_STATE = "trainer_state"
+BEST = "best"  # after a run folder: its checkpoint with the best score
 STARTED = ".started"
 LOCK_ATTEMPTS = 5
 STOP = ".stop"  # made to have the ranks save and stop, see tinychat.guard
@@ -367,12 +366,44 @@ def resume_step(run_dir: Path) -> int | None:
     return checkpoint_step(able[-1]) if able else 0
 
 
+def best_checkpoints(run_dir: Path) -> list[Path]:
+    """Those of a run that have a score (of the stage's own metric, on held-out data), the best first; of equal ones the
+    later."""
+    newest_first = reversed(list_checkpoints(run_dir))
+    scored = [(score, path) for path in newest_first if (score := manifest.checkpoint_score(path)) is not None]
+    return [path for _, path in sorted(scored, key=lambda pair: pair[0])]
+
+
+def best_checkpoint(run_dir: Path) -> Path | None:
+    return next(iter(best_checkpoints(run_dir)), None)
+
+
+def means_best(path: Path) -> bool:
+    """Whether a path is that of a run folder with /best after it."""
+    path = path.expanduser()
+    return path.name == BEST and not path.exists() and path.parent.is_dir()
+
+
+def _resolve_best(run_dir: Path) -> Path:
+    best = best_checkpoint(run_dir)
+    if best is None:
+        raise UserError(
+            f"checkpoint {run_dir / BEST}: no checkpoint of {run_dir} has a score (checkpoint.keep_best above 0 gives "
+            f"them one); take its last one: {run_dir}"
+        )
+    verify_checkpoint(best)
+    return best
+
+
 def resolve_checkpoint(spec: str) -> Path:
-    """The checkpoint folder that a path means: itself, or a run folder's chosen one (its result's, else the newest).
+    """The checkpoint folder that a path means: itself, or a run folder's chosen one (its result's, else the newest), or
+    with /best after the run folder the one with the best score.
 
     Raises UserError when there is none.
     """
     path = Path(spec).expanduser()
+    if means_best(path):
+        return _resolve_best(path.parent)
     if problem := run_files.why_closed(path):
         raise UserError(f"checkpoint {spec}: {problem}")
     if not path.exists():
@@ -389,85 +420,28 @@ def resolve_checkpoint(spec: str) -> Path:
     raise UserError(f"checkpoint {spec}: holds no checkpoint (no config.json, and no {CHECKPOINTS}/step-* below it)")
 
 
-def write_manifest(checkpoint: Path, score: float | None) -> None:
-    """Record size and checksum of every file of a checkpoint, and its score (lower is better)."""
-    paths = [path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path.name != MANIFEST]
-    names = {str(path.relative_to(checkpoint)): path for path in paths}
-    content = {
-        "score": score,
-        "files": {name: path.stat().st_size for name, path in names.items()},
-        "checksums": {name: checksum(path) for name, path in names.items()},
-    }
-    run_files.follow_umask(checkpoint)
-    write_text_atomic(checkpoint / MANIFEST, json.dumps(sealed(content), indent=1))
-
-
-def checkpoint_score(checkpoint: Path) -> float | None:
-    return (if_readable(lambda: _manifest(checkpoint)) or {}).get("score")
-
-
-def _manifest(checkpoint: Path) -> dict[str, Any]:
-    """Nothing for a folder that tinychat did not write. Raises Unreadable, also where it was changed."""
-    kinds: dict[str, run_files.Kind] = {"files": dict, "checksums": (dict, type(None)), "score": (*NUMBER, type(None))}
-    manifest = run_files.read_json(checkpoint / MANIFEST, kinds)
-    if manifest is not None and not is_whole(manifest):
-        raise Unreadable(f"{checkpoint / MANIFEST}: is not as it was written")
-    return manifest or {}
-
-
-def _sound_manifest(checkpoint: Path) -> dict[str, Any]:
-    try:
-        return _manifest(checkpoint)
-    except Unreadable as error:
-        raise UserError(f"checkpoint {checkpoint} is damaged: {error}{_instead(checkpoint)}") from None
-
-
 def verify_checkpoint(checkpoint: Path) -> None:
     """Raise UserError when a file of a checkpoint is missing or shorter than it was written. Foreign folders pass, and
     those without the trainer's state, which a copy or an older checkpoint need not have."""
-    for name, size in _sizes(_sound_manifest(checkpoint), checkpoint).items():
-        path = checkpoint / name
-        found = path.stat().st_size if path.is_file() else None
-        if found != size:
-            state = "is missing" if found is None else f"has {found} bytes, {size} were written"
-            raise UserError(f"checkpoint {checkpoint} is damaged: {name} {state}{_instead(checkpoint)}")
+    if damage := manifest.damage(checkpoint):
+        raise UserError(f"checkpoint {checkpoint} is damaged: {damage}{_instead(checkpoint)}")
 
 
 def verify_contents(checkpoint: Path, wanted: Callable[[str], bool] = lambda name: "/" not in name) -> None:
     """Raise UserError when a file of a checkpoint has another content than was written: of those whose name in it is
     `wanted`, else of all but the trainer's state. Whoever opens files calls it; they are read as a whole for it."""
-    sums = _sound_manifest(checkpoint).get("checksums") or {}
-    if name := changed_file(checkpoint, {name: value for name, value in sums.items() if wanted(name)}):
+    if damage := manifest.change(checkpoint, wanted):
         raise UserError(
-            f"checkpoint {checkpoint} is damaged: {name} is not as it was written{_instead(checkpoint)}; if you "
-            f"changed it on purpose, delete {checkpoint / MANIFEST}"
+            f"checkpoint {checkpoint} is damaged: {damage}{_instead(checkpoint)}; if you changed it on purpose, delete "
+            f"{checkpoint / manifest.MANIFEST}"
         )
 
 
 def _instead(checkpoint: Path) -> str:
     """For a message: another checkpoint of the run that is whole."""
     for other in reversed(list_checkpoints(checkpoint.parent.parent)):
-        if other == checkpoint or not _is_whole(other):
+        if other == checkpoint or manifest.damage(other) or manifest.change(other, lambda _name: True):
             continue
         how = " (remove the damaged folder to resume from there)" if (other / TRAINER_STATE).is_dir() else ""
         return f"; use {other.name} beside it{how}"
     return ""
-
-
-def _sizes(manifest: dict[str, Any], checkpoint: Path) -> dict[str, int]:
-    """Those of the files that must be there."""
-    has_state = (checkpoint / TRAINER_STATE).exists()
-    return {
-        name: size
-        for name, size in manifest.get("files", {}).items()
-        if has_state or Path(name).parts[0] != TRAINER_STATE
-    }
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    manifest = if_readable(lambda: _manifest(checkpoint))
-    if manifest is None:
-        return False
-    sizes = _sizes(manifest, checkpoint)
-    there = {name: (checkpoint / name).stat().st_size for name in sizes if (checkpoint / name).is_file()}
-    return there == sizes and changed_file(checkpoint, manifest.get("checksums") or {}) is None

@@ -205,7 +205,7 @@ class RewardPart:
 
     kind: RewardKind = MISSING
     weight: float = MISSING
-    path: str | None = MISSING  # model: checkpoint, run folder or auto (newest stage=reward); python: FILE.py:FUNCTION
+    path: str | None = MISSING  # model: folder, auto or best (newest stage=reward); python: FILE.py:FUNCTION
 
 
 @dataclass
@@ -214,6 +214,7 @@ class RewardConfig:
 
     name: str = MISSING
     parts: dict[str, RewardPart] = field(default_factory=dict)
+    any_template: bool = MISSING  # take reward models that were trained in another chat template than the policy's
 
 
 @dataclass
@@ -264,7 +265,9 @@ class Config:
     run_name: str | None = MISSING  # null: stage-model-data
     run_dir: str | None = MISSING  # null: a new folder under paths.outputs
     seed: int = MISSING
-    init_from: str | None = MISSING  # null | auto | folder | runs:/id | hub id: weights to start from
+    init_from: str | None = (
+        MISSING  # null | auto | best | folder | folder/best | runs:/id | hub id: weights to start from
+    )
     resume: str = MISSING  # never | auto (newest unfinished run of this configuration) | run folder
     resume_data: ResumeData = MISSING  # data that changed since then: same refuses to go on, changed goes on, recorded
     device: Device = MISSING

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import TORCHRUN, curve, error_line, result_of, save_base, write_rows
 from tests.stages.warm import WarmPython
-from tinychat import runs
+from tinychat import manifest, runs
 from tinychat.models.reward import load_reward_model, settings
 from tinychat.models.scorer import Scorer
 
@@ -109,6 +109,10 @@ def test_the_run_keeps_what_was_measured_and_how_to_score(way: Callable[[str], P
         assert {"eval/reward_ece", "eval/reward_margin", "eval/safety_accuracy", "eval/loss"} <= metrics.keys()
         loaded = settings(load_reward_model(str(runs.resolve_checkpoint(str(run)))).config)
         assert loaded["range"] == "standard" and loaded["std"] not in (0.0, 1.0)
+        for checkpoint in runs.list_checkpoints(run):  # each may become the one that scores
+            its = settings(load_reward_model(str(checkpoint)).config)
+            assert its["range"] == "standard" and its["std"] not in (0.0, 1.0), checkpoint.name
+            assert manifest.checkpoint_score(checkpoint) is not None
         assert (runs.read_json(run / "tables" / "calibration.json") or {})["rows"]
         assert sum(row[1] for row in json.loads((run / "tables" / "categories.json").read_text())["rows"]) == HELD_OUT
         assert (run / "pictures" / "calibration.png").is_file()

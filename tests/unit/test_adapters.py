@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from tests.conftest import REPOSITORY, environment_of
-from tinychat import runs
+from tinychat import manifest, runs
 from tinychat.checkpoint import Checkpointer
 from tinychat.engine.base import StepStats
 from tinychat.engine.optim import build_optimizer
@@ -390,7 +390,7 @@ def test_one_line_for_each_thing_that_is_wrong(
     saved = save(engine, tmp_path / "run", tokenizer_folder)
     load_model(str(saved))
     spoil(llama, saved, tokenizer_folder)
-    (saved / runs.MANIFEST).unlink()  # as in a folder that another tool wrote: nothing else tells of it
+    (saved / manifest.MANIFEST).unlink()  # as in a folder that another tool wrote: nothing else tells of it
     with pytest.raises(UserError, match=words) as caught:
         load_model(str(saved))
     assert "\n" not in str(caught.value)

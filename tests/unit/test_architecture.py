@@ -14,7 +14,7 @@ LAYERS: list[set[str]] = [
     | {"schema_stages", "schema_sweep", "schema_launch"},
     {"schema", "explain", "words"},
     {"ds_config", "hub", "seeding", "malloc", "orphans", "hostfile", "signals", "user_code", "outer_launcher"}
-    | {"checksums"},
+    | {"checksums", "manifest"},
     {"checks", "checks_data", "checks_launch", "checks_sizes", "runs", "trial", "next_steps", "failures", "world"},
     {"text"},
     {"models", "data"},
@@ -43,7 +43,7 @@ LAYERS: list[set[str]] = [
 ]
 # What the parent may load before a job starts.
 LIGHT = {"train", "checks", "ds_config", "errors", "launch", "orphans", "parents", "runs", "schema", "schema_stages"}
-LIGHT |= {"run_files", "checksums", "checks_data", "gates", "pipeline", "recipe", "compare"}
+LIGHT |= {"run_files", "checksums", "manifest", "checks_data", "gates", "pipeline", "recipe", "compare"}
 LIGHT |= {"agents", "checks_launch", "failures", "guard", "hostfile", "ranks", "schema_launch", "slurm"}
 LIGHT |= {"explain", "library_output", "program", "schema_sweep", "words", "sweeps/__init__", "sweeps/sweeper", "trial"}
 LIGHT |= {"passwords", "terminal", "checks_sizes", "next_steps", "outer_launcher", "signals", "user_code"}

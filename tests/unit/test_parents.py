@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from tinychat import parents, runs
+from tinychat import hub, manifest, parents, runs
 from tinychat.run_files import Unreadable
 
 
@@ -78,3 +80,33 @@ def test_a_resume_from_scratch_needs_the_tokenizer_of_its_checkpoint_alone(
     trained.save_pretrained(checkpoint)
     found = get_tokenizer(None, Context)  # type: ignore[arg-type]
     assert tokenizer_fingerprint(found) == tokenizer_fingerprint(trained)
+
+
+@pytest.mark.parametrize(
+    ("spec", "found"),
+    [("auto", 7), ("best", 5), ("{run}", 7), ("{run}/best", 5), ("{run}/checkpoints/step-000007", 7), ("run/best", 5)],
+)
+def test_the_last_or_the_best_checkpoint_of_a_run_is_chosen(
+    spec: str, found: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "default" / "sft" / "2026-01-01_00-00-00"
+    for step, score in ((5, 1.0), (7, 2.0)):
+        checkpoint = run / runs.CHECKPOINTS / f"step-{step:06d}"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "config.json").write_text("{}")
+        manifest.write_manifest(checkpoint, score)
+    (run / runs.CONFIG).write_text("stage: {name: sft}\nmodel: {name: mini}\n")
+    (run / runs.RESULT).write_text(json.dumps({"status": "finished", "checkpoint": "checkpoints/step-000007"}))
+    (tmp_path / "run").symlink_to(run)
+    monkeypatch.chdir(tmp_path)  # run/best is written as an id of the hub is, but the folder is here
+    config: Any = SimpleNamespace(
+        init_from=spec.format(run=run),
+        experiment_name="default",
+        stage=SimpleNamespace(name="ppo"),
+        model=SimpleNamespace(name="mini", arch=None),
+        paths=SimpleNamespace(outputs=str(tmp_path)),
+        reward=SimpleNamespace(parts={}),
+        tokenizer=SimpleNamespace(path=None, kind=None),
+    )
+    assert parents.find_parents(config)["init_from"] == str(run / runs.CHECKPOINTS / f"step-{found:06d}")
+    assert not hub.is_hub_id(config.init_from)

@@ -277,6 +277,15 @@ def test_what_the_command_names_is_left_alone() -> None:
     assert needs(jobs_of(FULL, "ppo:reward=oracle")["ppo"], FULL) == ["sft"]
 
 
+def test_the_best_of_a_stage_is_handed_on_where_it_is_asked_for() -> None:
+    best = jobs_of(FULL, "ppo:init_from=best", "ppo:reward.parts.model.path=best", "ppo:stage.judge=best")["ppo"]
+    assert hand_on(best, FULL, FOUND) == {
+        "init_from": "out put/sft/1/best",
+        "reward.parts.model.path": "out put/reward/1/best",
+        "stage.judge": "out put/judge/1/best",
+    }
+
+
 def test_without_a_judge_no_other_pipelines_is_taken() -> None:
     made = Recipe("x", Path("x"), [], {"sft": [], "ppo": []})
     assert hand_on(jobs_of(made)["ppo"], made, {"sft": Path("s")}) == {"init_from": "s", "stage.judge": None}

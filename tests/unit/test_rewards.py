@@ -8,11 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.unit.chat_models import babbler
+from tests.unit.reward_models import reward_model
 from tinychat.data.preference_prompts import PromptRow, prompt_source
 from tinychat.data.tinyworld import preferences
 from tinychat.errors import UserError
 from tinychat.rl.rewards import Rewards, gold_rewards
 from tinychat.schema import RewardConfig, RewardKind, RewardPart, Source
+from tinychat.schema_stages import ScoreRange
+from tinychat.text.chat_template import set_template
 from tinychat.world import World
 
 ALONE = World(0, 0, 1, torch.device("cpu"))
@@ -23,7 +27,7 @@ def row(number: int, answer: str = "", reference: str = "") -> PromptRow:
 
 
 def rewards(world: World = ALONE, **parts: RewardPart) -> Rewards:
-    return Rewards(RewardConfig("test", parts), {}, None, world, torch.float32, 4)
+    return Rewards(RewardConfig("test", parts, False), {}, None, world, torch.float32, 4)
 
 
 def python(tmp_path: Path, code: str, weight: float = 1.0, name: str = "score") -> RewardPart:
@@ -40,6 +44,29 @@ def test_parts_are_weighted_and_added(tmp_path: Path) -> None:
     total, parts = rewards(mine=mine, right=right).score(rows, ["7", "The answer is 9"], [[1], [1]])
     assert parts == {"mine": [3.0, 17.0], "right": [1.0, 0.0]}
     assert total.tolist() == [0.5 * 3 + 2.0, 0.5 * 17]
+
+
+@pytest.mark.parametrize("score_range", [ScoreRange.raw, ScoreRange.standard])
+def test_a_reward_model_is_taken_in_its_own_template_and_with_a_word_for_raw_scores(
+    score_range: ScoreRange, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = reward_model(tmp_path / "rm", score_range)
+    part = RewardPart(RewardKind.model, 1.0, None)
+    policy = babbler()[1]
+    set_template(policy, "instruct")
+
+    def taken(insist: bool) -> Rewards:
+        config = RewardConfig("test", {"mine": part}, insist)
+        return Rewards(config, {"reward.mine": str(path)}, policy, ALONE, torch.float32, 4)
+
+    taken(insist=False)
+    assert ("reward.parts.mine: the scores of" in caplog.text) == (score_range is ScoreRange.raw)
+    set_template(policy, "chatml")
+    with pytest.raises(
+        UserError, match=r"in the chat template instruct, while the policy writes in chatml.*any_template"
+    ):
+        taken(insist=False)
+    taken(insist=True)
 
 
 @pytest.mark.parametrize(

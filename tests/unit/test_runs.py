@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tinychat import compare_runs, failures, runs, trial
+from tinychat import compare_runs, failures, manifest, runs, trial
 from tinychat.errors import UserError
 
 
@@ -31,7 +31,7 @@ def make_checkpoint(run_dir: Path, step: int, state: bool = True, score: float |
     if state:
         (folder / runs.TRAINER_STATE).mkdir()
         (folder / runs.TRAINER_STATE / "trainer.json").write_text("{}")
-    runs.write_manifest(folder, score)
+    manifest.write_manifest(folder, score)
     return folder
 
 
@@ -227,5 +227,5 @@ def test_damage_is_noticed_and_another_checkpoint_named(tmp_path: Path, name: st
     (damaged / name).unlink()
     with pytest.raises(UserError, match=f"{name} is missing"):
         runs.resolve_checkpoint(str(tmp_path))
-    (damaged / runs.MANIFEST).unlink()
+    (damaged / manifest.MANIFEST).unlink()
     runs.verify_checkpoint(damaged)  # as any other folder of the hub: nothing to compare with

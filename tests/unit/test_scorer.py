@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from tinychat.models.reward import load_reward_model, raw_scores
 from tinychat.models.scorer import Scorer
 from tinychat.schema_stages import ScoreRange
 from tinychat.text.bpe import train_bpe
+from tinychat.text.chat_template import set_template
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("the cat", "sat on", "a much longer dog on the mat", "x")]
 REPLIES = ["the dog sat", "cat", "the mat and the cat", ""]
@@ -55,6 +57,28 @@ def test_a_judge_gives_probabilities_and_an_adapter_scores_too(tmp_path: Path) -
         folder = tmp_path / str(len(peft))
         scores = scorer(reward_model(folder / "rm", ScoreRange.unit, **peft)).score_texts(PROMPTS, REPLIES)
         assert all(0 < score < 1 for score in scores)
+
+
+def test_a_reward_model_of_another_template_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = reward_model(tmp_path / "rm")
+    model, policy = scorer(path), copy.deepcopy(scorer(path).tokenizer)
+    policy.chat_template += "{# other words, the same tokens #}"
+    model.check_template(policy, "the policy", insist=False)
+    assert not caplog.messages
+    for template, name in (
+        ("chatml", "chatml"),
+        (f"{{{{ bos_token }}}}{policy.chat_template}", r"\{\{ bos_token \}\}.*"),
+    ):
+        policy.chat_template = template
+        if template == name:
+            set_template(policy, template)
+        with pytest.raises(
+            UserError, match=rf"rm: trained in the chat template instruct, while the policy writes in {name}"
+        ):
+            model.check_template(policy, "the policy", insist=False)
+        model.check_template(policy, "the policy", insist=True)
+        assert "trained in the chat template instruct" in caplog.text
+        caplog.clear()
 
 
 def test_what_cannot_be_scored_is_said_in_one_line(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from tinychat import hub, runs
+from tinychat import hub, manifest
 from tinychat.errors import UserError
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -116,7 +116,7 @@ def check_base(folder: Path, base: str, files: list[Path]) -> None:
 
 def _and_manifest(folder: Path) -> str:
     """For a message that asks to change a file: what else is to be done where its checksum is kept."""
-    return f" and delete {folder / runs.MANIFEST}" if (folder / runs.MANIFEST).is_file() else ""
+    return f" and delete {folder / manifest.MANIFEST}" if (folder / manifest.MANIFEST).is_file() else ""
 
 
 def save_adapter(model: Any, weights: dict[str, torch.Tensor], folder: Path) -> None:

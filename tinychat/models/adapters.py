@@ -23,7 +23,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.pytorch_utils import Conv1D
 
-from tinychat import runs
+from tinychat import manifest, runs
 from tinychat.errors import UserError
 from tinychat.models.adapter_files import (
     ADAPTER_CONFIG,
@@ -256,7 +256,7 @@ def _write_full(model: Any, path: str, out: Path) -> None:
         lineage = model_folder(path) / runs.LINEAGE
         if lineage.is_file():
             shutil.copyfile(lineage, temporary / runs.LINEAGE)
-        runs.write_manifest(temporary, None)
+        manifest.write_manifest(temporary, None)
         os.replace(temporary, out)
     except (OSError, SafetensorError) as error:
         raise UserError(f"could not write {out}: {one_line(error)}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,8 +16,32 @@ from tinychat.models.reward import load_reward_model, normalise, raw_scores, set
 from tinychat.models.rotary import use_fused_rotary
 from tinychat.schema_stages import ScoreRange
 from tinychat.text.chat_render import Message
-from tinychat.text.chat_template import encode_chats
+from tinychat.text.chat_template import EncodedChat, encode_chats, template_name
 from tinychat.text.tokenizer import load_saved_tokenizer, tokenizer_fingerprint
+
+# What templates write differently: one turn, several, a system message, a user message with an input.
+_ASKED, _TOLD = {"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi."}
+PROBES: list[list[Message]] = [
+    [_ASKED, _TOLD],
+    [_ASKED, _TOLD, _ASKED, _TOLD],
+    [{"role": "system", "content": "Be kind."}, _ASKED, _TOLD],
+    [_ASKED | {"input": "World"}, _TOLD],
+]
+log = logging.getLogger("tinychat")
+
+
+def _as_tokens(tokenizer: PreTrainedTokenizerFast, chat: list[Message]) -> list[int] | None:
+    """A conversation up to its last reply's end as its template writes it; None where the template refuses it."""
+    try:
+        (encoded,) = encode_chats(tokenizer, [chat])
+    except UserError:
+        return None
+    return encoded.ids[: _reply_end(encoded)].tolist()
+
+
+def _reply_end(encoded: EncodedChat) -> int | None:
+    """What the template writes after a reply's end token was not there in training either."""
+    return len(encoded.ids) - int(np.argmax(encoded.trained[::-1])) if encoded.trained.any() else None
 
 
 class Scorer:
@@ -64,6 +89,22 @@ class Scorer:
         found = settings(self.model.config)
         return None if found["range"] == ScoreRange.raw.value else found["std"]
 
+    def check_template(self, other: PreTrainedTokenizerFast, what: str, insist: bool) -> None:
+        """Raise UserError unless `other`, the tokenizer of `what`, writes conversations as those that this model was
+        trained on, token by token; with `insist` only warn. check_tokenizer comes first."""
+        if all(_as_tokens(self.tokenizer, chat) == _as_tokens(other, chat) for chat in PROBES):
+            return
+        said = (
+            f"reward model {self.path}: trained in the chat template {template_name(self.tokenizer)}, while {what} "
+            f"writes in {template_name(other)}"
+        )
+        if not insist:
+            raise UserError(
+                f"{said}; its scores mean little there. Train a reward model on a checkpoint of that template, take "
+                "its template for both (template=NAME), or insist: reward.any_template=true"
+            )
+        log.warning("%s; its scores mean little there (reward.any_template=true)", said)
+
     def score_ids(self, sequences: Sequence[Sequence[int]]) -> list[float]:
         """Scores of sequences of prompt and reply, which end with the reply's end token (or where it was cut). Raises
         UserError as outputs."""
@@ -110,9 +151,7 @@ class Scorer:
         ]
         found = []
         for encoded in encode_chats(self.tokenizer, chats):
-            # What the template writes after the end token was not there in training either.
-            end = len(encoded.ids) - int(np.argmax(encoded.trained[::-1])) if encoded.trained.any() else None
-            found.append(encoded.ids[:end].tolist())
+            found.append(encoded.ids[: _reply_end(encoded)].tolist())
         return found
 
     def score_texts(self, prompts: Sequence[list[Message]], replies: Sequence[str]) -> list[float]:

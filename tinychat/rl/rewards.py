@@ -7,6 +7,7 @@ Every rank scores its share of the replies, then all have all scores.
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,11 +21,13 @@ from tinychat.errors import UserError
 from tinychat.evaluation.answers import is_correct
 from tinychat.models.scorer import Scorer
 from tinychat.schema import RewardConfig, RewardKind, RewardPart
+from tinychat.schema_stages import ScoreRange
 from tinychat.user_code import UserCodeError
 from tinychat.world import World
 
 # (rows, replies as text, sequences of prompt and response tokens) -> a score each
 Part = Callable[[Sequence[PromptRow], list[str], list[list[int]]], list[float]]
+log = logging.getLogger("tinychat")
 
 
 class Rewards:
@@ -39,7 +42,8 @@ class Rewards:
         dtype: torch.dtype,
         batch_size: int,
     ):
-        """Raises UserError for a reward model of another tokenizer, and a function that cannot be found."""
+        """Raises UserError for a reward model of another tokenizer or chat template, and for a function that cannot
+        be found."""
         self.weights = {name: part.weight for name, part in config.parts.items()}
         self.kinds = {name: part.kind for name, part in config.parts.items()}
         self._world = world
@@ -49,6 +53,14 @@ class Rewards:
             if part.kind is RewardKind.model:
                 scorer = Scorer(str(parents[f"reward.{name}"]), world.device, dtype, batch_size)
                 scorer.check_tokenizer(tokenizer, f"reward.parts.{name}.path={parents[f'reward.{name}']}")
+                scorer.check_template(tokenizer, "the policy", config.any_template)
+                if scorer.score_range == ScoreRange.raw.value:
+                    log.warning(
+                        "reward.parts.%s: the scores of %s are its raw output, with the mean and spread that training "
+                        "left it: the weight of the KL penalty means another thing with every such model. One of "
+                        "stage.score_range=standard has mean 0 and standard deviation 1",
+                        *(name, scorer.path),
+                    )
                 self.scorers[name] = scorer
                 self._parts[name] = lambda _rows, _replies, sequences, s=scorer: s.score_ids(sequences)  # type: ignore
             else:

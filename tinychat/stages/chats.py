@@ -110,18 +110,27 @@ class HeldOut:
         """Loss on the replies, and greedy replies, over `most` conversations (None: all; for the replies also at most
         stage.generate_rows)."""
         world, stage = self.context.world, self.stage
-        batches = eval_batches(self.chats, stage.eval_batch_size, world.rank, world.size, most)
-        # Padded on the right: no position needs to be told.
-        rows_only = ({key: batch[key] for key in ("input_ids", "targets")} for batch in batches)
         wanted = min(number for number in (most, stage.generate_rows, len(self.rows)) if number is not None)
         rows = [self.rows[index * len(self.rows) // wanted] for index in range(wanted)]
         options = DecodeOptions(stage.generate_tokens, (self.tokenizer.eos_token_id, end_token_id(self.tokenizer)), 0.0)
         with engine.generation() as model:  # the loss too: a head with an adapter is called once for some tokens each
-            metrics = response_loss(model, rows_only, world)
+            metrics = self._loss(model, most)
             self.result = evaluate_replies(
                 model, self.tokenizer, rows, options, stage.generate_batch_size, world, engine.dtype
             )
         return metrics | self.result.metrics
+
+    def measure_loss(self, engine: Engine, most: int | None) -> dict[str, float]:
+        """The part of it that generates nothing."""
+        with engine.generation() as model:
+            return self._loss(model, most)
+
+    def _loss(self, model: Any, most: int | None) -> dict[str, float]:
+        world = self.context.world
+        batches = eval_batches(self.chats, self.stage.eval_batch_size, world.rank, world.size, most)
+        # Padded on the right: no position needs to be told.
+        rows_only = ({key: batch[key] for key in ("input_ids", "targets")} for batch in batches)
+        return response_loss(model, rows_only, world)
 
     def write_tables(self) -> None:
         """The latest replies and their accuracy by task family, for the report and the tracker."""

@@ -7,7 +7,7 @@ A stage writes its own loop and calls these in order:
             done = loop.train(micro_batches, loss_fn, tokens, samples)
             loop.log(done, {...})
             if loop.evaluation_due:
-                loop.evaluate(lambda: {...})
+                loop.evaluate(lambda most: {...}, during=stage.eval_rows)
             loop.save_if_due()
     return loop.result(facts)
 """
@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from tinychat import manifest, runs
 from tinychat.checkpoint import Checkpointer
 from tinychat.console import Progress
 from tinychat.context import Context, StageResult
@@ -45,7 +46,8 @@ class TrainingLoop:
     ):
         """score: the held-out metric by which the best checkpoints are kept, lowest first; with a leading - highest."""
         self.stage, self.context, self.engine = config.stage, context, engine
-        self._every, self._tokenizer, self._origin, self._speed = config.checkpoint.every, tokenizer, origin, speed
+        self._tokenizer, self._origin, self._speed = tokenizer, origin, speed
+        self._every, self._keep_best = config.checkpoint.every, config.checkpoint.keep_best
         self._score_name = score
         world = context.world
         self._saves = Checkpointer(context.run_dir, world, config.checkpoint.keep_last, config.checkpoint.keep_best)
@@ -72,7 +74,7 @@ class TrainingLoop:
 
     def __iter__(self) -> Iterator[int]:
         while self.step < self.stage.max_steps and not self.stopped:
-            self.step += 1
+            self.step, self._score = self.step + 1, None  # that of step 0 is of the start, which is not saved
             self._factor = lr_factor(self.step - 1, self.stage)
             self.engine.set_lr(self._factor)
             yield self.step
@@ -92,7 +94,8 @@ class TrainingLoop:
         """
         done = self.engine.train_step(micro_batches, loss_fn)
         if not (math.isfinite(done.loss) and (done.skipped or math.isfinite(done.grad_norm))):
-            raise UserError(self._not_finite(done))
+            said = f"loss is {done.loss} at step {self.step}, the gradient's norm {done.grad_norm}"
+            raise UserError(self._not_finite(said))
         self._speed.step_done(tokens, samples)
         return done
 
@@ -111,32 +114,50 @@ class TrainingLoop:
             self.context.log(self.step, row)
         self._progress.step(self.step, row)
 
-    def evaluate(self, measure: Callable[[], dict[str, float]]) -> None:
+    def evaluate(
+        self,
+        measure: Callable[[int | None], dict[str, float]],
+        during: int | None = None,
+        score: Callable[[int | None], dict[str, float]] | None = None,
+    ) -> None:
         """Measure, log, and keep the score for a checkpoint of this step.
 
-        The last evaluation reads more than those before, so it gives no score to compare with theirs.
+        measure(most): the metrics over so many held-out rows or tokens (None: all). during: how many in every
+        evaluation but the last, which takes all. To be compared with the others, the last checkpoint's score is of as
+        many as theirs: measured once more, by score(most) where that is quicker than `measure`.
+
+        Raises UserError when the score is not finite: the weights are of no use.
         """
         with self._speed.paused():
-            found = measure()
+            few = (score or measure)(during) if self.last and during is not None and self._keep_best else None
+            found = measure(None if self.last else during)
         self.context.log(self.step, found)
         self._progress.evaluated(self.step, found)
         self.metrics |= found
         self._first = found | self._first
-        score = found.get(self._score_name.removeprefix("-"))
-        self._score = None if self.last or score is None else -score if self._score_name[0] == "-" else score
+        name = self._score_name.removeprefix("-")
+        value = found.get(name)
+        if value is not None and not math.isfinite(value):
+            raise UserError(self._not_finite(f"{name} is {value} at step {self.step}"))
+        if self.last and during is not None:
+            value = None if few is None else few[name]
+        self._score = value if value is None or name == self._score_name else -value
 
-    def save_if_due(self) -> None:
-        """Save every `checkpoint.every` steps, at the end, and when told to stop (then the loop ends)."""
+    def save_if_due(self, prepare: Callable[[], None] | None = None) -> None:
+        """Save every `checkpoint.every` steps, where an evaluation found one of the best (checkpoint.keep_best), at the
+        end, and when told to stop (then the loop ends). prepare: called before every save, by all ranks."""
         self.stopped = self.context.should_stop()
         pruned = self.context.pruning and not self.last  # nobody goes on from there
-        if not pruned and (self.last or self.stopped or (self._every and self.step % self._every == 0)):
+        due = self.last or self.stopped or bool(self._every and self.step % self._every == 0)
+        if not pruned and (due or self._saves.is_among_best(self.step, self._score)):
             state = {"metrics": self.metrics, "stage": self.state, "first": self._first}
             with self._speed.paused():
+                if prepare is not None:
+                    prepare()
                 self.checkpoint = self._saves.save(
                     self.step, self.engine, self._tokenizer, state, self._origin, self._score
                 )
             self._progress.pause_ended(self.step)
-        self._score = None
 
     @property
     def unfinished(self) -> bool:
@@ -153,12 +174,18 @@ class TrainingLoop:
         if said := verdict(objective, self._first, self.metrics, chance):
             log.warning("%s", said)
             facts = {"warning": said, **facts}
-        return StageResult(self.metrics, objective, self.checkpoint, facts=facts)
+        return StageResult(self.metrics, objective, self.checkpoint, facts=facts | self._best_fact())
 
-    def _not_finite(self, done: StepStats) -> str:
+    def _best_fact(self) -> dict[str, str]:
+        """For the report: which checkpoint init_from=best would take, where any has a score."""
+        best = runs.best_checkpoint(self.context.run_dir)
+        score = manifest.checkpoint_score(best) if best is not None else None
+        if best is None or score is None:
+            return {}
+        name = self._score_name.removeprefix("-")
+        return {"best checkpoint": f"{best.name}, {name} {score if name == self._score_name else -score:.4g}"}
+
+    def _not_finite(self, said: str) -> str:
         kept = self._saves.latest()
         safe = f"the last good checkpoint is {kept}" if kept else "no checkpoint was saved before it"
-        return (
-            f"loss is {done.loss} at step {self.step}, the gradient's norm {done.grad_norm}; {safe}; "
-            f"try a lower stage.lr (now {self.stage.lr:g}), a longer warm-up, or precision=fp32"
-        )
+        return f"{said}; {safe}; try a lower stage.lr (now {self.stage.lr:g}), a longer warm-up, or precision=fp32"

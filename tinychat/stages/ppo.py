@@ -73,7 +73,7 @@ def run(config: Config, context: Context) -> StageResult:
         ratios = FirstRatios(engine.dtype, loop.state.get("ratios", {}))
         check_before_training(sampler, prompts, tokenizer, engine, rewards, config.seed)
         if loop.step == 0 and stage.eval_first:
-            loop.evaluate(lambda: held_out.measure(engine, controller.beta, last=False))
+            loop.evaluate(lambda _most: held_out.measure(engine, controller.beta, last=False))
         for step in loop:
             clock = Clock()
             batch = prompts.batch(step - 1, stage.rollout_size)
@@ -100,7 +100,8 @@ def run(config: Config, context: Context) -> StageResult:
             loop.log(done, found | {"data/epoch": prompts.epoch_of(step, stage.rollout_size)})
             if context.give_up(alarms.active) or loop.evaluation_due:
                 rollout_table(context, rollout, experience, sampler.replies(rollout), parts)
-                loop.evaluate(lambda: held_out.measure(engine, controller.beta, last=loop.last))
+                # The score is of the same prompts every time.
+                loop.evaluate(lambda _most: held_out.measure(engine, controller.beta, last=loop.last))
             loop.save_if_due()
 
     if not loop.unfinished:

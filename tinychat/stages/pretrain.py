@@ -64,8 +64,10 @@ def run(config: Config, context: Context) -> StageResult:
             epoch = blocks.epoch_of(step, stage.batch_size)
             loop.log(done, {"data/tokens": float(step * tokens_per_step), "data/epoch": epoch})
             if loop.evaluation_due:
-                most = None if loop.last else stage.eval_tokens
-                loop.evaluate(lambda: evaluate(engine, held_out, length, stage.eval_batch_size, most, context, begin))  # noqa: B023
+                loop.evaluate(
+                    lambda most: evaluate(engine, held_out, length, stage.eval_batch_size, most, context, begin),
+                    during=stage.eval_tokens,
+                )
             loop.save_if_due()
 
     if not loop.unfinished:

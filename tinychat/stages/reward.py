@@ -80,10 +80,9 @@ def run(config: Config, context: Context) -> StageResult:
             )
             loop.log(done, {"data/epoch": batches.epoch_of(step, stage.batch_size)})
             if loop.evaluation_due:
-                loop.evaluate(lambda: held_out.measure(engine, None if loop.last else stage.eval_pairs))
-            if loop.last:
-                fit_normalisation(engine, train, config, context)
-            loop.save_if_due()
+                loop.evaluate(lambda most: held_out.measure(engine, most), during=stage.eval_pairs)
+            # Every checkpoint may become the one that scores.
+            loop.save_if_due(prepare=lambda: fit_normalisation(engine, train, config, context))
 
     if not loop.unfinished:
         held_out.write()

@@ -43,7 +43,7 @@ def run(config: Config, context: Context) -> StageResult:
     speed = Speedometer(flops, engine.dtype, world)
     with TrainingLoop(config, context, engine, tokenizer, origin, speed, score="eval/response_loss") as loop:
         if loop.step == 0 and stage.eval_first:
-            loop.evaluate(lambda: held_out.measure(engine, stage.eval_rows))
+            loop.evaluate(lambda most: held_out.measure(engine, most), during=stage.eval_rows)
         for step in loop:
             rows = batches.batch(step - 1, stage.batch_size, world.rank, world.size)
             held = batches.held(step - 1, stage.batch_size)
@@ -63,7 +63,11 @@ def run(config: Config, context: Context) -> StageResult:
                 },
             )
             if loop.evaluation_due:
-                loop.evaluate(lambda: held_out.measure(engine, None if loop.last else stage.eval_rows))
+                loop.evaluate(
+                    lambda most: held_out.measure(engine, most),
+                    during=stage.eval_rows,
+                    score=lambda most: held_out.measure_loss(engine, most),
+                )
             loop.save_if_due()
 
     if not loop.unfinished:

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 
-from tinychat import lineage, runs
+from tinychat import lineage, manifest, runs
 from tinychat.context import Context, StageResult
 from tinychat.data.chat_sources import chat_source
 from tinychat.data.sources import text_source
@@ -38,7 +38,7 @@ def run(config: Config, context: Context) -> StageResult:
     tokenizer.save_pretrained(temporary)
     origin = lineage.describe(context.run_dir, context.parents, {"train": {"fingerprint": source.fingerprint()}})
     (temporary / runs.LINEAGE).write_text(json.dumps(origin, indent=1), encoding="utf-8")
-    runs.write_manifest(temporary, score=None)
+    manifest.write_manifest(temporary, score=None)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(temporary, folder)
 

@@ -64,6 +64,15 @@ def set_template(tokenizer: PreTrainedTokenizerFast, name: str) -> None:
     tokenizer.chat_template = shipped(name)
 
 
+def template_name(tokenizer: PreTrainedTokenizerFast) -> str:
+    """For a message: which of TEMPLATES the tokenizer has, else how its own begins."""
+    own = (tokenizer.chat_template or "").strip()
+    for name in TEMPLATES:
+        if own == shipped(name).strip():
+            return name
+    return f"{' '.join(own.split())[:60]}..." if own else "none"
+
+
 def encode_chats(tokenizer: PreTrainedTokenizerFast, conversations: list[list[Message]]) -> list[EncodedChat]:
     """Tokens of whole conversations, each ending with a reply. Raises UserError for a conversation or a
     template that cannot be used."""
