@@ -30,7 +30,7 @@ def find(spec: str, outputs: Path) -> str:
         from tinychat.tracking.store import resolve_uri, run_folder_of
 
         run_id = spec.removeprefix("runs:/").split("/")[0]
-        return str(runs.resolve_checkpoint(run_folder_of(run_id, resolve_uri(None, outputs))))
+        return str(runs.resolve_checkpoint(run_folder_of(run_id, resolve_uri(None, outputs), outputs)))
     for folder in (path, outputs / spec):
         if folder.is_dir() and _holds_runs(folder):
             return _newest(spec, [folder])

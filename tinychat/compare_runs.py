@@ -171,11 +171,11 @@ def _each(outputs: Path, file: str) -> Iterator[Path]:
 
 def _of_mlflow(run_id: str, outputs: Path) -> list[Path]:
     """By tracking.json of the run folders; else by the store, which a folder elsewhere may be known to."""
-    for path in _each(outputs, "tracking.json"):
-        if (runs.read_json(path) or {}).get("run_id") == run_id and (path.parent / runs.CONFIG).exists():
-            return [path.parent]
-    from tinychat.tracking.store import resolve_uri, run_tags_of
+    from tinychat.tracking.store import find_run_folder, resolve_uri, run_tags_of
 
+    own = find_run_folder(run_id, outputs)
+    if own is not None and (own / runs.CONFIG).exists():
+        return [own]
     uri = resolve_uri(None, outputs)
     tags = run_tags_of(run_id, uri)
     if study := tags.get("tinychat.study"):  # a sweep's parent

@@ -263,4 +263,4 @@ def _mlflow_run_dir(spec: str, config: Config) -> str:
     from tinychat.tracking.store import resolve_uri, run_folder_of
 
     uri = resolve_uri(config.tracker.uri, Path(config.paths.outputs))
-    return run_folder_of(spec.removeprefix("runs:/").split("/")[0], uri)
+    return run_folder_of(spec.removeprefix("runs:/").split("/")[0], uri, Path(config.paths.outputs))

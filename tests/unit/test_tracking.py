@@ -38,6 +38,7 @@ from tinychat.tracking import (
 )
 from tinychat.tracking.mlflow_run import MlflowRun
 from tinychat.tracking.params import MAX_PARAM, fit_key, flatten
+from tinychat.tracking.store import run_folder_of
 from tinychat.tracking.sweep_run import SweepRun
 
 TAGS = run_tags("pretrain", "mini", "tinyworld", parent="runs/parent", git_commit="abc123")
@@ -472,6 +473,48 @@ def test_damaged_lines_are_said_once(tmp_path: Path, caplog: pytest.LogCaptureFi
     log.path.unlink()
     log.path.mkdir()
     assert log.read() == [] and "is a folder" in caplog.messages[1]
+
+
+MOVED_RUN = """
+import sys
+from pathlib import Path
+from tinychat.schema import TrackerConfig, TrackerKind
+from tinychat.tracking import RunInfo, make_tracker
+root, step = Path(sys.argv[1]), int(sys.argv[2])
+folder = root / "exp" / "name" / "time"
+folder.mkdir(parents=True, exist_ok=True)
+(folder / "report.md").write_text(f"after step {step}")
+run = RunInfo(folder, root, "exp", "name", step - 1 or None)
+tracker = make_tracker(TrackerConfig("mlflow", TrackerKind.mlflow, None, False, None), run)
+tracker.start({}, {})
+tracker.log_metrics(step, {"train/loss": 1 / step})
+tracker.log_artifact(folder / "report.md")
+tracker.finish("FINISHED")
+print(tracker.run_id)
+"""
+
+
+def test_outputs_moved_as_a_whole_keep_their_runs_and_files(outputs: Path) -> None:
+    """Each start is a process of its own: MLflow's client remembers where a run's files are."""
+
+    def track(root: Path, step: int) -> str:
+        command = [sys.executable, "-c", MOVED_RUN, str(root), str(step)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    old, new = outputs / "old", outputs / "new place"
+    old.mkdir()
+    shutil.copy(outputs / "mlflow.db", old / "mlflow.db")
+    run_id = track(old, 1)
+    os.rename(old, new)
+    folder = new / "exp" / "name" / "time"
+    assert run_folder_of(run_id, f"sqlite:///{new}/mlflow.db", new) == str(folder)
+    assert track(new, 2) == run_id, "a resumed run stays one run"
+    assert not old.exists(), "nothing is written to where the outputs were"
+    run = client_of(new).get_run(run_id)
+    assert run.data.tags["run_dir"] == str(folder)
+    assert [point.step for point in client_of(new).get_metric_history(run_id, "train/loss")] == [1, 2]
+    files = new / "mlartifacts" / run_id / "artifacts"
+    assert run.info.artifact_uri == files.as_uri() and (files / "report.md").read_text() == "after step 2"
 
 
 def test_missing_artifact_costs_a_warning_not_the_run(outputs: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -15,7 +15,7 @@ from tinychat.runs import moved
 from tinychat.tracking.base import RunInfo, Status
 from tinychat.tracking.metrics_log import Row
 from tinychat.tracking.params import MAX_TAG
-from tinychat.tracking.store import artifact_location, load_mlflow, prepare_store, sqlite_uri
+from tinychat.tracking.store import IDENTITY, artifact_location, load_mlflow, prepare_store, sqlite_uri
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -26,7 +26,6 @@ METRICS_PER_CALL = 1000  # MLflow's own limits
 PARAMS_PER_CALL = 100
 TABLES_TAG = "mlflow.loggedArtifacts"  # where MLflow's interface and load_table look for tables
 TRAINER_STATE = "trainer_state"  # of a checkpoint: what only a resume needs
-IDENTITY = "tracking.json"  # of a folder: which run it is, and in which store
 SYSTEM = "system/"  # prefix of what MLflow's monitor measures
 logger = logging.getLogger(__name__)
 
@@ -130,7 +129,8 @@ class MlflowRun:
 
         if run.info.status != "RUNNING":
             self._client.update_run(run.info.run_id, status="RUNNING")
-        self._client.log_batch(run.info.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        where = {"run_dir": str(self._run.run_dir.absolute())[:MAX_TAG]}  # the outputs may have been moved
+        self._client.log_batch(run.info.run_id, tags=[RunTag(key, value) for key, value in (tags | where).items()])
         for name in run.data.metrics:
             if not name.startswith(SYSTEM):
                 history = self._client.get_metric_history(run.info.run_id, name)

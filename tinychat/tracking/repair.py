@@ -14,7 +14,8 @@ from pathlib import Path
 from tinychat import runs
 from tinychat.tracking.base import STATUS_OF, RunInfo
 from tinychat.tracking.metrics_log import MetricsLog
-from tinychat.tracking.mlflow_run import IDENTITY, MlflowRun, read_identity
+from tinychat.tracking.mlflow_run import MlflowRun, read_identity
+from tinychat.tracking.store import IDENTITY
 
 SWEEPS = "sweeps"  # OUTPUTS/sweeps/STUDY holds the run above a sweep's trials
 AT_ONCE = 100  # cut-off runs that one command sees to

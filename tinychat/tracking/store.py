@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from urllib.request import url2pathname
 
 from filelock import FileLock
 
+from tinychat import runs
 from tinychat.errors import UserError
 from tinychat.passwords import masked
 
+IDENTITY = "tracking.json"  # of a run folder: which MLflow run it is, and in which store
 _SQLITE = "sqlite:///"
 _ENVIRONMENT = {  # only where the user has not set them
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # MLflow's own defaults keep a dead server busy for minutes
@@ -21,6 +25,17 @@ _ENVIRONMENT = {  # only where the user has not set them
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "GIT_PYTHON_REFRESH": "quiet",  # no word about a missing git program
+}
+
+
+ARTIFACTS = "mlartifacts"  # beside a database: the files of its runs
+_ROOT = re.compile(rf"(file://.*/{ARTIFACTS})(/|$)")
+_ADDRESSES = {
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+    ("logged_models", "artifact_location"),
 }
 
 
@@ -54,7 +69,7 @@ def artifact_location(uri: str, outputs: Path) -> str | None:
         return None
     path = sqlite_path(uri)
     folder = path.parent if path else Path(outputs).absolute()
-    return (folder / "mlartifacts").as_uri()
+    return (folder / ARTIFACTS).as_uri()
 
 
 def load_mlflow() -> None:
@@ -84,7 +99,30 @@ def prepare_store(uri: str) -> None:
                 _create(path)
     with closing(sqlite3.connect(path, timeout=20)) as connection:
         connection.execute("BEGIN IMMEDIATE")  # a store that cannot be written says so at once
-        connection.rollback()
+        _follow_move(connection, path.parent / ARTIFACTS)
+        connection.commit()
+
+
+def _follow_move(connection: sqlite3.Connection, artifacts: Path) -> None:
+    """MLflow keeps where files lie as absolute addresses. After the outputs were moved as a whole those of the folder
+    beside the database become its new one's: else files would be written to where the outputs were."""
+    here = artifacts.as_uri()
+    places = [
+        (table, column)
+        for (table,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+        for _, column, *_ in connection.execute(f"PRAGMA table_info({table})").fetchall()
+        if (table, column) in _ADDRESSES
+    ]
+    known = {row[0] for row in connection.execute("SELECT DISTINCT artifact_location FROM experiments").fetchall()}
+    roots = {match.group(1) for address in known if (match := _ROOT.match(address or ""))} - {here}
+    for root in roots:
+        if Path(url2pathname(root.removeprefix("file://"))).exists() or not artifacts.is_dir():
+            continue  # not moved: a database that was copied, or an experiment whose files somebody put elsewhere
+        for table, column in places:
+            connection.execute(
+                f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE {column} = ? OR {column} LIKE ? || '/%'",
+                (here, len(root) + 1, root, root),
+            )
 
 
 def _exists(path: Path) -> bool:
@@ -98,7 +136,7 @@ def _create(path: Path) -> None:
     for stale in path.parent.glob(f"{path.name}.*.tmp*"):
         stale.unlink()
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    store = SqlAlchemyStore(sqlite_uri(temporary), (path.parent / "mlartifacts").as_uri())
+    store = SqlAlchemyStore(sqlite_uri(temporary), (path.parent / ARTIFACTS).as_uri())
     store.engine.dispose()
     os.replace(temporary, path)
 
@@ -117,12 +155,23 @@ def run_tags_of(run_id: str, uri: str) -> dict[str, str]:
         raise UserError(f"runs:/{run_id}: {masked(uri)} says: {str(error).splitlines()[0]}") from None
 
 
-def run_folder_of(run_id: str, uri: str) -> str:
-    """The run folder behind an MLflow run, from the tag that every tinychat run has.
+def run_folder_of(run_id: str, uri: str, outputs: Path) -> str:
+    """The run folder behind an MLflow run, from the tag that every tinychat run has; where the outputs were moved
+    since, by what the run folders say themselves.
 
     Raises UserError for an unknown run, a store that does not answer, or a run that tinychat did not make.
     """
     tags = run_tags_of(run_id, uri)
     if "run_dir" not in tags:
         raise UserError(f"runs:/{run_id}: not a run of tinychat (it has no run_dir tag); give a checkpoint folder")
-    return tags["run_dir"]
+    if Path(tags["run_dir"]).exists():
+        return tags["run_dir"]
+    return str(find_run_folder(run_id, outputs) or tags["run_dir"])
+
+
+def find_run_folder(run_id: str, outputs: Path) -> Path | None:
+    """The run folder of the outputs whose tracking.json names the MLflow run."""
+    for path in outputs.glob(f"*/*/*/{IDENTITY}"):
+        if path.parts[-4] != ARTIFACTS and (runs.read_json(path) or {}).get("run_id") == run_id:
+            return path.parent
+    return None

@@ -18,8 +18,9 @@ from tinychat.passwords import masked
 from tinychat.tracking.base import RunInfo, Status
 from tinychat.tracking.metrics_log import Row
 from tinychat.tracking.mlflow_mirror import reason
-from tinychat.tracking.mlflow_run import IDENTITY, MlflowRun, read_identity
+from tinychat.tracking.mlflow_run import MlflowRun, read_identity
 from tinychat.tracking.params import fit_tags, flatten
+from tinychat.tracking.store import IDENTITY
 
 ALIAS = "winner"  # of the registry's version that is the sweep's best now
 logger = logging.getLogger(__name__)
