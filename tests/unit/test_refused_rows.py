@@ -20,6 +20,7 @@ from tinychat.data.preference_cache import preference_cache
 from tinychat.data.preference_prompts import PromptBatches, with_prompts
 from tinychat.data.prompt_files import PromptRow
 from tinychat.errors import UserError
+from tinychat.models.generate import prompt_ids
 from tinychat.schema import OnBadRow
 from tinychat.text.chat_template import OWN, encode_chats, end_token_id, set_template
 from tinychat.text.tokenizer import encode_documents, load_saved_tokenizer
@@ -193,6 +194,27 @@ def test_a_text_that_the_tokenizer_fails_on(
     assert (len(made), made.n_bad) == (2, 1)
     with pytest.raises(BadRow, match=rf"^a.jsonl, line 2: tokenizer .*{error}"):
         chat_cache(chat_source([other, GOOD], on_bad_row=OnBadRow.fail), tokenizer, 128, tmp_path, progress=False)
+
+
+def test_a_pattern_that_panics_is_one_line(tokenizer_folder: Path, tmp_path: Path) -> None:
+    """Oniguruma gives up on it; the tokenizers library panics then."""
+    load_saved_tokenizer(str(tokenizer_folder)).save_pretrained(tmp_path)
+    state = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
+    split = {"type": "Split", "pattern": {"Regex": "(x+x+)+y"}, "behavior": "Isolated", "invert": False}
+    state["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, state["pre_tokenizer"]]}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(state), "utf-8")
+    tokenizer = load_saved_tokenizer(str(tmp_path))
+    set_template(tokenizer, "chatml")
+    bad = "x" * 300
+    for call in (
+        lambda: encode_documents(tokenizer, ["fine", bad]),
+        lambda: prompt_ids(tokenizer, bad),
+        lambda: encode_chats(tokenizer, [conversation(bad, "It.")]),
+    ):
+        with pytest.raises(UserError, match=rf"tokenizer {tmp_path}: fails on a text.*retry-limit") as caught:
+            call()
+        assert "\n" not in str(caught.value)
+    assert encode_chats(tokenizer, [GOOD])
 
 
 def test_ctrl_c_in_the_tokenizer_is_no_fault_of_it(tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from transformers.generation.streamers import BaseStreamer
 from tinychat.models.kept_cache import KeptCache
 from tinychat.models.kv_cache import CACHE
 from tinychat.models.sampling import SamplingOptions
-from tinychat.text.tokenizer import text_beginning
+from tinychat.text.tokenizer import encoded_texts, text_beginning
 
 UNFINISHED = "\ufffd"  # what decoding gives for the first bytes of a character whose other bytes are yet to come
 OVERLAP = 6  # tokens before a new one that decide how it decodes (leading spaces, split characters)
@@ -130,7 +130,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerFast, prompt: str) -> list[int]:
     """Token ids of a prompt as the beginning of a text, after what stands there in training (text_beginning). A
     prompt may spell special tokens."""
     before = text_beginning(tokenizer)
-    ids = tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
+    (ids,) = encoded_texts(tokenizer, [prompt])["input_ids"]
     return ids if ids[: len(before)] == before else [*before, *ids]
 
 
