@@ -20,6 +20,7 @@ from tinychat.data import cache
 from tinychat.data.cache import TokenCache, token_cache
 from tinychat.data.packing import document_segments
 from tinychat.data.sources import text_source
+from tinychat.errors import UserError
 from tinychat.evaluation.perplexity import perplexity
 from tinychat.models.build import build_model, model_vocab_size
 from tinychat.models.generate import SamplingOptions, continue_texts, prompt_ids
@@ -163,6 +164,23 @@ def test_ids_beyond_the_number_of_entries_keep_their_width_and_have_rows(tmp_pat
     tokens = made(tokenizer, tmp_path).tokens
     assert tokens.max() == tokenizer.eos_token_id > 1 << 16
     assert model_vocab_size(tiny(Arch.llama), vocabulary_size(tokenizer)) >= 70_000
+
+
+def test_a_token_that_would_share_the_id_of_another_is_refused(tmp_path: Path) -> None:
+    """The library gives a new token the number of entries as its id, which is taken where ids have holes."""
+    trained().save_pretrained(tmp_path)
+    state = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
+    state["added_tokens"] = state["added_tokens"][:1]
+    for token in ("<|pad|>", "<|im_start|>", "<|im_end|>"):
+        del state["model"]["vocab"][token]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(state), "utf-8")
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text("utf-8"))
+    del settings["pad_token"], settings["extra_special_tokens"]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings), "utf-8")
+    with pytest.raises(
+        UserError, match=r"holes, so that <\|pad\|>, which it lacks, would get id \d+, that of .*added_tokens"
+    ):
+        load_saved_tokenizer(str(tmp_path))
 
 
 def test_only_ids_that_are_tokens_are_generated(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 from tokenizers.models import BPE
 from transformers import AutoTokenizer, BatchEncoding, GPT2Tokenizer, PreTrainedTokenizerFast
@@ -207,13 +208,27 @@ def _separate_padding(tokenizer: PreTrainedTokenizerFast, name: str) -> None:
     if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
         known = tokenizer.get_vocab()
         own = [token for token in PAD_NAMES if token in known and token != tokenizer.eos_token]
-        tokenizer.add_special_tokens({"pad_token": own[0] if own else PAD})
+        _add_special(tokenizer, name, {"pad_token": own[0] if own else PAD})
+
+
+def _add_special(tokenizer: PreTrainedTokenizerFast, name: str, tokens: dict[str, Any]) -> None:
+    """As add_special_tokens, beside the extra ones that there are. Raises UserError where a new token would have the id
+    of another: the library counts on from the number of entries, which another may have where ids have holes."""
+    before = tokenizer.get_vocab()
+    taken = {index: token for token, index in before.items()}
+    tokenizer.add_special_tokens(tokens, replace_extra_special_tokens=False)
+    for token, index in tokenizer.get_vocab().items():
+        if token not in before and index in taken:
+            raise UserError(
+                f"tokenizer {name}: its ids have holes, so that {token}, which it lacks, would get id {index}, that of "
+                f"{taken[index]!r}; add {token} with an id of its own to added_tokens in its tokenizer.json"
+            )
 
 
 def _reserve_chat_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
     missing = [token for token in (CHAT_START, CHAT_END) if token not in tokenizer.all_special_tokens]
     if missing:
-        tokenizer.add_special_tokens({"extra_special_tokens": missing}, replace_extra_special_tokens=False)
+        _add_special(tokenizer, tokenizer.name_or_path, {"extra_special_tokens": missing})
 
 
 def _check_unicode(text: str) -> None:
