@@ -128,8 +128,6 @@ def _schedule(config: Config) -> Iterator[str]:
     stage = config.stage
     if not isinstance(stage, TrainLoop):
         return
-    if stage.warmup_steps > stage.max_steps:
-        yield f"stage.warmup_steps={stage.warmup_steps} is more than stage.max_steps={stage.max_steps}"
     if stage.schedule is Schedule.wsd and not 0 <= stage.decay_fraction <= 1:
         yield f"stage.decay_fraction={stage.decay_fraction}: a share between 0 and 1"
     if stage.min_lr_ratio > 1:

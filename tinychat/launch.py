@@ -44,6 +44,7 @@ def run_job(config: Config, node: DictConfig) -> float | None:
     # As it will be read back from the run folder: enums as words, numbers as YAML has them.
     resolved = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(node, resolve=True)))
     shown = passwords.masked_tree(resolved)
+    made = _missing_folders(config)
     with _writable():
         run_dir, done = _choose_run_dir(config, shown)
     if done is not None:
@@ -57,7 +58,11 @@ def run_job(config: Config, node: DictConfig) -> float | None:
     with _claimed(config, run_dir):
         if config.launch.node_rank == 0:
             with _writable():
-                _write_inputs(run_dir, config, resolved)
+                try:
+                    _write_inputs(run_dir, config, resolved)
+                except UserError:  # nothing was started: no folder is left of it
+                    _remove_if_new(run_dir, made)
+                    raise
         if not _start(config, run_dir):
             return None
         result = runs.read_result(run_dir)
@@ -232,12 +237,8 @@ def _write_inputs(run_dir: Path, config: Config, resolved: Any) -> None:
     differ between a run and its continuation (runs.NOT_IDENTITY) is the new command's. Without passwords, which have a
     file of their own."""
     if not (run_dir / runs.CONFIG).exists():
-        try:
-            found = parents.find_parents(config, _overrides())
-            passwords.keep(run_dir, resolved)
-        except UserError:
-            _remove_if_new(run_dir)
-            raise
+        found = parents.find_parents(config, _overrides())
+        passwords.keep(run_dir, resolved)
         parents.write(run_dir, found, Path(config.paths.outputs))
         if run_dir.absolute().parent.parent == (Path(config.paths.outputs) / config.experiment_name).absolute():
             runs.mark_created(run_dir)
@@ -254,13 +255,23 @@ def _write_inputs(run_dir: Path, config: Config, resolved: Any) -> None:
         old.unlink(missing_ok=True)
 
 
-def _remove_if_new(run_dir: Path) -> None:
+def _missing_folders(config: Config) -> list[Path]:
+    """Folders above a run's that are not there yet, the innermost first."""
+    outputs = Path(config.paths.outputs)
+    inner = outputs / config.experiment_name / (config.run_name or runs.default_run_name(config))
+    above = [Path(config.run_dir), *Path(config.run_dir).parents] if config.run_dir else [inner, *inner.parents]
+    return [folder for folder in above if not folder.exists()]
+
+
+def _remove_if_new(run_dir: Path, made: list[Path]) -> None:
+    """Remove the folder of a run that could not start, and those that were made for it, where nothing is in them."""
+    if (run_dir / runs.CONFIG).exists():
+        return
     for name in (runs.START_LOCK, failures.START_FILE):
         (run_dir / name).unlink(missing_ok=True)
-    try:
-        run_dir.rmdir()
-    except OSError:
-        return
+    with contextlib.suppress(OSError):
+        for folder in dict.fromkeys([run_dir, *made]):
+            folder.rmdir()
 
 
 def _command() -> str:

@@ -36,6 +36,12 @@ def tell(config: Config, run_dir: Path, result: Mapping[str, Any], said: Sequenc
         say(f"{name + ':':<12}{text}")
 
 
+def tell_stopped() -> None:
+    """How a run that was told to stop goes on."""
+    if not _parts:
+        say("stopped; the same command with resume=auto goes on from what was saved")
+
+
 def lines(config: Config, run_dir: Path, result: Mapping[str, Any], said: Sequence[str]) -> Iterator[tuple[str, str]]:
     """(name, path or command). said: the overrides of the run's command, of which those that the next one needs are
     repeated."""

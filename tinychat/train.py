@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tinychat import checks, launch, library_output, outer_launcher, program, schema, words
+from tinychat import checks, completion, launch, library_output, next_steps, outer_launcher, program, schema, words
 from tinychat.errors import UserError
 from tinychat.explain import explain
 from tinychat.run_files import disk_full, said_of
@@ -84,11 +84,17 @@ def main() -> None:
     Plugins.instance().register(StudySweeper)
     try:
         outer_launcher.refuse("tinychat.train", sys.argv[1:])
+        if (script := completion.script(sys.argv[1:])) is not None:
+            print(script, flush=True)
+            return
         sys.argv[1:] = words.ready(sys.argv[1:], Path(config_folder()))
         hydra.main(config_path=config_folder(), config_name="config")(single_or_multi)()
         if errors:
             raise errors[0]
+        sys.stdout.flush()  # here, where a reader that has gone is no error
     except launch.Stopped as stop:
+        if not launch.in_multirun():  # a sweep says how it goes on
+            next_steps.tell_stopped()
         sys.exit(stop.status)
     except (UserError, launch.JobFailed) as error:
         sys.exit(error_line(error))

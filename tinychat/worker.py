@@ -18,7 +18,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from tinychat import failures, library_output, lineage, parents, passwords, report, runs, trial
+from tinychat import chosen, failures, library_output, lineage, parents, passwords, report, runs, trial
 from tinychat.checksums import verifying
 from tinychat.console import setup_logging
 from tinychat.context import Context, StageResult, StopFlag
@@ -78,6 +78,8 @@ def _run_stage(config: Config, run_dir: Path, world: World, stop: StopFlag) -> i
     tracker = _start_tracker(config, run_dir, found) if world.is_main else None
     context = Context(run_dir, world, tracker, found, stop)
     log.info("%s in %s", config.stage.name, run_dir)
+    for line in chosen.choices(config, found, world):
+        log.info("%s", line)
     status, result, problem = "failed", StageResult(), None
     try:
         stage = importlib.import_module(f"tinychat.stages.{config.stage.name}")

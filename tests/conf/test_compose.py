@@ -93,7 +93,6 @@ def refusal(*overrides: str) -> str:
             ["launch=torchrun", "launch.nproc=3", "stage.batch_size=8", "stage.micro_batch_size=8"],
             ["batch_size may be 24"],
         ),
-        (["tuned=none", "stage.warmup_steps=999"], ["stage.warmup_steps=999", "stage.max_steps"]),
         (["stage.max_steps=0"], ["stage.max_steps=0"]),
         (["resume=perhaps"], ["resume=perhaps"]),
         (["stage=tokenizer", "tokenizer=gpt2"], ["tokenizer=bpe"]),

@@ -12,7 +12,7 @@ PACKAGE = REPOSITORY / "tinychat"
 LAYERS: list[set[str]] = [
     {"errors", "library_output", "passwords", "program", "run_files", "terminal"}
     | {"schema_stages", "schema_sweep", "schema_launch"},
-    {"schema", "explain", "words"},
+    {"schema", "explain", "words", "completion"},
     {"ds_config", "hub", "seeding", "malloc", "orphans", "hostfile", "signals", "user_code", "outer_launcher"}
     | {"checksums", "manifest"},
     {"checks", "checks_data", "checks_launch", "checks_sizes", "runs", "trial", "next_steps", "failures", "world"},
@@ -20,7 +20,7 @@ LAYERS: list[set[str]] = [
     {"models", "data"},
     {"evaluation", "rl"},
     {"engine", "tracking", "parents", "console", "lineage", "curves"},
-    {"report", "checkpoint", "context"},
+    {"report", "checkpoint", "context", "chosen"},
     {"plan_devices", "plan_models"},
     {"plan_memory"},
     {"plan_time"},
@@ -46,7 +46,7 @@ LIGHT = {"train", "checks", "ds_config", "errors", "launch", "orphans", "parents
 LIGHT |= {"run_files", "checksums", "manifest", "checks_data", "gates", "pipeline", "recipe", "compare"}
 LIGHT |= {"agents", "checks_launch", "failures", "guard", "hostfile", "ranks", "schema_launch", "slurm"}
 LIGHT |= {"explain", "library_output", "program", "schema_sweep", "words", "sweeps/__init__", "sweeps/sweeper", "trial"}
-LIGHT |= {"passwords", "terminal", "checks_sizes", "next_steps", "outer_launcher", "signals", "user_code"}
+LIGHT |= {"passwords", "terminal", "completion", "checks_sizes", "next_steps", "outer_launcher", "signals", "user_code"}
 LIGHT |= {f"pipeline_{part}" for part in ("jobs", "process", "report", "samples", "tracking")}
 HEAVY = {"torch", "transformers", "tokenizers", "datasets", "deepspeed", "mlflow", "numpy", "matplotlib", "peft"}
 

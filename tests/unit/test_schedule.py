@@ -52,3 +52,10 @@ def test_wsd_stays_and_falls_over_the_last_share() -> None:
 @pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (1, 1), (5, 5), (7, 6)])
 def test_short_runs_have_rates_above_zero(schedule: Schedule, steps: int, warmup: int) -> None:
     assert all(0 < value <= 1 for value in factors(schedule, steps, warmup))
+
+
+def test_a_run_shorter_than_its_warm_up_has_half_of_it() -> None:
+    found = factors(Schedule.linear, steps=6, warmup=50)
+    assert found[:3] == pytest.approx([1 / 4, 2 / 4, 3 / 4])
+    assert found == factors(Schedule.linear, steps=6, warmup=3)
+    assert factors(Schedule.constant, steps=1, warmup=10) == [1.0]

@@ -38,7 +38,7 @@ from tinychat.tracking import (
 )
 from tinychat.tracking.mlflow_run import MlflowRun
 from tinychat.tracking.params import MAX_PARAM, fit_key, flatten
-from tinychat.tracking.store import run_folder_of
+from tinychat.tracking.store import run_folder_of, sqlite_path
 from tinychat.tracking.sweep_run import SweepRun
 
 TAGS = run_tags("pretrain", "mini", "tinyworld", parent="runs/parent", git_commit="abc123")
@@ -545,3 +545,19 @@ def test_threads_may_ask_for_a_new_store_at_once(tmp_path: Path, empty_store: Pa
     for thread in threads:
         thread.join()
     assert (tmp_path / "new" / "mlflow.db").stat().st_mtime_ns == before  # a store that exists is left as it is
+
+
+@pytest.mark.parametrize("name", ["a?b", "a%20b", "a#b", "100%", "é ~x", "plain-1_2"])
+def test_a_database_lies_in_the_folder_it_is_said_to_whatever_that_is_called(name: str, tmp_path: Path) -> None:
+    from sqlalchemy import create_engine, text
+
+    path = tmp_path / name / "mlflow.db"
+    path.parent.mkdir()
+    uri = resolve_uri(None, path.parent)
+    assert sqlite_path(uri) == path
+    engine = create_engine(uri)
+    with engine.connect() as connection:
+        connection.execute(text("CREATE TABLE here (a INTEGER)"))
+    engine.dispose()
+    assert [found.name for found in tmp_path.rglob("*.db")] == ["mlflow.db"]
+    assert path.exists()
