@@ -30,12 +30,12 @@ mkdir -p "$LOGS"
 pids=()
 # shellcheck disable=SC2317,SC2329  # the trap calls it
 stop() {
-    trap - INT TERM
+    trap - INT TERM HUP
     kill -INT "${pids[@]}" 2>/dev/null || true
     wait || true
     exit 130
 }
-trap stop INT TERM
+trap stop INT TERM HUP
 set -m # workers get Ctrl-C from `stop` alone, once
 for ((i = 0; i < workers; i++)); do
     variables=()

@@ -39,11 +39,11 @@ MASTER_ADDR=$$(scontrol show hostnames "$$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_PORT=$$((10000 + SLURM_JOB_ID % 20000))
 WORLD_SIZE=$world_size
 : "$${OMP_NUM_THREADS:=$${SLURM_CPUS_PER_TASK:-1}}"
-export MASTER_ADDR MASTER_PORT WORLD_SIZE OMP_NUM_THREADS
+export MASTER_ADDR MASTER_PORT WORLD_SIZE OMP_NUM_THREADS$start
 
 # SIGTERM comes here before the time limit, and by scancel --batch --signal=TERM: every rank sees the file, saves, ends.
 stop=$stop
-rm -f "$$stop"
+rm -f "$$stop" $run_dir/$reports # of a start that slurm has put back into the queue
 trap 'touch "$$stop"' TERM
 # shellcheck disable=SC2016 # the tasks' own variables
 srun --kill-on-bad-exit=1$cpus bash -c 'RANK=$$SLURM_PROCID LOCAL_RANK=$$SLURM_LOCALID exec "$$@"' rank \\
@@ -63,6 +63,7 @@ def script(config: Config, run_dir: Path) -> str:
     limit = "Stopped before its end, it is continued by the same command with resume=auto."
     if slurm.time is not None and slurm.save_minutes:
         limit = f"{slurm.save_minutes:g} minutes before the limit it saves and stops.\n# {limit}"
+    start = os.environ.get(failures.START)
     body = BODY.substitute(
         name=_one_line(_job_name(config)),
         limit=limit,
@@ -70,6 +71,10 @@ def script(config: Config, run_dir: Path) -> str:
         cpus=f" --cpus-per-task={slurm.cpus}" if slurm.cpus else "",  # srun does not take it from sbatch
         world_size=launch.nproc * launch.nnodes,
         stop=shlex.quote(str(run_dir / runs.STOP)),
+        run_dir=shlex.quote(str(run_dir)),
+        reports=failures.PATTERN,
+        # Jobs may wait in the queue for one folder: a rank must know which of them it belongs to.
+        start=f"\nexport {failures.START}={shlex.quote(start)}" if start else "",
         worker=shlex.join([sys.executable, "-m", "tinychat.guard", str(run_dir)]),
     )
     return "\n".join(["#!/usr/bin/env bash", *_directives(config, run_dir), body])

@@ -89,8 +89,8 @@ def _run_stage(config: Config, run_dir: Path, world: World, stop: StopFlag) -> i
         problem = context.pruned if status == "pruned" else None
     except Interrupted:
         status, result = "stopped", StageResult(stopped=True)
-    except SystemExit as error:  # of a library or of the user's code: it would end the command without a word
-        problem = f"sys.exit({error.code!r}) was called in stage={config.stage.name}"
+    except (SystemExit, KeyboardInterrupt) as error:  # of a library: it would end the command without a word
+        problem = f"{type(error).__name__}({error!s}) was raised in stage={config.stage.name}, where no signal came"
         raise RuntimeError(problem) from error
     except BaseException as error:
         problem = str(error) or type(error).__name__
