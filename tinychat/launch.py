@@ -20,7 +20,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from tinychat import failures, next_steps, parents, passwords, ranks, runs, slurm, trial
+from tinychat import failures, next_steps, parents, passwords, preflight, ranks, runs, slurm, trial
 from tinychat.errors import UserError
 from tinychat.outer_launcher import is_of_launcher
 from tinychat.ranks import JobFailed, Stopped
@@ -140,8 +140,7 @@ def _choose_run_dir(config: Config, resolved: dict[str, Any]) -> tuple[Path, dic
     outputs = Path(config.paths.outputs)
     if config.resume == "never":
         if config.run_dir is None:
-            name = config.run_name or runs.default_run_name(config)
-            return runs.new_run_dir(outputs, config.experiment_name, name), None
+            return _new_folder(config), None
         return _fresh_folder(Path(config.run_dir), config), None
     identity = runs.config_identity(resolved)
 
@@ -154,9 +153,9 @@ def _choose_run_dir(config: Config, resolved: dict[str, Any]) -> tuple[Path, dic
         if finished and (run_dir is None or runs.order_of(finished) > runs.order_of(run_dir)):
             return finished, runs.read_result(finished)
         if run_dir is None:
-            say(_why_anew(config, resolved))
-            name = config.run_name or runs.default_run_name(config)
-            return runs.new_run_dir(outputs, config.experiment_name, name), None
+            why = _why_anew(config, resolved)
+            run_dir = _new_folder(config)
+            say(why)
     else:
         run_dir = Path(config.run_dir if config.resume == "auto" else config.resume)  # type: ignore[arg-type]
         if config.resume == "auto" and not (run_dir / runs.CONFIG).exists():
@@ -168,6 +167,13 @@ def _choose_run_dir(config: Config, resolved: dict[str, Any]) -> tuple[Path, dic
     return run_dir, None
 
 
+def _new_folder(config: Config) -> Path:
+    """A folder for a run that begins. Raises UserError, and makes none, where something refuses the job."""
+    preflight.check(config, _overrides())
+    name = config.run_name or runs.default_run_name(config)
+    return runs.new_run_dir(Path(config.paths.outputs), config.experiment_name, name)
+
+
 def _fresh_folder(run_dir: Path, config: Config) -> Path:
     if config.launch.node_rank == 0 and (run_dir / runs.CONFIG).exists():
         runs.start_lock(run_dir).release()  # raises for one that runs, naming the process
@@ -175,6 +181,8 @@ def _fresh_folder(run_dir: Path, config: Config) -> Path:
             f"run_dir={run_dir} already holds a run, nothing was written; add resume=auto to continue it, "
             "or choose another folder"
         )
+    if config.launch.node_rank == 0:
+        preflight.check(config, _overrides())
     run_dir.mkdir(parents=True, exist_ok=True)
     return run_dir
 

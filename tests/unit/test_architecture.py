@@ -10,7 +10,7 @@ from tests.conftest import REPOSITORY
 PACKAGE = REPOSITORY / "tinychat"
 # Each layer may import from itself and from the layers before it. docs/architecture.md tells why.
 LAYERS: list[set[str]] = [
-    {"errors", "library_output", "passwords", "program", "run_files", "terminal"}
+    {"errors", "extras", "library_output", "passwords", "program", "run_files", "terminal"}
     | {"schema_stages", "schema_sweep", "schema_launch"},
     {"schema", "explain", "words", "completion"},
     {"ds_config", "hub", "seeding", "malloc", "orphans", "hostfile", "signals", "user_code", "outer_launcher"}
@@ -20,7 +20,7 @@ LAYERS: list[set[str]] = [
     {"models", "data"},
     {"evaluation", "rl"},
     {"engine", "tracking", "parents", "console", "lineage", "curves"},
-    {"report", "checkpoint", "context", "chosen"},
+    {"report", "checkpoint", "context", "chosen", "preflight"},
     {"plan_devices", "plan_models"},
     {"plan_memory"},
     {"plan_time"},
@@ -47,6 +47,7 @@ LIGHT |= {"run_files", "checksums", "manifest", "checks_data", "gates", "pipelin
 LIGHT |= {"agents", "checks_launch", "failures", "guard", "hostfile", "ranks", "schema_launch", "slurm"}
 LIGHT |= {"explain", "library_output", "program", "schema_sweep", "words", "sweeps/__init__", "sweeps/sweeper", "trial"}
 LIGHT |= {"passwords", "terminal", "completion", "checks_sizes", "next_steps", "outer_launcher", "signals", "user_code"}
+LIGHT |= {"extras", "preflight"}
 LIGHT |= {f"pipeline_{part}" for part in ("jobs", "process", "report", "samples", "tracking")}
 HEAVY = {"torch", "transformers", "tokenizers", "datasets", "deepspeed", "mlflow", "numpy", "matplotlib", "peft"}
 

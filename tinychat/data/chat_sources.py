@@ -148,7 +148,7 @@ def _from_files(config: DataConfig, found: SplitFiles) -> Found[ChatRow]:
     def identify(memo_dir: Path | None) -> str:
         return json.dumps([layout.columns() if layout else None, tables.hashes(memo_dir)])
 
-    return Found(tables.describe("rows"), read, identify, tables.hold_out)
+    return Found(tables.describe("rows"), read, identify, tables.hold_out, tables.size)
 
 
 def _from_hub(config: DataConfig, split: Split) -> Found[ChatRow]:

@@ -52,7 +52,7 @@ def chosen_replies(
     def identify(memo_dir: Path | None) -> str:
         return hashed(["chosen", found.identify(memo_dir)])
 
-    chosen = Found(f"the chosen replies of {found.description}", read, identify, found.hold_out)
+    chosen = Found(f"the chosen replies of {found.description}", read, identify, found.hold_out, found.size)
     return chosen, Found(validation.description, read_all, validation.identify) if validation else None
 
 

@@ -135,7 +135,7 @@ def _from_files(config: DataConfig, split: Split, found: SplitFiles) -> Found[Pr
     def identify(memo_dir: Path | None) -> str:
         return json.dumps([source.value, _preferred(config), found.hashes(memo_dir)])
 
-    return Found(found.describe("prompts"), read, identify, found.hold_out)
+    return Found(found.describe("prompts"), read, identify, found.hold_out, found.size)
 
 
 def _with_own_test(config: DataConfig, split: Split, found: SplitFiles) -> SplitFiles:

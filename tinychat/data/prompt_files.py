@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +16,7 @@ from tinychat.data.preference_files import truth
 from tinychat.data.row_sources import Found, RowSource, max_rows, no_path
 from tinychat.data.splits import Split, readable, split_files
 from tinychat.data.tables import Meter, read_rows, short
+from tinychat.errors import UserError
 from tinychat.schema import DataConfig
 
 COLUMNS = READ | {"category", "harmful", "reference", "answer"}  # all that is asked for in rows of prompts
@@ -126,7 +127,10 @@ def _find(config: DataConfig, split: Split) -> Found[PromptRow]:
                     except BadRow as bad:
                         yield bad
 
-    return Found(found.describe("prompts"), read, lambda memo_dir: json.dumps(found.hashes(memo_dir)), found.hold_out)
+    def identify(memo_dir: Path | None) -> str:
+        return json.dumps(found.hashes(memo_dir))
+
+    return Found(found.describe("prompts"), read, identify, found.hold_out, found.size)
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -135,3 +139,13 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
         return read_rows(path, Meter(), COLUMNS)
     lines = read_lines(path, Meter(), long_lines="refuse")
     return ((f"line {line.number}", line.text.strip()) for line in lines if line.text.strip())
+
+
+def check_answers(rows: Iterable[PromptRow], key: str) -> None:
+    """Raise UserError where one of the prompts cannot be verified; `key` names what wants to."""
+    if bad := next((row for row in rows if not row.answer), None):
+        raise UserError(
+            f"{key}: the verifier needs prompts with a checkable answer, and {bad.place} has none; give its row the "
+            "columns reference and answer (data=prompts), use data=tinyworld alone with reward=verifier, or another "
+            "reward"
+        )

@@ -51,6 +51,7 @@ class Found(Generic[OneRow]):
     read: Callable[[], Iterator[OneRow | BadRow]]  # each row, or why it cannot be used
     identify: Callable[[Path | None], str]
     hold_out: HoldOut | None = None
+    size: int | None = None  # bytes of the files on the disk; None where it is generated or on the hub
 
 
 @dataclass

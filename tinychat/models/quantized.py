@@ -6,7 +6,6 @@ to be cast before training. The layers compute in the type of autocast where tha
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from typing import Any
 
@@ -14,7 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
-from tinychat.errors import UserError, install_command
+from tinychat import extras
+from tinychat.errors import UserError
 
 BLOCK = 64  # weights that share a scale
 log = logging.getLogger("tinychat")
@@ -27,8 +27,7 @@ def quantization_config(model_config: PreTrainedConfig) -> Any:
     weights with one scale never went on in the next row. Raises UserError without bitsandbytes, and when no layer is
     left.
     """
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(f"peft=qlora needs bitsandbytes: {install_command('qlora')}; or use peft=lora")
+    extras.need(*extras.QLORA)
     quiet_bitsandbytes()
     from transformers import BitsAndBytesConfig
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from tinychat import user_code
-from tinychat.data.preference_prompts import PromptRow
+from tinychat.data.prompt_files import PromptRow, check_answers
 from tinychat.data.tinyworld import preferences
 from tinychat.errors import UserError
 from tinychat.evaluation.answers import is_correct
@@ -69,12 +69,8 @@ class Rewards:
     def check_rows(self, rows: Sequence[PromptRow]) -> None:
         """Raise UserError where prompts lack what a part needs."""
         for name, kind in self.kinds.items():
-            if kind is RewardKind.verifier and (bad := next((row for row in rows if not row.answer), None)):
-                raise UserError(
-                    f"reward.parts.{name}: the verifier needs prompts with a checkable answer, and {bad.place} has "
-                    "none; give its row the columns reference and answer (data=prompts), use data=tinyworld alone with "
-                    "reward=verifier, or another reward"
-                )
+            if kind is RewardKind.verifier:
+                check_answers(rows, f"reward.parts.{name}")
             if kind is RewardKind.oracle and (bad := next((row for row in rows if row.request is None), None)):
                 raise UserError(f"reward.parts.{name}: the oracle knows tinyworld's requests alone, not {bad.place}")
 

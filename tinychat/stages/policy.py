@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from tinychat.context import Context
-from tinychat.data.preference_prompts import PromptBatch, Shape
+from tinychat.data.preference_prompts import PromptBatch
+from tinychat.data.prompt_sources import prompt_shape
 from tinychat.engine import Engine, evaluation_engine
 from tinychat.models.actor_critic import ActorCritic, hidden_and_values, policy_and_values
 from tinychat.models.adapter_files import is_adapter
@@ -23,7 +24,7 @@ from tinychat.models.reward import start_reward_model
 from tinychat.rl.measures import token_measures
 from tinychat.rl.rewards import Rewards, gold_rewards
 from tinychat.rl.rollout import TOKEN_FIELDS, Experience, Rollout, measure, sample_replies, to_experience
-from tinychat.schema import Config, PeftConfig, PeftKind, RewardKind
+from tinychat.schema import Config, PeftConfig, PeftKind
 from tinychat.schema_stages import ValueInit, ValueKind
 from tinychat.stages.common import log
 from tinychat.text.chat_template import end_token_id, reply_text
@@ -63,12 +64,6 @@ def _value_start(config: Config, context: Context) -> str:
 def end_ids(tokenizer: Any) -> tuple[int, ...]:
     """The tokens that end a reply."""
     return tuple({tokenizer.eos_token_id, end_token_id(tokenizer)})
-
-
-def prompt_shape(config: Config) -> Shape | None:
-    """Prompts with checkable answers where the verifier alone scores, else those of preferences."""
-    kinds = {part.kind for part in config.reward.parts.values()}
-    return "conversations" if kinds == {RewardKind.verifier} else None
 
 
 class Reference:
@@ -116,7 +111,7 @@ class Sampler:
     ):
         self._stage, self._world, self._tokenizer = config.stage, context.world, tokenizer
         self._engine, self._reference, self._rewards = engine, reference, rewards
-        self.shape = prompt_shape(config)
+        self.shape = prompt_shape(config.reward)
         self.end_ids, self.temperature = end_ids(tokenizer), config.stage.temperature
         self.vocab_size = vocabulary_size(tokenizer)  # the head may have more rows; they are no tokens
 

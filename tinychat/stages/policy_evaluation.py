@@ -6,7 +6,8 @@ from typing import Any
 
 from tinychat.checks_data import SOURCES_OF
 from tinychat.context import Context
-from tinychat.data.preference_prompts import PromptBatch, PromptBatches, prompt_source
+from tinychat.data.preference_prompts import PromptBatch, PromptBatches
+from tinychat.data.prompt_sources import prompt_source
 from tinychat.engine import Engine
 from tinychat.rl.kl import kl_estimate
 from tinychat.rl.rollout import Experience, Rollout

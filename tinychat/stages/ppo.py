@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from tinychat.context import Context, StageResult
-from tinychat.data.preference_prompts import PromptBatches, prompt_source
+from tinychat.data.preference_prompts import PromptBatches
+from tinychat.data.prompt_sources import prompt_shape, prompt_source
 from tinychat.engine import Batch, Engine, StepStats, build_engine
 from tinychat.models.actor_critic import policy_and_values
 from tinychat.models.build import count_parameters
@@ -36,7 +37,7 @@ from tinychat.seeding import seed_rank
 from tinychat.stages.chats import get_chat_tokenizer
 from tinychat.stages.common import Speedometer, context_length, describe_engine, log, split_batch, write_lineage
 from tinychat.stages.loop import TrainingLoop
-from tinychat.stages.policy import Reference, Sampler, get_actor_critic, mean, prompt_shape
+from tinychat.stages.policy import Reference, Sampler, get_actor_critic, mean
 from tinychat.stages.policy_evaluation import PolicyEvaluation, rollout_table
 from tinychat.text.tokenizer import vocabulary_size
 
@@ -46,7 +47,7 @@ def run(config: Config, context: Context) -> StageResult:
     tokenizer = get_chat_tokenizer(config, context)
     model = get_actor_critic(config, context, tokenizer)
     length = context_length(stage.context_length, model)
-    source = prompt_source(config.data, "train", prompt_shape(config))
+    source = prompt_source(config.data, "train", prompt_shape(config.reward))
     prompts = PromptBatches(
         source.rows(), tokenizer, length, stage.response_length, config.seed, config.data.on_bad_row
     )

