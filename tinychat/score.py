@@ -108,22 +108,22 @@ def _kept_pipe() -> Path:
     return Path(kept.name)
 
 
-def _row(place: str, content: Any) -> Row:
+def _row(place: str, row: Any) -> Row:
     """Raises UserError for a row that cannot be scored."""
     from tinychat.data.chat_files import listed, opening
     from tinychat.data.chat_rows import BadRow, as_columns, chat_row
     from tinychat.data.preference_rows import paired_row, preference_row
     from tinychat.data.tables import Unreadable
 
-    if not isinstance(content, (dict, Unreadable)):
+    if not isinstance(row, (dict, Unreadable)):
         raise UserError(f'{place}: is no object with "prompt" and "response"')
     try:
-        begun = opening(as_columns(content, place), place)
+        content = as_columns(row, place)
+        begun = opening(content, place)
         if "chosen" in content and "rejected" in content:
             if isinstance(content["chosen"], list):
-                pair = paired_row(
-                    *([*begun, *listed(content[name], place, name)] for name in ("chosen", "rejected")), place
-                )
+                chosen, rejected = ([*begun, *listed(content[name], place, name)] for name in ("chosen", "rejected"))
+                pair = paired_row(chosen, rejected, place)
             else:
                 pair = preference_row([*begun, *_prompt(content, place)], content["chosen"], content["rejected"], place)
             return Row(place, content, pair.prompt, (pair.chosen, pair.rejected))
