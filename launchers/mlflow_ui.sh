@@ -15,4 +15,14 @@ if [ "$store" = "sqlite:///$OUTPUTS/mlflow.db" ] && [ ! -f "$OUTPUTS/mlflow.db" 
     echo "no $OUTPUTS/mlflow.db yet: run something first, or say where it is with OUTPUTS=FOLDER" >&2
     exit 1
 fi
+# Where the tables have their columns (headline, stage, model, data), for each experiment.
+if [ -f "$OUTPUTS/mlflow.db" ] && command -v python3 >/dev/null; then
+    python3 - "$OUTPUTS/mlflow.db" "$PORT" <<'PYTHON' || true
+import sqlite3, sys
+with sqlite3.connect(sys.argv[1]) as store:
+    query = "select name, experiment_id from experiments where lifecycle_stage = 'active' and experiment_id != 0"
+    for name, number in store.execute(query):
+        print(f"{name}: http://127.0.0.1:{sys.argv[2]}/#/experiments/{number}/runs?viewStateShareKey=tinychat")
+PYTHON
+fi
 exec "$MLFLOW" ui --backend-store-uri "$store" --port "$PORT" "$@"

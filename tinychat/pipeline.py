@@ -185,7 +185,7 @@ def _start_up(pipeline: Pipeline, job: Job) -> None:
     if job.config.tracker.kind is TrackerKind.mlflow and pipeline.folder is not None:
         name = f"pipeline-{pipeline.recipe.name}"
         commands = {stage: shlex.join(map(masked, other.overrides)) for stage, other in pipeline.jobs.items()}
-        pipeline.parent = open_parent(pipeline.folder, job.config, name, commands)
+        pipeline.parent = open_parent(pipeline.folder, job.config, f"{name} {pipeline.folder.name}", commands)
 
 
 def _train(job: Job, pipeline: Pipeline) -> None:

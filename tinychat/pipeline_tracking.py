@@ -12,6 +12,7 @@ from tinychat.gates import Verdict
 from tinychat.pipeline_process import run_forked
 from tinychat.schema import Config
 from tinychat.tracking import RunInfo, Status, Tracker, make_tracker, run_tags
+from tinychat.tracking.mlflow_page import HEADLINE, NOTE
 
 _ANSWER_SECONDS = 60.0  # the first run of all makes the database
 
@@ -37,7 +38,10 @@ def close_parent(folder: Path, config: Config, verdicts: Sequence[Verdict], stat
     def work() -> None:
         tracker = _tracker(folder, config, "", again=True)
         words = {f"gate.{verdict.gate.name}": f"{verdict.word} {verdict.gate.wanted}" for verdict in verdicts}
-        tracker.start({}, _tags(config) | words)
+        asked = [verdict for verdict in verdicts if verdict.gate.sign is not None]
+        told = f"{sum(verdict.word == 'pass' for verdict in asked)} of {len(asked)} gates passed"
+        note = "\n".join(f"- {name.removeprefix('gate.')}: {word}" for name, word in words.items())
+        tracker.start({}, _tags(config) | words | {HEADLINE: told, NOTE: note})
         # The last gate on a metric is that of the latest stage.
         tracker.log_metrics(0, {v.gate.metric: v.value for v in verdicts if v.value is not None and not v.gate.less})
         for path in sorted(folder.glob("report.*")):

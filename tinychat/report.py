@@ -19,6 +19,7 @@ from tinychat import runs
 from tinychat.curves import Series, series_of, write_curves
 from tinychat.run_files import Unreadable, if_readable, read_json, read_list, read_text, said_of
 from tinychat.tracking.metrics_log import MetricsLog
+from tinychat.tracking.mlflow_page import HEADLINE, NOTE
 from tinychat.tracking.vocabulary import METRICS, SHARE, headlines_of, is_share, label_of
 
 logger = logging.getLogger(__name__)
@@ -151,6 +152,22 @@ def collect(run_dir: Path) -> Report:
         config=config_text.strip(),
         headline=figures_of(names[0], _measured(result, series), series),
     )
+
+
+def tags_of(run_dir: Path) -> dict[str, str]:
+    """What MLflow shows of a run that has ended: its headline, and a description in Markdown."""
+    result = runs.read_result(run_dir) or {}
+    stage = _name_of((if_readable(lambda: runs.read_config(run_dir)) or {}).get("stage"))
+    series = series_of(MetricsLog(run_dir / "metrics.jsonl").read())
+    figures = figures_of(stage, _measured(result, series), series)
+    status, error = result.get("status"), str(result.get("error") or "").partition("\n")[0]
+    lines = [f"- {one.label} **{one.value}**{f' ({one.note})' if one.note else ''}" for one in figures]
+    if status != "finished":
+        lines.insert(0, f"**{_cell(str(status))}** {_cell(error)}\n")
+    commands = _text(run_dir / "command.txt").strip().splitlines()
+    lines.append(f"\n{_fence(commands[-1], 'sh')}\n\nrun folder: {_cell(str(run_dir))}" if commands else "")
+    headline = f"{figures[0].label} {figures[0].value}" if figures else str(status or "")
+    return {HEADLINE: headline if status == "finished" else f"{status}: {error}", NOTE: "\n".join(lines).strip()}
 
 
 def _base64(path: Path) -> str:

@@ -106,7 +106,8 @@ def _run_stage(config: Config, run_dir: Path, world: World, stop: StopFlag) -> i
 
 
 def _start_tracker(config: Config, run_dir: Path, found: dict[str, str | None]) -> Tracker:
-    name = trial.title(run_dir, config.run_name or runs.default_run_name(config))
+    # With the folder's name, which is the time: runs of one name are told apart.
+    name = trial.title(run_dir, f"{config.run_name or runs.default_run_name(config)} {run_dir.name}")
     runs.remove_leftovers(run_dir)  # of an earlier start that was killed; the folder is ours alone now
     resume_step = runs.resume_step(run_dir)
     info = RunInfo(run_dir, Path(config.paths.outputs), config.experiment_name, name, resume_step)
@@ -156,6 +157,7 @@ def _finish(run_dir: Path, tracker: Tracker, content: dict[str, Any]) -> None:
         for name in ("report.md", "report.html", "curves.png", runs.RESULT, runs.LINEAGE, "log.txt"):
             if (run_dir / name).exists():
                 tracker.log_artifact(run_dir / name)
+        tracker.describe(report.tags_of(run_dir))
     except Exception as error:
         log.warning("report: %s: %s", type(error).__name__, said_of(error))
     tracker.finish(STATUS_OF[content["status"]])

@@ -266,3 +266,16 @@ def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path: Path, caplog: py
 )
 def test_format_value(value: object, text: str) -> None:
     assert format_value(value) == text
+
+
+def test_what_mlflow_shows_of_a_run(run_dir: Path) -> None:
+    result = {"status": "finished", "metrics": {"eval/ppl": 54.598, "eval/loss": 4.0}}
+    (run_dir / "result.json").write_text(json.dumps(result))
+    tags = report.tags_of(run_dir)
+    assert tags["headline"] == "perplexity 54.6"
+    assert tags["mlflow.note.content"].startswith("- perplexity **54.6**")
+    assert "python -m tinychat.train 'data.path=<x>'" in tags["mlflow.note.content"]
+    (run_dir / "result.json").write_text(
+        json.dumps({"status": "failed", "error": "no *space*\nTraceback", "metrics": {}})
+    )
+    assert report.tags_of(run_dir)["headline"] == "failed: no *space*"

@@ -561,3 +561,41 @@ def test_a_database_lies_in_the_folder_it_is_said_to_whatever_that_is_called(nam
     engine.dispose()
     assert [found.name for found in tmp_path.rglob("*.db")] == ["mlflow.db"]
     assert path.exists()
+
+
+def test_a_run_has_a_description_its_headline_and_its_data_sets(outputs: Path) -> None:
+    (outputs / "run").mkdir()
+    tracker = tracker_of(outputs)
+    tracker.start({"data": {"path": "my/texts"}}, TAGS)
+    run_id = tracker.wait_run_id(30)
+    lineage = {
+        "data": {"train": {"fingerprint": "ab" * 32, "tokens": 12}, "validation": {"fingerprint": "c", "x": None}}
+    }
+    (outputs / "run/lineage.json").write_text(json.dumps(lineage))  # once the stage has read its data
+    tracker.describe({"headline": "perplexity 3.3", "mlflow.note.content": "- perplexity **3.3**"})
+    tracker.finish("FINISHED")
+
+    client = client_of(outputs)
+    run = client.get_run(run_id)
+    assert run.data.tags["headline"] == "perplexity 3.3" and "**3.3**" in run.data.tags["mlflow.note.content"]
+    inputs = {one.dataset.name: one for one in run.inputs.dataset_inputs}
+    assert set(inputs) == {"tinyworld-train", "tinyworld-validation"}
+    train = inputs["tinyworld-train"]
+    assert train.dataset.digest == "ab" * 18 and json.loads(train.dataset.profile) == {"tokens": 12}
+    assert json.loads(train.dataset.source) == {"uri": "my/texts"}
+    assert {tag.key: tag.value for tag in train.tags} == {"mlflow.data.context": "training"}
+    experiment = client.get_experiment_by_name("exp")
+    view = json.loads(experiment.tags["mlflow.sharedViewState.tinychat"])
+    assert {"tags.`headline`", "tags.`stage`", "tags.`model`", "tags.`data`"} <= set(view["selectedColumns"])
+    assert f"#/experiments/{experiment.experiment_id}/runs" in experiment.tags["mlflow.note.content"]
+
+
+def test_an_experiment_s_own_description_stays(outputs: Path) -> None:
+    client = client_of(outputs)
+    experiment = client.create_experiment("exp", tags={"mlflow.note.content": "mine"})
+    tracker = tracker_of(outputs)
+    tracker.start({}, TAGS)
+    tracker.wait_run_id(30)
+    tracker.finish("FINISHED")
+    tags = client.get_experiment(experiment).tags
+    assert tags["mlflow.note.content"] == "mine" and "mlflow.sharedViewState.tinychat" in tags

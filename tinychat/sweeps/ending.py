@@ -24,6 +24,7 @@ from tinychat.sweeps.space import described
 from tinychat.sweeps.study import SharedStudy, counts
 from tinychat.terminal import say
 from tinychat.tracking import METRICS, resolve_uri, run_tags
+from tinychat.tracking.mlflow_page import HEADLINE, NOTE
 from tinychat.tracking.sweep_run import SweepRun
 
 logger = logging.getLogger(__name__)
@@ -153,8 +154,9 @@ class Ending:
         if self._parent is None:
             return
         plan, folder = self._plan, self._plan.folder
-        tags: dict[str, Any] = {"best.command": command, "mlflow.note.content": _note(folder)}
+        tags: dict[str, Any] = {"best.command": command, NOTE: _note(folder)}
         if len(plan.objective) == 1 and best:
+            tags[HEADLINE] = f"{plan.objective[0]} {results.shown(best[0].objective[0])}"  # type: ignore[index]
             tags |= {"best.trial": best[0].number, "best.value": best[0].objective[0]}  # type: ignore[index]
             tags |= {f"best.{key}": value for key, value in best[0].values.items()}
         elif best:

@@ -47,6 +47,9 @@ class Tracker(Protocol):
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Copy a file to the run, as it is when it is sent."""
 
+    def describe(self, tags: Mapping[str, Any]) -> None:
+        """Set tags of the run, over those it has: its headline and description at its end."""
+
     def finish(self, status: Status) -> None:
         """Send what is left and close the run."""
 
@@ -91,6 +94,9 @@ class NoTracker:
         pass
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        pass
+
+    def describe(self, tags: Mapping[str, Any]) -> None:
         pass
 
     def finish(self, status: Status) -> None:

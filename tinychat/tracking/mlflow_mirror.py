@@ -52,7 +52,19 @@ class Artifact:
         run.send_file(self.path, self.folder)
 
 
-Item = Table | Artifact
+@dataclass(frozen=True)
+class Tags:
+    values: dict[str, str]
+
+    @property
+    def label(self) -> str:
+        return "the description"
+
+    def send(self, run: MlflowRun) -> None:
+        run.send_tags(self.values)
+
+
+Item = Table | Artifact | Tags
 
 
 class Mirror(threading.Thread):
@@ -76,6 +88,7 @@ class Mirror(threading.Thread):
         self._ended = 0.0
         self._failures = 0
         self._warned = False
+        self._inputs_sent = False
         self._params: dict[str, str] = {}
         self._tags: dict[str, str] = {}
 
@@ -112,6 +125,9 @@ class Mirror(threading.Thread):
             self._looked = True
             close_cut_off(self._run.outputs, self._run.experiment_name, self._address)
             self._took_something()
+        if not self._inputs_sent:
+            path = self._params.get("data.path", "null")
+            self._inputs_sent = self._store.send_inputs(self._tags.get("data", ""), None if path == "null" else path)
         self._send_items(stopping)
         if stopping:
             self._store.close(self._status, self._ended)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from tinychat.passwords import masked
 from tinychat.runs import moved
 from tinychat.tracking.base import RunInfo, Status
 from tinychat.tracking.metrics_log import Row
+from tinychat.tracking.mlflow_page import dataset_inputs, experiment_tags
 from tinychat.tracking.params import MAX_TAG
 from tinychat.tracking.store import IDENTITY, artifact_location, load_mlflow, prepare_store, sqlite_uri
 
@@ -88,14 +89,21 @@ class MlflowRun:
         if experiment is None:
             try:
                 location = artifact_location(self._uri, self._run.outputs)
-                return self._client.create_experiment(name, location)
+                return self._dressed(self._client.create_experiment(name, location))
             except MlflowException:  # another process was faster
                 experiment = self._client.get_experiment_by_name(name)
                 if experiment is None:
                     raise
         if experiment.lifecycle_stage == "deleted":
             self._client.restore_experiment(experiment.experiment_id)
-        return experiment.experiment_id
+        return self._dressed(experiment.experiment_id, experiment.tags)
+
+    def _dressed(self, experiment: str, had: Mapping[str, str] | None = None) -> str:
+        """The experiment, with the columns of its table and a description, where nobody has given it others."""
+        for key, value in experiment_tags(experiment).items():
+            if key not in (had or {}):
+                self._client.set_experiment_tag(experiment, key, value)
+        return experiment
 
     def _earlier_run(self, experiment: str) -> Run | None:
         """The run of this folder, by tracking.json or by its tag; None for a new run or another store."""
@@ -183,6 +191,14 @@ class MlflowRun:
         for start in range(0, len(points), METRICS_PER_CALL):
             self._client.log_batch(self.run_id, metrics=points[start : start + METRICS_PER_CALL])
             sent()
+
+    def send_inputs(self, data: str, path: str | None) -> bool:
+        """The data sets of lineage.json, which the stage writes once it has read its data; False before it has."""
+        lineage = run_files.if_readable(lambda: run_files.read_json(self._run.run_dir / runs.LINEAGE)) or {}
+        inputs = dataset_inputs(lineage, data, path)
+        if inputs:
+            self._client.log_inputs(self.run_id, datasets=inputs)
+        return bool(inputs)
 
     def send_table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
         """As MLflow's log_table stores it, but replacing an earlier one: a resumed run shows its samples once."""

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tinychat.tracking.base import NoTracker, RunInfo, Status
-from tinychat.tracking.mlflow_mirror import Artifact, Item, Mirror, Table
+from tinychat.tracking.mlflow_mirror import Artifact, Item, Mirror, Table, Tags
+from tinychat.tracking.params import fit_tags
 
 STALL_SECONDS = 20.0  # finish() gives up when MLflow took nothing for this long
 LIMIT_SECONDS = 120.0  # and after this in any case
@@ -40,6 +41,9 @@ class MlflowTracker(NoTracker):
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         self._put(Artifact(Path(path), folder))
+
+    def describe(self, tags: Mapping[str, Any]) -> None:
+        self._put(Tags(fit_tags(tags)))
 
     def _put(self, item: Item) -> None:
         try:
