@@ -84,7 +84,7 @@ def parse_request(words: Sequence[str]) -> Request:
             raise UserError(f"{word}: not of the form KEY=VALUE (see python -m tinychat.pipeline --help)")
         elif prefix:
             stage = known(prefix.group(1), ORDER, f"{word}: stage")
-            request.of_stage.setdefault(stage, []).append(quoted(word[len(prefix.group(1)) + 1 :]))
+            request.of_stage.setdefault(stage, []).append(quoted(word[len(prefix.group(1)) + 1 :], sweeps=False))
         elif key == "pipeline":
             request.recipe = value
         elif key == "stages":
@@ -99,7 +99,7 @@ def parse_request(words: Sequence[str]) -> Request:
         elif key in ("stage", "run_dir", "run_name"):
             raise UserError(f"{word}: for one stage alone, as sft:{word}; stages= picks the stages that run")
         else:
-            request.plain.append(quoted(word))
+            request.plain.append(quoted(word, sweeps=False))
     return request
 
 
@@ -155,7 +155,7 @@ def load_recipe(spec: str, folder: Path) -> Recipe:
 
 
 def _overrides(path: Path, key: str, value: Any) -> list[str]:
-    return [quoted(word) for word in _words(path, key, value)]
+    return [quoted(word, sweeps=False) for word in _words(path, key, value)]
 
 
 def _words(path: Path, key: str, value: Any) -> list[str]:

@@ -37,6 +37,7 @@ def ready(arguments: Sequence[str], folder: Path) -> list[str]:
         _check_utf8(word)
     flags = {name: action.nargs != 0 for name, action in get_args_parser()._option_string_actions.items()}
     found, takes_value = [], False
+    sweeps = any(word in ("-m", "--multirun") for word in arguments)
     for index, word in enumerate(arguments):
         flag = word.partition("=")[0] if word.startswith("-") else ""
         if flag:
@@ -47,7 +48,7 @@ def ready(arguments: Sequence[str], folder: Path) -> list[str]:
             continue
         if not takes_value and "=" not in word and not word.startswith("~"):
             raise UserError(f"{word}: a setting is written KEY=VALUE (see --help){did_you_mean(word, folder)}")
-        found.append(word if takes_value else quoted(word))
+        found.append(word if takes_value else quoted(word, sweeps))
         takes_value = False
     return found
 
@@ -68,9 +69,9 @@ def _unknown_flag(word: str, following: Sequence[str], folder: Path) -> str:
     return f"{word}: no such flag; a setting is written KEY=VALUE (see --help){did_you_mean(shown, folder)}"
 
 
-def quoted(word: str) -> str:
+def quoted(word: str, sweeps: bool = True) -> str:
     """An override whose value Hydra's grammar can read: as it is, or quoted. `~` at its beginning becomes the home
-    folder, as a shell does it where the word begins there."""
+    folder, as a shell does it where the word begins there. sweeps: whether commas part the values of several runs."""
     match = _OVERRIDE.fullmatch(word)
     if match is None:
         return word
@@ -79,7 +80,7 @@ def quoted(word: str) -> str:
     if read is None:
         if _read(f"{key}=x") is None:  # the key is what is wrong, which Hydra says
             return word
-        return f"{key}={_repaired(_at_home(key, value))}"
+        return f"{key}={_repaired(_at_home(key, value), sweeps)}"
     named = isinstance(read.value(), Sweep) and "," in value and Path(value).exists()  # a file that has a comma
     return f"{key}={_as_text(value)}" if named else word
 
@@ -109,7 +110,7 @@ def _as_text(value: str) -> str:
     return quote + re.sub(r"(\\+)$", r"\1\1", escaped) + quote
 
 
-def _repaired(value: str) -> str:
+def _repaired(value: str, sweeps: bool = False) -> str:
     """`value` with the parts that Hydra's grammar cannot read quoted."""
     if _read(f"x={value}") is not None:
         return value
@@ -120,7 +121,7 @@ def _repaired(value: str) -> str:
         return inner[0] + _each(inner[1:-1], part) + inner[-1]
     if call and call[1] in _functions() and _parts(call[2]) is not None:
         return f"{call[1]}({_each(call[2], functools.partial(_after, sign='='))})"
-    if len(_parts(value) or ()) > 1 and not Path(value).exists():  # a sweep over names
+    if sweeps and len(_parts(value) or ()) > 1 and not Path(value).exists():  # over names
         return _each(value, _repaired)
     return _as_text(value)
 

@@ -65,6 +65,13 @@ def test_a_file_with_a_comma_is_no_sweep(tmp_path: Path, monkeypatch: pytest.Mon
     assert quoted("data.path=a,c.txt") == "data.path=a,c.txt"
 
 
+def test_without_sweeps_a_comma_belongs_to_the_name() -> None:
+    assert quoted("run_name=a=b, né", sweeps=False) == "run_name='a=b, né'"
+    assert quoted("stage.samples=[a=b, né]", sweeps=False) == "stage.samples=['a=b','né']"
+    assert ready(["data.path=a=b, né"], CONF) == ["data.path='a=b, né'"]
+    assert ready(["-m", "data.path=a=b, né"], CONF) == ["-m", "data.path='a=b','né'"]
+
+
 def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert value_of("paths.outputs=~/runs é") == f"{tmp_path}/runs é"

@@ -36,7 +36,6 @@ HEARTBEAT_SECONDS = 15  # a running trial says so this often,
 GRACE_SECONDS = 90  # and is taken for dead after so long a silence
 LOCK_SECONDS = 60  # a database that another process holds for longer is an error
 LOST = "lost"  # attribute: ended with its process, does not count
-_SQLITE = "sqlite:///"
 
 
 def storage_url(settings: SweepConfig, folder: Path) -> str:
@@ -96,7 +95,7 @@ class SharedStudy:
         make_sampler(settings, 0)  # wrong options are told here
         with self._locked():
             _check_sqlite(self.url)
-            connect = {"connect_args": {"timeout": LOCK_SECONDS}} if self.url.startswith(_SQLITE) else {}
+            connect = {"connect_args": {"timeout": LOCK_SECONDS}} if sqlite_path(self.url) else {}
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 self.storage = RDBStorage(

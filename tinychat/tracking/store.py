@@ -8,6 +8,7 @@ import re
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from urllib.parse import unquote
 from urllib.request import url2pathname
 
 from filelock import FileLock
@@ -18,6 +19,7 @@ from tinychat.passwords import masked
 
 IDENTITY = "tracking.json"  # of a run folder: which MLflow run it is, and in which store
 _SQLITE = "sqlite:///"
+_SQLITE_DRIVER = "sqlite+pysqlite:///"
 _ENVIRONMENT = {  # only where the user has not set them
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # MLflow's own defaults keep a dead server busy for minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "8",  # seconds
@@ -47,20 +49,20 @@ def resolve_uri(uri: str | None, outputs: Path) -> str:
 
 
 def sqlite_uri(path: Path) -> str:
-    """The address of a database file. Letters that mean something in an address (?, #, %) are quoted."""
-    from sqlalchemy.engine import URL
-
-    return URL.create("sqlite", database=str(path.absolute())).render_as_string()
+    """The address of a database file. In one, ? and % mean something, so they are quoted; under the plain scheme MLflow
+    would make a folder of the quoted name."""
+    plain = str(path.absolute())
+    quoted = plain.replace("%", "%25").replace("?", "%3F")
+    return f"{_SQLITE}{plain}" if quoted == plain else f"{_SQLITE_DRIVER}{quoted}"
 
 
 def sqlite_path(uri: str) -> Path | None:
     """The database file of a plain SQLite URI; None for any other store."""
-    from sqlalchemy.engine import make_url
-
-    rest = uri.removeprefix(_SQLITE)
-    if rest == uri or not rest or "?" in rest or rest.startswith((":memory:", "file:")):
+    scheme = next((start for start in (_SQLITE, _SQLITE_DRIVER) if uri.startswith(start)), None)
+    rest = uri.removeprefix(scheme or uri)
+    if not rest or "?" in rest or rest.startswith((":memory:", "file:")):
         return None
-    return Path(str(make_url(uri).database))
+    return Path(unquote(rest))
 
 
 def artifact_location(uri: str, outputs: Path) -> str | None:
