@@ -124,7 +124,8 @@ def disk_full(error: BaseException | None) -> str | None:
     reports it, also where it is only the cause of the error; None for other failures."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _DISK_FULL:
-            return f"disk full ({os.strerror(error.errno)})"
+            words = os.strerror(error.errno)
+            return words if error.errno == errno.EFBIG else f"disk full ({words})"
         if any(words in str(error) for words in _DISK_FULL_WORDS):
             return f"disk full ({os.strerror(errno.ENOSPC)})"
         error = error.__cause__ or error.__context__
