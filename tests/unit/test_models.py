@@ -30,7 +30,7 @@ from tinychat.models.generate import (
     prompt_ids,
     stream_text,
 )
-from tinychat.models.load import load_model
+from tinychat.models.load import load_config, load_model
 from tinychat.models.sampling import SamplingOptions
 from tinychat.schema import Arch, ModelConfig
 from tinychat.text.bpe import train_bpe
@@ -299,6 +299,47 @@ def nll(model, lift) -> float:
     return torch.nn.functional.cross_entropy(out.flatten(0, 1), IDS[:, 1:].flatten()).item()
 
 
+ODD = [
+    {"num_hidden_layers": 10**9},  # would go on for minutes
+    {"num_hidden_layers": 0},
+    {"hidden_size": -4},
+    {"num_attention_heads": 7},
+    {"num_attention_heads": "four"},
+    {"vocab_size": None},
+    {"vocab_size": True},
+    {"max_position_embeddings": 0},
+    {"pad_token_id": 10**9},
+    {"hidden_act": "nope"},
+    {"architectures": 7},
+    {"rope_parameters": {"rope_type": "odd"}},
+    {"_attn_implementation": "nope"},
+]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=str)
+def test_odd_values_in_config_json_are_one_line_that_names_the_file(odd, tmp_path):
+    built().save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **odd}))
+    for use in (
+        lambda: load_config(str(tmp_path)),
+        lambda: load_model(str(tmp_path)),
+        lambda: configured_parameters(tiny(Arch.pretrained, path=str(tmp_path)), 300),
+    ):
+        with pytest.raises(UserError, match=rf"^model {file}: ") as caught:
+            use()
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_no_numbers_are_refused_by_name(value, tmp_path):
+    model = built()
+    model.model.layers[1].mlp.up_proj.weight.data[3, 4] = value
+    model.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"model\.layers\.1\.mlp\.up_proj\.weight holds numbers that are not finite"):
+        load_model(str(tmp_path))
+
+
 def spoil(folder: Path, how: str) -> None:
     weights = folder / "model.safetensors"
     tensors = load_file(weights) if weights.is_file() else {}
@@ -440,6 +481,53 @@ def test_options_reach_the_model(model, tokenizer):
     assert text(temperature=1e-4) == likeliest
     assert text(temperature=5.0, seed=0) != likeliest
     assert text(temperature=0.3, seed=0, repetition_penalty=5.0) != text(temperature=0.3, seed=0)
+
+
+BROUGHT = [
+    {"num_beams": 4},  # streamed text was empty
+    {"num_beams": "four"},
+    {"min_p": 0.9},
+    {"guidance_scale": 3.0},
+    {"sequence_bias": [[[5], 100.0]]},
+    {"exponential_decay_length_penalty": [1, 2.0]},
+    {"stop_strings": ["a"]},
+    {"dola_layers": "high"},
+    {"return_dict_in_generate": True},
+    {"max_time": 0.0},
+]
+
+
+@pytest.mark.parametrize("brought", BROUGHT, ids=str)
+def test_generation_settings_that_a_checkpoint_brings_change_no_reply(brought, tokenizer, tmp_path, caplog):
+    model = built(init_std=0.3)
+    options = SamplingOptions(max_new_tokens=8, seed=1)
+    expected = continue_texts(model, tokenizer, ["the cat"], options)
+    assert not caplog.messages
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "generation_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **brought}))
+    model = load_model(str(tmp_path))
+    assert continue_texts(model, tokenizer, ["the cat"], options) == expected
+    assert ["".join(stream_text(model, tokenizer, "the cat", options))] == expected
+    [(key, value)] = brought.items()
+    assert getattr(model.generation_config, key) == value, "the model keeps it"
+    told = [text for text in caplog.messages if "its generation settings are not used" in text]
+    assert len(told) == (key != "return_dict_in_generate") and all(f"{key}=" in text for text in told)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ('{"eos_token_id": [0, "b"]}', "eos_token_id in generation_config.json holds 'b', which is no token's number"),
+        ("{", r"generation_config\.json: broken JSON"),
+        ("[1]", r"generation_config\.json: holds no JSON object"),
+    ],
+)
+def test_generation_settings_that_mean_nothing_are_one_line(content, says, tokenizer, tmp_path):
+    built().save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text(content)
+    with pytest.raises(UserError, match=says):
+        continue_texts(load_model(str(tmp_path)), tokenizer, ["the"], SamplingOptions(max_new_tokens=2))
 
 
 def test_only_tokens_of_the_tokenizer_are_generated(tokenizer):

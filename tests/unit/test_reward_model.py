@@ -180,6 +180,16 @@ def test_another_tools_classifier_is_read_plainly(llama: Path, tmp_path: Path) -
     assert settings(loaded.config)["pooling"] == "last" and normalise(raw, loaded.config) is raw
 
 
+@pytest.mark.parametrize(
+    "odd", [5, {"pooling": "first"}, {"range": None}, {"std": 0.0}, {"mean": "a"}, {"std": float("nan")}], ids=str
+)
+def test_settings_that_make_no_scores_are_one_line(odd: Any, llama: Path) -> None:
+    model = started(llama)
+    model.config.tinychat_reward = odd
+    with pytest.raises(UserError, match=r"tinychat_reward of a reward model is .*; it needs pooling"):
+        settings(model.config)
+
+
 def test_what_is_no_reward_model_says_so_in_one_line(llama: Path, tmp_path: Path) -> None:
     full, adapter = reward_model(tmp_path / "full"), reward_model(tmp_path / "lora", peft=LORA)
     with pytest.raises(UserError, match="is a language model, not a reward model; make one with stage=reward"):

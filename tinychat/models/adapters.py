@@ -38,7 +38,15 @@ from tinychat.models.adapter_files import (
     weights_fingerprint,
 )
 from tinychat.models.build import grow_vocabulary
-from tinychat.models.load import check_safetensors, load_config, load_model, model_folder, one_line, weight_files
+from tinychat.models.load import (
+    check_finite,
+    check_safetensors,
+    load_config,
+    load_model,
+    model_folder,
+    one_line,
+    weight_files,
+)
 from tinychat.models.quantized import quiet_bitsandbytes
 from tinychat.models.save import save_weights, saved_buffers
 from tinychat.schema import PeftConfig, PeftKind
@@ -200,6 +208,7 @@ def load_adapter(
     left_out = sorted({*unexpected, *(name for name, p in model.named_parameters() if p.is_meta)})
     if left_out:
         raise UserError(f"adapter {folder}: {ADAPTER_WEIGHTS} and {ADAPTER_CONFIG} disagree about {left_out[0]}")
+    check_finite(model, f"adapter {folder}")
     model.adapter_base = _base_of(base)
     if (folder / "generation_config.json").is_file():
         model.generation_config = base.generation_config = GenerationConfig.from_pretrained(folder)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import queue
 import threading
 from collections.abc import Iterator
@@ -24,11 +25,20 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
+from tinychat.errors import UserError
+from tinychat.models.adapter_files import is_adapter
 from tinychat.models.kept_cache import KeptCache
 from tinychat.models.kv_cache import CACHE
 from tinychat.models.sampling import SamplingOptions
 from tinychat.text.tokenizer import encoded_texts, text_beginning
 
+# Generation settings that a checkpoint may bring without a word: which tokens are special, what an option here stands
+# for, and what changes no token.
+OWN_SETTINGS = {"bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "transformers_version"}
+OWN_SETTINGS |= {"do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "max_length", "max_new_tokens"}
+OWN_SETTINGS |= {"_from_model_config", "use_cache", "output_attentions", "output_hidden_states", "output_scores"}
+OWN_SETTINGS |= {"output_logits", "return_dict_in_generate", "trust_remote_code"}
+log = logging.getLogger("tinychat")
 UNFINISHED = "\ufffd"  # what decoding gives for the first bytes of a character whose other bytes are yet to come
 OVERLAP = 6  # tokens before a new one that decide how it decodes (leading spaces, split characters)
 
@@ -210,13 +220,15 @@ def _generate(
     """input_ids [B, T] left-padded -> [B, T + new]; the model's mode is kept. `past` holds the keys and values of
     the first of the T tokens, and of all that were computed afterwards."""
     was_training = model.training
+    wanted = _generation_config(model, tokenizer, options, end_ids)
+    _tell_unused(model)
     model.eval()
     try:
-        with torch.no_grad(), seeded(options.seed, model.device):
+        with torch.no_grad(), _without_own_settings(model), seeded(options.seed, model.device):
             return model.generate(
                 input_ids.to(model.device),
                 attention_mask=attention_mask.to(model.device),
-                generation_config=_generation_config(model, tokenizer, options, end_ids),
+                generation_config=wanted,
                 streamer=streamer,
                 **({} if past is None else {CACHE: past}),
                 stopping_criteria=StoppingCriteriaList([_StopWhenSet(stop)] if stop else []),
@@ -225,12 +237,48 @@ def _generate(
         model.train(was_training)
 
 
+@contextlib.contextmanager
+def _without_own_settings(model: PreTrainedModel) -> Iterator[None]:
+    """What an option leaves open, transformers takes from the model: beams, penalties and bounds that nobody asked
+    for. Inside there are none."""
+    parts = [model, model.get_base_model()] if is_adapter(model) else [model]
+    brought = [part.generation_config for part in parts]
+    try:
+        for part in parts:
+            part.generation_config = GenerationConfig()
+        yield
+    finally:
+        for part, own in zip(parts, brought, strict=True):
+            part.generation_config = own
+
+
+def _tell_unused(model: PreTrainedModel) -> None:
+    """Warn, once a model, of settings in its generation_config.json that change which tokens are drawn."""
+    brought = model.generation_config
+    if getattr(model, "_told_unused", None) is brought:
+        return
+    model._told_unused = brought
+    found = {key: value for key, value in brought.to_diff_dict().items() if key not in OWN_SETTINGS}
+    if found:
+        said = ", ".join(f"{key}={value!r}" for key, value in sorted(found.items()))
+        log.warning("%s: its generation settings are not used beside the options given: %.300s", _name(model), said)
+
+
+def _name(model: PreTrainedModel) -> str:
+    return model.name_or_path or "the model"
+
+
 def _generation_config(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, options: SamplingOptions, end_ids: tuple[int, ...]
 ) -> GenerationConfig:
     """Every option is set here, so that none is taken from what a published model brings along."""
     ends = model.generation_config.eos_token_id
-    all_ends = {*end_ids, tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if odd := [end for end in ends if not isinstance(end, int)]:
+        raise UserError(
+            f"{_name(model)}: eos_token_id in generation_config.json holds {odd[0]!r}, which is no token's number"
+        )
+    all_ends = {*end_ids, tokenizer.eos_token_id, *ends} - {None}
     rows = range(model.get_input_embeddings().weight.shape[0])
     no_token = sorted(set(rows).difference(tokenizer.get_vocab().values()))
     sampling = {"temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p}

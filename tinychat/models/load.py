@@ -8,6 +8,7 @@ its base with the adapter.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,8 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 DROPOUTS = ("attn_pdrop", "resid_pdrop", "embd_pdrop", "attention_dropout")
+SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size", "max_position_embeddings")
+MOST_LAYERS = 4096  # more would go on for minutes, in a model that nobody has
 SHOWN = 3  # weights named in a message
 
 
@@ -67,6 +70,7 @@ def read_model(path: str, kind: Any, dropout: float | None = None, quantize: boo
     config = load_config(str(folder))
     weight_files(folder)
     runs.verify_contents(folder)
+    _check_generation_settings(folder)
     if dropout is not None:
         for key in DROPOUTS:
             if hasattr(config, key):
@@ -88,10 +92,34 @@ def read_model(path: str, kind: Any, dropout: float | None = None, quantize: boo
     except Exception as error:  # transformers raises nearly anything on a malformed folder
         raise UserError(f"model {folder}: cannot be loaded: {one_line(error)}") from None
     _check_loaded(folder, found)
+    check_finite(model, f"model {folder}")
     if quantize:
         prepare_quantized(model)
     model.name_or_path = str(folder.resolve()) if Path(path).expanduser().exists() else path  # adapters name it
     return model
+
+
+def _check_generation_settings(folder: Path) -> None:
+    """transformers goes on without a generation_config.json that it cannot read."""
+    file = folder / "generation_config.json"
+    if not file.is_file():
+        return
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"model {file}: broken JSON ({one_line(error)}); repair or remove it") from None
+    if not isinstance(found, dict):
+        raise UserError(f"model {file}: holds no JSON object; repair or remove it")
+
+
+def check_finite(model: Any, what: str) -> None:
+    """Raise UserError where a weight of the model is nan or infinite: nothing that it computes means anything."""
+    for name, p in model.named_parameters():
+        if p.is_floating_point() and not p.is_meta and not bool(torch.isfinite(p).all()):
+            raise UserError(
+                f"{what}: {name} holds numbers that are not finite (nan or inf), so the model computes nothing; the "
+                "training that wrote it went astray: take an earlier checkpoint"
+            )
 
 
 def model_folder(path: str) -> Path:
@@ -106,7 +134,8 @@ def model_folder(path: str) -> Path:
 
 
 def load_config(path: str) -> PreTrainedConfig:
-    """The transformers configuration in a model's folder or hub repository; an adapter has its base's."""
+    """The transformers configuration in a model's folder or hub repository; an adapter has its base's. A language model
+    can be built from it. Raises UserError where there is none, or none that makes a model."""
     folder = model_folder(path)
     if is_adapter_folder(folder):
         folder = model_folder(find_base(folder))
@@ -119,9 +148,34 @@ def load_config(path: str) -> PreTrainedConfig:
     except ValueError as error:
         raise UserError(f"model {file}: broken JSON ({error})") from None
     try:
-        return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as error:  # unknown architectures, values out of range, code of its own
         raise UserError(f"model {file}: {one_line(error)}") from None
+    stat = file.stat()
+    if problem := _why_no_model(str(file), (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)):
+        raise UserError(f"model {file}: {problem}")
+    return config
+
+
+@functools.lru_cache(maxsize=64)
+def _why_no_model(file: str, state: tuple[int, int, int]) -> str | None:
+    """What is wrong with the values in a config.json that transformers takes, found by building the model without its
+    weights; None for nothing. state: of the file, which tells it from what it was before."""
+    config = AutoConfig.from_pretrained(str(Path(file).parent), trust_remote_code=False)
+    for name in SIZES:
+        value = getattr(config, name, 1)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            return f"{name} is {value!r}, where a model has a whole number above 0"
+    if config.num_hidden_layers > MOST_LAYERS:
+        return f"num_hidden_layers is {config.num_hidden_layers:,}; a model has at most {MOST_LAYERS:,}"
+    if not isinstance(config.architectures or [], list):
+        return f"architectures is {config.architectures!r}, not a list of names"
+    try:
+        with quiet(), torch.device("meta"):
+            AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # transformers and torch raise nearly anything on values that do not fit together
+        return f"its values make no language model: {type(error).__name__}: {one_line(error)}"
+    return None
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -9,6 +9,7 @@ How the head is read, and how its output becomes a score, stands in config.json 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -200,8 +201,22 @@ def freeze_all_but(model: Any, last: int) -> None:
 
 
 def settings(config: Any) -> dict[str, Any]:
-    """pooling, range, mean and std of a reward model's configuration; another tool's models are read plainly."""
-    return {**PLAIN, **(getattr(config, SETTINGS, None) or {})}
+    """pooling, range, mean and std of a reward model's configuration; another tool's models are read plainly.
+
+    Raises UserError for values that make no scores.
+    """
+    own = getattr(config, SETTINGS, None) or {}
+    found = {**PLAIN, **own} if isinstance(own, dict) else own
+    try:
+        Pooling(found["pooling"]), ScoreRange(found["range"])
+        if not (math.isfinite(found["mean"]) and 0 < found["std"] < math.inf):
+            raise ValueError
+    except (TypeError, ValueError):
+        raise UserError(
+            f"{SETTINGS} of a reward model is {own!r}; it needs pooling (last or mean), range (raw, standard or unit), "
+            "a mean and a std above 0"
+        ) from None
+    return found
 
 
 def set_normalisation(model: Any, mean: float, std: float, score_range: ScoreRange) -> None:

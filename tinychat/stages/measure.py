@@ -3,6 +3,8 @@ checkpoint has a chat template."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -124,4 +126,15 @@ def measure(subject: Subject, config: Config, judge: Judge | None = None) -> Mea
     if requests is not None:
         found.metrics |= requests.measure(engine)
         found.facts |= requests.facts()
+    check_numbers(found.metrics, subject.path)
     return found
+
+
+def check_numbers(metrics: Mapping[str, float], path: str) -> None:
+    """Raise UserError where a checkpoint's losses are no numbers: all else that was measured of it means nothing."""
+    for name in ("eval/loss", "eval/response_loss"):
+        if not math.isfinite(metrics.get(name, 0.0)):
+            raise UserError(
+                f"{path}: {name} is {metrics[name]}: with these weights the model gives no numbers; precision=fp32 "
+                "tells whether rounding is the reason, else take an earlier checkpoint"
+            )
