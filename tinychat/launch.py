@@ -49,7 +49,9 @@ def run_job(config: Config, node: DictConfig) -> float | None:
         run_dir, done = _choose_run_dir(config, shown)
     if done is not None:
         trial.begin(run_dir)
-        say(f"finished already: {run_dir} (resume=never trains anew)")
+        changed = preflight.changed_data(config, run_dir)
+        since = f", with other {' and '.join(changed)} data than there are now" if changed else ""
+        say(f"finished already: {run_dir}{since} (resume=never trains anew)")
         _tell_next(config, run_dir, done)
         from tinychat.tracking import close_cut_off
 

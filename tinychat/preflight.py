@@ -5,11 +5,14 @@ Runs in the parent process; nothing heavy is loaded, unless a tokenizer or a hub
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from collections.abc import Sequence
+from pathlib import Path
 
-from tinychat import extras, parents
+from tinychat import extras, parents, runs
 from tinychat.checks_data import ROWS
+from tinychat.errors import UserError
 from tinychat.schema import Config, PeftKind, TokenizerKind
 
 
@@ -28,3 +31,17 @@ def check(config: Config, said: Sequence[str]) -> None:
         from tinychat.data.look import look
 
         look(config, rows)
+
+
+def changed_data(config: Config, run_dir: Path) -> list[str]:
+    """The splits whose files are not those that a finished run learnt from; what cannot be read now is none of them."""
+    rows = ROWS.get(config.stage.name)
+    then = (runs.read_json(run_dir / runs.LINEAGE) or {}).get("data")
+    if not rows or not isinstance(then, dict):
+        return []
+    from tinychat.data.look import fingerprints
+
+    now = {}
+    with contextlib.suppress(UserError):
+        now = fingerprints(config, rows)
+    return [split for split in now if split in then and then[split].get("fingerprint") != now[split]]

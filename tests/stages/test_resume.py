@@ -222,6 +222,11 @@ def test_other_data_than_a_run_began_with(tiny: tuple[str, ...], warm: Any, tmp_
         after = json.loads((tmp_path / lineage).read_text())
         assert after["earlier_data"] == [{"until_step": 4, "data": before["data"]}]
         assert after["data"]["train"]["fingerprint"] != before["data"]["train"]["fingerprint"]
+    same = warm.train(tmp_path, *command, "run_dir=run")
+    assert "finished already: run (resume=never" in same.stderr
+    write("cow")
+    other = warm.train(tmp_path, *command, "run_dir=run")
+    assert "finished already: run, with other train and validation data than there are now" in other.stderr
 
 
 def test_a_resume_that_begins_anew_says_why(tiny: tuple[str, ...], warm: Any, tmp_path: Path) -> None:

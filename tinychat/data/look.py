@@ -6,11 +6,12 @@ import contextlib
 import itertools
 import logging
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from tinychat.data.chat_rows import BadRow
 from tinychat.data.chat_sources import ChatSource, chat_source
-from tinychat.data.preference_sources import PreferenceSource, preference_source
+from tinychat.data.preference_sources import Part, PreferenceSource, preference_source
 from tinychat.data.prompt_files import check_answers
 from tinychat.data.prompt_sources import PromptSource, prompt_shape, prompt_source
 from tinychat.data.row_sources import RowSource
@@ -21,30 +22,65 @@ from tinychat.schema import Config, OnBadRow, RewardKind
 
 WHOLE = 4 << 20  # bytes: files up to this size are read as a whole,
 FIRST = 1000  # of larger ones so many rows
+SPLITS: tuple[Split, ...] = ("train", "validation")
+
+
+def fingerprints(config: Config, rows: str) -> dict[Split, str]:
+    """Of the splits that are files, as a stage writes them into its lineage. Raises UserError as finding them does."""
+    found: dict[Split, str] = {}
+    for split in SPLITS:
+        source = _find(config, rows, split)
+        memo_dir = Path(config.paths.cache)
+        if _size(source) is None:
+            continue
+        if isinstance(source, PreferenceSource):
+            part = _part(config) if split == "train" else None
+            found[split] = source.fingerprint(memo_dir, part)
+        else:
+            found[split] = source.fingerprint(memo_dir)
+    return found
 
 
 def look(config: Config, rows: str) -> None:
     """Find both splits of the job's data, and read those that are files: whole where they are small, else the first
     rows. `rows`: documents, conversations, preferences or prompts. Raises UserError as the reading does, and for
     prompts that a verifier could not judge. Says nothing else: the job itself will."""
-    splits: tuple[Split, ...] = ("train", "validation")
     with _quiet():
-        for split in splits:
-            if rows == "documents":
-                _read(text_source(config.data, split))
-            elif rows == "conversations":
-                _read(chat_source(config.data, split))
-            elif rows == "preferences":
-                _read(preference_source(config.data, split), config.stage.name)
+        for split in SPLITS:
+            source = _find(config, rows, split)
+            if isinstance(source, PromptSource):
+                _read(source.rows_of, config)
+                _check_answers(source, config)
             else:
-                _read_prompts(config, prompt_source(config.data, split, prompt_shape(config.reward)))
+                _read(source, config)
 
 
-def _read(source: TextSource | RowSource[Any], stage: str = "") -> None:
-    size = source.size_bytes if isinstance(source, TextSource) else source.found.size
+def _find(config: Config, rows: str, split: Split) -> TextSource | RowSource[Any] | PromptSource:
+    if rows == "documents":
+        return text_source(config.data, split)
+    if rows == "conversations":
+        return chat_source(config.data, split)
+    if rows == "preferences":
+        return preference_source(config.data, split)
+    return prompt_source(config.data, split, prompt_shape(config.reward))
+
+
+def _size(source: TextSource | RowSource[Any] | PromptSource) -> int | None:
+    """Bytes of a source's files; None where it is generated or on the hub."""
+    if isinstance(source, TextSource):
+        return source.size_bytes
+    return source.rows_of.found.size if isinstance(source, PromptSource) else source.found.size
+
+
+def _part(config: Config) -> Part:
+    return "judge" if config.stage.name == "judge" else "reward"
+
+
+def _read(source: TextSource | RowSource[Any], config: Config) -> None:
     if isinstance(source, ChatSource):
         for part in source.added.values():
-            _read(part)
+            _read(part, config)
+    size = _size(source)
     if size is None:
         return
     if isinstance(source, TextSource):
@@ -53,19 +89,17 @@ def _read(source: TextSource | RowSource[Any], stage: str = "") -> None:
         first_rows = itertools.islice(source.found.read(), FIRST)
         if source.on_bad_row is OnBadRow.fail and (bad := next((r for r in first_rows if isinstance(r, BadRow)), None)):
             raise bad
-    elif isinstance(source, PreferenceSource):
-        _exhaust(source.rows("judge" if stage == "judge" else "reward"))
+    elif isinstance(source, PreferenceSource) and config.stage.name in ("reward", "judge"):
+        _exhaust(source.rows(_part(config)))
     else:
         _exhaust(RowSource.rows(source))
 
 
-def _read_prompts(config: Config, source: PromptSource) -> None:
-    size = source.rows_of.found.size
-    if size is None:
-        return
-    _read(source.rows_of)
+def _check_answers(source: PromptSource, config: Config) -> None:
+    """Of prompts that are files, where a verifier judges the replies."""
+    size = _size(source)
     for name, part in config.reward.parts.items():
-        if part.kind is RewardKind.verifier:
+        if size is not None and part.kind is RewardKind.verifier:
             check_answers(itertools.islice(source.rows(), FIRST if size > WHOLE else None), f"reward.parts.{name}")
 
 
