@@ -11,6 +11,7 @@ Ranks start from the run folder and import no Hydra.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shlex
 import sys
@@ -52,6 +53,7 @@ def run_job(config: Config, node: DictConfig) -> float | None:
         changed = preflight.changed_data(config, run_dir)
         since = f", with other {' and '.join(changed)} data than there are now" if changed else ""
         say(f"finished already: {run_dir}{since} (resume=never trains anew)")
+        _mend_report(run_dir, done)
         _tell_next(config, run_dir, done)
         from tinychat.tracking import close_cut_off
 
@@ -100,6 +102,17 @@ def _tell_next(config: Config, run_dir: Path, result: dict[str, Any]) -> None:
     """How it goes on from a run that has finished; a sweep says that once for all of its trials."""
     if result.get("status") == "finished" and not in_multirun():
         next_steps.tell(config, run_dir, result, _overrides())
+
+
+def _mend_report(run_dir: Path, result: dict[str, Any]) -> None:
+    """Of a finished run without a report (killed at its end, or on a full disk) make it now."""
+    if "report" not in result or result["report"] is not None or runs.is_live(run_dir):
+        return
+    from tinychat.report import write_report
+
+    with _writable():
+        if page := write_report(run_dir):
+            runs.write_text_atomic(run_dir / runs.RESULT, json.dumps(result | {"report": page.name}, indent=1))
 
 
 def _start(config: Config, run_dir: Path) -> bool:

@@ -432,6 +432,27 @@ def test_a_run_killed_after_its_last_step_is_closed_by_the_next_of_its_experimen
     assert client_of(outputs).get_run(ids[2]).info.status == "KILLED"
 
 
+def test_a_run_that_was_killed_before_mlflow_was_there_is_sent_whole(outputs: Path) -> None:
+    config = TrackerConfig("mlflow", TrackerKind.mlflow, None, False, None)
+    folders = {kind: outputs / "exp" / kind / "time" for kind in ("mlflow", "none", "elsewhere")}
+    for kind, folder in folders.items():
+        folder.mkdir(parents=True)
+        MetricsLog(folder / "metrics.jsonl").append(3, {"train/loss": 0.5})
+        tracker = {"kind": "none" if kind == "none" else "mlflow", "uri": "http://x" if kind == "elsewhere" else None}
+        written = {"stage": {"name": "pretrain"}, "model": {"name": "mini"}, "data": {"name": "a"}, "tracker": tracker}
+        (folder / "config.yaml").write_text(json.dumps(written))
+    close_cut_off(config, outputs, "exp")
+    assert client_of(outputs).get_experiment_by_name("exp") is None, "none has ended"
+    for folder in folders.values():
+        (folder / "result.json").write_text(json.dumps({"status": "finished"}))
+    for _ in range(2):
+        close_cut_off(config, outputs, "exp")
+        experiment = client_of(outputs).get_experiment_by_name("exp").experiment_id
+        (run,) = client_of(outputs).search_runs([experiment])
+    assert run.info.status == "FINISHED" and run.data.metrics == {"train/loss": 0.5}
+    assert run.data.params["model.name"] == "mini" and run.data.tags["run_dir"] == str(folders["mlflow"])
+
+
 def test_the_run_above_a_killed_sweep_is_closed_too(outputs: Path) -> None:
     folder = outputs / "sweeps" / "lr-1"
     folder.mkdir(parents=True)

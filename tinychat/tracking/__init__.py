@@ -43,5 +43,8 @@ def close_cut_off(cfg: TrackerConfig, outputs: Path, experiment: str) -> None:
         return
     from tinychat.tracking import repair
 
-    if next(repair.cut_off(outputs, experiment), None) is not None:
-        repair.close_cut_off(outputs, experiment, resolve_uri(cfg.uri, outputs))
+    uri = resolve_uri(cfg.uri, outputs)
+    if any(
+        True for found in (repair.cut_off(outputs, experiment), repair.unsent(outputs, experiment, uri)) for _ in found
+    ):
+        repair.close_cut_off(outputs, experiment, uri)

@@ -6,16 +6,22 @@ not say so was cut off: perhaps after its last step, with its result written and
 
 from __future__ import annotations
 
+import functools
+import itertools
 import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tinychat import runs
+from tinychat import runs, trial
+from tinychat.passwords import masked
+from tinychat.run_files import if_readable
+from tinychat.schema import TrackerKind
 from tinychat.tracking.base import STATUS_OF, RunInfo
 from tinychat.tracking.metrics_log import MetricsLog
 from tinychat.tracking.mlflow_run import MlflowRun, read_identity
-from tinychat.tracking.store import IDENTITY
+from tinychat.tracking.params import fit_tags, flatten, run_tags
+from tinychat.tracking.store import IDENTITY, resolve_uri
 
 SWEEPS = "sweeps"  # OUTPUTS/sweeps/STUDY holds the run above a sweep's trials
 AT_ONCE = 100  # cut-off runs that one command sees to
@@ -36,6 +42,35 @@ def cut_off(outputs: Path, experiment: str) -> Iterator[Path]:
             yield path.parent
 
 
+def unsent(outputs: Path, experiment: str, uri: str) -> Iterator[Path]:
+    """The folders of runs that have ended and of which this store was to have a run, but has none: killed before MLflow
+    was there, or at the end of a time in which the store did not answer."""
+    for path in (outputs / experiment).glob(f"*/*/{runs.RESULT}"):
+        folder = path.parent
+        if (folder / IDENTITY).exists() or runs.is_live(folder):
+            continue
+        tracker = (if_readable(functools.partial(runs.read_config, folder)) or {}).get("tracker")
+        if not isinstance(tracker, dict) or tracker.get("kind") != TrackerKind.mlflow.value:
+            continue
+        if masked(resolve_uri(tracker.get("uri"), outputs)) == masked(uri) and runs.read_result(folder):
+            yield folder
+
+
+def _send(folder: Path, outputs: Path, experiment: str, uri: str) -> None:
+    """A run that the store lacks, from its folder. Raises what MLflow raises."""
+    config, result = runs.read_config(folder), runs.read_result(folder) or {}
+    names = (str((config.get(group) or {}).get("name")) for group in ("stage", "model", "data"))
+    rows = MetricsLog(folder / "metrics.jsonl").read()
+    name = trial.title(folder, config.get("run_name") or folder.parent.name)
+    run = MlflowRun(RunInfo(folder, outputs, experiment, name, resume_step=0), uri, system_metrics=False)
+    run.open(flatten(config), fit_tags({**run_tags(*names), **trial.tags(folder)}))
+    run.send_rows(rows, lambda: None)
+    for file in (runs.RESULT, runs.LINEAGE, "report.html"):
+        if (folder / file).is_file():
+            run.send_file(folder / file, None)
+    run.close(STATUS_OF.get(result.get("status") or "", "KILLED"), rows[-1].time if rows else time.time())
+
+
 def close_cut_off(outputs: Path, experiment: str, uri: str) -> list[Path]:
     """Send what the store lacks of those runs and set their state: that of their result, KILLED without one (a resume
     opens such a run again). Returns their folders. Nothing is raised: what a store does not take is tried again by the
@@ -53,6 +88,12 @@ def close_cut_off(outputs: Path, experiment: str, uri: str) -> list[Path]:
                 done.append(folder)
         except Exception as error:  # whatever MLflow raises
             logger.info("the MLflow run of %s, whose process was killed, stays as it is: %s", folder, error)
+    for folder in itertools.islice(unsent(outputs, experiment, uri), AT_ONCE):
+        try:
+            _send(folder, outputs, experiment, uri)
+            done.append(folder)
+        except Exception as error:  # the same
+            logger.info("MLflow did not take the run of %s: %s", folder, error)
     if done:
         names = ", ".join("/".join(folder.parts[-2:]) for folder in done[:3])
         more = f" and {len(done) - 3} more" if len(done) > 3 else ""
