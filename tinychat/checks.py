@@ -85,12 +85,12 @@ def _names(config: Config) -> Iterator[str]:
     for key, name in names.items():
         if name is not None:
             yield from plain_name(key, name)
-    for key, path in (("paths.outputs", config.paths.outputs), ("paths.cache", config.paths.cache)):
+    folders = {"paths.outputs": config.paths.outputs, "paths.cache": config.paths.cache}
+    for key, path in folders.items():
         if not path.strip():
             yield f"{key}={path!r}: a folder, as {key}=outputs"
-    paths = {"paths.outputs": config.paths.outputs, "paths.cache": config.paths.cache, "run_dir": config.run_dir}
-    for key, path in paths.items():
-        if path and not is_plain(path):
+    for key, path in {**folders, "run_dir": config.run_dir or ""}.items():
+        if not is_plain(path):
             yield f"{key}={path!r}: control characters in a folder's name; use letters, digits and signs"
     if config.run_dir is not None and not config.run_dir.strip():
         yield "run_dir='': a folder, or null for a new one under paths.outputs"

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from tinychat import runs
+from tinychat import parents, runs
 from tinychat.engine.base import resolve_precision
 from tinychat.engine.schedule import warmup_of
 from tinychat.schema import Config, Device, Precision, RewardKind, TokenizerKind
@@ -36,15 +36,16 @@ def choices(config: Config, found: Mapping[str, str | None], world: World) -> It
 
 def _parents(config: Config, found: Mapping[str, str | None]) -> Iterator[tuple[str, str | None]]:
     """(setting, what it stands for) of those that name no folder."""
-    if config.init_from == "auto" and found.get("init_from"):
-        yield "init_from=auto", found["init_from"]
+    if config.init_from in parents.AUTO and found.get("init_from"):
+        yield f"init_from={config.init_from}", found["init_from"]
     if config.tokenizer.kind is TokenizerKind.bpe and config.tokenizer.path is None and found.get("tokenizer"):
         yield "tokenizer.path=null", found["tokenizer"]
-    if getattr(config.stage, "judge", None) == "auto":
-        yield "stage.judge=auto", found.get("judge")
+    judge = getattr(config.stage, "judge", None)
+    if judge in parents.AUTO:
+        yield f"stage.judge={judge}", found.get("judge")
     if config.stage.name == "ppo":
         for name, part in config.reward.parts.items():
-            if part.kind is RewardKind.model and part.path in (None, "auto"):
+            if part.kind is RewardKind.model and (part.path is None or part.path in parents.AUTO):
                 yield f"reward.parts.{name}.path={part.path or 'null'}", found.get(f"reward.{name}")
 
 

@@ -148,11 +148,12 @@ def nearest_key(key: str, keys: Iterable[str]) -> str | None:
         if same:
             return (inside or sorted(same, key=lambda other: (not other.startswith("stage."), len(other))))[0]
     # By the last parts, in the same group first; then as a whole, as the part before the point may be the slip.
-    inside = {other.rpartition(".")[2]: other for other in keys if prefix and other.startswith(f"{prefix}.")}
-    by_leaf = {other.rpartition(".")[2]: other for other in keys}
-    for names, word, cutoff in ((inside, leaf, 0.6), ({key: key for key in keys}, plain, 0.8), (by_leaf, leaf, 0.7)):
-        if near := difflib.get_close_matches(word, names, n=1, cutoff=cutoff):
-            return names[near[0]]
+    groups = {other.rpartition(".")[2]: other for other in keys if prefix and other.startswith(f"{prefix}.")}
+    leaves = {other.rpartition(".")[2]: other for other in keys}
+    whole = {key: key for key in keys}
+    for known, word, cutoff in ((groups, leaf, 0.6), (whole, plain, 0.8), (leaves, leaf, 0.7)):
+        if near := difflib.get_close_matches(word, known, n=1, cutoff=cutoff):
+            return known[near[0]]
     return None
 
 
