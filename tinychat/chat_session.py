@@ -49,6 +49,7 @@ class Session(abc.ABC):
         self.name = name
         self.turns: list[Turn] = []
         self._model, self._tokenizer = model, tokenizer
+        self.folder = Path(tokenizer.name_or_path)  # it was loaded from
 
     @property
     def context(self) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tinychat import runs
+from tinychat.chat_examples import examples
 from tinychat.chat_input import LineReader
 from tinychat.chat_session import Session
 from tinychat.errors import UserError
@@ -30,6 +31,9 @@ def converse(sessions: list[Session], options: SamplingOptions) -> None:
             "answers messages" if session.kind == "chat" else "continues texts; an empty line starts one from nothing"
         )
         print(as_text(session.name), f"{what} ({session.context} tokens of context)")
+    answering = [session for session in sessions if session.kind == "chat"]
+    if answering and (tries := examples(answering[-1].folder)):
+        print("Try for instance:", *(f"  {as_text(prompt)}" for prompt in tries), sep="\n")
     print(KEYS)
     while not repl.finished:
         try:

@@ -33,7 +33,7 @@ LAYERS: list[set[str]] = [
     {"launch"},
     {"compare_runs", "compare_settings", "comparison", "compare_pairs", "compare_table", "compare_curves"}
     | {"compare_report", "sweeps"},
-    {"chat_session", "chat_input", "chat_target"},
+    {"chat_session", "chat_input", "chat_target", "chat_examples"},
     {"repl"},
     {"train", "chat", "merge", "score", "compare", "gates"},
     {"recipe"},

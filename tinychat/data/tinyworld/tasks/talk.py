@@ -16,7 +16,7 @@ _HELLO = "Hello! What can I do for you?"
 _NAME = "I am tinychat, a small language model."
 _SKILLS = "I can add, sort and copy words, and answer questions about stories."
 # What is said, and the reply; as people type it, so with small letters and without marks too.
-_LINES: dict[str, tuple[tuple[str, str], ...]] = {
+LINES: dict[str, tuple[tuple[str, str], ...]] = {
     "greeting": (
         *((line, _HELLO) for line in ("Hello!", "Hello", "hello", "Hi!", "Hi", "hi", "Hey!", "Hi there!")),
         ("Good morning!", "Good morning! What can I do for you?"),
@@ -54,7 +54,7 @@ _LINES: dict[str, tuple[tuple[str, str], ...]] = {
         ("Good night", "Good night!"),
     ),
 }  # fmt: skip
-_SUMS = tuple(
+SUMS = tuple(
     (line.format(a=a, b=b), str(a + b))
     for line in ("What is {a} + {b}?", "what is {a}+{b}", "{a} + {b}", "{a} + {b} = ?", "How much is {a} + {b}?")
     for a in range(1, 10)
@@ -75,7 +75,7 @@ def _task(core: Draw, tell: Teller, sort: str) -> Turn:
 
 
 def _line(tell: Teller, kind: str) -> Turn:
-    said, reply = tell.dressing.pick(_SUMS if kind == "sum" else _LINES[kind])
+    said, reply = tell.dressing.pick(SUMS if kind == "sum" else LINES[kind])
     return Turn(said, "", reply)
 
 
