@@ -120,9 +120,12 @@ def test_a_template_that_takes_too_much_is_stopped(tokenizer, template, tight):
 
 
 def test_a_good_template_follows_a_bad_one(tokenizer, tight, monkeypatch):
-    tokenizer.chat_template = GREEDY["loops"]
+    tokenizer.chat_template = GREEDY["loops"] + "{# another #}"
     refusal(tokenizer, lambda it: encode_prompts(it, [CHAT[:1]]))
     monkeypatch.undo()
+    before = template_process._Process._now
+    refusal(tokenizer, lambda it: encode_prompts(it, [CHAT[:1]]))  # known already: nothing is started
+    assert template_process._Process._now is before
     tokenizer.chat_template = GOOD
     (encoded,) = encode_chats(tokenizer, [CHAT])
     assert tokenizer.decode(encoded.ids[encoded.trained]) == "Hi<|im_end|>"

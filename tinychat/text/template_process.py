@@ -29,7 +29,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from tinychat import orphans
 
 TEMPLATES = ("instruct", "chatml")
-SECONDS = 10.0  # of processor time, for one conversation
+SECONDS = 5.0  # of processor time, for one conversation
 MEMORY = 1 << 29  # bytes; and BYTES_PER_CHARACTER more for each one of the request
 BYTES_PER_CHARACTER = 64
 # A text is at most so long: what templates write of their own, all of the template for each message, and contents that
@@ -37,6 +37,7 @@ BYTES_PER_CHARACTER = 64
 FREE_CHARACTERS = 1 << 16
 TIMES_CONTENT = 16
 
+_USELESS: dict[str, Failed] = {}  # templates that failed whatever the conversation, which need no second try
 Message = dict[str, str]  # role, content, and on a user message optionally input
 Span = tuple[int, int]  # [start, end) in characters
 Job = tuple[list[Message], bool]  # a conversation, and whether a reply is to follow
@@ -69,7 +70,12 @@ def fill(template: str, special: dict[str, Any], jobs: list[Job]) -> list[Filled
     tokenizer's special tokens by their names, which templates may use."""
     if template in map(shipped, TEMPLATES):
         return [_fill_one(template, special, *job) for job in jobs]
-    return _Process.current().fill(template, special, jobs)
+    if template in _USELESS:
+        return [_USELESS[template]]
+    found = _Process.current().fill(template, special, jobs)
+    if found and isinstance(last := found[-1], Failed) and last.always:
+        _USELESS[template] = last
+    return found
 
 
 def _fill_one(template: str, special: dict[str, Any], messages: list[Message], prompt: bool) -> Filled | Failed:
