@@ -197,7 +197,7 @@ def _open_rewards(job: Job) -> dict[str, str]:
     return {name: path for name, path in models.items() if path in parents.AUTO}
 
 
-def _handed(run: Path, spec: str) -> str:
+def _handed(run: Path | None, spec: str) -> str:
     """A run's checkpoint for `spec` of parents.AUTO."""
     return f"{run}/{runs.BEST}" if spec == runs.BEST else str(run)
 
