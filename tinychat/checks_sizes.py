@@ -29,7 +29,7 @@ MOST = {
     "stage.epochs": 10**4,
     "stage.batch_size": 10**9,
     "stage.rollout_size": 10**9,
-    "model.n_layer": 10**5,
+    "model.n_layer": 10**4,
     "model.n_embd": 10**7,
     "model.n_inner": 10**8,
     "model.context_length": 10**9,

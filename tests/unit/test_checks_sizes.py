@@ -31,7 +31,7 @@ from tinychat.errors import UserError
         (["model.n_embd=1000000000"], "model.n_embd=1000000000: must be at most"),
         (["model.n_embd=3000000"], "model.n_embd=3000000: training"),
         (["model.n_layer=1000000000"], "model.n_layer=1000000000: must be at most"),
-        (["model.n_layer=90000", "model.n_embd=3072"], "model.n_layer=90000"),
+        (["model.n_layer=9000", "model.n_embd=3072"], "model.n_layer=9000 model.n_embd=3072: training"),
         (["model.n_inner=100000000"], "training 1.73e+11 weights takes at least 2,074 GB, this machine has 16.0 GB"),
         (["tokenizer.vocab_size=1000000000000"], "tokenizer.vocab_size=1000000000000: must be at most"),
         (["stage.max_steps=1000000000000000000"], "stage.max_steps=1000000000000000000: must be at most 1000000000"),

@@ -48,3 +48,18 @@ def test_nothing_prints_foreign_text_as_it_is() -> None:
         text=True,
     ).stdout
     assert found == ""
+
+
+def test_replies_are_printed_without_what_acts(capsys: pytest.CaptureFixture[str]) -> None:
+    from tinychat import chat
+    from tinychat.models.sampling import SamplingOptions
+
+    class Spoken:
+        name, kind = "a", "text"
+
+        def reply(self, line: str, options: SamplingOptions, input_text: str = "") -> list[str]:
+            return [" \x1b[31mred", "\x1b[0m\r", "end"]
+
+    chat.answer_once([Spoken()], "say\x07", "", SamplingOptions())  # type: ignore[list-item]
+    assert capsys.readouterr().out == "say␇ ␛[31mred␛[0m␍end\n"
+    assert chat._on_one_line("a\x1b[2J\nb\tc\x9b") == "a␛[2J\\nb\\tc\\x9b"
