@@ -150,6 +150,21 @@ def test_children_stand_below_their_parent_with_settings_and_metric(
     assert "4 matching runs" in page.inner_text("body")
 
 
+def test_the_table_has_its_columns_at_once(page: Any, address: str, sweep: Sweep, tmp_path: Path) -> None:
+    """At the address that `make ui` prints."""
+    page.goto(f"{address}/experiments/{sweep.experiment}/runs?viewStateShareKey=tinychat")
+    page.get_by_role("link", name=STUDY).wait_for()
+    header = page.locator(".ag-header")
+    header.get_by_text("headline", exact=True).wait_for()
+    save(page, tmp_path, "columns")
+    shown = header.inner_text().splitlines()
+    assert {"headline", "stage", "model", "data"} <= set(shown), shown
+    page.goto(f"{address}/experiments/{sweep.experiment}/runs/{sweep.children[0][1]}")
+    page.get_by_text("bits per byte").first.wait_for()  # of the description
+    page.get_by_text("tinyworld-train").first.wait_for()
+    save(page, tmp_path, "run")
+
+
 def test_three_trials_compared(page: Any, address: str, sweep: Sweep, tmp_path: Path) -> None:
     ids = json.dumps([run_id for _, run_id in sweep.children])
     page.goto(f"{address}/compare-runs?runs={quote(ids)}&experiments={quote(json.dumps([sweep.experiment]))}")
