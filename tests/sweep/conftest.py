@@ -16,6 +16,7 @@ from tests.sweep.fake import Command, Server
 BASE = (
     "-m",
     "stage=ppo",
+    "tuned=none",
     "reward=oracle",
     "stage.max_steps=10",
     "stage.eval_every=1",

@@ -282,13 +282,13 @@ def test_outputs_moved_as_a_whole_keep_their_study(fake: Fake) -> None:
     moved = (f"paths.outputs={away}", f"init_from={away / 'default/sft/policy'}")
     said = fake.sweep(*words[:1], *moved, "sweep.n_trials=3")
     assert "2 of 3 trials done" in said
-    table = json.loads((away / "sweeps" / "default-ppo_random" / "trials.json").read_text())
+    table = json.loads((away / "sweeps" / "tinychat-ppo_random" / "trials.json").read_text())
     folders = [Path(dict(zip(table["columns"], row, strict=True))["run folder"]) for row in table["data"]]
     assert len(folders) == 3 and all((folder / "trial.json").exists() for folder in folders)
-    found = compare_runs.find([str(away / "sweeps" / "default-ppo_random")], Path("nowhere"))
+    found = compare_runs.find([str(away / "sweeps" / "tinychat-ppo_random")], Path("nowhere"))
     assert [run.folder.resolve() for run in found] == folders
     # A study whose database was emptied begins anew, and says that there were trials.
-    (away / "sweeps" / "default-ppo_random" / "study.db").write_bytes(b"")
+    (away / "sweeps" / "tinychat-ppo_random" / "study.db").write_bytes(b"")
     said = fake.sweep(*words[:1], *moved, "sweep.n_trials=1")
     assert "0 of 1 trials done" in said and "a new one begins; the 3 run folders of earlier trials" in said
 
