@@ -11,6 +11,7 @@ from enum import Enum
 from typing import Any
 
 import tinychat
+from tinychat.tracking.mlflow_page import HEADLINE
 
 MAX_KEY = 250  # characters of a parameter, tag or metric name
 MAX_PARAM = 6000  # characters of a parameter's value
@@ -50,7 +51,14 @@ def run_tags(
     stage: str, model: str, data: str, parent: str | None = None, git_commit: str | None = None
 ) -> dict[str, str]:
     """The tags every run has; `parent` is the checkpoint its weights came from."""
-    tags = {"stage": stage, "model": model, "data": data, "tinychat.version": tinychat.__version__}
+    # The run's end says what the headline is; one that was killed keeps this.
+    tags = {
+        HEADLINE: "unfinished",
+        "stage": stage,
+        "model": model,
+        "data": data,
+        "tinychat.version": tinychat.__version__,
+    }
     tags |= {"mlflow.source.name": "tinychat.train", "mlflow.source.type": "LOCAL"}
     if parent:
         tags["parent"] = parent
