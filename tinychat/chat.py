@@ -33,7 +33,7 @@ examples:
   python -m tinychat.chat PRETRAINED SFT                           two checkpoints answer the same lines
   python -m tinychat.chat CKPT --prompt "What is 2 + 3?"           one reply
   python -m tinychat.chat CKPT --system "Answer in one word."      with a system message
-  python -m tinychat.chat CKPT --prompt "Copy the text." --input "b, a, c"   an instruction and its input
+  python -m tinychat.chat CKPT --prompt "Copy the text." --input "owl muffin red"   an instruction and its input
   echo "The cat" | python -m tinychat.chat CKPT --greedy           all of the pipe is one prompt
   python -m tinychat.chat CKPT --lines < questions.txt > replies.txt     a reply a line
   python -m tinychat.chat CKPT --mode text --prompt "" --seed 1    a text from nothing, the same each time

@@ -25,13 +25,8 @@ def _short(rows: list[list[object]], most: int) -> list[str]:
     """The shortest right one of each family; then the shortest of these."""
     found: dict[str, str] = {}
     for family, prompt, reply, expected, score in (row for row in rows if isinstance(row, list) and len(row) == 5):
-        if (
-            score != 1
-            or not isinstance(prompt, str)
-            or "\n" in prompt
-            or not prompt.strip()
-            or not (reply and expected)
-        ):
+        right = score == 1 and reply and expected
+        if not right or not isinstance(prompt, str) or "\n" in prompt or not prompt.strip():
             continue
         if len(prompt) <= LONGEST and len(prompt) < len(found.get(str(family), "x" * (LONGEST + 1))):
             found[str(family)] = prompt
