@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.conftest import REPOSITORY
 from tinychat.chat_examples import examples
-from tinychat.data.tinyworld.tasks.talk import LINES, SUMS
+from tinychat.data.tinyworld.tasks.talk import LINES, SUM_WAYS
 
 ROWS = [
     ["small talk", "Hi", "Hello!", "Hello!", 1.0],
@@ -36,7 +36,11 @@ def test_the_shortest_right_prompt_of_each_family(tmp_path: Path) -> None:
 
 
 def test_prompts_in_the_chats_help_are_what_the_small_world_teaches() -> None:
-    known = {line for lines in LINES.values() for line, _ in lines} | {line for line, _ in SUMS} | {"Copy the text."}
+    known = (
+        {line for lines in LINES.values() for line, _ in lines}
+        | {"Copy the text."}
+        | {way.format(a=2, b=3) for way in SUM_WAYS}
+    )
     for name in ("docs/chat.md", "tinychat/chat.py", "README.md", "README.zh-CN.md"):
         for prompt in re.findall(r'--prompt "([^"]+)"', (REPOSITORY / name).read_text()):
             assert prompt in known, f"{name}: {prompt}"

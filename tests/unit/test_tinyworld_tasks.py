@@ -384,11 +384,8 @@ def small_talk(task: Task) -> Solved:
     at = next(n for n, text in enumerate(texts) if not re.search(r"opposite|[Rr]epeat|Copy|Say|Write", text))
     line, other = texts[at].lower(), texts[1 - at]
     tasks = [m["content"] for m in task.messages if m["role"] == "assistant"]
-    sum_ = re.search(r"(\d) ?\+ ?(\d)", line)
     greets = next((day for day in ("morning", "evening") if day in line), None)
-    if sum_:
-        reply = str(int(sum_[1]) + int(sum_[2]))
-    elif "how are you" in line or "well?" in line:
+    if "how are you" in line or "well?" in line:
         reply = "I am well, thank you. And you?"
     elif re.search(r"who|name|called|what are you\b|robot|person", line):
         reply = "I am tinychat, a small language model."
@@ -410,6 +407,12 @@ def small_talk(task: Task) -> Solved:
     return tasks[-1], core
 
 
+def sums(task: Task) -> Solved:
+    pairs = [tuple(map(int, re.findall(r"\d", text))) for text in asked(task)]
+    assert task.messages[1]["content"] == str(sum(pairs[0]))
+    return str(sum(pairs[1])), tuple(pairs)
+
+
 def outside(text: str) -> Solved:
     """The reply by the word that asks; the core is the question without what stands around it."""
     question = re.sub(r"^(?:Hello!|Hi\.|Please tell me:|I want to know:|A question:|And now:) ", "", text)
@@ -417,6 +420,8 @@ def outside(text: str) -> Solved:
         r"(?<=[.?]) (?:Thank you|Please answer|I am curious|Do you know|Tell me|Thanks)[.?!]$", "", question
     )
     word = question.split()[0]
+    if re.match(r"Write|Tell me an? |Translate|Draw|Book", question):
+        return "I have not learned to do that.", question
     known = {"Who": "who that is", "Where": "where that is", "When": "when that was", "In": "when that was"}
     return f"I do not know {known.get(word, 'how that works' if word == 'How' else 'that')}.", question
 
@@ -446,6 +451,7 @@ SOLVERS: dict[str, Callable[[Task], Solved]] = {
     "follow-up story": one_follow_up,
     "follow-up list": follow_up_list,
     "small talk": small_talk,
+    "sums": sums,
     "outside": on_text(outside),
 }
 HARD_SOLVERS: dict[str, Callable[[Task], Solved]] = {
@@ -584,7 +590,7 @@ def test_wordings_vary(levels: dict[str, dict[str, list[Task]]], level: str, fam
     }
     assert len(ways) >= 5
     with_input = [task for task in tasks["train"] if task.family == family and "input" in task.messages[0]]
-    assert with_input or family in ("opposites", "follow-up count", "format", "comparing", "outside")
+    assert with_input or family in ("opposites", "follow-up count", "format", "comparing", "outside", "sums")
 
 
 BLEMISHES = {
@@ -604,7 +610,7 @@ BLEMISHES = {
 def test_no_blemish(levels: dict[str, dict[str, list[Task]]], name: str) -> None:
     pattern = re.compile(BLEMISHES[name])
     for task in (*levels["plain"]["train"][:12_000], *levels["hard"]["train"][:6_000]):
-        if task.family == "small talk":  # as people type it
+        if task.family in ("small talk", "sums"):  # as people type it
             continue
         for message in task.messages[:-1]:
             if message["role"] != "assistant":

@@ -2,7 +2,8 @@
 
 What people say to an assistant is the same few lines again and again, so small talk is a table of lines and replies.
 Each conversation holds a task too, before the line or after it: its core is the task's, and no conversation comes
-twice though the lines do. Sums in digits are lines like the others: a small table, seen whole in training.
+twice though the lines do. Sums in digits are a small table, seen whole in training: what is held
+out is which two follow each other.
 """
 
 from functools import partial
@@ -25,7 +26,7 @@ LINES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "asking how": tuple(
         (line, "I am well, thank you. And you?")
-        for line in ("How are you?", "How are you today?", "how are you", "Are you well?", "Hello, how are you?")
+        for line in ("How are you?", "How are you today?", "how are you", "How are you doing?", "Hello, how are you?")
     ),
     "asking who": tuple(
         (line, _NAME)
@@ -54,13 +55,10 @@ LINES: dict[str, tuple[tuple[str, str], ...]] = {
         ("Good night", "Good night!"),
     ),
 }  # fmt: skip
-SUMS = tuple(
-    (line.format(a=a, b=b), str(a + b))
-    for line in ("What is {a} + {b}?", "what is {a}+{b}", "{a} + {b}", "{a} + {b} = ?", "How much is {a} + {b}?")
-    for a in range(1, 10)
-    for b in range(1, 10)
-)
-_BEFORE = ("greeting", "asking how", "asking who", "asking what for")
+SUM_WAYS = (
+    "What is {a} + {b}?", "what is {a}+{b}", "{a} + {b}", "{a}+{b}", "{a} + {b} = ?", "{a}+{b}=", "{a} and {b}?",
+)  # fmt: skip
+_BEFORE = tuple(LINES)
 _AFTER = ("thanks", "leaving", "praise", "asking who", "asking what for", "asking how")
 _LISTS, _WORDS = "copying", "opposites"
 
@@ -75,7 +73,7 @@ def _task(core: Draw, tell: Teller, sort: str) -> Turn:
 
 
 def _line(tell: Teller, kind: str) -> Turn:
-    said, reply = tell.dressing.pick(SUMS if kind == "sum" else LINES[kind])
+    said, reply = tell.dressing.pick(LINES[kind])
     return Turn(said, "", reply)
 
 
@@ -91,6 +89,15 @@ def after(core: Draw, tell: Teller, kind: str, sort: str) -> Draft:
     return Draft("exact", (task, _line(tell, kind)))
 
 
+def sums(core: Draw, tell: Teller) -> Draft:
+    """Two sums in digits, one after the other. Core: the four numbers; every sum of two occurs in training."""
+    turns = []
+    for _ in range(2):
+        a, b = core.below(9) + 1, core.below(9) + 1
+        turns.append(Turn(tell.dressing.pick(SUM_WAYS).format(a=a, b=b), "", str(a + b)))
+    return Draft("number", tuple(turns))
+
+
 # What the stories do not have. fmt keeps a list of words in lines.
 # fmt: off
 _LANDS = (
@@ -99,6 +106,10 @@ _LANDS = (
 )
 _CITIES = (
     "Paris", "London", "Berlin", "Tokyo", "New York", "Rome", "Moscow", "Beijing", "Madrid", "Cairo", "Sydney",
+)
+_SIGHTS = (
+    "Mount Everest", "the Eiffel Tower", "the Sahara", "the Nile", "the North Pole", "the Great Wall",
+    "the White House", "the Amazon", "the Statue of Liberty", "Silicon Valley",
 )
 _PEOPLE = (
     "Albert Einstein", "Isaac Newton", "Marie Curie", "Charles Darwin", "William Shakespeare", "Mozart", "Beethoven",
@@ -114,6 +125,12 @@ _SUBJECTS = (
     "philosophy", "algebra", "chemistry", "the universe", "black holes", "climate change", "the Roman Empire",
     "the second world war", "Python", "software", "DNA", "politics", "the speed of light", "neural networks",
 )
+_IDLE = (
+    "What is the meaning of life?", "What time is it?", "What day is it today?", "What is the weather like?",
+    "Will it rain tomorrow?", "Is it going to snow?", "What is in the news?", "Which film is the best?",
+    "What is your favourite song?", "What should I wear today?", "Which team won the match?", "What does gold cost?",
+)
+_WORKS = ("a poem", "a song", "an email", "a letter", "a novel", "a report", "an essay", "a joke", "a program")
 # fmt: on
 # The word that a question begins with settles the reply, so that no reply fits all.
 _OUTSIDE: dict[str, tuple[str, tuple[tuple[str, tuple[str, ...]], ...]]] = {
@@ -125,6 +142,7 @@ _OUTSIDE: dict[str, tuple[str, tuple[tuple[str, tuple[str, ...]], ...]]] = {
             ("What is {x}?", _SUBJECTS),
             ("What is the population of {x}?", _LANDS + _CITIES),
             ("Which river flows through {x}?", _CITIES),
+            ("{x}", _IDLE),
             ("Explain {x}.", _SUBJECTS),
             ("Tell me about {x}.", _SUBJECTS + _PEOPLE + _LANDS),
             ("What did {x} do?", _PEOPLE),
@@ -137,13 +155,13 @@ _OUTSIDE: dict[str, tuple[str, tuple[tuple[str, tuple[str, ...]], ...]]] = {
             ("Who was {x}?", _PEOPLE),
             ("Who invented {x}?", _THINGS),
             ("Who is the president of {x}?", _LANDS),
-            ("Who built {x}?", _CITIES),
+            ("Who built {x}?", _CITIES + _SIGHTS),
         ),
     ),
     "where": (
         "I do not know where that is.",
         (
-            ("Where is {x}?", _LANDS + _CITIES),
+            ("Where is {x}?", _LANDS + _CITIES + _SIGHTS),
             ("Where was {x} born?", _PEOPLE),
             ("Where was {x} invented?", _THINGS),
             ("Where did {x} live?", _PEOPLE),
@@ -167,6 +185,17 @@ _OUTSIDE: dict[str, tuple[str, tuple[tuple[str, tuple[str, ...]], ...]]] = {
             ("How was {x} discovered?", _SUBJECTS),
         ),
     ),
+    "do": (
+        "I have not learned to do that.",
+        (
+            *((f"Write {work} about {{x}}.", _SUBJECTS + _SIGHTS) for work in _WORKS),
+            ("Write {x} for me.", _WORKS),
+            ("Tell me {x}.", _WORKS),
+            ("Translate this into the language of {x}.", _LANDS),
+            ("Draw {x}.", _SIGHTS + _PEOPLE),
+            ("Book a flight to {x}.", _LANDS + _CITIES),
+        ),
+    ),
 }
 _LEAD = ("", "Hello! ", "Please tell me: ", "I want to know: ", "A question: ", "Hi. ", "And now: ")
 _TAIL = ("", " Thank you.", " Please answer.", " I am curious.", " Do you know?", " Tell me.", " Thanks!")
@@ -182,8 +211,9 @@ def outside(core: Draw, tell: Teller, word: str) -> Draft:
 
 FAMILIES = {
     "small talk": (
-        *(Recipe(partial(before, kind=kind, sort=sort)) for kind in (*_BEFORE, "sum") for sort in (_LISTS, _WORDS)),
+        *(Recipe(partial(before, kind=kind, sort=sort)) for kind in _BEFORE for sort in (_LISTS, _WORDS)),
         *(Recipe(partial(after, kind=kind, sort=sort)) for kind in _AFTER for sort in (_LISTS, _WORDS)),
     ),
+    "sums": (Recipe(sums),),
     "outside": tuple(Recipe(partial(outside, word=word)) for word in _OUTSIDE),
 }
