@@ -21,7 +21,7 @@ from tinychat.data.tinyworld.tasks.generate import _cycles
 TRAIN, VALIDATION = 50_000, 3_000
 # The first 480 tasks of seed 0 of both splits. It changes with any word of the tasks: if that was meant, set it to
 # the value that the failing test shows, and say in the commit that results before and after cannot be compared.
-PINNED = "3b88584b03b9e952f8197c2f546913376f1b1566ad4701fdcbb150c0206578b8"
+PINNED = "d35abe4be2b7d1a869c87ecaf46ff4db9dd9e937c0a2f3607b3f50aa893162d8"
 
 
 # Each family of each level, which is a test's `level` and `family`.
@@ -588,7 +588,7 @@ def test_wordings_vary(levels: dict[str, dict[str, list[Task]]], level: str, fam
         for task in tasks["train"]
         if task.family == family
     }
-    assert len(ways) >= 5
+    assert len(ways) >= 5 or family == "sums"  # of signs and digits
     with_input = [task for task in tasks["train"] if task.family == family and "input" in task.messages[0]]
     assert with_input or family in ("opposites", "follow-up count", "format", "comparing", "outside", "sums")
 
