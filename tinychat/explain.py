@@ -11,6 +11,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from tinychat.errors import UserError
 from tinychat.schema import Config
 from tinychat.schema_stages import STAGES
 
@@ -134,6 +135,19 @@ def did_you_mean(word: str, folder: Path) -> str:
         near = next((option for option in options if close and option.endswith(f"={close[0]}")), None)
         return f". Did you mean {near}?" if near else ""
     return f". Did you mean {near}={value or 'VALUE'}?" if near else ""
+
+
+def check_tuned(words: Iterable[str], folder: Path) -> None:
+    """Raise UserError for a tuned= that conf/ (`folder`) has no file for: Hydra passes over an optional group's missing
+    option, also where it was named."""
+    known = {path.stem for path in (folder / "tuned").glob("*.yaml")}
+    for word in words:
+        key, _, value = word.partition("=")
+        for name in value.split(",") if key == "tuned" else ():
+            if name not in known | {"null", ""} and re.fullmatch(r"\w+", name):
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f" Did you mean tuned={near[0]}?" if near else ""
+                raise UserError(f"{word}: there are {', '.join(sorted(known))}.{hint}")
 
 
 def nearest_key(key: str, keys: Iterable[str]) -> str | None:

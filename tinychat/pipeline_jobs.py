@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tinychat import checks, parents, runs, schema, train
 from tinychat.errors import UserError
-from tinychat.explain import explain, nearest_key
+from tinychat.explain import check_tuned, explain, nearest_key
 from tinychat.passwords import masked
 from tinychat.recipe import Recipe, Request
 from tinychat.words import as_value
@@ -111,6 +111,7 @@ class Composer:
     def _job(self, stage: str, plain: Sequence[str]) -> Job:
         own = self._recipe.stages[stage]
         overrides = _last_of_each([f"stage={stage}", *own, *plain, *self._request.of_stage.get(stage, ())])
+        check_tuned(overrides, Path(self._folder))
         node = self._compose(overrides)
         try:
             config = schema.to_config(node)

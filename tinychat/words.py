@@ -19,7 +19,7 @@ from hydra.core.override_parser.types import Override, Sweep
 from hydra.errors import HydraException
 
 from tinychat.errors import UserError
-from tinychat.explain import did_you_mean
+from tinychat.explain import check_tuned, did_you_mean
 
 _OVERRIDE = re.compile(r"([~+]{0,2}[^=~+'\"][^=]*)=(.*)", re.DOTALL)
 _CALL = re.compile(r"\s*(\w+)\s*\((.*)\)\s*", re.DOTALL)
@@ -50,6 +50,7 @@ def ready(arguments: Sequence[str], folder: Path) -> list[str]:
             raise UserError(f"{word}: a setting is written KEY=VALUE (see --help){did_you_mean(word, folder)}")
         found.append(word if takes_value else quoted(word, sweeps))
         takes_value = False
+    check_tuned(found, folder)
     return found
 
 

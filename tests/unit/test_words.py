@@ -92,6 +92,7 @@ def test_a_text_stays_a_text(text: str) -> None:
         (["--learning_rate", "1e-3", "seed=1"], "Did you mean stage.lr=1e-3?"),
         (["--output_dir=x"], "Did you mean paths.outputs=x?"),
         (["-lr", "3"], "Did you mean stage.lr=3?"),
+        (["tuned=sft_tinyword_mini"], "Did you mean tuned=sft_tinyworld_mini?"),
         (["data.path=caf\udce9.txt"], r"data.path=caf\udce9.txt: is not UTF-8 text"),
     ],
 )

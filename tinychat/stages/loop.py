@@ -172,7 +172,8 @@ class TrainingLoop:
         if self.unfinished:
             return StageResult(self.metrics, checkpoint=self.checkpoint, stopped=True, facts=facts)
         if said := verdict(objective, self._first, self.metrics, chance):
-            log.warning("%s", said)
+            if self.context.world.is_main:
+                log.warning("%s", said)
             facts = {"warning": said, **facts}
         return StageResult(self.metrics, objective, self.checkpoint, facts=facts | self._best_fact())
 
