@@ -111,13 +111,13 @@ def _batches(config: Config) -> Iterator[str]:
     if not isinstance(stage, TrainLoop) or min(stage.batch_size, stage.micro_batch_size) < 1:
         return
     ranks = max(1, world_size(config))
-    per_forward = stage.micro_batch_size * ranks
+    per_forward = stage.per_forward(ranks) * ranks
     if stage.batch_size % per_forward:
         largest = min(stage.batch_size, MOST_ROWS)
         fits = [size for size in range(1, largest + 1) if stage.batch_size % (size * ranks) == 0]
         works = f"micro_batch_size may be {', '.join(map(str, fits[-6:]))}"
         if not fits:
-            works = f"batch_size may be {max(1, round(stage.batch_size / per_forward)) * per_forward}"
+            works = f"batch_size may be {max(1, round(stage.batch_size / ranks)) * ranks}"
         yield (
             f"stage.batch_size={stage.batch_size} does not divide into forward passes of micro_batch_size="
             f"{stage.micro_batch_size} on {ranks} rank{'s' if ranks > 1 else ''}; {works}"

@@ -150,7 +150,7 @@ def _memory(config: Config) -> Iterator[str]:
     kept = 1 if stage.activation_checkpointing else model.n_layer or 1
     rows = {"batch_size": (stage.batch_size, 8)}  # read at once, as whole numbers of 8 bytes
     if _on_cpu(config):
-        rows["micro_batch_size"] = (stage.micro_batch_size * ranks, 2 * width * kept)
+        rows["micro_batch_size"] = (stage.per_forward(ranks) * ranks, 2 * width * kept)
     if isinstance(stage, PpoStage):
         rows["rollout_size"] = (stage.rollout_size, 8)
     for key, (count, size) in rows.items():

@@ -157,7 +157,8 @@ def split_of(config: Config, models: list[ModelPlan], device: Hardware) -> Split
 
 def work_of(config: Config, length: int, on_cpu: bool) -> Work:
     stage, ranks = config.stage, checks.world_size(config)
-    rows, accumulation = stage.micro_batch_size, stage.batch_size // (stage.micro_batch_size * ranks)
+    rows = stage.per_forward(ranks)
+    accumulation = stage.batch_size // (rows * ranks)
     more: dict[str, int] = {}
     targets, eval_rows = length, stage.eval_batch_size
     if isinstance(stage, RewardStage):  # pairs

@@ -44,11 +44,16 @@ class TrainLoop:
     min_lr_ratio: float = MISSING  # last learning rate / peak
     max_steps: int = MISSING  # optimizer steps
     batch_size: int = MISSING  # sequences per optimizer step, over all ranks
-    micro_batch_size: int = MISSING  # sequences per forward pass on one rank
+    micro_batch_size: int = MISSING  # sequences per forward pass on one rank, at most
     grad_clip: float = MISSING  # bound on the global gradient norm; 0: off
     activation_checkpointing: bool = MISSING  # recompute activations in the backward pass: less memory, more time
     log_every: int = MISSING  # steps
     eval_every: int = MISSING  # steps; 0: only at the end
+
+    def per_forward(self, ranks: int) -> int:
+        """Sequences per forward pass on one of so many ranks: micro_batch_size, or its whole share of the batch where
+        that is less."""
+        return max(1, min(self.micro_batch_size, self.batch_size // ranks))
 
 
 @dataclass

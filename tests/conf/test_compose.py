@@ -91,7 +91,7 @@ def refusal(*overrides: str) -> str:
         (["ds=zero2", "+ds.config.zero_optimization.offload_optimizer=cpu"], ["offload_optimizer=cpu", "device: cpu"]),
         (
             ["launch=torchrun", "launch.nproc=3", "stage.batch_size=8", "stage.micro_batch_size=8"],
-            ["batch_size may be 24"],
+            ["batch_size may be 9"],
         ),
         (["stage.max_steps=0"], ["stage.max_steps=0"]),
         (["resume=perhaps"], ["resume=perhaps"]),
@@ -188,3 +188,9 @@ def test_no_default_hides_in_the_dataclasses() -> None:
         # A mapping whose keys are the user's own begins empty: OmegaConf could not merge into a missing one.
         values = [key for key in missing if OmegaConf.is_missing(missing, key) or missing[key] != {}]
         assert all(OmegaConf.is_missing(missing, key) for key in values), node
+
+
+def test_a_forward_pass_is_no_larger_than_a_ranks_share_of_the_batch() -> None:
+    config = composed("stage.batch_size=8", "stage.micro_batch_size=4", "launch=torchrun", "launch.nproc=4")
+    checks.check(config)
+    assert [config.stage.per_forward(ranks) for ranks in (1, 2, 4, 8)] == [4, 4, 2, 1]

@@ -35,10 +35,9 @@ def build_engine(
         return PlainEngine(model, optimizer, world, dtype, loop.grad_clip)
     from tinychat.engine.deepspeed_engine import DeepSpeedEngine  # DeepSpeed takes seconds to import
 
-    grad_accum_steps = loop.batch_size // (loop.micro_batch_size * world.size)
-    return DeepSpeedEngine(
-        model, optimizer, world, dtype, loop.grad_clip, ds.config, loop.micro_batch_size, grad_accum_steps
-    )
+    rows = loop.per_forward(world.size)
+    grad_accum_steps = loop.batch_size // (rows * world.size)
+    return DeepSpeedEngine(model, optimizer, world, dtype, loop.grad_clip, ds.config, rows, grad_accum_steps)
 
 
 def evaluation_engine(model: Any, precision: Precision, world: World) -> Engine:
