@@ -11,9 +11,11 @@ from tinychat.schema import Precision
 
 @pytest.mark.parametrize(
     ("most", "has"),
-    [("", True), ("ALL", True), ("AVX512_CORE_AMX", True), ("avx512_core_bf16", True), ("AVX512_CORE_VNNI", False)]
-    + [("AVX2", False), ("AVX512_CORE", False)],
-)
+    [
+        ("", True), ("ALL", True), ("AVX512_CORE_AMX", True), ("avx512_core_bf16", True),
+        ("AVX512_CORE_VNNI", False), ("AVX512_CORE", False), ("AVX2", False),
+    ],
+)  # fmt: skip
 def test_instructions_that_onednn_may_not_use_do_not_count(
     most: str, has: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
