@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinychat import chat_target
@@ -20,6 +19,7 @@ from tinychat.errors import UserError
 from tinychat.models.sampling import SamplingOptions
 from tinychat.program import Parser, main_of
 from tinychat.repl import converse
+from tinychat.run_files import at_home
 from tinychat.terminal import as_text, say
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def piped_prompt() -> str | None:
 
 def load(checkpoint: str, device_name: str, outputs: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """Model and tokenizer of what chat_target.find takes, on the device. Raises UserError."""
-    path = chat_target.find(checkpoint, Path(outputs).expanduser())
+    path = chat_target.find(checkpoint, at_home(outputs))
     import torch
 
     from tinychat.models.load import load_model

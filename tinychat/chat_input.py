@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from tinychat.run_files import at_home
+
 HISTORY_ENV = "TINYCHAT_HISTORY"
 HISTORY_LINES = 2000
 
@@ -71,8 +73,10 @@ def _edit_characters() -> None:
 
 
 def history_file() -> Path | None:
-    """$TINYCHAT_HISTORY, or tinychat/history in the user's folder for state; None where the variable is empty or 0."""
+    """$TINYCHAT_HISTORY, or tinychat/history in the user's folder for state; None where the variable is empty or 0, and
+    for a user without a home."""
     chosen = os.environ.get(HISTORY_ENV)
     if chosen is not None:
-        return None if chosen in ("", "0") else Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "tinychat" / "history"
+        return None if chosen in ("", "0") else at_home(chosen)
+    state = at_home(os.environ.get("XDG_STATE_HOME") or "~/.local/state")
+    return state / "tinychat" / "history" if state.is_absolute() else None

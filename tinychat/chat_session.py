@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tinychat.errors import UserError
 from tinychat.models.sampling import SamplingOptions
+from tinychat.run_files import at_home
 from tinychat.runs import CHECKPOINTS
 
 if TYPE_CHECKING:
@@ -216,7 +217,7 @@ def open_session(
 
 def short_names(specs: list[str]) -> list[str]:
     """For each checkpoint the part of its path, the last one if it is a word, that tells it from the others."""
-    full = [Path(spec).expanduser().absolute().parts for spec in specs]
+    full = [at_home(spec).absolute().parts for spec in specs]
     runs_alone = [parts[:-2] if parts[-2:-1] == (CHECKPOINTS,) else parts for parts in full]
     for paths, words_only in ((runs_alone, True), (full, False)):
         for names in zip(*map(reversed, paths), strict=False):

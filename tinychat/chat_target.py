@@ -10,6 +10,7 @@ from pathlib import Path
 from tinychat import hub, runs
 from tinychat.errors import UserError
 from tinychat.next_steps import TALK
+from tinychat.run_files import at_home
 
 LATEST = "latest"
 _BARE_HUB_ID = re.compile(r"^\w[\w.-]*$")  # gpt2: of the hub's first models, without an owner
@@ -21,7 +22,7 @@ def find(spec: str, outputs: Path) -> str:
     spec: a checkpoint or run folder; the folder of an experiment or of a run's name, or such a name below `outputs`:
     the newest finished run there; latest: that of all experiments; runs:/ID; a hub id. Raises UserError.
     """
-    path = Path(spec).expanduser()
+    path = at_home(spec)
     if path.is_file():
         raise UserError(f"checkpoint {spec}: is a file; give the folder it is in")
     if spec == LATEST and not path.exists():

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tinychat import checks_data, checks_launch, checks_sizes, ds_config, schema
 from tinychat.errors import UserError
+from tinychat.run_files import at_home
 from tinychat.schema import Arch, Config, Device, OptimKind, Precision
 from tinychat.schema_stages import KLControl, PpoStage, RewardStage, Schedule, SftStage, TrainLoop
 from tinychat.terminal import is_plain
@@ -162,7 +163,7 @@ def _model(config: Config) -> Iterator[str]:
 
 def _tokenizer(config: Config) -> Iterator[str]:
     tokenizer = config.tokenizer
-    if tokenizer.path and tokenizer.path.startswith((".", "/", "~")) and not Path(tokenizer.path).expanduser().exists():
+    if tokenizer.path and tokenizer.path.startswith((".", "/", "~")) and not at_home(tokenizer.path).exists():
         yield f"tokenizer.path={tokenizer.path}: no such file or folder"
     if config.stage.name == "tokenizer" and tokenizer.kind is not schema.TokenizerKind.bpe:
         yield f"stage=tokenizer trains a byte-level BPE; tokenizer={tokenizer.name} is not trained, use tokenizer=bpe"

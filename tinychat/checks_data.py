@@ -6,6 +6,7 @@ import glob
 from collections.abc import Iterator
 from pathlib import Path
 
+from tinychat.run_files import at_home
 from tinychat.schema import Config, DataConfig, Source
 
 # What a stage reads, and which sources have it.
@@ -79,5 +80,5 @@ def _mix(data: DataConfig) -> Iterator[str]:
 
 def _exists(path: str) -> bool:
     """Whether a path or glob is that of a file or folder."""
-    expanded = Path(path).expanduser()
+    expanded = at_home(path)
     return expanded.exists() or bool(glob.glob(str(expanded)))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from tinychat.errors import UserError
 from tinychat.program import Parser, main_of
-from tinychat.run_files import said_of
+from tinychat.run_files import at_home, said_of
 from tinychat.terminal import as_text
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     if args.top is not None and args.top < 1:
         raise UserError(f"--top {args.top}: must be at least 1")
-    if args.output and Path(args.output).expanduser().is_file():
+    if args.output and at_home(args.output).is_file():
         raise UserError(f"--output {args.output}: is a file; name a folder")
     return args
 
@@ -80,11 +80,11 @@ def run(arguments: list[str]) -> None:
     from tinychat import compare_pairs, compare_report, comparison
     from tinychat.compare_runs import find
 
-    outputs = Path(args.outputs).expanduser()
+    outputs = at_home(args.outputs)
     found = comparison.compare(find(args.names, outputs), args.metric, args.by, args.stage, args.sort, args.goal)
     seeds, items = compare_pairs.seed_pairs(found), compare_pairs.item_pairs(found)
     _print(found, seeds, items, args.top or SHOWN)
-    folder = Path(args.output).expanduser() if args.output else outputs / "compare" / folder_name(args.names)
+    folder = at_home(args.output) if args.output else outputs / "compare" / folder_name(args.names)
     command = "python -m tinychat.compare " + shlex.join(arguments)
     drawn = [found.metric, *found.further] if len(args.metric) > 1 else [found.metric] if args.metric else []
     try:

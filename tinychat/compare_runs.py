@@ -13,7 +13,7 @@ from typing import Any
 from tinychat import failures, parents, runs, trial
 from tinychat.errors import UserError
 from tinychat.passwords import masked
-from tinychat.run_files import Unreadable, tell_once
+from tinychat.run_files import Unreadable, at_home, tell_once
 from tinychat.tracking.params import flatten
 
 SWEEPS = "sweeps"  # OUTPUTS/sweeps/STUDY is the folder of a study
@@ -130,7 +130,7 @@ def find(names: Sequence[str], outputs: Path) -> list[Run]:
 def _folders(name: str, outputs: Path) -> list[Path]:
     if name.startswith("runs:/") or _MLFLOW_ID.match(name):
         return _of_mlflow(name.removeprefix("runs:/").split("/")[0], outputs)
-    for path in (Path(name).expanduser(), outputs / name):
+    for path in (at_home(name), outputs / name):
         if path.is_dir() and (found := _of_folder(path, outputs)):
             return found
     if found := _trials(outputs, lambda trial: trial.get("study") == name):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tinychat import hub, runs
 from tinychat.program import Parser, main_of
+from tinychat.run_files import at_home
 
 DESCRIPTION = """Merge an adapter (peft=lora or qlora) into its base and write a full checkpoint: config.json,
 model.safetensors in fp32, tokenizer with chat template, lineage. It computes what the adapter on its base does, only
@@ -36,7 +37,7 @@ def run(arguments: list[str]) -> None:
     path = args.checkpoint if hub.is_hub_id(args.checkpoint) else str(runs.resolve_checkpoint(args.checkpoint))
     from tinychat.models.adapters import merge_checkpoint
 
-    merge_checkpoint(path, args.out.expanduser())
+    merge_checkpoint(path, at_home(args.out))
     print(f"merged {path} into {args.out}")
 
 

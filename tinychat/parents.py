@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tinychat import run_files, runs, trial
 from tinychat.errors import UserError
-from tinychat.run_files import Unreadable, if_readable, tell_once
+from tinychat.run_files import Unreadable, at_home, if_readable, tell_once
 from tinychat.schema import Arch, Config, RewardKind, TokenizerKind
 
 FILE = "parents.json"
@@ -40,7 +40,7 @@ def write(run_dir: Path, found: dict[str, str | None], outputs: Path) -> None:
     root, own = outputs.resolve(), run_dir.resolve()
     kept = {}
     for name, value in found.items():
-        path = Path(value).expanduser() if value else None
+        path = at_home(value) if value else None
         if value and path is not None and (path.is_absolute() or value.startswith(".")):
             value = str(path.resolve())
             if own.is_relative_to(root) and path.resolve().is_relative_to(root):
@@ -186,7 +186,7 @@ def _resolve(spec: str, config: Config) -> str:
     if spec.startswith("runs:/"):
         best = f"/{runs.BEST}" if spec.rstrip("/").endswith(f"/{runs.BEST}") else ""
         return str(runs.resolve_checkpoint(_mlflow_run_dir(spec, config) + best))
-    if Path(spec).expanduser().exists() or runs.means_best(Path(spec)) or not _looks_like_hub_id(spec):
+    if at_home(spec).exists() or runs.means_best(Path(spec)) or not _looks_like_hub_id(spec):
         return str(runs.resolve_checkpoint(spec).resolve())
     return spec
 

@@ -6,7 +6,6 @@ import copy
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from tinychat.plan_memory import Memory, Split, Work, memory
 from tinychat.plan_models import ModelPlan, Numbers, stage_models
 from tinychat.plan_time import measuring_seconds, sampling_seconds, update_seconds
 from tinychat.rl.kl import elements_at_once
+from tinychat.run_files import at_home
 from tinychat.schema import Arch, Config, OptimKind, Precision, TokenizerKind
 from tinychat.schema_stages import PpoStage, PretrainStage, RewardStage, TrainLoop
 from tinychat.text.tokenizer import load_tokenizer, vocabulary_size
@@ -121,7 +121,7 @@ def _entries(config: Config, folder: str | None) -> tuple[int, str]:
     """The tokenizer's entries, and where the number is from."""
     tokenizer = config.tokenizer
     where = folder or tokenizer.path
-    if where and (Path(where).expanduser().is_dir()):
+    if where and at_home(where).is_dir():
         return vocabulary_size(load_tokenizer(tokenizer, where)), f"the tokenizer in {where}"
     if tokenizer.kind is TokenizerKind.bpe and tokenizer.vocab_size:
         return tokenizer.vocab_size, f"tokenizer.vocab_size={tokenizer.vocab_size}"

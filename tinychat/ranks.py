@@ -23,6 +23,7 @@ from tinychat import failures, runs, signals, trial
 from tinychat.checks_launch import visible_gpus
 from tinychat.orphans import end_group
 from tinychat.outer_launcher import is_of_launcher
+from tinychat.run_files import at_home
 from tinychat.schema import Config, Device
 from tinychat.schema_launch import LaunchConfig, LaunchKind
 
@@ -137,7 +138,7 @@ def _carried(config: Config, variables: dict[str, str]) -> Iterator[list[int]]:
         yield []
         return
     name = os.environ.get("DS_ENV_FILE", ".deepspeed_env")
-    own = [file.read_text().rstrip("\n") for folder in (Path.home(), Path()) if (file := folder / name).is_file()]
+    own = [file.read_text().rstrip("\n") for folder in (at_home("~"), Path()) if (file := folder / name).is_file()]
     wanted = {key: value for key, value in variables.items() if key.startswith(CARRIED)}
     left_out = sorted(key for key, value in wanted.items() if SECRET.search(key) or "\n" in value)
     if left_out:

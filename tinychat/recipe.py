@@ -13,6 +13,7 @@ import yaml
 
 from tinychat.errors import UserError
 from tinychat.gates import Gate, parse_gate
+from tinychat.run_files import at_home
 from tinychat.words import quoted
 
 ORDER = ("tokenizer", "pretrain", "sft", "reward", "judge", "ppo", "eval")  # in which stages run
@@ -126,7 +127,7 @@ def recipes(folder: Path) -> list[str]:
 
 def load_recipe(spec: str, folder: Path) -> Recipe:
     """A recipe by its name in `folder`, or by its file. Raises UserError for what is missing or of another form."""
-    path = Path(spec).expanduser() if spec.endswith((".yaml", ".yml")) else folder / f"{spec}.yaml"
+    path = at_home(spec) if spec.endswith((".yaml", ".yml")) else folder / f"{spec}.yaml"
     if not path.is_file():
         if path.parent == folder:
             known(spec, recipes(folder), "pipeline:")

@@ -8,7 +8,6 @@ import difflib
 import json
 import signal
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from tinychat import runs
@@ -17,6 +16,7 @@ from tinychat.chat_input import LineReader
 from tinychat.chat_session import Session
 from tinychat.errors import UserError
 from tinychat.models.sampling import SamplingOptions
+from tinychat.run_files import at_home
 from tinychat.terminal import as_text
 
 KEYS = "/help lists the commands; Ctrl-C stops a reply, Ctrl-D or /quit leaves"
@@ -194,7 +194,7 @@ class Repl:
         rows = [{**row, "checkpoint": session.name} for session in self.sessions for row in session.rows()]
         if not file:
             raise UserError("/save: give a file, e.g. /save talk.json")
-        path = Path(file).expanduser()
+        path = at_home(file)
         if path.suffix not in (".json", ".jsonl"):
             raise UserError(f"/save {file}: name it .json or .jsonl")
         if not rows:

@@ -107,6 +107,12 @@ def read_yaml(path: Path, kinds: Mapping[str, Kind] | None = None) -> dict[str, 
     return _checked(path, _parsed(path, text, "YAML", lambda text: yaml.load(text, get_yaml_loader())), kinds)
 
 
+def at_home(path: str | Path) -> Path:
+    """A path with the home folder in place of a leading `~` or `~NAME`. Where no such user has a home (Path.expanduser
+    raises a RuntimeError there), it is the name of a file here, as to a shell."""
+    return Path(os.path.expanduser(path))
+
+
 def why_closed(folder: Path) -> str | None:
     """Why this user cannot look into a folder that may well be there; None where that is no question. What asks only
     whether a path exists would call it missing."""

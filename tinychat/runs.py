@@ -24,7 +24,7 @@ from typing import Any, TextIO
 from tinychat import manifest, run_files
 from tinychat.errors import UserError
 from tinychat.manifest import TRAINER_STATE as TRAINER_STATE
-from tinychat.run_files import NUMBER, Unreadable, if_readable, tell_once
+from tinychat.run_files import NUMBER, Unreadable, at_home, if_readable, tell_once
 from tinychat.run_files import write_text_atomic as write_text_atomic
 from tinychat.schema import Config
 
@@ -380,7 +380,7 @@ def best_checkpoint(run_dir: Path) -> Path | None:
 
 def means_best(path: Path) -> bool:
     """Whether a path is that of a run folder with /best after it."""
-    path = path.expanduser()
+    path = at_home(path)
     return path.name == BEST and not path.exists() and path.parent.is_dir()
 
 
@@ -401,7 +401,7 @@ def resolve_checkpoint(spec: str) -> Path:
 
     Raises UserError when there is none.
     """
-    path = Path(spec).expanduser()
+    path = at_home(spec)
     if means_best(path):
         return _resolve_best(path.parent)
     if problem := run_files.why_closed(path):

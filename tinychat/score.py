@@ -23,6 +23,7 @@ from typing import IO, TYPE_CHECKING, Any
 from tinychat import hub, runs
 from tinychat.errors import UserError
 from tinychat.program import Parser, main_of
+from tinychat.run_files import at_home
 
 if TYPE_CHECKING:
     from tinychat.models.scorer import Scorer
@@ -71,7 +72,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         raise UserError(f"--batch-size {args.batch_size}: must be at least 1")
     if args.file == "-" and (sys.stdin is None or sys.stdin.isatty()):
         raise UserError("no rows: name a FILE, or pipe JSON lines in; see python -m tinychat.score --help")
-    if args.out and Path(args.out).is_dir():
+    if args.out and at_home(args.out).is_dir():
         raise UserError(f"--out {args.out}: is a folder; name a file")
     return args
 
@@ -80,7 +81,7 @@ def read(file: str) -> Iterator[Row]:
     """The rows of a file, or of standard input for "-". Raises UserError, naming file and line."""
     from tinychat.data.tables import Meter, read_rows
 
-    path, name = Path(file).expanduser(), file
+    path, name = at_home(file), file
     if file == "-":
         path, name = _kept_pipe(), PIPE
     elif not path.is_file():
@@ -229,7 +230,7 @@ def _output(file: str | None) -> Iterator[IO[str]]:
             sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
         yield sys.stdout
         return
-    path = Path(file).expanduser()
+    path = at_home(file)
     temporary = path.with_name(f".{path.name}.writing")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,7 @@ from types import CodeType, ModuleType
 from typing import Any
 
 from tinychat.errors import UserError
+from tinychat.run_files import at_home
 from tinychat.signals import Interrupted
 
 __path__: list[str] = []  # makes this a package to the import system: the files are modules below it
@@ -50,7 +51,7 @@ sys.meta_path.append(_Finder())
 
 def load(path: str) -> ModuleType:
     """The module of a file, loaded once. Raises UserCodeError for what goes wrong while it is loaded."""
-    file = Path(path).expanduser().resolve()
+    file = at_home(path).resolve()
     if file.suffix != ".py" or not file.is_file():
         raise UserCodeError("no Python file; give FILE.py:FUNCTION")
     if str(file.parent) not in sys.path:

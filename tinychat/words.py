@@ -7,7 +7,6 @@ lists, sweeps, functions and interpolations mean what they mean to Hydra.
 from __future__ import annotations
 
 import functools
-import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from hydra.errors import HydraException
 
 from tinychat.errors import UserError
 from tinychat.explain import check_tuned, did_you_mean
+from tinychat.run_files import at_home
 
 _OVERRIDE = re.compile(r"([~+]{0,2}[^=~+'\"][^=]*)=(.*)", re.DOTALL)
 _CALL = re.compile(r"\s*(\w+)\s*\((.*)\)\s*", re.DOTALL)
@@ -90,7 +90,7 @@ def _at_home(key: str, value: str) -> str:
     """A path with its `~`; where no such user has a home it is the name of a file here."""
     if not value.startswith("~") or key.endswith(_NAMES):
         return value
-    expanded = os.path.expanduser(value)
+    expanded = str(at_home(value))
     return f"./{expanded}" if expanded.startswith("~") else expanded
 
 

@@ -11,8 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from tinychat import run_files
+from tinychat import chat_target, compare_runs, merge, run_files, runs, score, user_code
+from tinychat.chat_input import history_file
+from tinychat.data.files import find_files
+from tinychat.errors import UserError
+from tinychat.models.load import model_folder
+from tinychat.recipe import load_recipe
 from tinychat.run_files import Unreadable
+from tinychat.text.tokenizer import load_saved_tokenizer
 
 
 def bomb(path: Path) -> None:
@@ -143,3 +149,38 @@ def test_leftovers_of_killed_writers_go(tmp_path: Path) -> None:
         (tmp_path / name).write_text("x")
     run_files.remove_leftovers(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+
+
+NOBODY = "~nobody-here/x"
+USES: dict[str, Callable[[], object]] = {
+    "chat": lambda: chat_target.find(NOBODY, Path("outputs")),
+    "compare": lambda: compare_runs.find([NOBODY], Path("outputs")),
+    "checkpoint": lambda: runs.resolve_checkpoint(f"{NOBODY}/best"),
+    "merge": lambda: merge.run([NOBODY, "merged"]),
+    "score": lambda: list(score.read(NOBODY)),
+    "data": lambda: find_files(NOBODY),
+    "recipe": lambda: load_recipe(f"{NOBODY}.yaml", Path("conf/pipeline")),
+    "model": lambda: model_folder(NOBODY),
+    "tokenizer": lambda: load_saved_tokenizer(NOBODY),
+    "reward": lambda: user_code.load(f"{NOBODY}.py"),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_the_home_of_a_user_who_does_not_exist_is_one_line(use: str) -> None:
+    with pytest.raises((UserError, user_code.UserCodeError), match=r"no such|no Python file|nobody-here"):
+        USES[use]()
+
+
+def test_a_path_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert run_files.at_home("~/a b/c") == Path("/home/someone/a b/c")
+    assert run_files.at_home(Path("x/~")) == Path("x/~")
+    assert run_files.at_home(NOBODY) == Path(NOBODY)
+
+
+def test_a_user_without_a_home_keeps_no_history(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "XDG_STATE_HOME", "TINYCHAT_HISTORY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 4_123_456)
+    assert history_file() is None

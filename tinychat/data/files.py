@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tinychat.errors import UserError
+from tinychat.run_files import at_home
 
 FORMATS = ("txt", "jsonl", "json", "csv", "tsv", "parquet")
 USABLE = "txt, jsonl, json, csv or tsv (each also .gz) and parquet"
@@ -43,7 +44,7 @@ def find_files(path: str, key: str = "data.path") -> list[Path]:
 
     Raises UserError, naming `key`, where nothing is there, nothing is usable or every file is empty.
     """
-    root = Path(path).expanduser()
+    root = at_home(path)
     if root.is_file():
         if format_of(root) is None:
             raise UserError(f"{key}={path}: cannot read a file named {root.name}; use {USABLE}")
@@ -75,7 +76,7 @@ def find_splits(path: str, key: str = "data.path") -> Splits:
     data. A glob whose files all name one split is taken as it stands.
     """
     files = find_files(path, key)
-    root = Path(path).expanduser()
+    root = at_home(path)
     if root.is_file():
         return Splits(files, [], [])
     base = _base(root)

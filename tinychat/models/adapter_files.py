@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 
 from tinychat import hub, manifest
 from tinychat.errors import UserError
+from tinychat.run_files import at_home
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -91,7 +92,7 @@ def find_base(folder: Path) -> str:
         raise UserError(f"adapter {file}: base_model_name_or_path is {said!r}; write its base's folder or hub id there")
     if hub.is_hub_id(said):
         return said
-    places = [Path(said).expanduser()]
+    places = [at_home(said)]
     if (folder / ADAPTER_BASE).is_file() and (relative := _read(folder / ADAPTER_BASE).get("relative")):
         places.append((folder.resolve() / relative).resolve())
     for place in places:

@@ -23,6 +23,7 @@ from tinychat import hub, runs
 from tinychat.errors import UserError
 from tinychat.models.adapter_files import ADAPTER_FILES, find_base, is_adapter_folder, read_adapter_config
 from tinychat.models.quantized import prepare_quantized, quantization_config
+from tinychat.run_files import at_home
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -95,7 +96,7 @@ def read_model(path: str, kind: Any, dropout: float | None = None, quantize: boo
     check_finite(model, f"model {folder}")
     if quantize:
         prepare_quantized(model)
-    model.name_or_path = str(folder.resolve()) if Path(path).expanduser().exists() else path  # adapters name it
+    model.name_or_path = str(folder.resolve()) if at_home(path).exists() else path  # adapters name it
     return model
 
 
@@ -124,7 +125,7 @@ def check_finite(model: Any, what: str) -> None:
 
 def model_folder(path: str) -> Path:
     """The local folder of a path or hub id."""
-    folder = Path(path).expanduser()
+    folder = at_home(path)
     if not folder.exists() and hub.is_hub_id(path):
         wanted = hub.MODEL_FILES + ADAPTER_FILES
         return hub.repository_folder(path, wanted, "give a folder with config.json and model.safetensors")

@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, BatchEncoding, GPT2Tokenizer, PreTrained
 from tinychat import hub, runs
 from tinychat.errors import UserError, install_command
 from tinychat.extras import GPT2_PACKAGE
+from tinychat.run_files import at_home
 from tinychat.schema import TokenizerConfig, TokenizerKind
 from tinychat.text import CHAT_END, CHAT_START, END_OF_TEXT, PAD
 
@@ -62,7 +63,7 @@ def load_saved_tokenizer(path: str) -> PreTrainedTokenizerFast:
     Raises UserError where there is none, for one that cannot be loaded, and for one that was changed since tinychat
     wrote it.
     """
-    folder = Path(path).expanduser()
+    folder = at_home(path)
     if not folder.exists() and hub.is_hub_id(path):
         folder = hub.repository_folder(path, hub.TOKENIZER_FILES, "give a folder with a saved tokenizer")
     runs.verify_contents(folder, lambda name: "/" not in name and not name.endswith(".safetensors"))
