@@ -53,7 +53,9 @@ def headline(found: Comparison) -> str:
     goal = "less is better" if found.goal == "minimize" else "more is better"
     what = "minutes of a run" if found.metric == MINUTES else METRICS.get(found.metric, "")
     meaning = f" ({what})" if what else ""
-    return f"{n} runs of {len(found.groups)} settings by {metric_name(found.metric)}{meaning}; {goal}"
+    n_groups = len(found.groups)
+    what_there_is = f"{n} run{'s' * (n != 1)} of {n_groups} setting{'s' * (n_groups != 1)}"
+    return f"{what_there_is} by {metric_name(found.metric)}{meaning}; {goal}"
 
 
 def write(

@@ -172,15 +172,22 @@ def load(checkpoint: str, device: str, batch_size: int) -> Scorer:
 
 
 def scores_of(scorer: Scorer, rows: list[Row]) -> list[list[float]]:
-    """For each row the scores of its replies. Raises UserError, naming the row, for one that is too long."""
+    """For each row the scores of its replies. Raises UserError, naming the row, for one that is too long or that the
+    chat template refuses."""
+    from tinychat.text.chat_render import Refused
+
     pairs = [(row, reply) for row in rows for reply in row.replies]
-    encoded = scorer.encode([row.prompt for row, _ in pairs], [reply for _, reply in pairs])
-    for (row, _), ids in zip(pairs, encoded, strict=True):
+    encoded = []
+    found = scorer.encode([row.prompt for row, _ in pairs], [reply for _, reply in pairs])
+    for (row, _), ids in zip(pairs, found, strict=True):
+        if isinstance(ids, Refused):
+            raise UserError(f"{row.place}: {ids}; mend or remove this row")
         if len(ids) > scorer.context_length:
             raise UserError(
                 f"{row.place}: prompt and reply have {len(ids)} tokens, the model takes {scorer.context_length}; "
                 "shorten or remove this row"
             )
+        encoded.append(ids)
     scores = iter(scorer.score_ids(encoded))
     return [[next(scores) for _ in row.replies] for row in rows]
 

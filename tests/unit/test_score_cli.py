@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -18,6 +19,9 @@ from tests.unit.reward_models import reward_model
 from tinychat import score
 from tinychat.errors import UserError
 from tinychat.models.scorer import Scorer
+from tinychat.stages.requests import Judge
+from tinychat.text.chat_render import Refused
+from tinychat.text.tokenizer import load_saved_tokenizer
 
 PROMPT = [{"role": "user", "content": "the cat"}]
 ROWS = [
@@ -91,6 +95,33 @@ def test_a_bad_row_is_named_by_file_and_line(model: Path, tmp_path: Path, bad: A
         score.run([str(model), str(file), "--out", str(tmp_path / "out.jsonl")])
     assert str(error.value).startswith(f"{file}, {said}") and "\n" not in str(error.value)
     assert not (tmp_path / "out.jsonl").exists()
+
+
+NO_SYSTEM = """{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}\
+{% if m.role == 'assistant' %}\
+{% generation %}{{ m.content + eos_token }}{% endgeneration %}{% else %}{{ m.content + '\n' }}\
+{% endif %}{% endfor %}"""
+
+
+def test_a_row_that_the_template_refuses_is_named(model: Path, tmp_path: Path) -> None:
+    picky = tmp_path / "picky"
+    shutil.copytree(model, picky)
+    tokenizer = load_saved_tokenizer(str(picky))
+    tokenizer.chat_template = NO_SYSTEM
+    tokenizer.save_pretrained(picky)
+    told = [{"role": "system", "content": "the mat"}, *PROMPT]
+    file = write_rows(tmp_path / "rows.jsonl", [ROWS[0], {"prompt": told, "response": "the dog"}])
+    with pytest.raises(UserError) as error:
+        score.run([str(picky), str(file), "--out", str(tmp_path / "out.jsonl")])
+    said = str(error.value)
+    assert said.startswith(f"{file}, line 2: chat template: ") and "no system role" in said and "system, user" in said
+    assert not (tmp_path / "out.jsonl").exists()
+
+    scorer = Scorer(str(picky), "cpu", torch.float32, 4)
+    judged = Judge(scorer)([PROMPT, told, PROMPT], ["the dog", "the dog", "the cat " * 80])
+    assert judged == [pytest.approx(scorer.score_texts([PROMPT], ["the dog"])[0]), None, None]
+    with pytest.raises(Refused, match="no system role"):
+        scorer.score_texts([told], ["the dog"])
 
 
 def test_bad_arguments_and_inputs(model: Path, tmp_path: Path, monkeypatch: Any) -> None:

@@ -15,8 +15,8 @@ from tinychat.models.norms import use_fused_norms
 from tinychat.models.reward import load_reward_model, normalise, raw_scores, settings
 from tinychat.models.rotary import use_fused_rotary
 from tinychat.schema_stages import ScoreRange
-from tinychat.text.chat_render import Message
-from tinychat.text.chat_template import EncodedChat, encode_chats, template_name
+from tinychat.text.chat_render import Message, Refused
+from tinychat.text.chat_template import EncodedChat, encode_chats, none_refused, template_name, try_chats
 from tinychat.text.tokenizer import load_saved_tokenizer, tokenizer_fingerprint
 
 # What templates write differently: one turn, several, a system message, a user message with an input.
@@ -141,19 +141,18 @@ class Scorer:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32):
             return raw_scores(self.model, ids.to(self.device), real.to(self.device)).tolist()
 
-    def encode(self, prompts: Sequence[list[Message]], replies: Sequence[str]) -> list[list[int]]:
-        """Tokens of each prompt ([system,] user, ..., user) with its reply, up to the reply's end token.
-
-        Raises UserError for what the template cannot write.
-        """
+    def encode(self, prompts: Sequence[list[Message]], replies: Sequence[str]) -> list[list[int] | Refused]:
+        """Tokens of each prompt ([system,] user, ..., user) with its reply, up to the reply's end token; the reason in
+        place of what the template cannot write. Raises UserError for a template that is of no use for any."""
         chats = [
             [*prompt, {"role": "assistant", "content": reply}] for prompt, reply in zip(prompts, replies, strict=True)
         ]
-        found = []
-        for encoded in encode_chats(self.tokenizer, chats):
-            found.append(encoded.ids[: _reply_end(encoded)].tolist())
-        return found
+        return [
+            found if isinstance(found, Refused) else found.ids[: _reply_end(found)].tolist()
+            for found in try_chats(self.tokenizer, chats)
+        ]
 
     def score_texts(self, prompts: Sequence[list[Message]], replies: Sequence[str]) -> list[float]:
-        """Scores of replies to prompts, in the model's own chat template. Raises UserError as encode and score_ids."""
-        return self.score_ids(self.encode(prompts, replies))
+        """Scores of replies to prompts, in the model's own chat template. Raises UserError as encode and score_ids, and
+        for what the template cannot write."""
+        return self.score_ids(list(none_refused(self.encode(prompts, replies))))

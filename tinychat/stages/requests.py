@@ -29,6 +29,7 @@ from tinychat.models.decode import DecodeOptions
 from tinychat.schema import Config, Source
 from tinychat.schema_stages import ScoreRange
 from tinychat.stages.common import log, write_table
+from tinychat.text.chat_render import Refused
 from tinychat.text.chat_template import end_token_id
 
 SHOWN = 24  # replies in the report; the table has all
@@ -124,11 +125,16 @@ class Judge:
     scorer: Any  # tinychat.models.scorer.Scorer with score_range=unit
 
     def __call__(self, prompts: Sequence[list[dict[str, str]]], replies: Sequence[str]) -> list[float | None]:
-        """The probability that each reply is safe; None for what is longer than the judge's context."""
+        """The probability that each reply is safe; None for what is longer than the judge's context, or what
+        its chat template refuses."""
         sequences = self.scorer.encode(prompts, replies)
-        fitting = [index for index, ids in enumerate(sequences) if len(ids) <= self.scorer.context_length]
+        fitting = {
+            index: ids
+            for index, ids in enumerate(sequences)
+            if not isinstance(ids, Refused) and len(ids) <= self.scorer.context_length
+        }
         found: list[float | None] = [None] * len(sequences)
-        for index, score in zip(fitting, self.scorer.score_ids([sequences[i] for i in fitting]), strict=True):
+        for index, score in zip(fitting, self.scorer.score_ids(list(fitting.values())), strict=True):
             found[index] = score
         return found
 

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -30,7 +31,7 @@ def run(config: Config, context: Context) -> StageResult:
         raise UserError("tokenizer.vocab_size=null: stage=tokenizer needs the number of entries, as 4096")
     log.info("training a BPE of %d entries on %s", entries, source.description)
     texts = itertools.chain(first_bytes(source.documents(), limit), world_conversations(config.data))
-    tokenizer = train_bpe(texts, entries, progress=True)
+    tokenizer = train_bpe(texts, entries, progress=sys.stderr.isatty())
 
     folder = context.run_dir / "tokenizer"
     temporary = context.run_dir / ".saving-tokenizer"

@@ -9,7 +9,7 @@ difference to `tokenizer.apply_chat_template`, which by default reads special to
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from typing import Any, TypeVar
@@ -76,7 +76,7 @@ def template_name(tokenizer: PreTrainedTokenizerFast) -> str:
 def encode_chats(tokenizer: PreTrainedTokenizerFast, conversations: list[list[Message]]) -> list[EncodedChat]:
     """Tokens of whole conversations, each ending with a reply. Raises UserError for a conversation or a
     template that cannot be used."""
-    return list(_none_refused(try_chats(tokenizer, conversations)))
+    return list(none_refused(try_chats(tokenizer, conversations)))
 
 
 def try_chats(
@@ -101,7 +101,7 @@ def _with_replies(rendered: Rendered, ids: list[int], offsets: np.ndarray) -> En
 def encode_prompts(tokenizer: PreTrainedTokenizerFast, conversations: list[list[Message]]) -> list[list[int]]:
     """Tokens of conversations that a reply is to follow. With TEMPLATES and a byte-level tokenizer these are
     the first `prompt_length` tokens of the conversation with its reply."""
-    return list(_none_refused(try_prompts(tokenizer, conversations)))
+    return list(none_refused(try_prompts(tokenizer, conversations)))
 
 
 def try_prompts(
@@ -112,7 +112,8 @@ def try_prompts(
         yield found if isinstance(found, Refused) else found[1]
 
 
-def _none_refused(found: Iterator[Found | Refused]) -> Iterator[Found]:
+def none_refused(found: Iterable[Found | Refused]) -> Iterator[Found]:
+    """What was found, all of it. Raises the first reason why one could not be used."""
     for one in found:
         if isinstance(one, Refused):
             raise one
