@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import re
 import sys
 from collections.abc import Iterator
@@ -56,9 +57,9 @@ def _holds_runs(folder: Path) -> bool:
 
 
 def _newest(spec: str, places: list[Path]) -> str:
-    """The checkpoint of the newest finished run in the places that can be talked to; its folder is told."""
-    newest = [next(_talkable(place), None) for place in places]
-    found = max((run for run in newest if run), key=lambda run: (runs.order_of(run)[1:], run), default=None)
+    """The checkpoint of the newest finished run in the places that can be talked to; it is told."""
+    newest_first = heapq.merge(*map(_talkable, places), key=lambda run: (runs.order_of(run)[1:], run), reverse=True)
+    found = runs.first_usable(newest_first)
     if found is None:
         where = ", ".join(map(str, places)) or "there are no runs yet"
         raise UserError(
@@ -66,7 +67,7 @@ def _newest(spec: str, places: list[Path]) -> str:
             "python -m tinychat.train, makes one"
         )
     print(f"note: {spec} is {found}", file=sys.stderr)
-    return str(runs.resolve_checkpoint(str(found)))
+    return str(found)
 
 
 def _talkable(place: Path) -> Iterator[Path]:

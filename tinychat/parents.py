@@ -7,13 +7,16 @@ that outputs may be moved as a whole.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from tinychat import run_files, runs, trial
+from tinychat.checksums import verifying
 from tinychat.errors import UserError
 from tinychat.run_files import Unreadable, at_home, if_readable, tell_once
 from tinychat.schema import Arch, Config, RewardKind, TokenizerKind
@@ -124,11 +127,11 @@ def _scorers(config: Config) -> dict[str, str | None]:
         for name, part in config.reward.parts.items():
             if part.kind is RewardKind.model:
                 spec = part.path or "auto"
-                newest = _newest(config, "reward", spec) if spec in AUTO else None
+                newest = _newest(config, "reward", which=spec) if spec in AUTO else None
                 found[f"reward.{name}"] = str(newest) if newest else _resolve(spec, config)
     judge = getattr(stage, "judge", None)
     if judge in AUTO:
-        newest = _newest(config, "judge", judge)
+        newest = _newest(config, "judge", which=judge)
         found["judge"] = str(newest) if newest else None
     elif judge is not None:
         found["judge"] = _resolve(judge, config)
@@ -197,9 +200,8 @@ def _looks_like_hub_id(spec: str) -> bool:
 
 def _newest_checkpoint(config: Config, said: Sequence[str]) -> Path:
     stages = AUTO_PARENTS.get(config.stage.name, ())
-    for stage in stages:
-        if found := _newest(config, stage, config.init_from):
-            return found
+    if found := _newest(config, *stages, which=config.init_from):
+        return found
     raise UserError(
         f"init_from={config.init_from}: no finished {' or '.join(stages)} run of model={config.model.name} in "
         f"experiment {config.experiment_name!r}; make one: python -m tinychat.train stage={stages[-1]} "
@@ -208,18 +210,23 @@ def _newest_checkpoint(config: Config, said: Sequence[str]) -> Path:
     )
 
 
-def _newest(config: Config, stage: str, which: str | None = "auto") -> Path | None:
-    """The checkpoint (`which` of AUTO) of the newest finished run of a stage, of this model and experiment. A trial of
-    a search is no such run: it may be a bad one."""
+def _newest(config: Config, *stages: str, which: str | None = "auto") -> Path | None:
+    """The checkpoint (`which` of AUTO) of the newest finished run of the first of some stages that has one, of this
+    model and experiment; one that is damaged or gone is passed over. A trial of a search is no such run: it may be a
+    bad one. Raises UserError where all are damaged."""
+    found = itertools.chain.from_iterable(_finished(config, partial(_trained, config, stage)) for stage in stages)
+    with verifying(config.checkpoint.verify):
+        checkpoint = runs.first_usable(found, runs.BEST if which == runs.BEST else "")
+    return checkpoint.resolve() if checkpoint else None
 
-    def wanted(other: dict) -> bool:
-        return other["stage"]["name"] == stage and other["model"]["name"] == config.model.name
 
+def _trained(config: Config, stage: str, other: dict) -> bool:
+    return other["stage"]["name"] == stage and other["model"]["name"] == config.model.name
+
+
+def _finished(config: Config, wanted: Callable[[dict], bool]) -> Iterator[Path]:
     outputs = Path(config.paths.outputs)
-    found = runs.newest_run(outputs, config.experiment_name, wanted, finished=True, skip=trial.of_search)
-    if found and which == runs.BEST:
-        found = found / runs.BEST
-    return runs.resolve_checkpoint(str(found)).resolve() if found else None
+    return runs.matching_runs(outputs, config.experiment_name, wanted, finished=True, skip=trial.of_search)
 
 
 def _tokenizer(config: Config, said: Sequence[str]) -> str | None:
@@ -241,10 +248,10 @@ def _tokenizer(config: Config, said: Sequence[str]) -> str | None:
             and (other["data"]["name"], other["data"]["path"]) == (data.name, data.path)
         )
 
-    outputs = Path(config.paths.outputs)
-    found = runs.newest_run(outputs, config.experiment_name, wanted, finished=True, skip=trial.of_search)
+    with verifying(config.checkpoint.verify):
+        found = runs.first_usable(_finished(config, wanted))
     if found:
-        return str(runs.resolve_checkpoint(str(found)).resolve())
+        return str(found.resolve())
     raise UserError(
         f"tokenizer=bpe: none of {tokenizer.vocab_size} entries was trained on data={data.name} yet in experiment "
         f"{config.experiment_name!r}; train it: python -m tinychat.train stage=tokenizer data={data.name} "

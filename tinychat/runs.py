@@ -17,7 +17,7 @@ import re
 import shutil
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -306,14 +306,14 @@ def iter_runs(
         yield folder, config
 
 
-def newest_run(
+def matching_runs(
     outputs: Path,
     experiment: str,
     wanted: Callable[[dict[str, Any]], bool],
     finished: bool,
     skip: Callable[[Path], bool] | None = None,
-) -> Path | None:
-    """The newest run whose configuration is `wanted` and that has finished (or, finished=False, has not)."""
+) -> Iterator[Path]:
+    """The runs whose configuration is `wanted` and that have finished (or, finished=False, have not), newest first."""
     for folder, config in iter_runs(outputs, experiment, skip):
         try:
             if not wanted(config):
@@ -323,8 +323,17 @@ def newest_run(
             continue
         done = (read_result(folder) or {}).get("status") == "finished"
         if done == finished:
-            return folder
-    return None
+            yield folder
+
+
+def newest_run(
+    outputs: Path,
+    experiment: str,
+    wanted: Callable[[dict[str, Any]], bool],
+    finished: bool,
+    skip: Callable[[Path], bool] | None = None,
+) -> Path | None:
+    return next(matching_runs(outputs, experiment, wanted, finished, skip), None)
 
 
 def remove_leftovers(run_dir: Path) -> None:
@@ -395,6 +404,30 @@ def _resolve_best(run_dir: Path) -> Path:
     return best
 
 
+class Unusable(UserError):
+    """A checkpoint that is damaged or gone. The message says which, and what to take instead."""
+
+
+def first_usable(folders: Iterable[Path], which: str = "") -> Path | None:
+    """The checkpoint (which: "", the chosen one, or BEST) of the first of some run folders that has a whole one; runs
+    where it is damaged or gone are passed over, which is said once. None where there are no runs. Raises Unusable where
+    none of them has a whole one."""
+    problems: list[Unusable] = []
+    for folder in folders:
+        try:
+            checkpoint = resolve_checkpoint(str(folder / which))
+            verify_contents(checkpoint)
+        except Unusable as error:
+            problems.append(error)
+            continue
+        for problem in problems:
+            tell_once(f"{problem}; this run is passed over")
+        return checkpoint
+    if problems:
+        raise problems[0]
+    return None
+
+
 def resolve_checkpoint(spec: str) -> Path:
     """The checkpoint folder that a path means: itself, or a run folder's chosen one (its result's, else the newest), or
     with /best after the run folder the one with the best score.
@@ -405,7 +438,7 @@ def resolve_checkpoint(spec: str) -> Path:
     if means_best(path):
         return _resolve_best(path.parent)
     if problem := run_files.why_closed(path):
-        raise UserError(f"checkpoint {spec}: {problem}")
+        raise Unusable(f"checkpoint {spec}: {problem}")
     if not path.exists():
         raise UserError(f"checkpoint {spec}: no such folder; give a checkpoint or run folder (see outputs/)")
     if any((path / name).is_file() for name in ("config.json", "adapter_config.json", "tokenizer.json", "vocab.json")):
@@ -413,25 +446,26 @@ def resolve_checkpoint(spec: str) -> Path:
         return path
     result = read_result(path)
     chosen = path / result["checkpoint"] if result and result.get("checkpoint") else None
-    candidates = [chosen] if chosen is not None and chosen.is_dir() else list_checkpoints(path)[-1:]
-    for candidate in candidates:
+    if chosen is not None and not chosen.is_dir():
+        raise Unusable(f"checkpoint {chosen}, the one that {path} ended with, is gone{_instead(chosen)}")
+    for candidate in [chosen] if chosen is not None else list_checkpoints(path)[-1:]:
         verify_checkpoint(candidate)
         return candidate
-    raise UserError(f"checkpoint {spec}: holds no checkpoint (no config.json, and no {CHECKPOINTS}/step-* below it)")
+    raise Unusable(f"checkpoint {spec}: holds no checkpoint (no config.json, and no {CHECKPOINTS}/step-* below it)")
 
 
 def verify_checkpoint(checkpoint: Path) -> None:
-    """Raise UserError when a file of a checkpoint is missing or shorter than it was written. Foreign folders pass, and
+    """Raise Unusable when a file of a checkpoint is missing or shorter than it was written. Foreign folders pass, and
     those without the trainer's state, which a copy or an older checkpoint need not have."""
     if damage := manifest.damage(checkpoint):
-        raise UserError(f"checkpoint {checkpoint} is damaged: {damage}{_instead(checkpoint)}")
+        raise Unusable(f"checkpoint {checkpoint} is damaged: {damage}{_instead(checkpoint)}")
 
 
 def verify_contents(checkpoint: Path, wanted: Callable[[str], bool] = lambda name: "/" not in name) -> None:
-    """Raise UserError when a file of a checkpoint has another content than was written: of those whose name in it is
+    """Raise Unusable when a file of a checkpoint has another content than was written: of those whose name in it is
     `wanted`, else of all but the trainer's state. Whoever opens files calls it; they are read as a whole for it."""
     if damage := manifest.change(checkpoint, wanted):
-        raise UserError(
+        raise Unusable(
             f"checkpoint {checkpoint} is damaged: {damage}{_instead(checkpoint)}; if you changed it on purpose, delete "
             f"{checkpoint / manifest.MANIFEST}"
         )
@@ -442,6 +476,7 @@ def _instead(checkpoint: Path) -> str:
     for other in reversed(list_checkpoints(checkpoint.parent.parent)):
         if other == checkpoint or manifest.damage(other) or manifest.change(other, lambda _name: True):
             continue
-        how = " (remove the damaged folder to resume from there)" if (other / TRAINER_STATE).is_dir() else ""
+        resumes = checkpoint.exists() and (other / TRAINER_STATE).is_dir()
+        how = " (remove the damaged folder to resume from there)" if resumes else ""
         return f"; use {other.name} beside it{how}"
     return ""

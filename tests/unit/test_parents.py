@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from tinychat import hub, manifest, parents, runs
+from tinychat import chat_target, hub, manifest, parents, run_files, runs
 from tinychat.run_files import Unreadable
 
 
@@ -107,6 +108,68 @@ def test_the_last_or_the_best_checkpoint_of_a_run_is_chosen(
         paths=SimpleNamespace(outputs=str(tmp_path)),
         reward=SimpleNamespace(parts={}),
         tokenizer=SimpleNamespace(path=None, kind=None),
+        checkpoint=SimpleNamespace(verify=True),
     )
     assert parents.find_parents(config)["init_from"] == str(run / runs.CHECKPOINTS / f"step-{found:06d}")
     assert not hub.is_hub_id(config.init_from)
+
+
+DAMAGES = ["cut", "flipped", "checkpoint gone", "all gone", "manifest", "none"]
+
+
+def finished_run(folder: Path) -> Path:
+    """The checkpoint of a finished fine-tuning."""
+    checkpoint = folder / runs.CHECKPOINTS / "step-000007"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "config.json").write_text("{}")
+    (checkpoint / "model.safetensors").write_bytes(b"weights")
+    manifest.write_manifest(checkpoint, None)
+    (folder / runs.CONFIG).write_text("stage: {name: sft}\nmodel: {name: mini}\n")
+    (folder / runs.RESULT).write_text(json.dumps({"status": "finished", "checkpoint": "checkpoints/step-000007"}))
+    return checkpoint
+
+
+def spoil(checkpoint: Path, damage: str) -> None:
+    weights = checkpoint / "model.safetensors"
+    if damage == "cut":
+        weights.write_bytes(b"weigh")
+    elif damage == "flipped":
+        weights.write_bytes(b"weightz")
+    elif damage == "manifest":
+        (checkpoint / manifest.MANIFEST).write_text("{")
+    elif damage.endswith("gone"):
+        shutil.rmtree(checkpoint if damage == "checkpoint gone" else checkpoint.parent)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_auto_passes_over_a_run_whose_checkpoint_is_damaged_or_gone(
+    damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_files, "_told", set())
+    older, newer = (finished_run(tmp_path / "default" / "sft" / f"2026-01-0{day}_00-00-00") for day in (1, 2))
+    config: Any = SimpleNamespace(
+        init_from="auto",
+        experiment_name="default",
+        stage=SimpleNamespace(name="ppo"),
+        model=SimpleNamespace(name="mini", arch=None),
+        paths=SimpleNamespace(outputs=str(tmp_path)),
+        reward=SimpleNamespace(parts={}),
+        tokenizer=SimpleNamespace(path=None, kind=None),
+        checkpoint=SimpleNamespace(verify=True),
+    )
+    spoil(newer, damage)
+    assert parents.find_parents(config)["init_from"] == str(newer if damage == "none" else older)
+    named = [message for message in caplog.messages if "this run is passed over" in message]
+    assert len(named) == (damage != "none") and all(
+        str(newer) in message for message in named
+    )  # twice looked, once said
+    assert chat_target.find("default", tmp_path) == str(newer if damage == "none" else older)
+    if damage == "flipped":
+        config.checkpoint.verify = False
+        assert parents.find_parents(config)["init_from"] == str(newer)
+    if damage in ("cut", "checkpoint gone"):
+        spoil(older, damage)
+        with pytest.raises(runs.Unusable, match=f"{newer}.* is {'damaged' if damage == 'cut' else 'gone'}"):
+            parents.find_parents(config)
+        with pytest.raises(runs.Unusable, match=f"checkpoint {newer}"):  # never another of the run unasked
+            runs.resolve_checkpoint(str(newer.parent.parent))
