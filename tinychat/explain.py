@@ -11,6 +11,8 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf.errors import MissingMandatoryValue
+
 from tinychat.errors import UserError
 from tinychat.schema import Config
 from tinychat.schema_stages import STAGES
@@ -96,6 +98,8 @@ def explain(error: BaseException) -> str:
         chain.append(chain[-1].__cause__)
     lines = [line.strip() for part in chain for line in str(part).splitlines()]
     key = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("full_key:")), "")
+    if isinstance(chain[-1], MissingMandatoryValue) and key:
+        return f"{key} has no default: give {key}=VALUE"
     noise = ("full_key:", "object_type=", "reference_type=", "Config search path:", "provider=", "To append to your")
     wanted = dict.fromkeys(line for line in lines if line and not line.startswith(noise))
     text = re.sub(r"\s+", " ", re.sub(r"(?<![.:?])\n(?=[A-Z])", ". ", "\n".join(wanted)))

@@ -58,6 +58,10 @@ def lines(config: Config, run_dir: Path, result: Mapping[str, Any], said: Sequen
         kept = (*_KEPT, *_OF_TEXTS) if stage in ("tokenizer", "corpus") else _KEPT
         words = [word for word in said if word.lstrip("+").startswith(kept)]
         yield "next", shlex.join(["python", "-m", "tinychat.train", f"stage={_NEXT[stage]}", *words])
+    if stage == "eval":
+        elsewhere = [] if config.paths.outputs == "outputs" else ["--outputs", config.paths.outputs]
+        words = ["python", "-m", "tinychat.compare", config.experiment_name, "--stage", stage, *elsewhere]
+        yield "next", shlex.join(words)
 
 
 def talk(run_dir: Path) -> str:

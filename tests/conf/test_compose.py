@@ -142,6 +142,10 @@ def command(*arguments: str) -> tuple[subprocess.CompletedProcess[str], float]:
         (["stage.lr=fast"], "stage.lr"),
         (["stage.schedule=cosin"], "cosine"),
         (["modle=mini"], "Did you mean: 'model'?"),
+        (
+            ["stage=ppo", "reward=python"],
+            "path has no default: give reward.parts.python.path=",
+        ),
         (["stage.batch_size=7", "stage.micro_batch_size=2"], "stage.batch_size=7"),
     ],
 )
@@ -151,7 +155,7 @@ def test_a_typing_mistake_is_one_line_before_torch_loads(arguments: list[str], e
     assert done.returncode == 1
     assert len(lines) == 1, lines
     assert lines[0].startswith("error: ")
-    assert expected in lines[0]
+    assert expected in lines[0] and "Structured config" not in lines[0]
     assert "| torch\n" not in done.stderr
     assert list(tmp_path.iterdir()) == []
 

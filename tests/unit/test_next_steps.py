@@ -12,8 +12,9 @@ from tests.conftest import REPOSITORY
 from tinychat import errors, next_steps
 
 
-def of_stage(name: str) -> SimpleNamespace:
-    return SimpleNamespace(stage=SimpleNamespace(name=name))
+def of_stage(name: str, outputs: str = "outputs") -> SimpleNamespace:
+    paths = SimpleNamespace(outputs=outputs)
+    return SimpleNamespace(stage=SimpleNamespace(name=name), experiment_name="my lab", paths=paths)
 
 
 def told(stage: str, run_dir: Path, said: list[str], **result: str) -> dict[str, str]:
@@ -36,6 +37,12 @@ def test_a_tokenizer_is_followed_by_training_on_its_texts(tmp_path: Path) -> Non
     assert found["next"] == "python -m tinychat.train stage=pretrain data=text data.path=x.txt"
     assert found["report"].startswith("none could be written")
     assert "talk to it" not in found
+
+
+def test_a_measurement_is_followed_by_a_comparison(tmp_path: Path) -> None:
+    assert told("eval", tmp_path, ["stage=eval"])["next"] == "python -m tinychat.compare 'my lab' --stage eval"
+    found = dict(next_steps.lines(of_stage("eval", "/o"), tmp_path, {}, []))  # type: ignore[arg-type]
+    assert found["next"] == "python -m tinychat.compare 'my lab' --stage eval --outputs /o"
 
 
 def test_a_stage_of_a_recipe_leaves_what_is_next_to_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
