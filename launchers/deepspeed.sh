@@ -10,10 +10,14 @@
 # NNODES    how many of them, from the top (default: all)
 # NPROC     ranks on each node (default: the fewest slots of a node; without a hostfile one for each GPU, else one)
 # ENDPOINT  HOST:PORT of node 0 that the others reach (default: asked of the first host by ssh, port 29500)
-# PYTHON    interpreter (default: python)
+# PYTHON    interpreter (default: that of the active environment, else of the checkout's .venv, else python)
 # Arguments are overrides of tinychat.train.
 set -euo pipefail
 
+venv=$(dirname "${BASH_SOURCE[0]}")/../.venv/bin/python
+if [ -z "${PYTHON:-}${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && [ -x "$venv" ]; then
+    PYTHON=$venv # no environment is active: the one that make has built
+fi
 : "${PYTHON:=python}" "${HOSTFILE:=}" "${NNODES:=}" "${NPROC:=}" "${ENDPOINT:=}"
 arguments=(launch=deepspeed)
 if [ -n "$HOSTFILE" ]; then

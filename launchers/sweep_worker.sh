@@ -7,9 +7,14 @@
 # All workers share the study, so together they run sweep.n_trials trials. More machines: start this on each, with
 # paths.outputs on a disk they share and sweep.storage=postgresql://... (SQLite is for one machine). Starting it again
 # goes on where it stopped. Ctrl-C ends all workers. What worker 1 says goes to this terminal, what the others say to
-# sweep-worker-N.log in LOGS (default: outputs). PYTHON chooses the interpreter.
+# sweep-worker-N.log in LOGS (default: outputs). PYTHON: interpreter (default: that of the active
+# environment, else of the checkout's .venv, else python).
 set -euo pipefail
 
+venv=$(dirname "${BASH_SOURCE[0]}")/../.venv/bin/python
+if [ -z "${PYTHON:-}${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && [ -x "$venv" ]; then
+    PYTHON=$venv # no environment is active: the one that make has built
+fi
 : "${PYTHON:=python}" "${LOGS:=outputs}"
 gpus=$({ nvidia-smi --list-gpus 2>/dev/null || true; } | wc -l)
 workers=$((gpus > 0 ? gpus : 1))

@@ -5,9 +5,14 @@
 #   NNODES=2 NODE_RANK=1 ENDPOINT=node0:29500 NPROC=8 RUN_DIR=outputs/big launchers/torchrun.sh stage=pretrain ds=zero2
 #
 # ENDPOINT is a port of node 0 that the others reach. RUN_DIR should lie on a disk that all nodes share. NPROC ranks run
-# on each node (default: one for each GPU, else one). PYTHON chooses the interpreter.
+# on each node (default: one for each GPU, else one). PYTHON: interpreter (default: that of the active
+# environment, else of the checkout's .venv, else python).
 set -euo pipefail
 
+venv=$(dirname "${BASH_SOURCE[0]}")/../.venv/bin/python
+if [ -z "${PYTHON:-}${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && [ -x "$venv" ]; then
+    PYTHON=$venv # no environment is active: the one that make has built
+fi
 : "${NNODES:=1}" "${NODE_RANK:=0}" "${PYTHON:=python}"
 if [ -z "${NPROC:-}" ]; then
     NPROC=$({ nvidia-smi --list-gpus 2>/dev/null || true; } | wc -l)

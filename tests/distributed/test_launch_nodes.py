@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,7 @@ def test_two_nodes_of_a_hostfile_by_deepspeeds_launcher(tiny: tuple[str, ...], t
     folder = cluster.nodes(tmp_path / "bin")
     (tmp_path / "hosts").write_text("node0 slots=1\nnode1 slots=1\n")
     more = {"HOSTFILE": "hosts", "PATH": first_on_path(folder), "ENDPOINT": f"127.0.0.1:{29000 + os.getpid() % 500}"}
-    more |= {"HF_TOKEN": "hf_secret", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    more |= {"PYTHON": sys.executable, "HF_TOKEN": "hf_secret", "HF_HUB_DISABLE_TELEMETRY": "1"}
     more |= {"RANK": "3", "WORLD_SIZE": "4", "MASTER_PORT": "1", "LOCAL_SIZE": "4"}  # of a launcher around it
     done = subprocess.run(
         [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -98,6 +99,26 @@ def test_deepspeed_sh_counts_nodes_and_slots(tmp_path: Path) -> None:
     missing = plan(HOSTFILE="nope")
     assert missing.returncode == 1
     assert missing.stderr == "HOSTFILE=nope: cannot be read\n"
+
+
+@pytest.mark.parametrize("name", ["torchrun.sh", "deepspeed.sh", "sweep_worker.sh"])
+def test_without_an_active_environment_the_one_of_the_checkout_is_taken(tmp_path: Path, name: str) -> None:
+    shutil.copytree(REPOSITORY / "launchers", tmp_path / "launchers")
+    for folder in (".venv/bin", "active"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "python").write_text(f"#!/bin/sh\necho {folder}\n")
+        (tmp_path / folder / "python").chmod(0o755)
+    outside = {key: value for key, value in os.environ.items() if key not in ("PYTHON", "VIRTUAL_ENV", "CONDA_PREFIX")}
+    outside["PATH"] = f"{tmp_path / 'active'}:/usr/bin:/bin"
+
+    def taken(**variables: str) -> str:
+        command = [str(Path("launchers") / name), "stage=pretrain"]
+        done = subprocess.run(command, cwd=tmp_path, env=outside | variables, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    assert taken() == ".venv/bin"
+    assert taken(VIRTUAL_ENV="/somewhere") == "active"
+    assert taken(PYTHON=str(tmp_path / "active" / "python")) == "active"
 
 
 def test_the_sample_hostfile_can_be_read() -> None:
