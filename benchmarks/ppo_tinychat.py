@@ -78,7 +78,7 @@ def run(task: Task) -> dict[str, Any]:
         scored, _ = sampler.score(rollout)
         add_advantages(config.stage, rollout, experience, scored, config.stage.beta)
         clock.lap("scoring")
-        learn(config, cast(Any, loop), engine, experience, sampler.vocab_size, step)
+        learn(config, cast(Any, loop), engine, experience, sampler.vocabulary, step)
         clock.lap("update")
     memory = peak_memory_gb()
     return {

@@ -50,8 +50,9 @@ def _replies(checkpoint: Path, template: str | None, prompts: Sequence[str], max
     from tinychat.models.decode import DecodeOptions, decode
     from tinychat.models.generate import prompt_ids
     from tinychat.models.load import load_model
+    from tinychat.models.vocabulary import vocabulary
     from tinychat.text.chat_template import encode_prompts, end_token_id, reply_text
-    from tinychat.text.tokenizer import load_saved_tokenizer, vocabulary_size
+    from tinychat.text.tokenizer import load_saved_tokenizer
 
     tokenizer = load_saved_tokenizer(str(checkpoint))
     tokenizer.chat_template = tokenizer.chat_template or template
@@ -63,7 +64,7 @@ def _replies(checkpoint: Path, template: str | None, prompts: Sequence[str], max
         ids, ends = [prompt_ids(tokenizer, prompt) for prompt in prompts], (tokenizer.eos_token_id,)
     room = model.config.max_position_embeddings
     fits = [index for index, prompt in enumerate(ids) if 0 < len(prompt) < room]
-    options = DecodeOptions(max_new_tokens, ends, temperature=0.0, vocab_size=vocabulary_size(tokenizer))
+    options = DecodeOptions(max_new_tokens, ends, temperature=0.0, vocabulary=vocabulary(tokenizer))
     done = decode(model, [ids[index] for index in fits], options, tokenizer.pad_token_id or 0, len(prompts))
     said = dict(zip(fits, done.responses, strict=True))
     if not tokenizer.chat_template:

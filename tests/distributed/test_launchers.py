@@ -113,7 +113,9 @@ def test_without_an_active_environment_the_one_of_the_checkout_is_taken(tmp_path
 
     def taken(**variables: str) -> str:
         command = [str(Path("launchers") / name), "stage=pretrain"]
-        done = subprocess.run(command, cwd=tmp_path, env=outside | variables, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            command, cwd=tmp_path, env=outside | variables, capture_output=True, text=True, check=True
+        )
         return done.stdout.strip()
 
     assert taken() == ".venv/bin"

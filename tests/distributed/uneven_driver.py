@@ -26,6 +26,7 @@ from tinychat.evaluation.instructions import InstructionResult
 from tinychat.models.actor_critic import ActorCritic, policy_and_values
 from tinychat.models.adapters import add_adapter
 from tinychat.models.build import count_parameters
+from tinychat.models.vocabulary import WHOLE
 from tinychat.rl.rollout import TOKEN_FIELDS, Rollout, to_experience
 from tinychat.schema import Device, DsConfig, OptimConfig, OptimKind, PeftConfig, PeftKind, Precision
 from tinychat.stages.chats import HeldOut
@@ -111,7 +112,7 @@ def batches(_chats: Any, _size: int, rank: int, size: int, _most: int | None) ->
 def patch(put: Callable[[Any, str, Any], None]) -> None:
     """What needs no text: a tokenizer's facts, and held-out conversations."""
     put(tinychat.stages.policy, "end_ids", lambda _tokenizer: ENDS)
-    put(tinychat.stages.policy, "vocabulary_size", lambda _tokenizer: VOCABULARY)
+    put(tinychat.stages.policy, "vocabulary", lambda _tokenizer: WHOLE)
     put(tinychat.stages.chats, "end_token_id", lambda _tokenizer: EOS)
     put(tinychat.stages.chats, "eval_batches", batches)
     put(tinychat.stages.chats, "evaluate_replies", lambda *_given: InstructionResult({}))

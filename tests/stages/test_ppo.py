@@ -267,7 +267,7 @@ def test_bad_input_is_one_clear_line(warm, made: Path, tmp_path: Path) -> None:
 
     (tmp_path / "nan.py").write_text("def score(prompts, replies): return [float('nan')] * len(replies)")
     (tmp_path / "empty.txt").write_text("\n")
-    (tmp_path / "long.txt").write_text("the cat sat on the mat " * 40)
+    (tmp_path / "long.txt").write_text("".join(f"{word} sat on the mat " * 40 + "\n" for word in ("cat", "dog")))
     assert "the score is nan for the reply" in says(f"reward.parts.python.path={tmp_path / 'nan.py'}:score")
     assert "prompts" in says(f"data.path={tmp_path / 'empty.txt'}")
     assert "longer than the" in says(f"data.path={tmp_path / 'long.txt'}")

@@ -16,6 +16,7 @@ from tinychat.models.decode import Decoded, DecodeOptions, decode, prepare, samp
 from tinychat.models.lean import LeanModel, Unsupported
 from tinychat.models.logprobs import IGNORED, token_nll
 from tinychat.models.products import product
+from tinychat.models.vocabulary import Vocabulary
 
 VOCABULARY, CONTEXT, PAD, NEW = 130, 64, 129, 12
 LLAMA_SHAPE = {
@@ -320,11 +321,18 @@ def test_a_pad_token_beyond_the_embedding_serves(model: Any, prompts: list[list[
     assert decode(model, prompts, options, VOCABULARY + 7, 8) == decode(model, prompts, options, 0, 8)
 
 
-def test_tokens_beyond_the_tokenizer_are_left_out_on_request(model: Any, prompts: list[list[int]]) -> None:
+@pytest.mark.parametrize("holes", [(), tuple(range(10, 90))])
+def test_what_is_no_token_of_the_tokenizer_is_never_drawn(
+    model: Any, prompts: list[list[int]], holes: tuple[int, ...]
+) -> None:
     assert max(max(response) for response in run(model, prompts, max_new_tokens=40).responses) >= 100
-    done = run(model, prompts, vocab_size=100)
-    assert max(max(response) for response in done.responses) < 100
-    first = model(input_ids=torch.tensor([prompts[0]])).logits[0, -1, :100].log_softmax(-1)
+    done = run(model, prompts, vocabulary=Vocabulary(100, holes))
+    drawn = {token for response in done.responses for token in response}
+    assert max(drawn) < 100
+    assert not drawn & set(holes)
+    logits = model(input_ids=torch.tensor([prompts[0]])).logits[0, -1, :100]
+    logits[list(holes)] = float("-inf")
+    first = logits.log_softmax(-1)
     assert done.logprobs[0][0] == pytest.approx(first[done.responses[0][0]].item(), abs=1e-5)
 
 

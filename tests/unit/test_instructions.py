@@ -26,7 +26,7 @@ from tinychat.world import World
 ALONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
 END = 127
 OPTIONS = DecodeOptions(max_new_tokens=8, end_ids=(END,), temperature=0.0)
-TOKENIZER = SimpleNamespace(pad_token_id=0, get_vocab=lambda: {"the last": END})
+TOKENIZER = SimpleNamespace(pad_token_id=0, get_vocab=lambda: {str(i): i for i in range(END + 1)})
 
 
 def row(asked: str, answer: str, family: str = "", kind: str = "", system: str = "") -> ChatRow:
@@ -245,7 +245,7 @@ def test_nothing_to_predict_is_said(random_model: GPT2LMHeadModel) -> None:
 
 def test_ids_beyond_the_tokenizer_are_never_said(model: GPT2LMHeadModel) -> None:
     """The model has a row for "f", and wants to say it; the tokenizer ends with "e"."""
-    short = SimpleNamespace(pad_token_id=0, get_vocab=lambda: {"e": ord("e")})
+    short = SimpleNamespace(pad_token_id=0, get_vocab=lambda: {chr(i): i for i in range(ord("e") + 1)})
     ((text, _),) = shared_replies(model, short, [[ord("c")]], OPTIONS, 1, ALONE, None, reply_text)
     assert text.startswith("de")
     assert max(map(ord, text)) <= ord("e")

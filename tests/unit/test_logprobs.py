@@ -15,6 +15,7 @@ from tinychat.models import head_entropy, head_loss
 from tinychat.models.decode import DecodeOptions, choose
 from tinychat.models.head_loss import nll_of_logits
 from tinychat.models.logprobs import IGNORED, head_returns_nll, linear_nll, token_nll
+from tinychat.models.vocabulary import WHOLE, Vocabulary
 from tinychat.rl.kl import kl_and_entropy
 
 
@@ -152,7 +153,7 @@ def test_rows_beyond_the_vocabulary_have_no_probability(
     targets = targets.clamp(max=VOCABULARY - 1)
     expected = textbook(hidden, weight[:VOCABULARY], targets, 0.7)
     wanted = torch.autograd.grad(expected.sum(), (hidden, weight))
-    found = linear_nll(hidden, weight, targets, 0.7, for_sum, exact=exact, vocab_size=VOCABULARY)
+    found = linear_nll(hidden, weight, targets, 0.7, for_sum, exact=exact, vocabulary=Vocabulary(VOCABULARY))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     for gradient, right in zip(torch.autograd.grad(found.sum(), (hidden, weight)), wanted, strict=True):
         torch.testing.assert_close(gradient, right, atol=1e-5, rtol=1e-4)
@@ -179,34 +180,40 @@ def test_sampling_and_losses_divide_bf16_logits_by_the_temperature_alike(tempera
 
 
 @pytest.mark.parametrize("fused", [True, False])
-@pytest.mark.parametrize("vocab_size", [None, VOCABULARY])
+@pytest.mark.parametrize("vocabulary", [WHOLE, Vocabulary(VOCABULARY), Vocabulary(VOCABULARY, (3, 7))])
 @pytest.mark.parametrize("chunk_elements", [1 << 24, 50 * 4])
 def test_the_entropy_and_its_gradient_match_the_textbook(
     case: tuple[Tensor, Tensor, Tensor],
     monkeypatch: pytest.MonkeyPatch,
     fused: bool,
-    vocab_size: int | None,
+    vocabulary: Vocabulary,
     chunk_elements: int,
 ) -> None:
     monkeypatch.setattr(head_entropy, "CHUNK_ELEMENTS", chunk_elements)
     hidden, weight, targets = case
     targets = torch.where(targets == IGNORED, IGNORED, targets.clamp(max=VOCABULARY - 1))
+    targets = torch.where(torch.isin(targets, torch.tensor(vocabulary.holes)), 0, targets)
     head = torch.nn.Linear(16, 50, bias=not fused)
     head.weight = torch.nn.Parameter(weight.detach())
     if not fused:
         torch.nn.init.zeros_(head.bias)
     model: Any = SimpleNamespace(get_output_embeddings=lambda: head)
-    with head_returns_nll(model, targets, 0.7, exact=True, vocab_size=vocab_size, entropy=True):
+    with head_returns_nll(model, targets, 0.7, exact=True, vocabulary=vocabulary, entropy=True):
         nll, entropy = head(hidden).unbind(-1)
-    logits = (hidden @ head.weight[:vocab_size].T) / 0.7
+    places = [i for i in range(vocabulary.size or 50) if i not in vocabulary.holes]
+    used, numbers = head.weight[places], torch.tensor([places.index(i) if i in places else IGNORED for i in range(50)])
+    logits = (hidden @ used.T) / 0.7
     weights, kept = torch.rand(3, 7), targets != IGNORED
     expected = torch.distributions.Categorical(logits=logits).entropy() * kept
     torch.testing.assert_close(entropy, expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(nll, textbook(hidden, head.weight[:vocab_size], targets, 0.7), atol=1e-5, rtol=1e-5)
-    wanted = torch.autograd.grad((expected * weights).sum(), (hidden, head.weight), retain_graph=True)
-    found = torch.autograd.grad((entropy * weights).sum(), (hidden, head.weight))
-    for gradient, right in zip(found, wanted, strict=True):
-        torch.testing.assert_close(gradient, right, atol=1e-5, rtol=1e-4)
+    moved = torch.where(kept, numbers[targets.clamp(min=0)], IGNORED)
+    torch.testing.assert_close(nll, textbook(hidden, used, moved, 0.7), atol=1e-5, rtol=1e-5)
+    for one, other in ((nll, textbook(hidden, used, moved, 0.7)), (entropy, expected)):
+        found, wanted = (
+            torch.autograd.grad((x * weights).sum(), (hidden, head.weight), retain_graph=True) for x in (one, other)
+        )
+        for gradient, right in zip(found, wanted, strict=True):
+            torch.testing.assert_close(gradient, right, atol=1e-5, rtol=1e-4)
 
 
 def test_nothing_of_the_vocabulary_is_kept_for_the_entropys_gradient() -> None:

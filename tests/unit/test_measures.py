@@ -15,6 +15,7 @@ from tinychat.models.actor_critic import ActorCritic, hidden_and_values, policy_
 from tinychat.models.adapters import add_adapter
 from tinychat.models.head_entropy import entropy_from_logits
 from tinychat.models.logprobs import OutputHead, last_hidden, token_nll
+from tinychat.models.vocabulary import WHOLE, Vocabulary
 from tinychat.rl.kl import kl_from_logits
 from tinychat.rl.measures import MEASURES, token_measures
 from tinychat.rl.rollout import Experience, to_experience
@@ -94,7 +95,7 @@ def test_an_adapter_on_the_head_is_the_policys_alone(monkeypatch: pytest.MonkeyP
     config: Any = SimpleNamespace(stage=stage, reward=SimpleNamespace(parts={}), precision=Precision.fp32)
     context: Any = SimpleNamespace(world=world)
     monkeypatch.setattr("tinychat.stages.policy.end_ids", lambda tokenizer: (EOS,))
-    monkeypatch.setattr("tinychat.stages.policy.vocabulary_size", lambda tokenizer: VOCABULARY)
+    monkeypatch.setattr("tinychat.stages.policy.vocabulary", lambda tokenizer: WHOLE)
     reference, nothing = Reference(config, context, model, VOCABULARY), cast(Any, None)
     sampler = Sampler(config, context, nothing, engine, reference, nothing)
     found = sampler.forward({"input_ids": rows.input_ids, "targets": rows.targets, "mask": rows.mask})
@@ -106,15 +107,19 @@ def test_an_adapter_on_the_head_is_the_policys_alone(monkeypatch: pytest.MonkeyP
     torch.testing.assert_close(found["entropy"], entropy_from_logits(logits).detach() * rows.mask)
 
 
+@pytest.mark.parametrize("holes", [(), (6, 7, 11)])
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_no_id_beyond_the_tokenizer_is_drawn_or_has_a_probability(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_id_that_is_no_token_is_drawn_or_has_a_probability(
+    arch: str, holes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The policy would take those rows most of the time; sampling, measures and updates agree without them."""
     known = VOCABULARY - 12
+    closed = [*range(known, VOCABULARY), *holes]
     monkeypatch.setattr("tinychat.stages.policy.end_ids", lambda tokenizer: (EOS,))
-    monkeypatch.setattr("tinychat.stages.policy.vocabulary_size", lambda tokenizer: known)
+    monkeypatch.setattr("tinychat.stages.policy.vocabulary", lambda tokenizer: Vocabulary(known, holes))
     model = actor_critic(arch, own=False)
     with torch.no_grad():
-        model.policy.get_output_embeddings().weight[known:] *= 3
+        model.policy.get_output_embeddings().weight[closed] *= 3
     world = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
     engine = evaluation_engine(model, Precision.fp32, world)
     stage = SimpleNamespace(full_kl=True, temperature=0.7, response_length=12, rollout_batch_size=4)
@@ -125,13 +130,14 @@ def test_no_id_beyond_the_tokenizer_is_drawn_or_has_a_probability(arch: str, mon
     tokenizer: Any = SimpleNamespace(pad_token_id=PAD)
     sampler = Sampler(config, context, tokenizer, engine, reference, cast(Any, None))
     rollout = sampler.sample(batch(), seed=1)
-    assert max(max(response) for response in rollout.responses) < known
+    assert not {token for response in rollout.responses for token in response} & set(closed)
     rows = sampler.measure(rollout)
     recorded = torch.cat([torch.tensor(part) for part in rollout.sampled])
     torch.testing.assert_close(rows.fields["logprobs"][rows.mask], recorded, atol=1e-5, rtol=0)
     parts = {"input_ids": rows.input_ids, "targets": rows.targets, "mask": rows.mask}
     torch.testing.assert_close(sampler.update_logprobs(parts)[rows.mask].detach(), recorded, atol=1e-5, rtol=0)
-    own, other = (m(rows.input_ids).logits[..., :known] / 0.7 for m in (model.policy, reference._copy.model))
+    own, other = (m(rows.input_ids).logits / 0.7 for m in (model.policy, reference._copy.model))
+    own, other = (logits.index_fill(-1, torch.tensor(closed), -torch.inf) for logits in (own, other))
     wanted = {"entropy": entropy_from_logits(own), "full_kl": kl_from_logits(own, other)}
     for name, x in wanted.items():
         torch.testing.assert_close(rows.fields[name][rows.mask], x.detach()[rows.mask], atol=1e-4, rtol=1e-4)

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from tests.unit.rl_models import PAD, PROMPTS, VOCABULARY, actor_critic
+from tests.unit.rl_models import PAD, PROMPTS, actor_critic
 from tinychat.engine import Engine, build_engine
 from tinychat.models.actor_critic import policy_and_values
+from tinychat.models.vocabulary import WHOLE
 from tinychat.rl.rollout import to_experience
 from tinychat.schema import DsConfig, OptimConfig, OptimKind, Precision
 from tinychat.stages.ppo import learn
@@ -39,13 +40,13 @@ def updates(settings: Any, own: bool, weight_decay: float = 0.0, steps: int = 3,
     engine = build_engine(model, optim, DsConfig("none", False, {}), settings, Precision.fp32, ALONE)
     rows = to_experience(PROMPTS, [[3, 4, 1], [2, 2, 2, 2, 2], [1], [7, 8]], PAD)
     with torch.no_grad():
-        logprobs, values, _ = policy_and_values(model, rows.input_ids, rows.targets, 0.7, VOCABULARY)
+        logprobs, values, _ = policy_and_values(model, rows.input_ids, rows.targets, 0.7, WHOLE)
     torch.manual_seed(0)
     advantages, returns = torch.randn(2, *rows.mask.shape)
     rows.fields |= {"logprobs": logprobs, "values": values, "advantages": advantages, "returns": returns}
     loop: Any = SimpleNamespace(train=lambda parts, loss, _tokens, _samples: engine.train_step(parts, loss))
     for step in range(first, first + steps):
-        learn(SimpleNamespace(stage=settings, seed=0), loop, engine, rows, VOCABULARY, step)  # type: ignore[arg-type]
+        learn(SimpleNamespace(stage=settings, seed=0), loop, engine, rows, WHOLE, step)  # type: ignore[arg-type]
     return engine, before
 
 
@@ -82,7 +83,7 @@ def test_an_entropy_bonus_raises_the_entropy() -> None:
     for coefficient in (0.0, 1.0):
         engine, _ = updates(stage(entropy_coef=coefficient, value_coef=0.0), own=False)
         rows = to_experience(PROMPTS, [[3, 4, 1], [2, 2, 2, 2, 2], [1], [7, 8]], PAD)
-        entropy = policy_and_values(engine.model, rows.input_ids, rows.targets, 0.7, VOCABULARY, entropy=True)[2]
+        entropy = policy_and_values(engine.model, rows.input_ids, rows.targets, 0.7, WHOLE, entropy=True)[2]
         assert entropy is not None
         found.append(entropy.sum().item())
     assert found[1] > found[0] + 1

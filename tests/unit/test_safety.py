@@ -158,7 +158,7 @@ def test_ranks_share_the_replies(monkeypatch: pytest.MonkeyPatch) -> None:
     shape = GPT2Config(n_layer=1, n_embd=16, n_head=2, n_positions=12, vocab_size=32, initializer_range=0.5)
     model = GPT2LMHeadModel(shape).eval()
     prompts = [[1, 2, 3], [4], [5, 6], [1] * 12]
-    tokenizer = SimpleNamespace(pad_token_id=0, get_vocab=lambda: {"the last": 31})
+    tokenizer = SimpleNamespace(pad_token_id=0, get_vocab=lambda: {str(i): i for i in range(32)})
 
     def say(world: World) -> list[tuple[str, bool]]:
         options = DecodeOptions(4, (31,), temperature=0.0)

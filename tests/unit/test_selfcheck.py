@@ -14,6 +14,7 @@ from tinychat.errors import UserError
 from tinychat.models.actor_critic import policy_and_values
 from tinychat.models.decode import DecodeOptions
 from tinychat.models.reward import raw_scores
+from tinychat.models.vocabulary import WHOLE
 from tinychat.rl.rollout import Rollout, sample_replies
 from tinychat.rl.selfcheck import (
     MOST_IN_A_ROW,
@@ -46,7 +47,7 @@ class Policy:
     def check(self, **other):
         calls = {"forward": self.logprobs, "update": self.logprobs, "policy": self.model.policy}
         return self_check(
-            self.rollout, PAD, 0.8, None, dtype=torch.float32, device=torch.device("cpu"), **(calls | other)
+            self.rollout, PAD, 0.8, WHOLE, dtype=torch.float32, device=torch.device("cpu"), **(calls | other)
         )
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from tinychat.models.decode import DecodeOptions, decode
+from tinychat.models.vocabulary import vocabulary
 from tinychat.text.chat_template import reply_text
-from tinychat.text.tokenizer import vocabulary_size
 from tinychat.world import World
 
 Text = Callable[[Any, list[int]], str]  # (tokenizer, tokens) -> reply
@@ -29,11 +29,11 @@ def shared_replies(
 ) -> list[tuple[str, bool]]:
     """(reply without its end token, whether the model ended it itself) for each prompt, the same on every rank.
 
-    options: usually greedy; vocab_size is the tokenizer's. dtype: of the products, as decode's. The ranks share the
+    options: usually greedy; vocabulary is the tokenizer's. dtype: of the products, as decode's. The ranks share the
     prompts, alike by length, and may call the model differently often. A prompt that leaves no room in the model's
     context gets an empty reply.
     """
-    options = replace(options, vocab_size=vocabulary_size(tokenizer))
+    options = replace(options, vocabulary=vocabulary(tokenizer))
     longest_first = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     own = longest_first[world.rank :: world.size]
     room = getattr(model, "module", model).config.max_position_embeddings

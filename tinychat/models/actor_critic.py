@@ -18,6 +18,7 @@ from transformers.utils import ModelOutput
 
 from tinychat.models.logprobs import head_returns_nll, last_hidden
 from tinychat.models.reward import head_is
+from tinychat.models.vocabulary import WHOLE, Vocabulary
 
 VALUE_FOLDER = "value"  # beside the policy's files in a checkpoint
 POLICY, VALUE, HEAD = "policy.", "value.", "value_head."
@@ -130,13 +131,13 @@ def policy_and_values(
     input_ids: Tensor,
     targets: Tensor,
     temperature: float,
-    vocab_size: int | None = None,
+    vocabulary: Vocabulary = WHOLE,
     entropy: bool = False,
     detach_values: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """What one forward pass of an ActorCritic (possibly wrapped) says of each target.
 
-    input_ids, targets, vocab_size: as for tinychat.models.logprobs.token_nll, whose numbers these are.
+    input_ids, targets, vocabulary: as for tinychat.models.logprobs.token_nll, whose numbers these are.
     detach_values: what is learnt from the values does not reach the policy.
 
     Returns:
@@ -146,7 +147,7 @@ def policy_and_values(
             gradient; None unless asked for.
     """
     inner = getattr(model, "module", model)
-    with head_returns_nll(inner, targets, temperature, exact=True, vocab_size=vocab_size, entropy=entropy):
+    with head_returns_nll(inner, targets, temperature, exact=True, vocabulary=vocabulary, entropy=entropy):
         out = model(input_ids=input_ids, detach_values=detach_values)
     if entropy:
         nll, spread = out.logits.unbind(-1)

@@ -18,6 +18,7 @@ from torch import Tensor
 from tinychat.models.head_loss import tempered
 from tinychat.models.kv_cache import CACHE, BatchCache
 from tinychat.models.lean import LeanModel, Unsupported
+from tinychat.models.vocabulary import WHOLE, Vocabulary
 
 COMPACT_BELOW = 0.75  # rows still running, as a share of those in the batch, at which the others are dropped
 BLOCK = 64  # tokens whose probabilities are summed before one of them is searched
@@ -29,7 +30,7 @@ class DecodeOptions:
     end_ids: tuple[int, ...]  # a row ends with the first of these; (): at max_new_tokens
     temperature: float = 1.0  # divides the logits; 0: always the likeliest token
     seed: int | None = None  # of the draws; None: others each time
-    vocab_size: int | None = None  # only tokens below it are drawn, and their probabilities sum to 1; None: all
+    vocabulary: Vocabulary = WHOLE  # only its tokens are drawn, and their probabilities sum to 1
     first: int = 0  # place of prompts[0] in a longer list that is decoded in parts: prompt i has the draws of first + i
 
     def __post_init__(self) -> None:
@@ -214,7 +215,7 @@ def choose(logits: Tensor, draws: Tensor | None, options: DecodeOptions) -> tupl
 
     draws: (B,) float64, uniform in [0, 1); None: the likeliest token.
     """
-    logits = logits[:, : options.vocab_size].float()
+    logits = options.vocabulary.of_logits(logits.float())
     if draws is None:
         chosen = logits.argmax(-1)
         return chosen, logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(-1)

@@ -30,6 +30,7 @@ from tinychat.models.adapter_files import is_adapter
 from tinychat.models.kept_cache import KeptCache
 from tinychat.models.kv_cache import CACHE
 from tinychat.models.sampling import SamplingOptions
+from tinychat.models.vocabulary import vocabulary
 from tinychat.text.tokenizer import encoded_texts, text_beginning
 
 # Generation settings that a checkpoint may bring without a word: which tokens are special, what an option here stands
@@ -279,8 +280,8 @@ def _generation_config(
             f"{_name(model)}: eos_token_id in generation_config.json holds {odd[0]!r}, which is no token's number"
         )
     all_ends = {*end_ids, tokenizer.eos_token_id, *ends} - {None}
-    rows = range(model.get_input_embeddings().weight.shape[0])
-    no_token = sorted(set(rows).difference(tokenizer.get_vocab().values()))
+    known, rows = vocabulary(tokenizer), model.get_input_embeddings().weight.shape[0]
+    no_token = [*known.holes, *range(known.size or 0, rows)]
     sampling = {"temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p}
     return GenerationConfig(
         max_new_tokens=options.max_new_tokens,

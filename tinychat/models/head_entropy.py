@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from tinychat.models.head_loss import tempered
+from tinychat.models.vocabulary import Vocabulary
 
 CHUNK_ELEMENTS = 1 << 24  # logits that live at once: 64 MiB in fp32
 
@@ -31,26 +32,27 @@ class LinearEntropy(torch.autograd.Function):
 
         dH / dz_v = -p_v (log p_v + H),    z = logits / temperature
 
-    The products are in hidden's type. vocab_size: of the weight's rows, so many are tokens."""
+    The products are in hidden's type. vocabulary: which of the weight's rows are tokens."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, temperature: float, vocab_size: int | None) -> Tensor:
-        ctx.temperature, ctx.vocab_size = temperature, vocab_size
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, temperature: float, vocabulary: Vocabulary) -> Tensor:
+        ctx.temperature, ctx.vocabulary = temperature, vocabulary
         entropy = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
-        used = weight.detach().to(hidden.dtype)[:vocab_size]
+        used = weight.detach().to(hidden.dtype)[: vocabulary.size]
         for part in _chunks(hidden, used):
-            entropy[part] = entropy_from_logits(tempered(hidden[part] @ used.t(), temperature))
+            entropy[part] = entropy_from_logits(tempered(vocabulary.close(hidden[part] @ used.t()), temperature))
         ctx.save_for_backward(hidden, weight, entropy)
         return entropy
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         hidden, weight, entropy = ctx.saved_tensors
-        used = weight.detach().to(hidden.dtype)[: ctx.vocab_size]
+        used = weight.detach().to(hidden.dtype)[: ctx.vocabulary.size]
         of_hidden = torch.empty_like(hidden)
         of_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         for part in _chunks(hidden, used):
-            logp = F.log_softmax(tempered(hidden[part] @ used.t(), ctx.temperature), -1, dtype=torch.float32)
+            logits = tempered(ctx.vocabulary.close(hidden[part] @ used.t()), ctx.temperature)
+            logp = F.log_softmax(logits, -1, dtype=torch.float32)
             p = logp.exp()
             scale = -grad[part, None] / ctx.temperature
             slope = logp.add_(entropy[part, None]).mul_(p).mul_(scale).to(hidden.dtype)

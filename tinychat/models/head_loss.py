@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tinychat.models.in_place import adds_in_place, cast
 from tinychat.models.scratch import scratch
+from tinychat.models.vocabulary import WHOLE, Vocabulary
 
 EXACT_COLUMNS = 2048  # in fp32 at a time
 ADDED_ROWS = 1024  # added to a gradient at a time
@@ -39,18 +40,18 @@ class LinearNLL(torch.autograd.Function):
         temperature: float,
         for_sum: bool,
         exact: bool,
-        vocab_size: int | None = None,
+        vocabulary: Vocabulary = WHOLE,
     ) -> Tensor:
         eager = for_sum and any(ctx.needs_input_grad[:2])
         nll = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         ctx.weight_dtype, ctx.in_place = weight.dtype, weight if adds_in_place(weight) else None
-        ctx.rows = len(weight)
-        weight = cast(weight, hidden.dtype)[:vocab_size]
+        ctx.rows, ctx.vocabulary = len(weight), vocabulary
+        weight = cast(weight, hidden.dtype)[: vocabulary.size]
         gradients = _Gradients(hidden, weight, ctx.needs_input_grad[1]) if eager else None
         small = len(hidden) * len(weight) <= KEPT_ELEMENTS and any(ctx.needs_input_grad[:2])
         ctx.kept = [] if small and not eager else None
         for part in _chunks(len(hidden), len(weight), exact):
-            e, total, own = _exp_logits(hidden[part], weight, targets[part], temperature, exact)
+            e, total, own = _exp_logits(hidden[part], weight, targets[part], temperature, exact, vocabulary)
             nll[part] = (total.log() - own)[:, 0]
             if gradients is not None:
                 scale = torch.full_like(total, 1 / temperature)
@@ -79,7 +80,9 @@ class LinearNLL(torch.autograd.Function):
                 if kept:
                     e, total, own = kept.pop(0)
                 else:
-                    e, total, own = _exp_logits(hidden[part], weight, targets[part], ctx.temperature, ctx.exact)
+                    e, total, own = _exp_logits(
+                        hidden[part], weight, targets[part], ctx.temperature, ctx.exact, ctx.vocabulary
+                    )
                 gradients.add(e, total, own, targets[part], grad[part, None] / ctx.temperature, part)
                 scratch.give(e)
                 del e
@@ -94,11 +97,11 @@ def _chunks(tokens: int, vocabulary: int, exact: bool) -> Iterator[slice]:
 
 
 def _exp_logits(
-    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, exact: bool
+    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, exact: bool, vocabulary: Vocabulary
 ) -> tuple[Tensor, Tensor, Tensor]:
     """_exponentiate of the logits of hidden states; the caller gives the first back to `scratch`."""
     z = scratch.take((len(hidden), len(weight)), hidden.dtype, hidden.device)
-    return _exponentiate(torch.mm(hidden, weight.t(), out=z), targets, temperature, exact)
+    return _exponentiate(vocabulary.close(torch.mm(hidden, weight.t(), out=z)), targets, temperature, exact)
 
 
 def _exponentiate(z: Tensor, targets: Tensor, temperature: float, exact: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,6 +18,7 @@ from tinychat.malloc import LARGE
 from tinychat.models.attention import plan_blocks, uses_blocked_attention
 from tinychat.models.head_entropy import LinearEntropy, kept_entropy
 from tinychat.models.head_loss import LinearNLL, nll_of_logits, tempered
+from tinychat.models.vocabulary import WHOLE, Vocabulary
 
 IGNORED = -100
 
@@ -33,7 +34,7 @@ def token_nll(
     label_smoothing: float = 0.0,
     segments: Tensor | None = None,
     exact: bool = False,
-    vocab_size: int | None = None,
+    vocabulary: Vocabulary = WHOLE,
 ) -> Tensor:
     """Negative log-likelihood of each target.
 
@@ -52,7 +53,7 @@ def token_nll(
             alone. Stands in place of attention_mask; position_ids restart with each sequence.
         exact: normalise in fp32 also where the products run in bf16 on a CPU. Rounded sums are some 0.002 nats off:
             nothing for a loss, much for the ratio of two probabilities.
-        vocab_size: only ids below it are tokens, and their probabilities sum to 1; None: all rows of the head.
+        vocabulary: which rows of the head are tokens; their probabilities sum to 1.
 
     Returns:
         (B, T) fp32, in nats; 0 where the target is IGNORED.
@@ -64,7 +65,7 @@ def token_nll(
         more["block_plan"] = plan_blocks(segments.shape[1], segments)
     elif segments is not None:
         more["attention_mask"] = segment_mask(segments)
-    with head_returns_nll(inner, targets, temperature, for_sum, label_smoothing, exact, vocab_size):
+    with head_returns_nll(inner, targets, temperature, for_sum, label_smoothing, exact, vocabulary):
         return model(input_ids=input_ids, position_ids=position_ids, use_cache=False, **more).logits
 
 
@@ -89,7 +90,7 @@ def head_returns_nll(
     for_sum: bool = False,
     smoothing: float = 0.0,
     exact: bool = False,
-    vocab_size: int | None = None,
+    vocabulary: Vocabulary = WHOLE,
     entropy: bool = False,
 ) -> Iterator[None]:
     """Inside, the output head of a causal language model gives losses (B, T) in place of logits; as token_nll. With
@@ -101,11 +102,11 @@ def head_returns_nll(
 
     def forward(hidden: Tensor) -> Tensor:
         if fused:
-            nll = linear_nll(hidden, head.weight, targets, temperature, for_sum, smoothing, exact, vocab_size)
+            nll = linear_nll(hidden, head.weight, targets, temperature, for_sum, smoothing, exact, vocabulary)
             if entropy:
-                spread = _linear_entropy(hidden[kept], head.weight, temperature, vocab_size)
+                spread = _linear_entropy(hidden[kept], head.weight, temperature, vocabulary)
         else:
-            logits = tempered(original(hidden[kept]).float()[:, :vocab_size], temperature)
+            logits = tempered(vocabulary.of_logits(original(hidden[kept]).float()), temperature)
             nll = _placed(F.cross_entropy(logits, targets[kept], reduction="none", label_smoothing=smoothing), kept)
             if entropy:
                 spread = kept_entropy(logits)
@@ -139,17 +140,17 @@ def last_hidden(model: Any) -> Iterator[list[Tensor]]:
 
 class OutputHead:
     """The output head of a causal language model for many calls without gradient, with the arithmetic of token_nll:
-    under autocast its weight is cast once, not in each call. vocab_size as for token_nll."""
+    under autocast its weight is cast once, not in each call. vocabulary as for token_nll."""
 
-    def __init__(self, model: Any, vocab_size: int | None = None):
+    def __init__(self, model: Any, vocabulary: Vocabulary = WHOLE):
         head = model.get_output_embeddings()
         kind = head.weight.device.type
-        self._run, self._fused = (lambda hidden: head(hidden)[:, :vocab_size]), False
+        self._run, self._fused = (lambda hidden: vocabulary.of_logits(head(hidden))), False
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else head.weight.dtype
         if type(head) is torch.nn.Linear:
-            parts = (None if x is None else x.detach().to(dtype)[:vocab_size] for x in (head.weight, head.bias))
+            parts = (None if x is None else x.detach().to(dtype)[: vocabulary.size] for x in (head.weight, head.bias))
             weight, bias = parts
-            self._run, self._fused = (lambda hidden: F.linear(hidden, weight, bias)), bias is None
+            self._run, self._fused = (lambda hidden: vocabulary.close(F.linear(hidden, weight, bias))), bias is None
         # So many that their logits are not of LARGE bytes: their memory then serves for the next ones.
         self.tokens_at_once = max(1, (LARGE - 1) // (model.config.vocab_size * dtype.itemsize))
 
@@ -172,7 +173,7 @@ def linear_nll(
     for_sum: bool,
     smoothing: float = 0.0,
     exact: bool = False,
-    vocab_size: int | None = None,
+    vocabulary: Vocabulary = WHOLE,
 ) -> Tensor:
     """Cross-entropy of softmax(hidden @ weight.T / temperature), (B, T) fp32, 0 where the target is IGNORED.
 
@@ -183,20 +184,20 @@ def linear_nll(
         hidden = hidden.to(torch.get_autocast_dtype(kind))
     kept = targets != IGNORED
     with torch.autocast(kind, enabled=False):
-        nll = LinearNLL.apply(hidden[kept], weight, targets[kept], temperature, for_sum, exact, vocab_size)
+        nll = LinearNLL.apply(hidden[kept], weight, targets[kept], temperature, for_sum, exact, vocabulary)
         if smoothing:  # -(1 - ε)·log p(y) - ε·mean(log p) = nll + ε·(z(y) - mean(z)): the normalisation cancels
-            chosen, mean = weight[targets[kept]], weight[:vocab_size].float().mean(0)
+            chosen, mean = weight[targets[kept]], weight[: vocabulary.size].float().mean(0)
             nll = nll + smoothing / temperature * (hidden[kept].float() * (chosen.float() - mean)).sum(-1)
     return _placed(nll, kept)
 
 
-def _linear_entropy(hidden: Tensor, weight: Tensor, temperature: float, vocab_size: int | None) -> Tensor:
+def _linear_entropy(hidden: Tensor, weight: Tensor, temperature: float, vocabulary: Vocabulary) -> Tensor:
     """(n, D), (V, D) -> (n,); under autocast the products run in its type."""
     kind = hidden.device.type
     if torch.is_autocast_enabled(kind):
         hidden = hidden.to(torch.get_autocast_dtype(kind))
     with torch.autocast(kind, enabled=False):
-        return LinearEntropy.apply(hidden, weight, temperature, vocab_size)
+        return LinearEntropy.apply(hidden, weight, temperature, vocabulary)
 
 
 def _placed(values: Tensor, kept: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tinychat.errors import UserError
 from tinychat.models.logprobs import IGNORED, token_nll
+from tinychat.models.vocabulary import Vocabulary
 from tinychat.rl.rollout import Rollout, to_experience
 
 log = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ def self_check(
     rollout: Rollout,
     pad_id: int,
     temperature: float,
-    vocab_size: int | None,
+    vocabulary: Vocabulary,
     forward: Callable[[dict[str, Tensor]], Tensor],
     update: Callable[[dict[str, Tensor]], Tensor],
     policy: Any,
@@ -115,8 +116,8 @@ def self_check(
         "temperature, positions under left padding, or the cache are treated differently",
     )
     padding = _compare(
-        _left_padded(policy, prompts, responses, pad_id, temperature, vocab_size, device),
-        _alone(policy, prompts, responses, temperature, vocab_size, device),
+        _left_padded(policy, prompts, responses, pad_id, temperature, vocabulary, device),
+        _alone(policy, prompts, responses, temperature, vocabulary, device),
         dtype,
         temperature,
         "padding on the left changes log-probabilities",
@@ -216,7 +217,7 @@ def _left_padded(
     responses: list[list[int]],
     pad_id: int,
     temperature: float,
-    vocab_size: int | None,
+    vocabulary: Vocabulary,
     device: Any,
 ) -> Tensor:
     """Log-probabilities of all responses, one behind the other, from rows padded on the left."""
@@ -229,7 +230,7 @@ def _left_padded(
         targets[index, width - 1 - len(response) :] = torch.tensor(response, device=device)
     positions = (seen.cumsum(1) - 1).clamp(min=0)
     places = {"position_ids": positions[:, :-1], "attention_mask": seen[:, :-1]}
-    nll = token_nll(policy, ids[:, :-1], targets, **places, temperature=temperature, exact=True, vocab_size=vocab_size)
+    nll = token_nll(policy, ids[:, :-1], targets, **places, temperature=temperature, exact=True, vocabulary=vocabulary)
     return -nll[targets != IGNORED].float().cpu()
 
 
@@ -239,7 +240,7 @@ def _alone(
     prompts: list[list[int]],
     responses: list[list[int]],
     temperature: float,
-    vocab_size: int | None,
+    vocabulary: Vocabulary,
     device: Any,
 ) -> Tensor:
     """The same from rows without any padding, one at a time."""
@@ -248,6 +249,6 @@ def _alone(
         ids = torch.tensor([prompt + response], device=device)
         targets = ids[:, 1:].clone()
         targets[:, : len(prompt) - 1] = IGNORED
-        nll = token_nll(policy, ids[:, :-1], targets, temperature=temperature, exact=True, vocab_size=vocab_size)
+        nll = token_nll(policy, ids[:, :-1], targets, temperature=temperature, exact=True, vocabulary=vocabulary)
         found.append(-nll[targets != IGNORED].float().cpu())
     return torch.cat(found)

@@ -21,6 +21,7 @@ from tinychat.models.build import describe
 from tinychat.models.decode import DecodeOptions
 from tinychat.models.logprobs import OutputHead, last_hidden
 from tinychat.models.reward import start_reward_model
+from tinychat.models.vocabulary import vocabulary
 from tinychat.rl.measures import token_measures
 from tinychat.rl.rewards import Rewards, gold_rewards
 from tinychat.rl.rollout import TOKEN_FIELDS, Experience, Rollout, measure, sample_replies, to_experience
@@ -113,7 +114,7 @@ class Sampler:
         self._engine, self._reference, self._rewards = engine, reference, rewards
         self.shape = prompt_shape(config.reward)
         self.end_ids, self.temperature = end_ids(tokenizer), config.stage.temperature
-        self.vocab_size = vocabulary_size(tokenizer)  # the head may have more rows; they are no tokens
+        self.vocabulary = vocabulary(tokenizer)
 
     @contextlib.contextmanager
     def at(self, temperature: float) -> Iterator[None]:
@@ -127,7 +128,7 @@ class Sampler:
     def sample(self, batch: PromptBatch, seed: int) -> Rollout:
         """A reply to each prompt of a global batch."""
         stage = self._stage
-        options = DecodeOptions(stage.response_length, self.end_ids, self.temperature, seed, self.vocab_size)
+        options = DecodeOptions(stage.response_length, self.end_ids, self.temperature, seed, self.vocabulary)
         with self._engine.generation() as model:
             return sample_replies(
                 model.policy,
@@ -155,10 +156,10 @@ class Sampler:
             # How often the heads are called depends on a rank's own tokens.
             with self._engine.whole(model.get_output_embeddings()):
                 with self._reference.model(model.policy) as reference:
-                    ref_head = OutputHead(reference, self.vocab_size)
+                    ref_head = OutputHead(reference, self.vocabulary)
                 found = token_measures(
                     hidden,
-                    OutputHead(model, self.vocab_size),
+                    OutputHead(model, self.vocabulary),
                     seen[0],
                     ref_head,
                     batch["targets"],
@@ -173,7 +174,7 @@ class Sampler:
         with self._engine.inference() as model:
             model.train()
             ids, targets = batch["input_ids"], batch["targets"]
-            return policy_and_values(model, ids, targets, self.temperature, self.vocab_size)[0]
+            return policy_and_values(model, ids, targets, self.temperature, self.vocabulary)[0]
 
     def replies(self, rollout: Rollout) -> list[str]:
         """The replies as text."""

@@ -15,6 +15,7 @@ from tinychat.data.prompt_sources import prompt_shape, prompt_source
 from tinychat.engine import Batch, Engine, StepStats, build_engine
 from tinychat.models.actor_critic import policy_and_values
 from tinychat.models.build import count_parameters
+from tinychat.models.vocabulary import Vocabulary
 from tinychat.rl.advantages import apply_eos_penalty, gae, per_token_rewards, whiten
 from tinychat.rl.alarms import Alarms
 from tinychat.rl.controllers import AdaptiveKL, FixedKL
@@ -85,7 +86,7 @@ def run(config: Config, context: Context) -> StageResult:
             found = add_advantages(stage, rollout, experience, scored, controller.beta)
             found |= {"rl/beta": controller.beta, **part_means(parts)}
             clock.lap("perf/scoring_seconds")
-            done, learnt = learn(config, loop, engine, experience, sampler.vocab_size, step)
+            done, learnt = learn(config, loop, engine, experience, sampler.vocabulary, step)
             clock.lap("perf/update_seconds")
             controller.update(found["rl/kl"], len(rollout))
             found |= learnt | clock.laps
@@ -146,7 +147,7 @@ def check_before_training(
             rollout,
             tokenizer.pad_token_id,
             sampler.temperature,
-            sampler.vocab_size,
+            sampler.vocabulary,
             lambda batch: sampler.forward(batch)["logprobs"],
             sampler.update_logprobs,
             model.policy,
@@ -206,7 +207,7 @@ def part_means(parts: dict[str, list[float]]) -> dict[str, float]:
 
 
 def learn(
-    config: Config, loop: TrainingLoop, engine: Engine, experience: Experience, vocab_size: int, step: int
+    config: Config, loop: TrainingLoop, engine: Engine, experience: Experience, vocabulary: Vocabulary, step: int
 ) -> tuple[StepStats, dict[str, float]]:
     """The updates of a step: each epoch goes through all replies once, in minibatches. Ends early beyond stage.max_kl.
 
@@ -227,7 +228,7 @@ def learn(
             sums: dict[str, Tensor] = {}
             done = loop.train(
                 split_batch(own, stage.micro_batch_size, world.device),
-                lambda model, batch: ppo_loss(stage, model, batch, vocab_size, warming_up, sums) / tokens,  # noqa: B023
+                lambda model, batch: ppo_loss(stage, model, batch, vocabulary, warming_up, sums) / tokens,  # noqa: B023
                 int(tokens),
                 stage.rollout_size if updates == 0 else 0,
             )
@@ -245,7 +246,7 @@ def learn(
 
 
 def ppo_loss(
-    stage: PpoStage, model: Any, batch: Batch, vocab_size: int, warming_up: bool, sums: dict[str, Tensor]
+    stage: PpoStage, model: Any, batch: Batch, vocabulary: Vocabulary, warming_up: bool, sums: dict[str, Tensor]
 ) -> Tensor:
     """Sum over a micro-batch's tokens of policy loss, value loss and entropy bonus; adds to `sums` what there is to
     report. warming_up: the value function learns alone, and the policy stays as it is."""
@@ -255,7 +256,7 @@ def ppo_loss(
         batch["input_ids"],
         batch["targets"],
         stage.temperature,
-        vocab_size,
+        vocabulary,
         entropy=bonus,
         detach_values=warming_up,
     )
