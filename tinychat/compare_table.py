@@ -12,7 +12,7 @@ from tinychat.compare_pairs import ItemPairs, SeedPairs, told
 from tinychat.compare_runs import Run
 from tinychat.compare_settings import short_names, short_value
 from tinychat.comparison import MINUTES, Comparison, Group, Stat
-from tinychat.report import format_value
+from tinychat.headline import format_value
 
 NONE = "-"
 

@@ -15,10 +15,11 @@ from typing import Any
 from tinychat import gates, parents, pipeline_samples, runs
 from tinychat.curves import series_of
 from tinychat.gates import Gate, Verdict
+from tinychat.headline import Figure, figures_of, format_value
 from tinychat.pipeline_jobs import Job
 from tinychat.pipeline_process import run_forked
 from tinychat.recipe import Recipe
-from tinychat.report import Figure, Link, figures_of, format_value, render
+from tinychat.report import Link, render
 from tinychat.tracking.metrics_log import MetricsLog
 from tinychat.tracking.vocabulary import METRICS, headlines_of
 

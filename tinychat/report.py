@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import functools
-import html
 import json
 import logging
 import math
@@ -17,10 +16,10 @@ from urllib.parse import quote
 
 from tinychat import runs
 from tinychat.curves import Series, series_of, write_curves
-from tinychat.run_files import Unreadable, if_readable, read_json, read_list, read_text, said_of
+from tinychat.headline import Figure, as_cell, as_fence, figures_of, format_value, measured, name_of, text_of
+from tinychat.run_files import Unreadable, if_readable, read_json, read_list, said_of
 from tinychat.tracking.metrics_log import MetricsLog
-from tinychat.tracking.mlflow_page import HEADLINE, NOTE
-from tinychat.tracking.vocabulary import METRICS, SHARE, headlines_of, is_share, label_of
+from tinychat.tracking.vocabulary import METRICS
 
 logger = logging.getLogger(__name__)
 _SUMMED_UP = ("tokenizer", "data", "optim", "ds", "launch")  # config groups shown by their names
@@ -66,15 +65,6 @@ class Link:
             return cls(str(folder), "")
         # "./" before it: no folder's name can be taken for the scheme of an address
         return cls(str(folder), quote(f"./{way}", safe="/."))
-
-
-@dataclass
-class Figure:
-    """One of the few numbers that say what a run is worth, in plain words."""
-
-    label: str
-    value: str
-    note: str = ""  # unit, bounds, where it began
 
 
 @dataclass
@@ -125,19 +115,19 @@ def _has_report(folder: Path) -> bool:
 
 def collect(run_dir: Path) -> Report:
     """Read the run folder and draw its curves."""
-    config_text = _text(run_dir / "config.yaml")
+    config_text = text_of(run_dir / "config.yaml")
     config = if_readable(lambda: runs.read_config(run_dir)) or {}
     result = runs.read_result(run_dir) or {}
     lineage = runs.read_json(run_dir / runs.LINEAGE) or {}
     rows = MetricsLog(run_dir / "metrics.jsonl").read()
     series = series_of(rows)
-    names = [_name_of(config.get(group)) for group in ("stage", "model", "data")]
+    names = [name_of(config.get(group)) for group in ("stage", "model", "data")]
     told = result.get("facts")
     marks = told.get(CURRICULUM) if isinstance(told, dict) else None
     return Report(
         title=str(config.get("run_name") or " · ".join(name for name in names if name) or run_dir.name),
         subtitle=run_dir.name,
-        command=_text(run_dir / "command.txt").strip(),
+        command=text_of(run_dir / "command.txt").strip(),
         facts=_facts(config, result),
         results=_results(result, series),
         summary=_summary(series),
@@ -150,43 +140,19 @@ def collect(run_dir: Path) -> Report:
         samples=_samples(run_dir / "samples.json"),
         lineage=list(_flat({key: value for key, value in lineage.items() if key not in _NOT_SHOWN})),
         config=config_text.strip(),
-        headline=figures_of(names[0], _measured(result, series), series),
+        headline=figures_of(names[0], measured(result, series), series),
     )
-
-
-def tags_of(run_dir: Path) -> dict[str, str]:
-    """What MLflow shows of a run that has ended: its headline, and a description in Markdown."""
-    result = runs.read_result(run_dir) or {}
-    stage = _name_of((if_readable(lambda: runs.read_config(run_dir)) or {}).get("stage"))
-    series = series_of(MetricsLog(run_dir / "metrics.jsonl").read())
-    figures = figures_of(stage, _measured(result, series), series)
-    status, error = result.get("status"), str(result.get("error") or "").partition("\n")[0]
-    lines = [f"- {one.label} **{one.value}**{f' ({one.note})' if one.note else ''}" for one in figures]
-    if status != "finished":
-        lines.insert(0, f"**{_cell(str(status))}** {_cell(error)}\n")
-    commands = _text(run_dir / "command.txt").strip().splitlines()
-    lines.append(f"\n{_fence(commands[-1], 'sh')}\n\nrun folder: {_cell(str(run_dir))}" if commands else "")
-    headline = f"{figures[0].label} {figures[0].value}" if figures else str(status or "")
-    return {HEADLINE: headline if status == "finished" else f"{status}: {error}", NOTE: "\n".join(lines).strip()}
 
 
 def _base64(path: Path) -> str:
     return base64.b64encode(path.read_bytes()).decode()
 
 
-def _text(path: Path) -> str:
-    return if_readable(lambda: read_text(path)) or ""
-
-
-def _name_of(group: Any) -> str:
-    return str(group.get("name") or "") if isinstance(group, Mapping) else ""
-
-
 def _facts(config: dict[str, Any], result: dict[str, Any]) -> list[tuple[str, str]]:
     """What was run: the config's choices, then what result.json says beside its metrics."""
     facts = []
     for group in ("stage", "model", *_SUMMED_UP):
-        name = _name_of(config.get(group))
+        name = name_of(config.get(group))
         path = config[group].get("path") if name else None
         if name and name != "none":
             facts.append((group, f"{name} ({path})" if path else name))
@@ -201,43 +167,8 @@ def _facts(config: dict[str, Any], result: dict[str, Any]) -> list[tuple[str, st
 
 def _results(result: dict[str, Any], series: dict[str, Series]) -> list[tuple[str, str, str]]:
     """The metrics of result.json; without them the last held-out ones that were logged."""
-    found = _measured(result, series)
+    found = measured(result, series)
     return [(name, format_value(value), METRICS.get(name, "")) for name, value in found.items()]
-
-
-def _measured(result: dict[str, Any], series: dict[str, Series]) -> dict[str, Any]:
-    metrics = result.get("metrics")
-    found = {key: value for key, value in result.items() if key in METRICS}
-    if isinstance(metrics, dict):
-        found.update(metrics)
-    if not found:
-        found = {name: points[-1][1] for name, points in series.items() if not name.startswith(("train", "perf"))}
-        found = {name: value for name, value in found.items() if not name.startswith("schedule")}
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def figures_of(stage: str, found: Mapping[str, Any], series: Mapping[str, Series]) -> list[Figure]:
-    """Up to four figures of a stage: its metrics `found` at the end, with what was measured of the checkpoint that it
-    began from, where step 0 was."""
-    figures = []
-    for name in headlines_of(stage, found):
-        label, unit = label_of(name, stage)
-        notes = [] if unit == SHARE else [unit]
-        low, high = (found.get(f"{name}_{end}") for end in ("low", "high"))
-        if low is not None and high is not None and unit == SHARE:
-            notes.append(f"95 %: {100 * low:.1f} to {100 * high:.1f}")
-        first = series.get(name, [])[:1]
-        if first and first[0][0] == 0 and first[0][1] and len(series[name]) > 1:
-            notes.append(f"{figure(name, first[0][1])} before")
-        figures.append(Figure(label, figure(name, found[name]), "; ".join(note for note in notes if note)))
-    return figures
-
-
-def figure(metric: str, value: float) -> str:
-    """A metric for people: 97.6 %, 3.292, 1,944,230"""
-    if is_share(metric):
-        return f"{100 * value:.1f} %"
-    return format_value(value if float(value).is_integer() or not math.isfinite(value) else float(f"{value:.4g}"))
 
 
 def _summary(series: dict[str, Series]) -> list[tuple[str, str, str, str, str, str]]:
@@ -293,17 +224,6 @@ def _plain(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else format_value(value)
 
 
-def format_value(value: Any) -> str:
-    """12,345,678; 3.6857; 0.0003; yes; text as it is."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:,.0f}" if value.is_integer() and abs(value) < 1e15 else f"{value:,.5g}"
-    return str(value)
-
-
 def render(template: str, report: object, **values: Any) -> str:
     """A template of this folder with `report` and `values`; .html.j2 ones escape."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -316,8 +236,8 @@ def render(template: str, report: object, **values: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["cell"] = _cell
-    environment.filters["fence"] = _fence
+    environment.filters["cell"] = as_cell
+    environment.filters["fence"] = as_fence
     environment.filters["kinds"] = lambda table: kinds_of(table.columns, table.rows)
     return environment.get_template(template).render(report=report, **values)
 
@@ -326,16 +246,3 @@ def kinds_of(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]
     """The class of each column's cells: numbers and a few words, as ">= 0.95", are not broken; long texts have room."""
     longest = [max((len(row[index]) for row in rows), default=0) for index in range(len(columns))]
     return ["short" if n <= LONGEST_SHORT else "long" if n > LONG else "text" for n in longest]
-
-
-def _cell(text: str) -> str:
-    """Text for a Markdown table: no markup of its own, one line."""
-    escaped = html.escape(text, quote=False).replace("\\", "\\\\").replace("|", "\\|").replace("`", "\\`")
-    return " ".join(escaped.replace("*", "\\*").replace("_", "\\_").split())
-
-
-def _fence(text: str, language: str = "") -> str:
-    """A Markdown code block with a fence longer than any run of backticks in the text."""
-    longest = max((len(run) for run in "".join(c if c == "`" else " " for c in text).split()), default=0)
-    fence = "`" * max(longest + 1, 3)
-    return f"{fence}{language}\n{text}\n{fence}"

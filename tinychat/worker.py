@@ -18,7 +18,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from tinychat import chosen, failures, library_output, lineage, parents, passwords, report, runs, trial
+from tinychat import chosen, failures, headline, library_output, lineage, parents, passwords, report, runs, trial
 from tinychat.checksums import verifying
 from tinychat.console import setup_logging
 from tinychat.context import Context, StageResult, StopFlag
@@ -157,7 +157,7 @@ def _finish(run_dir: Path, tracker: Tracker, content: dict[str, Any]) -> None:
         for name in ("report.md", "report.html", "curves.png", runs.RESULT, runs.LINEAGE, "log.txt"):
             if (run_dir / name).exists():
                 tracker.log_artifact(run_dir / name)
-        tracker.describe(report.tags_of(run_dir))
+        tracker.describe(headline.tags_of(run_dir))
     except Exception as error:
         log.warning("report: %s: %s", type(error).__name__, said_of(error))
     tracker.finish(STATUS_OF[content["status"]])

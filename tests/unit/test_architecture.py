@@ -19,7 +19,7 @@ LAYERS: list[set[str]] = [
     {"text"},
     {"models", "data"},
     {"evaluation", "rl"},
-    {"engine", "tracking", "parents", "console", "lineage", "curves"},
+    {"engine", "tracking", "parents", "console", "lineage", "curves", "headline"},
     {"report", "checkpoint", "context", "chosen", "preflight"},
     {"plan_devices", "plan_models"},
     {"plan_memory"},

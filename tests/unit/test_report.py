@@ -13,8 +13,9 @@ from urllib.parse import unquote
 
 import pytest
 
-from tinychat import curves, report
-from tinychat.report import format_value, write_report
+from tinychat import curves, headline, report
+from tinychat.headline import format_value
+from tinychat.report import write_report
 from tinychat.tracking.metrics_log import MetricsLog, Row
 
 CONFIG = """run_name: pretrain-mini-tinyworld
@@ -203,10 +204,10 @@ def test_four_figures_samples_and_curves_come_first(run_dir: Path) -> None:
     places = [page.index(words) for words in order]
     assert places == sorted(places)
     found = {"eval/safe_rate": 0.976, "eval/safe_rate_low": 0.96, "eval/safe_rate_high": 0.99, "rl/kl": 0.5, "x/y": 1.0}
-    figures = report.figures_of("ppo", found, {"eval/safe_rate": [(0, 0.7), (9, 0.976)]})
+    figures = headline.figures_of("ppo", found, {"eval/safe_rate": [(0, 0.7), (9, 0.976)]})
     assert figures == [
-        report.Figure("safe replies", "97.6 %", "95 %: 96.0 to 99.0; 70.0 % before"),
-        report.Figure("KL to the start", "0.5", "nats per reply"),
+        headline.Figure("safe replies", "97.6 %", "95 %: 96.0 to 99.0; 70.0 % before"),
+        headline.Figure("KL to the start", "0.5", "nats per reply"),
     ]
 
 
@@ -271,11 +272,13 @@ def test_format_value(value: object, text: str) -> None:
 def test_what_mlflow_shows_of_a_run(run_dir: Path) -> None:
     result = {"status": "finished", "metrics": {"eval/ppl": 54.598, "eval/loss": 4.0}}
     (run_dir / "result.json").write_text(json.dumps(result))
-    tags = report.tags_of(run_dir)
-    assert tags["headline"] == "perplexity 54.6"
+    tags = headline.tags_of(run_dir)
+    assert tags["headline"] == "54.6 perplexity"
     assert tags["mlflow.note.content"].startswith("- perplexity **54.6**")
     assert "python -m tinychat.train 'data.path=<x>'" in tags["mlflow.note.content"]
     (run_dir / "result.json").write_text(
         json.dumps({"status": "failed", "error": "no *space*\nTraceback", "metrics": {}})
     )
-    assert report.tags_of(run_dir)["headline"] == "failed: no *space*"
+    assert headline.tags_of(run_dir)["headline"] == "failed: no *space*"
+    (run_dir / "result.json").write_text(json.dumps({"status": "stopped", "metrics": {}}))
+    assert headline.tags_of(run_dir)["headline"] == "stopped"

@@ -405,14 +405,15 @@ def test_a_run_killed_after_its_last_step_is_closed_by_the_next_of_its_experimen
         folder.mkdir(parents=True)
         run = RunInfo(folder, outputs, "exp", "name")
         store = MlflowRun(run, f"sqlite:///{outputs}/mlflow.db", False)
-        store.open({}, {})
+        store.open({}, run_tags("pretrain", "mini", "a"))
+        (folder / "config.yaml").write_text("stage: {name: pretrain}")
         log = MetricsLog(folder / "metrics.jsonl")
         for step in (1, 2):
             log.append(step, {"train/loss": 1 / step})
         store.send_rows(log.read(), lambda: None)
         log.append(3, {"train/loss": 1 / 3})  # and then it was killed
         ids.append(store.run_id)
-    (folders[0] / "result.json").write_text(json.dumps({"status": "finished"}))
+    (folders[0] / "result.json").write_text(json.dumps({"status": "finished", "metrics": {"eval/ppl": 3.3}}))
     lock = runs.RunLock(folders[2])
     assert set(repair.cut_off(outputs, "exp")) == set(folders[:2])
     assert not list(repair.cut_off(outputs, "other"))
@@ -424,6 +425,9 @@ def test_a_run_killed_after_its_last_step_is_closed_by_the_next_of_its_experimen
     lock.release()
     states = [client_of(outputs).get_run(run_id).info.status for run_id in ids]
     assert states == ["FINISHED", "KILLED", "RUNNING"]
+    tags = [client_of(outputs).get_run(run_id).data.tags for run_id in ids]
+    assert [found["headline"] for found in tags] == ["3.3 perplexity", "killed at step 3", "unfinished"]
+    assert "perplexity **3.3**" in tags[0]["mlflow.note.content"]
     for run_id, steps in zip(ids, ([1, 2, 3], [1, 2, 3], [1, 2]), strict=True):
         assert [point.step for point in client_of(outputs).get_metric_history(run_id, "train/loss")] == steps
     assert list(repair.cut_off(outputs, "exp")) == [folders[2]]  # now nobody holds it
@@ -593,12 +597,12 @@ def test_a_run_has_a_description_its_headline_and_its_data_sets(outputs: Path) -
         "data": {"train": {"fingerprint": "ab" * 32, "tokens": 12}, "validation": {"fingerprint": "c", "x": None}}
     }
     (outputs / "run/lineage.json").write_text(json.dumps(lineage))  # once the stage has read its data
-    tracker.describe({"headline": "perplexity 3.3", "mlflow.note.content": "- perplexity **3.3**"})
+    tracker.describe({"headline": "3.3 perplexity", "mlflow.note.content": "- perplexity **3.3**"})
     tracker.finish("FINISHED")
 
     client = client_of(outputs)
     run = client.get_run(run_id)
-    assert run.data.tags["headline"] == "perplexity 3.3" and "**3.3**" in run.data.tags["mlflow.note.content"]
+    assert run.data.tags["headline"] == "3.3 perplexity" and "**3.3**" in run.data.tags["mlflow.note.content"]
     inputs = {one.dataset.name: one for one in run.inputs.dataset_inputs}
     assert set(inputs) == {"tinyworld-train", "tinyworld-validation"}
     train = inputs["tinyworld-train"]

@@ -156,7 +156,7 @@ class Ending:
         plan, folder = self._plan, self._plan.folder
         tags: dict[str, Any] = {"best.command": command, NOTE: _note(folder)}
         if len(plan.objective) == 1 and best:
-            tags[HEADLINE] = f"{plan.objective[0]} {results.shown(best[0].objective[0])}"  # type: ignore[index]
+            tags[HEADLINE] = f"{results.shown(best[0].objective[0])} {plan.objective[0]}"  # type: ignore[index]
             tags |= {"best.trial": best[0].number, "best.value": best[0].objective[0]}  # type: ignore[index]
             tags |= {f"best.{key}": value for key, value in best[0].values.items()}
         elif best:

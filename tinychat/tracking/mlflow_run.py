@@ -15,7 +15,7 @@ from tinychat.runs import moved
 from tinychat.tracking.base import RunInfo, Status
 from tinychat.tracking.metrics_log import Row
 from tinychat.tracking.mlflow_page import dataset_inputs, experiment_tags
-from tinychat.tracking.params import MAX_TAG
+from tinychat.tracking.params import MAX_TAG, fit_tags
 from tinychat.tracking.store import IDENTITY, artifact_location, load_mlflow, prepare_store, sqlite_uri
 
 if TYPE_CHECKING:
@@ -256,9 +256,9 @@ class MlflowRun:
         self._client.set_terminated(self.run_id, status, round(ended * 1000))
         self._write_identity(status)
 
-    def settle(self, status: Status, rows: Sequence[Row], ended: float) -> bool:
-        """Close a run that another process left open, with the points it lacks; nothing else of it is touched.
-        Returns False where this store does not have it, or had closed it already."""
+    def settle(self, status: Status, rows: Sequence[Row], ended: float, tags: Mapping[str, str]) -> bool:
+        """Close a run that another process left open, with the points it lacks and its tags of the end; nothing
+        else of it is touched. Returns False where this store does not have it, or had closed it already."""
         load_mlflow()
         from mlflow.tracking import MlflowClient
 
@@ -270,7 +270,7 @@ class MlflowRun:
         if run.info.status != "RUNNING":
             self._write_identity(run.info.status)
             return False
-        self._continue(run, {})
+        self._continue(run, fit_tags(tags))
         self.send_rows(rows, lambda: None)
         self.close(status, ended)
         return True

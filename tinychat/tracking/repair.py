@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tinychat import runs, trial
+from tinychat.headline import tags_of
 from tinychat.passwords import masked
 from tinychat.run_files import if_readable
 from tinychat.schema import TrackerKind
@@ -63,12 +64,17 @@ def _send(folder: Path, outputs: Path, experiment: str, uri: str) -> None:
     rows = MetricsLog(folder / "metrics.jsonl").read()
     name = trial.title(folder, config.get("run_name") or folder.parent.name)
     run = MlflowRun(RunInfo(folder, outputs, experiment, name, resume_step=0), uri, system_metrics=False)
-    run.open(flatten(config), fit_tags({**run_tags(*names), **trial.tags(folder)}))
+    run.open(flatten(config), fit_tags({**run_tags(*names), **trial.tags(folder), **_told(folder)}))
     run.send_rows(rows, lambda: None)
     for file in (runs.RESULT, runs.LINEAGE, "report.html"):
         if (folder / file).is_file():
             run.send_file(folder / file, None)
     run.close(STATUS_OF.get(result.get("status") or "", "KILLED"), rows[-1].time if rows else time.time())
+
+
+def _told(folder: Path) -> dict[str, str]:
+    """A run's headline and description; of what is above runs (a sweep, a pipeline) none."""
+    return tags_of(folder) if (folder / runs.CONFIG).is_file() else {}
 
 
 def close_cut_off(outputs: Path, experiment: str, uri: str) -> list[Path]:
@@ -84,7 +90,7 @@ def close_cut_off(outputs: Path, experiment: str, uri: str) -> list[Path]:
             ended = rows[-1].time if rows else time.time()
             # The run was there before: a step to resume from has it looked for, not made.
             info = RunInfo(folder, outputs, experiment, folder.parent.name, resume_step=0)
-            if MlflowRun(info, uri, system_metrics=False).settle(status, rows, ended):
+            if MlflowRun(info, uri, system_metrics=False).settle(status, rows, ended, _told(folder)):
                 done.append(folder)
         except Exception as error:  # whatever MLflow raises
             logger.info("the MLflow run of %s, whose process was killed, stays as it is: %s", folder, error)
