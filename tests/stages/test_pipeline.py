@@ -25,6 +25,7 @@ from tests.conftest import (
     wait_until,
 )
 from tests.stages.warm import WarmPython
+from tinychat import parents
 
 SETTINGS = (
     *TINY_MODEL[:-1],
@@ -81,7 +82,7 @@ def reports(folder: Path) -> list[Path]:
 
 
 def given(run: Path) -> dict[str, str]:
-    return {key: path for key, path in json.loads((run / "parents.json").read_text()).items() if path}
+    return {key: path for key, path in (parents.read(run) or {}).items() if path}
 
 
 def test_it_hands_on_skips_and_runs_anew_what_has_changed(warm: WarmPython, folder: Path) -> None:

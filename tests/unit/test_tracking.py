@@ -449,12 +449,15 @@ def test_a_run_that_was_killed_before_mlflow_was_there_is_sent_whole(outputs: Pa
     assert client_of(outputs).get_experiment_by_name("exp") is None, "none has ended"
     for folder in folders.values():
         (folder / "result.json").write_text(json.dumps({"status": "finished"}))
+        (folder / "lineage.json").write_text(json.dumps({"data": {"train": {"fingerprint": "abc"}}}))
     for _ in range(2):
         close_cut_off(config, outputs, "exp")
         experiment = client_of(outputs).get_experiment_by_name("exp").experiment_id
         (run,) = client_of(outputs).search_runs([experiment])
     assert run.info.status == "FINISHED" and run.data.metrics == {"train/loss": 0.5}
     assert run.data.params["model.name"] == "mini" and run.data.tags["run_dir"] == str(folders["mlflow"])
+    assert run.info.run_name == "mlflow time"
+    assert [one.dataset.name for one in run.inputs.dataset_inputs] == ["a-train"]
 
 
 def test_the_run_above_a_killed_sweep_is_closed_too(outputs: Path) -> None:

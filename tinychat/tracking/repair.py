@@ -60,13 +60,14 @@ def unsent(outputs: Path, experiment: str, uri: str) -> Iterator[Path]:
 def _send(folder: Path, outputs: Path, experiment: str, uri: str) -> None:
     """A run that the store lacks, from its folder. Raises what MLflow raises."""
     config, result = runs.read_config(folder), runs.read_result(folder) or {}
-    names = (str((config.get(group) or {}).get("name")) for group in ("stage", "model", "data"))
+    stage, model, data = (str((config.get(group) or {}).get("name")) for group in ("stage", "model", "data"))
     rows = MetricsLog(folder / "metrics.jsonl").read()
-    name = trial.title(folder, config.get("run_name") or folder.parent.name)
+    name = trial.title(folder, f"{config.get('run_name') or folder.parent.name} {folder.name}")  # as rank 0 calls it
     run = MlflowRun(RunInfo(folder, outputs, experiment, name, resume_step=0), uri, system_metrics=False)
-    run.open(flatten(config), fit_tags({**run_tags(*names), **trial.tags(folder), **_told(folder)}))
+    run.open(flatten(config), fit_tags({**run_tags(stage, model, data), **trial.tags(folder), **_told(folder)}))
     run.send_rows(rows, lambda: None)
-    for file in (runs.RESULT, runs.LINEAGE, "report.html"):
+    run.send_inputs(data, (config.get("data") or {}).get("path"))
+    for file in ("report.md", "report.html", "curves.png", runs.RESULT, runs.LINEAGE, "log.txt"):
         if (folder / file).is_file():
             run.send_file(folder / file, None)
     run.close(STATUS_OF.get(result.get("status") or "", "KILLED"), rows[-1].time if rows else time.time())
