@@ -21,7 +21,8 @@ _NEXT = {  # the stage that builds on a stage's checkpoint
 }
 TALK = ("pretrain", "sft", "ppo")  # stages whose checkpoint can be talked to
 _KEPT = ("model=", "model.", "tokenizer=", "tokenizer.", "experiment_name=", "paths.", "tracker")
-_OF_TEXTS = ("data=", "data.")  # what a tokenizer was trained on is what comes next
+_DATA = ("data=", "data.")
+_OTHER_DATA = ("pretrain", "sft")  # stages whose data are not what the next one learns from or is measured on
 _parts: list[str] = []  # at most one: what the runs of this process are a part of
 
 
@@ -55,7 +56,7 @@ def lines(config: Config, run_dir: Path, result: Mapping[str, Any], said: Sequen
     if stage in TALK:
         yield "talk to it", talk(run_dir)
     if stage in _NEXT:
-        kept = (*_KEPT, *_OF_TEXTS) if stage in ("tokenizer", "corpus") else _KEPT
+        kept = _KEPT if stage in _OTHER_DATA else (*_KEPT, *_DATA)
         words = [word for word in said if word.lstrip("+").startswith(kept)]
         yield "next", shlex.join(["python", "-m", "tinychat.train", f"stage={_NEXT[stage]}", *words])
     if stage == "eval":

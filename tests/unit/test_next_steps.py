@@ -39,6 +39,12 @@ def test_a_tokenizer_is_followed_by_training_on_its_texts(tmp_path: Path) -> Non
     assert "talk to it" not in found
 
 
+def test_preferences_are_what_reinforcement_learning_and_its_measurement_go_on_with(tmp_path: Path) -> None:
+    for stage, following in (("reward", "ppo"), ("ppo", "eval")):
+        found = told(stage, tmp_path, ["data=pku_safe", "data.path=x", "stage.lr=1", f"stage={stage}"])
+        assert found["next"] == f"python -m tinychat.train stage={following} data=pku_safe data.path=x"
+
+
 def test_a_measurement_is_followed_by_a_comparison(tmp_path: Path) -> None:
     assert told("eval", tmp_path, ["stage=eval"])["next"] == "python -m tinychat.compare 'my lab' --stage eval"
     found = dict(next_steps.lines(of_stage("eval", "/o"), tmp_path, {}, []))  # type: ignore[arg-type]
