@@ -249,7 +249,8 @@ def setup_logging(run_dir: Path | None, rank: int) -> None:
     """Send log lines to the terminal (stderr) and to RUN_DIR/log.txt: tinychat's from INFO, a user's own code's from
     WARNING; libraries' warnings go to log.txt alone.
 
-    Ranks other than 0 log warnings only. Calling it again (the next run of one process) replaces the handlers.
+    Ranks other than 0 log warnings only, to the file: nearly all are of what every rank finds, as rank 0 says on the
+    terminal. Calling it again (the next run of one process) replaces the handlers.
     """
     root = logging.getLogger()
     for handler in [handler for handler in root.handlers if hasattr(handler, MARK)]:
@@ -259,6 +260,8 @@ def setup_logging(run_dir: Path | None, rank: int) -> None:
     if run_dir is not None:
         run_dir.mkdir(parents=True, exist_ok=True)
         handlers.append((_File(run_dir / "log.txt", encoding="utf-8", delay=True), "%Y-%m-%d %H:%M:%S"))
+    if rank:
+        handlers[0][0].setLevel(logging.ERROR)
     for handler, times in handlers:
         handler.setFormatter(_Formatter(rank, times))
         setattr(handler, MARK, True)

@@ -124,7 +124,7 @@ def test_another_template_than_the_checkpoints_is_taken_where_it_is_named_and_sa
     metrics = measure("eval-other", "init_from=full", "template=instruct", "stage.samples=[]", NO_SAFETY)["metrics"]
     assert metrics["eval/response_loss"] > evaluation(folder / "full", STEPS)["eval/response_loss"] + 0.01
     log = (folder / "eval-other" / "log.txt").read_text()
-    assert "template=instruct takes the place of the one that the checkpoint brings" in log
+    assert "template=instruct takes the place of chatml, in which" in log
 
 
 def test_without_a_template_tinyworld_is_documents_alone(measure, folder: Path) -> None:

@@ -127,11 +127,14 @@ def test_log_file_has_the_lines_with_times_and_levels(tmp_path: Path, capsys: py
     assert [line[9:] for line in terminal] == [line[20:] for line in lines]
 
 
-def test_other_ranks_log_warnings_only(tmp_path: Path) -> None:
+def test_other_ranks_log_warnings_only_and_not_on_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     setup_logging(tmp_path, rank=1)
     logging.getLogger("tinychat.x").info("quiet")
     logging.getLogger("tinychat.x").warning("loud")
     assert (tmp_path / "log.txt").read_text().splitlines()[0].endswith(" [rank 1] warning: loud")
+    assert capsys.readouterr().err == ""
 
 
 def test_full_disk_says_so_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,7 +25,7 @@ from tinychat.models.build import describe
 from tinychat.models.decode import DecodeOptions
 from tinychat.schema import Config
 from tinychat.stages.common import get_tokenizer, log, write_table
-from tinychat.text.chat_template import EncodedChat, coloured_example, end_token_id, set_template
+from tinychat.text.chat_template import EncodedChat, coloured_example, end_token_id, set_template, template_name
 from tinychat.text.tokenizer import load_tokenizer, tokenizer_fingerprint, vocabulary_size
 
 OWN_TEMPLATE = "own"
@@ -46,7 +46,15 @@ def get_chat_tokenizer(config: Config, context: Context) -> Any:
                 "things; leave out tokenizer=..., the checkpoint brings its own"
             )
     if config.template.name != OWN_TEMPLATE:
+        brought, its_name = tokenizer.chat_template, template_name(tokenizer)
         set_template(tokenizer, config.template.name)
+        if brought not in (None, tokenizer.chat_template):
+            log.warning(
+                "template=%s takes the place of %s, in which %s was trained (template=own keeps that)",
+                config.template.name,
+                its_name,
+                start or tokenizer.name_or_path,
+            )
     elif not tokenizer.chat_template:
         raise UserError("template=own: this tokenizer brings no chat template; use template=instruct or chatml")
     return tokenizer

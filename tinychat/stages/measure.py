@@ -87,10 +87,7 @@ def what_to_measure(config: Config, context: Context, like: Any = None) -> Subje
         conversations = requests = False
         log.info("this checkpoint has no chat template: measured on documents alone (template=instruct: on all)")
     elif conversations or requests:
-        brought = tokenizer.chat_template
         tokenizer = get_chat_tokenizer(config, context)
-        if brought not in (None, tokenizer.chat_template):
-            log.warning("template=%s takes the place of the one that the checkpoint brings", config.template.name)
         # Files that tinyworld is given hold one or the other; with a template, what stage=sft reads of them.
         documents = documents and not (data.path or data.val_path)
     return Subject(context, tokenizer, documents, conversations, requests)
