@@ -59,14 +59,10 @@ def run_job(config: Config, node: DictConfig) -> float | None:
 
         close_cut_off(config.tracker, Path(config.paths.outputs), config.experiment_name)
         return done.get("objective")
-    with _claimed(config, run_dir):
+    with _claimed(config, run_dir, made):
         if config.launch.node_rank == 0:
             with _writable():
-                try:
-                    _write_inputs(run_dir, config, resolved)
-                except UserError:  # nothing was started: no folder is left of it
-                    _remove_if_new(run_dir, made)
-                    raise
+                _write_inputs(run_dir, config, resolved)
         if not _start(config, run_dir):
             return None
         result = runs.read_result(run_dir)
@@ -77,19 +73,28 @@ def run_job(config: Config, node: DictConfig) -> float | None:
 
 
 @contextlib.contextmanager
-def _claimed(config: Config, run_dir: Path) -> Iterator[None]:
+def _claimed(config: Config, run_dir: Path, made: list[Path]) -> Iterator[None]:
     """Keep the folder from before anything is written there until the ranks have ended, and give the start a name that
-    its ranks know. Of a job that is started on each node, the first does."""
+    its ranks know. Of a job that is started on each node, the first does. made: folders above it that this job made;
+    where nothing comes to be started, nothing is left of them."""
     outer = os.environ.pop(failures.START, None)
     try:
         if config.launch.node_rank:
             yield
             return
         with _writable():
-            lock = runs.start_lock(run_dir)
+            try:
+                lock = runs.start_lock(run_dir)
+            except OSError:
+                _remove_empty(run_dir, made)
+                raise
         try:
-            os.environ[failures.START] = failures.begin(run_dir)
+            with _writable():
+                os.environ[failures.START] = failures.begin(run_dir)
             yield
+        except BaseException:
+            _remove_if_new(run_dir, made)
+            raise
         finally:
             lock.release()
     finally:
@@ -287,11 +292,21 @@ def _missing_folders(config: Config) -> list[Path]:
 
 
 def _remove_if_new(run_dir: Path, made: list[Path]) -> None:
-    """Remove the folder of a run that could not start, and those that were made for it, where nothing is in them."""
+    """Remove the folder of a run that could not start, and those that were made for it, where nothing else is in
+    them."""
     if (run_dir / runs.CONFIG).exists():
         return
-    for name in (runs.START_LOCK, failures.START_FILE):
-        (run_dir / name).unlink(missing_ok=True)
+    names = {failures.START_FILE, runs.START_LOCK}
+    written = names | {parents.FILE, passwords.FILE, runs.CREATED}
+    if {path.name for path in run_dir.iterdir()} <= written:
+        names = written
+    for name in names:
+        with contextlib.suppress(OSError):
+            (run_dir / name).unlink()
+    _remove_empty(run_dir, made)
+
+
+def _remove_empty(run_dir: Path, made: list[Path]) -> None:
     with contextlib.suppress(OSError):
         for folder in dict.fromkeys([run_dir, *made]):
             folder.rmdir()

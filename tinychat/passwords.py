@@ -7,14 +7,13 @@ itself lies in RUN_DIR/passwords.json, which nobody else may read, for the ranks
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tinychat.errors import UserError
+from tinychat.run_files import write_text_atomic
 
 FILE = "passwords.json"
 HIDDEN = "***"
@@ -66,10 +65,7 @@ def keep(run_dir: Path, config: Mapping[str, Any]) -> None:
             found[key] = known[key]
     if not found:
         return
-    handle, temporary = tempfile.mkstemp(dir=run_dir, prefix=f".{FILE}.")  # of mode 600
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump(found, file, indent=1)
-    os.replace(temporary, run_dir / FILE)
+    write_text_atomic(run_dir / FILE, json.dumps(found, indent=1), private=True)
 
 
 def restored(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
 
 from tests.conf.test_compose import CONF
-from tinychat import failures, launch, parents, ranks, runs, schema
+from tinychat import failures, launch, parents, passwords, ranks, run_files, runs, schema
 from tinychat.context import StopFlag
 from tinychat.errors import UserError
 from tinychat.schema import Config
@@ -38,6 +40,24 @@ def job(tmp_path: Path, *more: str) -> None:
 
 def finish(run_dir: Path) -> None:
     (run_dir / runs.RESULT).write_text('{"status": "finished", "objective": 1.0}')
+
+
+@pytest.mark.parametrize("file", [failures.START_FILE, parents.FILE, passwords.FILE, runs.CREATED, runs.CONFIG])
+def test_nothing_is_left_of_a_start_that_finds_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    real = run_files.write_text_atomic
+
+    def write(path: Path, *content: Any, **options: Any) -> None:
+        if path.name == file:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        real(path, *content, **options)
+
+    for module in (run_files, runs, passwords):
+        monkeypatch.setattr(module, "write_text_atomic", write)
+    with pytest.raises(UserError, match=f"{file}: disk full"):
+        started(tmp_path / "outputs", monkeypatch, finish, "tracker.uri=http://user:secret@host")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_second_start_is_refused_before_it_touches_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
