@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +28,7 @@ from tinychat.run_files import Unreadable, said_of
 from tinychat.schema import Config
 from tinychat.schema_launch import LaunchKind
 from tinychat.terminal import say
+from tinychat.words import for_shell
 
 __all__ = ["JobFailed", "Stopped", "in_multirun", "run_job"]
 
@@ -313,7 +313,7 @@ def _remove_empty(run_dir: Path, made: list[Path]) -> None:
 
 
 def _command() -> str:
-    return "python -m tinychat.train " + shlex.join(map(passwords.masked, sys.argv[1:]))
+    return "python -m tinychat.train " + for_shell(map(passwords.masked, sys.argv[1:]))
 
 
 def _overrides() -> list[str]:

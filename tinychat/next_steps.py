@@ -9,6 +9,7 @@ from typing import Any
 
 from tinychat.schema import Config
 from tinychat.terminal import say
+from tinychat.words import for_shell
 
 _NEXT = {  # the stage that builds on a stage's checkpoint
     "tokenizer": "pretrain",
@@ -58,7 +59,7 @@ def lines(config: Config, run_dir: Path, result: Mapping[str, Any], said: Sequen
     if stage in _NEXT:
         kept = _KEPT if stage in _OTHER_DATA else (*_KEPT, *_DATA)
         words = [word for word in said if word.lstrip("+").startswith(kept)]
-        yield "next", shlex.join(["python", "-m", "tinychat.train", f"stage={_NEXT[stage]}", *words])
+        yield "next", for_shell(["python", "-m", "tinychat.train", f"stage={_NEXT[stage]}", *words])
     if stage == "eval":
         elsewhere = [] if config.paths.outputs == "outputs" else ["--outputs", config.paths.outputs]
         words = ["python", "-m", "tinychat.compare", config.experiment_name, "--stage", stage, *elsewhere]

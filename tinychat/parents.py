@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from tinychat.checksums import verifying
 from tinychat.errors import UserError
 from tinychat.run_files import Unreadable, at_home, if_readable, tell_once
 from tinychat.schema import Arch, Config, RewardKind, TokenizerKind
+from tinychat.words import for_shell
 
 FILE = "parents.json"
 _PATH = (str, type(None))
@@ -166,7 +166,7 @@ def _check_ppo_parents(config: Config, said: Sequence[str]) -> None:
 
 
 def _command(config: Config, stage: str, said: Sequence[str]) -> str:
-    words = "".join(f" {shlex.quote(word)}" for word in said if word.startswith(("data=", "tokenizer=")))
+    words = "".join(f" {for_shell([word])}" for word in said if word.startswith(("data=", "tokenizer=")))
     model = "" if stage == "tokenizer" else f" model={config.model.name}"
     return f"python -m tinychat.train stage={stage}{model}{words}{_same(said)}"
 
@@ -262,7 +262,7 @@ def _tokenizer(config: Config, said: Sequence[str]) -> str | None:
 def _same(said: Sequence[str]) -> str:
     """What the command says about its data and where things lie, for the command that makes its parent."""
     kept = ("experiment_name=", "data.", "paths.", "tracker")
-    return "".join(f" {shlex.quote(word)}" for word in said if word.startswith(kept))
+    return "".join(f" {for_shell([word])}" for word in said if word.startswith(kept))
 
 
 def _mlflow_run_dir(spec: str, config: Config) -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Sequence
+import shlex
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,19 @@ def quoted(word: str, sweeps: bool = True) -> str:
         return f"{key}={_repaired(_at_home(key, value), sweeps)}"
     named = isinstance(read.value(), Sweep) and "," in value and Path(value).exists()  # a file that has a comma
     return f"{key}={_as_text(value)}" if named else word
+
+
+def for_shell(words: Iterable[str]) -> str:
+    """Words of a command as a line for a shell, without the quotes that only `quoted` needs: 'data.path=a (1).txt'."""
+    return shlex.join(map(_as_typed, words))
+
+
+def _as_typed(word: str) -> str:
+    key, _, value = word.partition("=")
+    if len(value) < 2 or value[0] not in "'\"" or value[-1] != value[0]:
+        return word
+    bare = f"{key}={value[1:-1]}"
+    return bare if quoted(bare, sweeps=False) == word else word
 
 
 def _at_home(key: str, value: str) -> str:

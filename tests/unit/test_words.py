@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from tests.conftest import REPOSITORY
 from tinychat.errors import UserError
 from tinychat.explain import known_keys, nearest_key
-from tinychat.words import as_value, quoted, ready
+from tinychat.words import as_value, for_shell, quoted, ready
 
 CONF = REPOSITORY / "conf"
 
@@ -102,6 +103,22 @@ def test_a_slip_names_what_was_meant(words: list[str], expected: str) -> None:
     start, _, end = expected.partition(" .* ")
     assert str(found.value).startswith(start) or start in str(found.value)
     assert end in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("typed", "line"),
+    [
+        ("data.path=texts (1).jsonl", "'data.path=texts (1).jsonl'"),
+        ("data.path=语料.jsonl", "'data.path=语料.jsonl'"),
+        ("data.path=it's", shlex.quote("data.path=it's")),
+        ("run_name='1'", shlex.quote("run_name='1'")),  # without quotes it is a number
+        ("stage.samples=['a b',é]", shlex.quote("stage.samples=['a b','é']")),
+        ("seed=1", "seed=1"),
+    ],
+)
+def test_a_command_is_shown_as_it_was_typed(typed: str, line: str) -> None:
+    assert for_shell([quoted(typed)]) == line
+    assert quoted(shlex.split(line)[0]) == quoted(typed)
 
 
 def test_flags_and_their_values_pass() -> None:

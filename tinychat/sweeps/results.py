@@ -7,7 +7,6 @@ import html
 import json
 import math
 import os
-import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from tinychat import runs
 from tinychat.passwords import masked
 from tinychat.sweeps.study import LOST
-from tinychat.words import as_value
+from tinychat.words import as_value, for_shell
 
 TABLE = "trials"
 _WORDS = {
@@ -137,7 +136,7 @@ def command(fixed: Sequence[str], base: Mapping[str, Any], run: Mapping[str, Any
     ]
     overwritten = {word.split("=")[0] for word in said}
     kept = [word for word in fixed if word.split("=")[0] not in overwritten]
-    return shlex.join(["python", "-m", "tinychat.train", *map(masked, [*kept, *said])])
+    return for_shell(["python", "-m", "tinychat.train", *map(masked, [*kept, *said])])
 
 
 def remove_checkpoints(found: Sequence[Row]) -> None:
