@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from tinychat.errors import UserError
@@ -83,6 +83,11 @@ class Verdict:
     def failed(self) -> bool:
         """Whether something was wanted and it is not so, or not known to be so."""
         return self.word == "fail" or (self.word == "not measured" and self.gate.sign is not None)
+
+
+def asking(verdicts: Iterable[Verdict]) -> list[Verdict]:
+    """Those of gates that want something; the others only report."""
+    return [verdict for verdict in verdicts if verdict.gate.sign is not None]
 
 
 def parse_gate(name: str, text: str, stages: tuple[str, ...]) -> Gate:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tinychat import launch, library_output, next_steps, outer_launcher, pipeline_report, recipe, runs, train
 from tinychat.errors import UserError
-from tinychat.gates import Gate, Verdict, judge
+from tinychat.gates import Gate, Verdict, asking, judge
 from tinychat.passwords import masked
 from tinychat.pipeline_jobs import Composer, Job, hand_on, needs
 from tinychat.pipeline_process import preload, run_forked
@@ -231,7 +231,7 @@ def _conclude(pipeline: Pipeline, verdicts: Sequence[Verdict], written: bool) ->
     if policy:
         say(f"talk to it: {next_steps.talk(policy)}")
     if failed:
-        say(f"FAILED: {len(failed)} of {len(verdicts)} gates: {', '.join(failed)}")
+        say(f"FAILED: {len(failed)} of {len(asking(verdicts))} gates: {', '.join(failed)}")
     return 1 if not written or (failed and pipeline.request.strict) else 0
 
 

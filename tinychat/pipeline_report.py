@@ -14,7 +14,7 @@ from typing import Any
 
 from tinychat import gates, parents, pipeline_samples, runs
 from tinychat.curves import series_of
-from tinychat.gates import Gate, Verdict
+from tinychat.gates import Gate, Verdict, asking
 from tinychat.headline import Figure, figures_of, format_value
 from tinychat.pipeline_jobs import Job
 from tinychat.pipeline_process import run_forked
@@ -142,7 +142,7 @@ def headline(run: StageRun, wanted: Sequence[Gate]) -> str:
 
 
 def _summary(verdicts: Sequence[Verdict]) -> str:
-    asked = [verdict for verdict in verdicts if verdict.gate.sign is not None]
+    asked = asking(verdicts)
     passed = sum(verdict.word == "pass" for verdict in asked)
     return f"{passed} of {len(asked)} gates passed." if asked else ""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tinychat.errors import UserError
-from tinychat.gates import Verdict
+from tinychat.gates import Verdict, asking
 from tinychat.pipeline_process import run_forked
 from tinychat.schema import Config
 from tinychat.tracking import RunInfo, Status, Tracker, make_tracker, run_tags
@@ -38,7 +38,7 @@ def close_parent(folder: Path, config: Config, verdicts: Sequence[Verdict], stat
     def work() -> None:
         tracker = _tracker(folder, config, "", again=True)
         words = {f"gate.{verdict.gate.name}": f"{verdict.word} {verdict.gate.wanted}" for verdict in verdicts}
-        asked = [verdict for verdict in verdicts if verdict.gate.sign is not None]
+        asked = asking(verdicts)
         told = f"{sum(verdict.word == 'pass' for verdict in asked)} of {len(asked)} gates passed"
         note = "\n".join(f"- {name.removeprefix('gate.')}: {word}" for name, word in words.items())
         tracker.start({}, _tags(config) | words | {HEADLINE: told, NOTE: note})

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from tinychat import gates, recipe, runs, train
 from tinychat.errors import UserError
 from tinychat.gates import judge, parse_gate
 from tinychat.launch import Stopped
-from tinychat.pipeline import Pipeline, _refuse_missing_parents, _train, _verdicts, _wait_for_earlier_start
+from tinychat.pipeline import Pipeline, _conclude, _refuse_missing_parents, _train, _verdicts, _wait_for_earlier_start
 from tinychat.pipeline_jobs import Composer, Job, hand_on, needs
 from tinychat.pipeline_process import run_forked
 from tinychat.pipeline_report import StageRun, headline, measured, verdict_lines
@@ -77,6 +78,14 @@ def test_a_gate_by_hand(text: str, value: float | None, word: str) -> None:
 def test_no_gate_is_passed_by_what_is_no_number() -> None:
     for sign in (">=", "<="):
         assert judge(parse_gate("x", f"pretrain eval/ppl {sign} 6", ORDER), MEASURED).word == "fail"
+
+
+def test_a_gate_without_a_bound_is_not_counted_among_those_that_failed(tmp_path: Path, capsys: Any) -> None:
+    texts = ("ppo eval/safe_rate >= 0.99", "ppo eval/safe_rate >= 0.5", "ppo rl/kl")
+    verdicts = [judge(parse_gate(f"gate {index}", text, ORDER), MEASURED) for index, text in enumerate(texts)]
+    ran = SimpleNamespace(began=0.0, folder=tmp_path, found={}, request=SimpleNamespace(strict=True))
+    assert _conclude(ran, verdicts, written=True) == 1  # type: ignore[arg-type]
+    assert "FAILED: 1 of 2 gates: gate 0" in capsys.readouterr().err
 
 
 def test_bounds_are_shown_of_a_single_stage() -> None:
