@@ -144,8 +144,9 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
 def check_answers(rows: Iterable[PromptRow], key: str) -> None:
     """Raise UserError where one of the prompts cannot be verified; `key` names what wants to."""
     if bad := next((row for row in rows if not row.answer), None):
+        has = "the right reply alone, not how another is checked against it" if bad.reference else "none"
         raise UserError(
-            f"{key}: the verifier needs prompts with a checkable answer, and {bad.place} has none; give its row the "
-            "columns reference and answer (data=prompts), use data=tinyworld alone with reward=verifier, or another "
-            "reward"
+            f"{key}: the verifier needs prompts with a checkable answer, and {bad.place} has {has}; give its row "
+            f"reference, the right reply, and answer, one of {', '.join(ANSWERS)} (data=prompts), use data=tinyworld "
+            "alone with reward=verifier, or another reward"
         )
