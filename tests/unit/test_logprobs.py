@@ -216,6 +216,16 @@ def test_the_entropy_and_its_gradient_match_the_textbook(
             torch.testing.assert_close(gradient, right, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_holes_have_no_probability_in_any_type(dtype: torch.dtype) -> None:
+    """Ids above 256 are no numbers of bf16."""
+    vocabulary, logits = Vocabulary(900, (1, 257, 801)), torch.zeros(2, 1000, dtype=dtype)
+    for closed in (vocabulary.of_logits(logits), vocabulary.close(logits[:, :900].clone())):
+        p = closed.float().softmax(-1)
+        assert (p == 0).nonzero()[:, 1].tolist() == [1, 257, 801] * 2
+        assert closed.dtype == dtype
+
+
 def test_nothing_of_the_vocabulary_is_kept_for_the_entropys_gradient() -> None:
     """(tokens, vocabulary) would be 200 MB here."""
     hidden = torch.randn(1, 1000, 8, requires_grad=True)

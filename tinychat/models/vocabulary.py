@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 # In place of the logits of holes: a probability of 0 in fp32, and in every type finite, as 0 · inf is no number.
@@ -23,12 +24,15 @@ class Vocabulary:
         """(n, V) -> (n, size), with the probabilities of tokens alone."""
         logits = logits[:, : self.size]
         if self.holes:
-            logits = logits.index_fill(1, logits.new_tensor(self.holes).long(), CLOSED)
+            logits = logits.index_fill(1, self._closed(logits), CLOSED)
         return logits
 
     def close(self, logits: Tensor) -> Tensor:
         """Of logits (n, size) that nobody else reads the same, in place."""
-        return logits.index_fill_(1, logits.new_tensor(self.holes).long(), CLOSED) if self.holes else logits
+        return logits.index_fill_(1, self._closed(logits), CLOSED) if self.holes else logits
+
+    def _closed(self, like: Tensor) -> Tensor:
+        return torch.tensor(self.holes, device=like.device)
 
 
 WHOLE = Vocabulary()
