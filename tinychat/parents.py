@@ -108,6 +108,11 @@ def find_parents(config: Config, said: Sequence[str] = ()) -> dict[str, str | No
 
     said: the command's overrides. Raises UserError, with the commands that make the missing parents.
     """
+    with verifying(config.checkpoint.verify):
+        return _find_parents(config, said)
+
+
+def _find_parents(config: Config, said: Sequence[str]) -> dict[str, str | None]:
     if config.stage.name == "ppo":
         _check_ppo_parents(config, said)
     init_from = _init_from(config, said)
@@ -188,10 +193,17 @@ def _resolve(spec: str, config: Config) -> str:
     """The checkpoint folder that a path or runs:/ address means; a hub id as it is."""
     if spec.startswith("runs:/"):
         best = f"/{runs.BEST}" if spec.rstrip("/").endswith(f"/{runs.BEST}") else ""
-        return str(runs.resolve_checkpoint(_mlflow_run_dir(spec, config) + best))
+        return _whole(_mlflow_run_dir(spec, config) + best)
     if at_home(spec).exists() or runs.means_best(Path(spec)) or not _looks_like_hub_id(spec):
-        return str(runs.resolve_checkpoint(spec).resolve())
+        return _whole(spec)
     return spec
+
+
+def _whole(spec: str) -> str:
+    """The checkpoint folder that a path means, compared with its checksums before anything is started from it."""
+    checkpoint = runs.resolve_checkpoint(spec).resolve()
+    runs.verify_contents(checkpoint)
+    return str(checkpoint)
 
 
 def _looks_like_hub_id(spec: str) -> bool:
@@ -215,8 +227,7 @@ def _newest(config: Config, *stages: str, which: str | None = "auto") -> Path | 
     model and experiment; one that is damaged or gone is passed over. A trial of a search is no such run: it may be a
     bad one. Raises UserError where all are damaged."""
     found = itertools.chain.from_iterable(_finished(config, partial(_trained, config, stage)) for stage in stages)
-    with verifying(config.checkpoint.verify):
-        checkpoint = runs.first_usable(found, runs.BEST if which == runs.BEST else "")
+    checkpoint = runs.first_usable(found, runs.BEST if which == runs.BEST else "")
     return checkpoint.resolve() if checkpoint else None
 
 
@@ -248,9 +259,7 @@ def _tokenizer(config: Config, said: Sequence[str]) -> str | None:
             and (other["data"]["name"], other["data"]["path"]) == (data.name, data.path)
         )
 
-    with verifying(config.checkpoint.verify):
-        found = runs.first_usable(_finished(config, wanted))
-    if found:
+    if found := runs.first_usable(_finished(config, wanted)):
         return str(found.resolve())
     raise UserError(
         f"tokenizer=bpe: none of {tokenizer.vocab_size} entries was trained on data={data.name} yet in experiment "

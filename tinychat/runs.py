@@ -71,6 +71,8 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     found = run_files.read_yaml(run_dir / CONFIG)
     if found is None:
         raise Unreadable(f"{run_dir / CONFIG}: is missing")
+    if not isinstance(found.get("stage"), dict):
+        raise Unreadable(f"{run_dir / CONFIG}: names no stage, so it is cut short or no run's")
     return found
 
 
@@ -281,9 +283,12 @@ def folder_lock(folder: Path) -> Iterator[None]:
 def order_of(run_dir: Path) -> tuple[int, str, str]:
     """What runs are sorted by, oldest first: (number, UTC time, name). Runs from before there were numbers come first,
     by the time in their names."""
-    kinds = {"number": int, "time": str}
-    found = if_readable(lambda: run_files.read_json(run_dir / CREATED, kinds)) or {"number": 0, "time": ""}
-    return found["number"], found["time"], run_dir.name
+    try:
+        found = run_files.read_json(run_dir / CREATED, {"number": int, "time": str})
+    except Unreadable as error:
+        tell_once(f"{error}; this run counts as older than those with a number")
+        found = None
+    return (found["number"], found["time"], run_dir.name) if found else (0, "", run_dir.name)
 
 
 def iter_runs(

@@ -58,13 +58,24 @@ def _run_as_rank(config: Config, run_dir: Path, insist: bool) -> int:
         with stop.listening(insist):
             return _run_stage(config, run_dir, world, stop)
     except Exception as error:
-        if isinstance(error, UserError) or not disk_full(error):
+        if isinstance(error, UserError):
             raise
-        raise UserError(f"{said_of(error, run_dir)}; free space, then resume=auto") from error
+        if disk_full(error):
+            raise UserError(f"{said_of(error, run_dir)}; free space, then resume=auto") from error
+        if _of_folder(run_dir, error):
+            raise UserError(f"{said_of(error)}; mend or remove it, then resume=auto") from error
+        raise
     finally:
         world.close()
         if lock is not None:
             lock.release()
+
+
+def _of_folder(run_dir: Path, error: Exception) -> bool:
+    """Whether the file system refused a file of the run folder (a folder in its place, a mode, a disk that is read
+    only): the folder's matter, not the program's."""
+    name = getattr(error, "filename", None) if isinstance(error, OSError) else None
+    return isinstance(name, str) and Path(name).absolute().is_relative_to(run_dir.absolute())
 
 
 def _run_stage(config: Config, run_dir: Path, world: World, stop: StopFlag) -> int:

@@ -19,6 +19,7 @@ from tinychat.errors import UserError
 from tinychat.models.logprobs import token_nll
 from tinychat.stages.common import Speedometer
 from tinychat.stages.loop import TrainingLoop
+from tinychat.tracking import Row
 from tinychat.world import World
 
 ALONE = World(0, 0, 1, torch.device("cpu"))
@@ -149,3 +150,23 @@ def test_weights_that_give_no_number_are_not_saved(tokenizer: Any, tmp_path: Pat
     ):
         train(tmp_path, tokenizer, {2: 1.0, 4: 2.0, 6: 3.0}, whole=math.nan)
     assert set(scores(tmp_path)) == {2, 5}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(None, "5 of 5 logged steps are gone"), ("", "5 of 5"), ("12", "3 of 5"), ("12x45", "1 of 5"), ("12345", None)],
+)
+def test_a_resume_says_what_its_curves_lack(
+    content: str | None, said: str | None, tmp_path: Path, tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """metrics.jsonl may be gone, emptied or cut short; torn lines alone are told elsewhere."""
+    train(tmp_path, tokenizer, {2: 1.0, 4: 1.0, 5: 1.0}, max_steps=5)
+    if content is not None:
+        rows = [
+            "torn" if one == "x" else Row(int(one), 0.0, {"schedule/lr": 1.0}).to_line().decode() for one in content
+        ]
+        (tmp_path / "metrics.jsonl").write_text("".join(f"{row.strip()}\n" for row in rows))
+    caplog.clear()
+    train(tmp_path, tokenizer, {6: 1.0}, max_steps=6)
+    told = [message for message in caplog.messages if "there is a gap in its curves" in message and "logged" in message]
+    assert len(told) == (said is not None) and all(said in message for message in told if said)

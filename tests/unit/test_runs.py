@@ -14,7 +14,7 @@ from tinychat import compare_runs, failures, manifest, runs, trial
 from tinychat.errors import UserError
 
 
-def make_run(outputs: Path, name: str, config: str = "seed: 1\n", status: str | None = None) -> Path:
+def make_run(outputs: Path, name: str, config: str = "stage: {}\nseed: 1\n", status: str | None = None) -> Path:
     folder = outputs / "default" / "pretrain" / name
     folder.mkdir(parents=True)
     (folder / runs.CONFIG).write_text(config)
@@ -96,7 +96,7 @@ def test_newest_run_by_the_time_in_its_name(tmp_path: Path) -> None:
     make_run(tmp_path, "2026-01-01_00-00-00", status="finished")
     second = make_run(tmp_path, "2026-01-02_00-00-00", status="finished")
     third = make_run(tmp_path, "2026-01-03_00-00-00", status="stopped")
-    other = make_run(tmp_path, "2026-01-04_00-00-00", "seed: 2\n", status="finished")
+    other = make_run(tmp_path, "2026-01-04_00-00-00", "stage: {}\nseed: 2\n", status="finished")
     make_run(tmp_path, "2026-01-05_00-00-00", "not: [yaml", status="finished")
 
     def newest(seed: int, finished: bool) -> Path | None:
@@ -130,6 +130,12 @@ def test_newest_is_by_number_whatever_the_clock_said(tmp_path: Path, monkeypatch
     assert [runs.order_of(folder)[0] for folder in made] == [1, 2, 3]
 
 
+def test_a_configuration_cut_before_its_stage_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = make_run(tmp_path, "2026-01-01_00-00-00", "model: {name: mini}\nseed: 1\n")
+    assert runs.newest_run(tmp_path, "default", lambda config: True, finished=False) is None
+    assert f"{folder / runs.CONFIG}: names no stage" in caplog.text and "passed over" in caplog.text
+
+
 DAMAGED = {
     "empty": "",
     "cut": '{"stage": {"na',
@@ -159,6 +165,8 @@ def test_a_damaged_run_does_not_stop_the_others(
     assert newest == (bad if name.startswith("error") else good)
     assert good in [run.folder for run in compare_runs.find(["default"], tmp_path)]
     failures.cause(bad)
+    if name == runs.CREATED:
+        assert any("counts as older" in message for message in caplog.messages)
     if damage != "foreign" or name != runs.CONFIG:  # CONFIG of a foreign kind is told by newest_run
         assert any(str(bad / name) in message for message in caplog.messages) or (damage, name) == (
             "folder",

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from tests.conf.test_compose import CONF
 from tinychat import parents, runs, schema, worker
+from tinychat.errors import UserError
 
 
 def ran(run_dir: Path, monkeypatch: pytest.MonkeyPatch, stage: Callable[..., object]) -> int:
@@ -39,3 +40,20 @@ def test_what_would_end_the_command_without_a_word_is_an_error(
     result = json.loads((tmp_path / runs.RESULT).read_text())
     assert result["status"] == "failed"
     assert type(error).__name__ in result["error"]
+
+
+@pytest.mark.parametrize("mine", [True, False])
+def test_a_folder_in_the_place_of_a_file_is_one_line(
+    mine: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the run's own folder; elsewhere it may be anything, and the traceback shows where."""
+
+    def stage(*_: object) -> None:
+        (tmp_path / runs.LINEAGE).mkdir()
+        runs.write_text_atomic((tmp_path if mine else tmp_path.parent) / runs.LINEAGE, "{}")
+        (tmp_path.parent / "none" / "file").read_text()
+
+    with pytest.raises(
+        UserError if mine else FileNotFoundError, match=r"lineage.json: Is a directory; mend" if mine else "none/file"
+    ):
+        ran(tmp_path, monkeypatch, stage)

@@ -29,6 +29,7 @@ from tinychat.errors import UserError
 from tinychat.schema import Config
 from tinychat.stages.common import Speedometer, log
 from tinychat.stages.verdict import verdict
+from tinychat.tracking import MetricsLog
 
 
 class TrainingLoop:
@@ -61,6 +62,8 @@ class TrainingLoop:
             self.step, self.metrics = trainer["step"], trainer["metrics"]
             self.state, self._first = trainer.get("stage", {}), trainer.get("first", {})
             log.info("resumed from %s", self.checkpoint)
+            if world.is_main:
+                self._tell_gap()
         self._progress = Progress(self.stage.max_steps, self.step, show=world.is_main)
 
     def __enter__(self) -> TrainingLoop:
@@ -87,6 +90,17 @@ class TrainingLoop:
     def evaluation_due(self) -> bool:
         return self.last or bool(self.stage.eval_every and self.step % self.stage.eval_every == 0)
 
+    def _is_logged(self, step: int) -> bool:
+        return step % self.stage.log_every == 0 or step == 1
+
+    def _tell_gap(self) -> None:
+        """Warn where the curves lack what was logged before the step that the run goes on from."""
+        path = self.context.run_dir / "metrics.jsonl"
+        there = {row.step for row in MetricsLog(path).read() if "schedule/lr" in row.metrics}
+        logged = [step for step in range(1, self.step + 1) if self._is_logged(step)]
+        if lost := len(set(logged) - there):
+            log.warning("%s: %d of %d logged steps are gone, so there is a gap in its curves", path, lost, len(logged))
+
     def train(self, micro_batches: Sequence[Batch], loss_fn: LossFn, tokens: int, samples: int) -> StepStats:
         """One optimizer step over `tokens` (padding not counted) in `samples` sequences, both over all ranks.
 
@@ -102,7 +116,7 @@ class TrainingLoop:
     def log(self, done: StepStats, more: dict[str, float]) -> None:
         """Log the step where that is due."""
         row = None
-        if self.step % self.stage.log_every == 0 or self.last or self.step == 1:
+        if self._is_logged(self.step) or self.last:
             row = {
                 "train/loss": done.loss,
                 "train/grad_norm": done.grad_norm,
