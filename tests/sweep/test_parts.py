@@ -13,7 +13,8 @@ from optuna.trial import TrialState
 from tinychat import trial
 from tinychat.errors import UserError
 from tinychat.schema_stages import STAGES
-from tinychat.sweeps.results import command
+from tinychat.sweeps.ending import headline
+from tinychat.sweeps.results import Row, command
 from tinychat.sweeps.samplers import GaussianProcess, _PrunedCount
 from tinychat.sweeps.space import overrides_of, read_space
 from tinychat.sweeps.watch import progress
@@ -125,3 +126,10 @@ def test_a_trials_folder_says_what_it_is_and_whether_to_stop(tmp_path: Path) -> 
     assert trial.of_search(tmp_path) and trial.asked_to_stop(tmp_path) is None
     trial.ask_to_stop(tmp_path, "bad")
     assert trial.asked_to_stop(tmp_path) == "bad"
+
+
+def test_a_sweep_that_has_ended_has_a_headline_whatever_its_trials_did() -> None:
+    row = Row(3, "complete", {}, [0.12345, 2.0], True, 1.0, "x", "")
+    assert headline(["eval/loss"], [row]) == "0.1235 eval/loss"
+    assert headline(["eval/reward", "eval/kl"], [row, row]) == "2 on the front"
+    assert headline(["eval/loss"], []) == "no trial is complete"

@@ -154,9 +154,8 @@ class Ending:
         if self._parent is None:
             return
         plan, folder = self._plan, self._plan.folder
-        tags: dict[str, Any] = {"best.command": command, NOTE: _note(folder)}
+        tags: dict[str, Any] = {"best.command": command, NOTE: _note(folder), HEADLINE: headline(plan.objective, best)}
         if len(plan.objective) == 1 and best:
-            tags[HEADLINE] = f"{results.shown(best[0].objective[0])} {plan.objective[0]}"  # type: ignore[index]
             tags |= {"best.trial": best[0].number, "best.value": best[0].objective[0]}  # type: ignore[index]
             tags |= {f"best.{key}": value for key, value in best[0].values.items()}
         elif best:
@@ -187,6 +186,15 @@ class Ending:
             lines.append(f"{running} trials still run in other processes; the last of them completes the report")
         lines.append(f"report: {plan.folder / 'report.html'}")
         say("\n".join(lines))
+
+
+def headline(objective: Sequence[str], best: Sequence[Row]) -> str:
+    """What MLflow's table says of a sweep: its best value, of several objectives how many trials none is better than."""
+    if not best:
+        return "no trial is complete"
+    if len(objective) > 1:
+        return f"{len(best)} on the front"
+    return f"{results.shown((best[0].objective or [None])[0])} {objective[0]}"
 
 
 def _note(folder: Path) -> str:
