@@ -189,12 +189,12 @@ class Ending:
 
 
 def headline(objective: Sequence[str], best: Sequence[Row]) -> str:
-    """What MLflow's table says of a sweep: its best value, of several objectives how many trials none is better than."""
+    """What MLflow's table says of a sweep: its best value; of several objectives how many trials none beats."""
     if not best:
         return "no trial is complete"
     if len(objective) > 1:
         return f"{len(best)} on the front"
-    return f"{results.shown((best[0].objective or [None])[0])} {objective[0]}"
+    return f"{results.shown(best[0].objective[0] if best[0].objective else None)} {objective[0]}"
 
 
 def _note(folder: Path) -> str:
