@@ -11,7 +11,18 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import TORCHRUN, curve, error_line, only_run, result_of, rows, run_train, start_train, wait_until
+from tests.conftest import (
+    REPOSITORY,
+    TORCHRUN,
+    curve,
+    error_line,
+    only_run,
+    result_of,
+    rows,
+    run_train,
+    start_train,
+    wait_until,
+)
 from tinychat import runs
 
 DEEPSPEED = ("launch=deepspeed", "launch.nproc=2")
@@ -62,8 +73,19 @@ def test_no_rank_outlives_the_command(tiny: tuple[str, ...], tmp_path: Path) -> 
     assert runs.checkpoint_step(runs.list_checkpoints(tmp_path / "run")[-1]) == max(curve(tmp_path / "run"))
 
 
+# What Python runs when it starts: a module that ranks alone import fails.
+BROKEN = """
+import sys
+class Broken:
+    def find_spec(self, name, path=None, target=None):
+        if name == "tinychat.stages.loop":
+            raise KeyError("a mistake of ours")
+sys.meta_path.insert(0, Broken())
+"""
+
+
 def test_errors_of_ranks_are_told_once(tiny: tuple[str, ...], tmp_path: Path) -> None:
-    """A full disk on rank 0, then a run folder that somebody edited."""
+    """A full disk on rank 0, then a mistake in the program."""
     command = (*tiny, *LONG, "checkpoint.every=50", "run_dir=run", "resume=auto")
     run = tmp_path / "run"
     process = start_train(tmp_path, *command)
@@ -77,13 +99,13 @@ def test_errors_of_ranks_are_told_once(tiny: tuple[str, ...], tmp_path: Path) ->
     assert "Traceback" not in said
     runs.verify_checkpoint(runs.list_checkpoints(run)[-1])
 
-    (run / "parents.json").write_text("{}")
+    (tmp_path / "sitecustomize.py").write_text(BROKEN)
     began = time.monotonic()
-    done = run_train(tmp_path, *command)
+    done = run_train(tmp_path, *command, PYTHONPATH=f"{tmp_path}:{REPOSITORY}")
     assert done.returncode == 1
     assert done.stderr.count("Traceback") == 1, done.stderr[-3000:]
     assert "rank " in done.stderr
-    assert "KeyError: 'init_from'" in done.stderr.splitlines()[-1]
+    assert "KeyError: 'a mistake of ours'" in done.stderr.splitlines()[-1]
     assert time.monotonic() - began < 60
 
     shutil.rmtree(run)

@@ -140,11 +140,11 @@ def test_a_trial_worse_than_the_median_is_pruned(fake: Fake) -> None:
     fake.sweep("sweep=ppo_grid", *space, "sweep.pruner=median", *options, FAKE_SECONDS="0.3")
     rows = fake.table("tinychat-ppo_grid")
     assert [row["state"] for row in rows] == ["complete"] * 3 + ["pruned"] * 3
-    study = fake.study("tinychat-ppo_grid")
+    study, folder = fake.study("tinychat-ppo_grid"), fake.sweep_dir("tinychat-ppo_grid")
     for trial in study.trials[3:]:
         assert trial.state is TrialState.PRUNED
         assert "no match for the other trials" in trial.user_attrs["error"]
-        result = json.loads((Path(trial.user_attrs["run_dir"]) / "result.json").read_text())
+        result = json.loads((folder / trial.user_attrs["run_dir"] / "result.json").read_text())
         assert result["status"] == "pruned"
         assert trial.value == pytest.approx(result["metrics"]["eval/objective"])  # the last value
         assert min(trial.intermediate_values) >= 10

@@ -389,7 +389,7 @@ def spoil(folder: Path, how: str) -> None:
         ("no config", "holds no config.json"),
         ("broken config", "broken JSON"),
         ("unknown", "no_such_model"),
-        ("not text", "cannot be loaded"),
+        ("not text", "cannot be loaded|make no language model"),
         ("code", "config.json"),
     ],
 )

@@ -175,7 +175,8 @@ def _why_no_model(file: str, state: tuple[int, int, int]) -> str | None:
         with quiet(), torch.device("meta"):
             AutoModelForCausalLM.from_config(config)
     except Exception as error:  # transformers and torch raise nearly anything on values that do not fit together
-        return f"its values make no language model: {type(error).__name__}: {one_line(error)}"
+        said = one_line(error).partition(" Model type should be one of")[0]  # some two hundred names
+        return f"its values make no language model: {type(error).__name__}: {said}"
     return None
 
 
