@@ -111,7 +111,7 @@ def _batches(config: Config) -> Iterator[str]:
     stage = config.stage
     if not isinstance(stage, TrainLoop) or min(stage.batch_size, stage.micro_batch_size) < 1:
         return
-    ranks = max(1, world_size(config))
+    ranks = world_size(config)
     per_forward = stage.per_forward(ranks) * ranks
     if stage.batch_size % per_forward:
         largest = min(stage.batch_size, MOST_ROWS)
@@ -153,6 +153,8 @@ def _model(config: Config) -> Iterator[str]:
             yield f"model.n_head={heads} is not a multiple of model.n_kv_head={kv_heads}"
     if not 0 <= model.dropout < 1:
         yield f"model.dropout={model.dropout}: at least 0 and below 1"
+    if model.rope_theta is not None and model.rope_theta <= 0:
+        yield f"model.rope_theta={model.rope_theta}: must be above 0"
     wanted = getattr(stage, "context_length", None)
     if wanted and model.context_length and config.init_from is None and wanted > model.context_length:
         yield (

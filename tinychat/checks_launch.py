@@ -19,9 +19,6 @@ TIME = re.compile(r"\d+(:\d{1,2}){0,2}|\d+-\d{1,2}(:\d{1,2}){0,2}|UNLIMITED|INFI
 
 def problems(config: Config) -> Iterator[str]:
     launch = config.launch
-    if min(launch.nproc, launch.nnodes) < 1:
-        yield f"launch.nproc={launch.nproc} launch.nnodes={launch.nnodes}: each at least 1"
-        return
     if launch.timeout_minutes <= 0:
         yield f"launch.timeout_minutes={launch.timeout_minutes}: above 0"
     if launch.hostfile is not None and launch.kind is not LaunchKind.deepspeed:

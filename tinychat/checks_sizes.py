@@ -40,6 +40,7 @@ MOST = {
     "sweep.n_trials": 10**7,
 }
 _SEEDS = ("seed", "data.seed", "sweep.seed")
+_RANKS = ("launch.nproc", "launch.nnodes")  # by which batches are divided
 GENERATED = 10**8  # documents or rows of tinyworld, some 50 GB
 
 
@@ -55,6 +56,8 @@ def problems(config: Config) -> Iterator[str]:
             yield f"{key}={_short(value)}: must be at most {_short(most)}" if value > 0 else f"{key}={_short(value)}"
         elif key in _SEEDS and value < 0:
             yield f"{key}={value}: must not be negative"
+        elif key in _RANKS and value < 1:
+            yield f"{key}={value}: must be at least 1"
         else:
             continue
         wrong = True

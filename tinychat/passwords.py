@@ -1,4 +1,4 @@
-"""Passwords inside addresses, as `http://user:password@host`: shown as ***, kept where their owner alone reads them.
+"""Passwords inside addresses, as `http://user:password@host` or `https://token@host`: shown as ***, kept where their owner alone reads them.
 
 What a run writes is shown around: its configuration, command, log, report, the lineage in its checkpoints. The address
 itself lies in RUN_DIR/passwords.json, which nobody else may read, for the ranks and for a resume.
@@ -20,6 +20,8 @@ HIDDEN = "***"
 # A password may hold / and @: it ends at the last @ of the address. In a text an address ends at a blank or a quote.
 _ADDRESS = re.compile(r"([A-Za-z][\w+.-]*://[^\s:/@'\"]*:)(.*)@", re.DOTALL)
 _IN_TEXT = re.compile(r"([A-Za-z][\w+.-]*://[^\s:/@'\"]*:)[^\s'\"]*@")
+# Of the web a name without a password is a token; of a database it is just a name.
+_TOKEN = re.compile(r"\b(https?://)[^\s:/@'\"]+(?=(?::(?:x-oauth-basic)?)?@)", re.IGNORECASE)
 _NAMED = re.compile(r"([?&](?:password|passwd|pwd|token|secret|api_key)=)[^&\s'\"]+", re.IGNORECASE)
 
 
@@ -29,10 +31,12 @@ def masked(text: str) -> str:
     key, value = (text[: start.end()], text[start.end() :]) if start else ("", text)
     if _ADDRESS.match(value):
         return key + _masked_address(value)
+    text = _TOKEN.sub(rf"\1{HIDDEN}", text)
     return _NAMED.sub(rf"\1{HIDDEN}", _IN_TEXT.sub(rf"\1{HIDDEN}@", text))
 
 
 def _masked_address(address: str) -> str:
+    address = _TOKEN.sub(rf"\1{HIDDEN}", address, count=1)
     return _NAMED.sub(rf"\1{HIDDEN}", _ADDRESS.sub(rf"\1{HIDDEN}@", address, count=1))
 
 
@@ -59,7 +63,7 @@ def keep(run_dir: Path, config: Mapping[str, Any]) -> None:
     for key, value in _leaves(config):
         if masked_tree(value) != value:
             found[key] = value
-        elif f":{HIDDEN}@" in value or f"={HIDDEN}" in value:
+        elif f":{HIDDEN}@" in value or f"//{HIDDEN}@" in value or f"={HIDDEN}" in value:
             if masked_tree(known.get(key)) != value:
                 raise UserError(f"{key}={value}: {HIDDEN} stands for a password; give the address with its password")
             found[key] = known[key]

@@ -19,8 +19,11 @@ from tinychat.errors import UserError
         (["data.seed=18446744073709551616"], "data.seed="),
         (["stage.lr=nan"], "stage.lr=nan: must be a finite number"),
         (["optim.betas=[0.9,inf]"], "optim.betas.1=inf: must be a finite number"),
-        (["launch.nproc=0"], "launch.nproc=0"),
-        (["launch.nnodes=-3"], "launch.nnodes=-3: each at least 1"),
+        (["launch.nproc=0"], "launch.nproc=0: must be at least 1"),
+        (["launch.nnodes=-3"], "launch.nnodes=-3: must be at least 1"),
+        (["model.rope_theta=0"], "model.rope_theta=0.0: must be above 0"),
+        (["stage.batch_size=0"], "stage.batch_size=0: must be at least 1"),
+        (["stage.micro_batch_size=0"], "stage.micro_batch_size=0: must be at least 1"),
         (["stage.batch_size=1000000000000"], "stage.batch_size=1000000000000: must be at most 1000000000"),
         (["stage.batch_size=900000001", "stage.micro_batch_size=2"], "stage.batch_size=900000001"),
         (

@@ -32,7 +32,11 @@ SHOWN = "postgresql://ann:***@db.example:5432/mlflow"
         ("mysql://h/db?user=a&password=s%40x&ssl=1", "mysql://h/db?user=a&password=***&ssl=1"),
         ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
         ("sqlite:////a/b@c/mlflow.db", "sqlite:////a/b@c/mlflow.db"),
-        ("http://user@host:80/", "http://user@host:80/"),
+        ("https://glpat-x@host:80/", "https://***@host:80/"),
+        ("tracker.uri='https://glpat-x@host'", "tracker.uri='https://***@host'"),
+        ("from https://ghp_x:@h/a and HTTP://t:x-oauth-basic@h", "from https://***:***@h/a and HTTP://***:***@h"),
+        ("see https://host/a@b", "see https://host/a@b"),
+        ("postgresql://ann@h/db", "postgresql://ann@h/db"),
         ("a@b.c: d://e", "a@b.c: d://e"),
     ],
 )
@@ -57,6 +61,9 @@ def test_a_resume_by_the_shown_command_has_the_password_that_the_run_keeps(tmp_p
     keep(tmp_path, {"tracker": {"uri": URI}})
     keep(tmp_path, {"tracker": {"uri": SHOWN}})
     assert restored({"tracker": {"uri": SHOWN}}, tmp_path) == {"tracker": {"uri": URI}}
+    keep(tmp_path, {"tracker": {"uri": "https://token@h"}})
+    keep(tmp_path, {"tracker": {"uri": "https://***@h"}})
+    assert restored({"tracker": {"uri": "https://***@h"}}, tmp_path) == {"tracker": {"uri": "https://token@h"}}
     with pytest.raises(UserError, match=r"tracker.uri=http://u:\*\*\*@h: \*\*\* stands for a password"):
         keep(tmp_path, {"tracker": {"uri": "http://u:***@h"}})
 
