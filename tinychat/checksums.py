@@ -14,6 +14,8 @@ from typing import Any
 
 import xxhash
 
+from tinychat.run_files import Unreadable, cannot
+
 CHUNK = 1 << 22  # bytes read at once
 SEAL = "checksum"  # of a JSON file, in it: that of all the rest
 
@@ -47,12 +49,15 @@ def checksum(path: Path) -> str:
 
 def changed_file(folder: Path, expected: Mapping[str, str]) -> str | None:
     """The first file (a name in the folder) whose content is not as expected; files that are not there are left to
-    whoever needs them. None as well inside verifying(False)."""
+    whoever needs them. None as well inside verifying(False). Raises Unreadable for one that may not be read."""
     if not _enabled:
         return None
     for name, wanted in expected.items():
-        if (folder / name).is_file() and checksum(folder / name) != wanted:
-            return name
+        try:
+            if (folder / name).is_file() and checksum(folder / name) != wanted:
+                return name
+        except OSError as error:
+            raise Unreadable(f"{folder / name}: {cannot(error)}") from None
     return None
 
 

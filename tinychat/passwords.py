@@ -1,4 +1,5 @@
-"""Passwords inside addresses, as `http://user:password@host` or `https://token@host`: shown as ***, kept where their owner alone reads them.
+"""Passwords inside addresses, as `http://user:password@host` or `https://token@host`: shown as ***, kept where their
+owner alone reads them.
 
 What a run writes is shown around: its configuration, command, log, report, the lineage in its checkpoints. The address
 itself lies in RUN_DIR/passwords.json, which nobody else may read, for the ranks and for a resume.

@@ -48,7 +48,7 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise Unreadable(f"{path}: {_cannot(error)}") from None
+        raise Unreadable(f"{path}: {cannot(error)}") from None
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)
@@ -57,7 +57,7 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes | None:
         try:
             data = file.read(most + 1)
         except OSError as error:
-            raise Unreadable(f"{path}: {_cannot(error)}") from None
+            raise Unreadable(f"{path}: {cannot(error)}") from None
     if len(data) > most:
         raise Unreadable(f"{path}: larger than the {most:,} bytes it may have")
     return data
@@ -74,7 +74,8 @@ def read_text(path: Path, most: int = MOST_BYTES) -> str | None:
         raise Unreadable(f"{path}: is no text (not UTF-8)") from None
 
 
-def _cannot(error: OSError) -> str:
+def cannot(error: OSError) -> str:
+    """Why a file was not read, for after its name."""
     if isinstance(error, PermissionError):
         return "may not be read by this user (Permission denied)"
     return f"cannot be read ({error.strerror})"

@@ -415,14 +415,14 @@ class Unusable(UserError):
 
 def first_usable(folders: Iterable[Path], which: str = "") -> Path | None:
     """The checkpoint (which: "", the chosen one, or BEST) of the first of some run folders that has a whole one; runs
-    where it is damaged or gone are passed over, which is said once. None where there are no runs. Raises Unusable where
-    none of them has a whole one."""
-    problems: list[Unusable] = []
+    where it is damaged, gone or closed to this user are passed over, which is said once. None where there are no runs.
+    Raises UserError where none of them has a whole one."""
+    problems: list[UserError] = []
     for folder in folders:
         try:
             checkpoint = resolve_checkpoint(str(folder / which))
             verify_contents(checkpoint)
-        except Unusable as error:
+        except (Unusable, Unreadable) as error:
             problems.append(error)
             continue
         for problem in problems:

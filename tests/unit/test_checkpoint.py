@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import errno
+import io
 import json
 import os
 import random
@@ -19,6 +21,7 @@ from tinychat import checksums, manifest, runs
 from tinychat.checkpoint import Checkpointer, random_state, restore_random_state
 from tinychat.engine.plain import PlainEngine
 from tinychat.errors import UserError
+from tinychat.models import load as loading
 from tinychat.models.load import load_model
 from tinychat.text.tokenizer import load_saved_tokenizer
 from tinychat.world import World
@@ -244,3 +247,25 @@ def test_random_generators_go_on_where_they_were() -> None:
     draw()
     restore_random_state(state)
     assert draw() == expected
+
+
+def test_weights_that_this_user_may_not_read_are_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """safetensors says of such a file that there is none."""
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    manifest.write_manifest(tmp_path, None)
+    real = io.open
+
+    def closed(path: Any, *arguments: Any, **options: Any) -> Any:
+        if str(path).endswith(".safetensors"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(checksums, "_known", {})
+    monkeypatch.setattr("builtins.open", closed)
+    monkeypatch.setattr(io, "open", closed)  # pathlib's
+    for read in (runs.verify_contents, lambda folder: loading.check_safetensors(folder, "model.safetensors")):
+        with pytest.raises(UserError, match=r"model\.safetensors: may not be read by this user") as caught:
+            read(tmp_path)
+        assert "damaged" not in str(caught.value)

@@ -23,7 +23,7 @@ from tinychat import hub, runs
 from tinychat.errors import UserError
 from tinychat.models.adapter_files import ADAPTER_FILES, find_base, is_adapter_folder, read_adapter_config
 from tinychat.models.quantized import prepare_quantized, quantization_config
-from tinychat.run_files import at_home
+from tinychat.run_files import at_home, cannot
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -201,6 +201,10 @@ def check_safetensors(folder: Path, name: str) -> None:
         others = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.pt*"))
         pickles = f"; {others[0]} is not read, as pickles can run code" if others else ""
         raise UserError(f"model {folder}: holds no {name}{pickles}")
+    try:
+        file.open("rb").close()  # safetensors calls a file that may not be read one that is not there
+    except OSError as error:
+        raise UserError(f"model {file}: {cannot(error)}") from None
     try:
         with safe_open(str(file), framework="pt"):
             pass
