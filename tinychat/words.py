@@ -11,16 +11,14 @@ import re
 import shlex
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
-
-from hydra._internal.utils import get_args_parser
-from hydra.core.override_parser.overrides_parser import OverridesParser, create_functions
-from hydra.core.override_parser.types import Override, Sweep
-from hydra.errors import HydraException
+from typing import TYPE_CHECKING, Any
 
 from tinychat.errors import UserError
 from tinychat.explain import check_tuned, did_you_mean
 from tinychat.run_files import at_home
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
 
 _OVERRIDE = re.compile(r"([~+]{0,2}[^=~+'\"][^=]*)=(.*)", re.DOTALL)
 _CALL = re.compile(r"\s*(\w+)\s*\((.*)\)\s*", re.DOTALL)
@@ -36,6 +34,8 @@ def ready(arguments: Sequence[str], folder: Path) -> list[str]:
     """
     for word in arguments:
         _check_utf8(word)
+    from hydra._internal.utils import get_args_parser
+
     flags = {name: action.nargs != 0 for name, action in get_args_parser()._option_string_actions.items()}
     found, takes_value = [], False
     sweeps = any(word in ("-m", "--multirun") for word in arguments)
@@ -83,6 +83,8 @@ def quoted(word: str, sweeps: bool = True) -> str:
         if _read(f"{key}=x") is None:  # the key is what is wrong, which Hydra says
             return word
         return f"{key}={_repaired(_at_home(key, value), sweeps)}"
+    from hydra.core.override_parser.types import Sweep
+
     named = isinstance(read.value(), Sweep) and "," in value and Path(value).exists()  # a file that has a comma
     return f"{key}={_as_text(value)}" if named else word
 
@@ -176,6 +178,10 @@ def _parts(text: str) -> list[str] | None:
 
 
 def _read(word: str) -> Override | None:
+    # Not at the top: ranks, which never load Hydra, import this module with what looks for their parents.
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
     try:
         return OverridesParser.create().parse_override(word)
     except (HydraException, ValueError):
@@ -184,4 +190,6 @@ def _read(word: str) -> Override | None:
 
 @functools.cache
 def _functions() -> frozenset[str]:
+    from hydra.core.override_parser.overrides_parser import create_functions
+
     return frozenset(create_functions().functions)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 from tests.conftest import REPOSITORY
@@ -97,6 +99,11 @@ def test_ranks_import_no_hydra() -> None:
     for path in PACKAGE.rglob("*.py"):
         if unit(path) not in ("train", "launch", "schema", "words", "sweeps", "pipeline_jobs"):
             assert not any(name.startswith("hydra") for name in imports(path, inside_functions=True)), path
+
+
+def test_a_rank_loads_no_hydra_by_any_way() -> None:
+    code = "import sys, tinychat.worker; sys.exit(any(name.partition('.')[0] == 'hydra' for name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0
 
 
 def test_modules_stay_readable() -> None:
