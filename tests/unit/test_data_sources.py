@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -257,11 +258,18 @@ def test_hub_that_does_not_answer_is_refused_at_once(hub_config: DataConfig, mon
 
 
 def test_hub_that_hangs_is_refused_in_three_seconds(hub_config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub.urllib.request, "urlopen", lambda *args, **kwargs: time.sleep(20))
+    over = threading.Event()
+
+    def hang(*args: object, **kwargs: object) -> None:
+        over.wait(20)
+        raise OSError("given up")
+
+    monkeypatch.setattr(hub.urllib.request, "urlopen", hang)
     monkeypatch.setattr(hub, "PROBE_SECONDS", 0.2)
     start = time.monotonic()
     assert "does not answer" in refused(hub_config)
     assert time.monotonic() - start < 2
+    over.set()
 
 
 def test_hub_offline_without_a_copy(hub_config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         warnings.simplefilter("default")
         monkeypatch.setattr(warnings, "showwarning", as_python_does)
         before, handlers = logging.getLoggerClass(), list(logging.root.handlers)
+        logging.setLoggerClass(logging.Logger)  # whatever an earlier test left
         yield tmp_path
         logging.setLoggerClass(before)
         for handler in [one for one in logging.root.handlers if one not in handlers]:
