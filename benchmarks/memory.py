@@ -25,10 +25,10 @@ from harness import markdown  # beside this file
 from hydra import compose, initialize_config_dir
 from memory_run import measure
 
-from tinychat import schema
+from tinychat.config import schema
 from tinychat.models.build import build_model, model_vocab_size
-from tinychat.plan_devices import GB
-from tinychat.plan_estimate import Plan, estimate
+from tinychat.plan.devices import GB
+from tinychat.plan.estimate import Plan, estimate
 from tinychat.text.bpe import train_bpe
 from tinychat.text.chat_template import set_template
 from tinychat.train import config_folder
@@ -122,7 +122,7 @@ class Bench:
     """Runs cases in a folder with a tokenizer, rows that fill the context, and models with random weights."""
 
     def __init__(self, folder: Path):
-        from tinychat.data.tinyworld import stories
+        from tinychat.tinyworld import stories
 
         self.folder = folder
         self.tokenizer = train_bpe(stories(1, "train", 200), 400, progress=False)

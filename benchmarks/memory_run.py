@@ -16,8 +16,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tinychat import parents, runs, worker
-from tinychat.schema import Config
+from tinychat.config.schema import Config
+from tinychat.launch import worker
+from tinychat.runs import folders, parents
 from tinychat.stages.loop import TrainingLoop
 
 
@@ -59,8 +60,8 @@ def measure(config: Config, folder: Path) -> dict[str, float]:
     Returns bytes at the height, of rank 0: `tensors`, and `resident`, beyond what the process had before.
     """
     folder.mkdir()
-    runs.write_text_atomic(folder / parents.FILE, json.dumps(parents.find_parents(config)))
-    OmegaConf.save(OmegaConf.structured(config), folder / runs.CONFIG)
+    folders.write_text_atomic(folder / parents.FILE, json.dumps(parents.find_parents(config)))
+    OmegaConf.save(OmegaConf.structured(config), folder / folders.CONFIG)
     ranks = config.launch.nproc
     children = [_fork(config, folder, rank, ranks) for rank in range(ranks)]
     failed = [child for child in children if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])]

@@ -16,18 +16,18 @@ from measuring import peak_memory_gb, weights_digest  # beside this file
 from omegaconf import OmegaConf
 from ppo_task import BETAS, CHECKED, EPS, LR, MICRO, TEMPERATURE, Clock, Task
 
-from tinychat.context import Context, StopFlag
-from tinychat.data.preference_prompts import PromptBatch, PromptRow
+from tinychat.config.schema import Config, DsConfig, OptimConfig, Precision, RewardConfig, RewardKind, RewardPart
+from tinychat.config.stages import PpoStage
+from tinychat.data.preferences.prompts import PromptBatch, PromptRow
 from tinychat.engine import Engine, StepStats, build_engine
-from tinychat.malloc import keep_freed_memory
 from tinychat.rl.rewards import Rewards
 from tinychat.rl.rollout import to_experience
-from tinychat.schema import Config, DsConfig, OptimConfig, Precision, RewardConfig, RewardKind, RewardPart
-from tinychat.schema_stages import PpoStage
+from tinychat.runs.context import Context, StopFlag
+from tinychat.runtime.malloc import keep_freed_memory
+from tinychat.runtime.world import World
 from tinychat.stages.policy import WHOLE, Reference, Sampler, get_actor_critic
 from tinychat.stages.ppo import add_advantages, learn, step_seed
 from tinychat.text.tokenizer import load_saved_tokenizer
-from tinychat.world import World
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 CPU = torch.device("cpu")
@@ -52,7 +52,7 @@ class Loop:
 
 
 def run(task: Task) -> dict[str, Any]:
-    keep_freed_memory()  # as tinychat/worker.py does on a CPU
+    keep_freed_memory()  # as tinychat/launch/worker.py does on a CPU
     config, parents = configuration(task), {"init_from": task.path("policy"), "reward.model": task.path("reward")}
     world = World(rank=0, local_rank=0, size=1, device=CPU)
     context = Context(Path(task.work), world, None, dict(parents), StopFlag(Path(task.work)))

@@ -101,16 +101,16 @@ def _generate_of(task: Task) -> Callable[[bool], list[list[int]]]:
     from transformers import GPT2LMHeadModel
 
     if task.variant.startswith("tinychat"):
-        from tinychat.malloc import keep_freed_memory
+        from tinychat.runtime.malloc import keep_freed_memory
 
-        keep_freed_memory()  # as tinychat/worker.py does on a CPU
+        keep_freed_memory()  # as tinychat/launch/worker.py does on a CPU
     torch.manual_seed(task.seed)
     config = gpt2_config(task.model)
     config._attn_implementation = "sdpa"
     model = GPT2LMHeadModel(config).eval()
     ids, pad = prompts(task.model, task.batch, task.prompt, task.seed), end_and_pad(task.model)[1]
     if task.variant.startswith("tinychat"):
-        from tinychat.models.decode import DecodeOptions, decode
+        from tinychat.models.generation.decode import DecodeOptions, decode
 
         dtype = torch.bfloat16 if task.bf16 else None
 
@@ -173,7 +173,8 @@ def _labelled() -> Iterator[None]:
     """Inside, the parts of tinychat's decoding carry their names in the profile."""
     import torch
 
-    from tinychat.models import decode, kv_cache, lean
+    from tinychat.models.generation import decode
+    from tinychat.models.kernels import kv_cache, lean
 
     def named(name: str, inner: Callable[..., Any]) -> Callable[..., Any]:
         def outer(*arguments: Any, **more: Any) -> Any:

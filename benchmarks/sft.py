@@ -159,9 +159,9 @@ def get_tokenizer(options: argparse.Namespace) -> Any:
     """GPT-2's; for --small a BPE trained on the conversations."""
     from omegaconf import OmegaConf
 
-    from tinychat.data.chat_sources import chat_source
+    from tinychat.config.schema import DataConfig
+    from tinychat.data.chats.sources import chat_source
     from tinychat.errors import UserError
-    from tinychat.schema import DataConfig
     from tinychat.text.bpe import train_bpe
     from tinychat.text.tokenizer import load_gpt2
 

@@ -13,17 +13,17 @@ from omegaconf import OmegaConf
 from sft_task import CLIP, LR, PACKED, Conversation, Task, conversations, step_digest
 from variants import CPU, optim_config
 
-from tinychat.data.chat_batches import ChatBatches
-from tinychat.data.chat_cache import chat_cache
-from tinychat.data.chat_sources import chat_source
+from tinychat.config.schema import DataConfig, DsConfig, Precision
+from tinychat.config.stages import SftStage
+from tinychat.data.chats.batches import ChatBatches
+from tinychat.data.chats.cache import chat_cache
+from tinychat.data.chats.sources import chat_source
 from tinychat.engine import build_engine, resolve_precision
-from tinychat.malloc import keep_freed_memory
 from tinychat.models.load import load_model
-from tinychat.schema import DataConfig, DsConfig, Precision
-from tinychat.schema_stages import SftStage
+from tinychat.runtime.malloc import keep_freed_memory
+from tinychat.runtime.world import World
 from tinychat.stages.sft import reply_nll
 from tinychat.text.tokenizer import load_saved_tokenizer
-from tinychat.world import World
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
 
 def run(task: Task) -> dict[str, Any]:
     """The engine, batches and loss that stages/sft.py has."""
-    keep_freed_memory()  # as tinychat/worker.py does on a CPU
+    keep_freed_memory()  # as tinychat/launch/worker.py does on a CPU
     precision = Precision.fp32 if task.fp32 or task.variant == "tinychat-fp32" else Precision.auto
     packing, batch = task.rows == PACKED, task.batch
     stage = SftStage(name="sft", lr=LR, batch_size=batch, micro_batch_size=batch, grad_clip=CLIP)

@@ -25,14 +25,14 @@ from omegaconf import OmegaConf
 from profiling import profiled
 from transformers.activations import ACT2FN
 
+from tinychat.config.schema import DsConfig, ModelConfig, OptimConfig, Precision
+from tinychat.config.stages import PretrainStage
 from tinychat.engine import Engine, build_engine, resolve_precision
-from tinychat.malloc import keep_freed_memory
 from tinychat.models.build import build_model, model_vocab_size
 from tinychat.models.flops import matmul_rate, training_flops_per_token
 from tinychat.models.logprobs import IGNORED, token_nll
-from tinychat.schema import DsConfig, ModelConfig, OptimConfig, Precision
-from tinychat.schema_stages import PretrainStage
-from tinychat.world import World
+from tinychat.runtime.malloc import keep_freed_memory
+from tinychat.runtime.world import World
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 GPT2_ENTRIES = 50_257  # of GPT-2's vocabulary
@@ -142,7 +142,7 @@ def start_model(task: Task, activation: str | None = None) -> Any:
 
 def tinychat(task: Task, record: Record, optimizer: str = "adamw") -> Any:
     """tinychat's engine and loss, as stages/pretrain.py calls them."""
-    keep_freed_memory()  # as tinychat/worker.py does on a CPU
+    keep_freed_memory()  # as tinychat/launch/worker.py does on a CPU
     stage = PretrainStage(
         name="pretrain",
         lr=TRAINER_LR,

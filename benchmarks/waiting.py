@@ -60,12 +60,12 @@ def trained(task: Task) -> dict[str, float]:
     import torch
     from omegaconf import OmegaConf
 
+    from tinychat.config.schema import DsConfig, ModelConfig, OptimConfig, OptimKind, Precision
+    from tinychat.config.stages import PretrainStage
     from tinychat.engine import build_engine
     from tinychat.models.build import build_model
     from tinychat.models.logprobs import token_nll
-    from tinychat.schema import DsConfig, ModelConfig, OptimConfig, OptimKind, Precision
-    from tinychat.schema_stages import PretrainStage
-    from tinychat.world import World
+    from tinychat.runtime.world import World
 
     conf = Path(__file__).resolve().parent.parent / "conf"
     node = OmegaConf.merge(OmegaConf.structured(ModelConfig), OmegaConf.load(conf / "model" / f"{task.model}.yaml"))

@@ -44,8 +44,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the backgrou
 @pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved byte-level BPE of 400 entries."""
-    from tinychat.data.tinyworld import stories
     from tinychat.text.bpe import train_bpe
+    from tinychat.tinyworld import stories
 
     folder = tmp_path_factory.mktemp("tokenizer")
     train_bpe(stories(1, "train", 200), 400, progress=False).save_pretrained(folder)
@@ -70,8 +70,8 @@ def tiny_but_model(tokenizer_folder: Path) -> tuple[str, ...]:
 
 @pytest.fixture(scope="session")
 def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A tests.stages.warm.WarmPython: commands without the seconds that imports take."""
-    from tests.stages.warm import WarmPython
+    """A tests.commands.warm.WarmPython: commands without the seconds that imports take."""
+    from tests.commands.warm import WarmPython
 
     with WarmPython(tmp_path_factory.mktemp("warm")) as warm:
         yield warm

@@ -66,7 +66,7 @@ def make_all(tmp_path: Path) -> list[Path]:
 
 
 def _report(run: Path) -> Path:
-    from tinychat.report import write_report
+    from tinychat.report.run import write_report
 
     page = write_report(run)
     assert page is not None
@@ -74,8 +74,8 @@ def _report(run: Path) -> Path:
 
 
 def _pipeline(tmp_path: Path, runs: list[Path]) -> Path:
-    from tinychat import pipeline_report
-    from tinychat.gates import Gate, Verdict
+    from tinychat.pipeline import report
+    from tinychat.pipeline.gates import Gate, Verdict
 
     folder = tmp_path / "pipeline"
     folder.mkdir()
@@ -85,15 +85,15 @@ def _pipeline(tmp_path: Path, runs: list[Path]) -> Path:
     recipe: Any = SimpleNamespace(name=HOSTILE)
     verdict = Verdict(Gate(HOSTILE, "eval/loss", "sft", None, ">=", 0.9), 0.5)
     stages = [
-        pipeline_report.StageRun("sft", job, runs[0], HOSTILE),
-        pipeline_report.StageRun("ppo", job, runs[1], "ran"),
+        report.StageRun("sft", job, runs[0], HOSTILE),
+        report.StageRun("ppo", job, runs[1], "ran"),
     ]
-    pipeline_report.write(folder, recipe, [verdict], stages, HOSTILE, 60.0)
+    report.write(folder, recipe, [verdict], stages, HOSTILE, 60.0)
     return folder / "report.html"
 
 
 def _compare(outputs: Path, tmp_path: Path) -> Path:
-    from tinychat import compare
+    from tinychat.compare import __main__ as compare
 
     folder = tmp_path / f"compare-{NAME[:80]}"
     compare.run([NAME[:80], "--outputs", str(outputs), "--output", str(folder)])
@@ -103,7 +103,7 @@ def _compare(outputs: Path, tmp_path: Path) -> Path:
 def _sweep(tmp_path: Path) -> list[Path]:
     import optuna
 
-    from tinychat.report import Report, Table, write_pages
+    from tinychat.report.run import Report, Table, write_pages
     from tinychat.sweeps import plots, results
 
     folder = tmp_path / "sweep"

@@ -10,9 +10,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tinychat import hub, runs
-from tinychat.program import Parser, main_of
-from tinychat.run_files import at_home
+from tinychat.runs import folders
+from tinychat.runtime import hub
+from tinychat.runtime.cli import Parser, main_of
+from tinychat.runtime.run_files import at_home
 
 DESCRIPTION = """Merge an adapter (peft=lora or qlora) into its base and write a full checkpoint: config.json,
 model.safetensors in fp32, tokenizer with chat template, lineage. It computes what the adapter on its base does, only
@@ -34,8 +35,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def run(arguments: list[str]) -> None:
     args = parse(arguments)
-    path = args.checkpoint if hub.is_hub_id(args.checkpoint) else str(runs.resolve_checkpoint(args.checkpoint))
-    from tinychat.models.adapters import merge_checkpoint
+    path = args.checkpoint if hub.is_hub_id(args.checkpoint) else str(folders.resolve_checkpoint(args.checkpoint))
+    from tinychat.models.adapters.lora import merge_checkpoint
 
     merge_checkpoint(path, at_home(args.out))
     print(f"merged {path} into {args.out}")

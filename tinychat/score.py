@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from tinychat import hub, runs
 from tinychat.errors import UserError
-from tinychat.program import Parser, main_of
-from tinychat.run_files import at_home
+from tinychat.runs import folders
+from tinychat.runtime import hub
+from tinychat.runtime.cli import Parser, main_of
+from tinychat.runtime.run_files import at_home
 
 if TYPE_CHECKING:
     from tinychat.models.scorer import Scorer
@@ -79,7 +80,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def read(file: str) -> Iterator[Row]:
     """The rows of a file, or of standard input for "-". Raises UserError, naming file and line."""
-    from tinychat.data.tables import Meter, read_rows
+    from tinychat.data.files.tables import Meter, read_rows
 
     path, name = at_home(file), file
     if file == "-":
@@ -111,10 +112,10 @@ def _kept_pipe() -> Path:
 
 def _row(place: str, row: Any) -> Row:
     """Raises UserError for a row that cannot be scored."""
-    from tinychat.data.chat_files import listed, opening
-    from tinychat.data.chat_rows import BadRow, as_columns, chat_row
-    from tinychat.data.preference_rows import paired_row, preference_row
-    from tinychat.data.tables import Unreadable
+    from tinychat.data.chats.files import listed, opening
+    from tinychat.data.chats.rows import BadRow, as_columns, chat_row
+    from tinychat.data.files.tables import Unreadable
+    from tinychat.data.preferences.rows import paired_row, preference_row
 
     if not isinstance(row, (dict, Unreadable)):
         raise UserError(f'{place}: is no object with "prompt" and "response"')
@@ -143,7 +144,7 @@ def _row(place: str, row: Any) -> Row:
 
 
 def _prompt(content: dict[str, Any], place: str) -> list[Any]:
-    from tinychat.data.chat_rows import BadRow
+    from tinychat.data.chats.rows import BadRow
 
     prompt = content.get("prompt")
     if isinstance(prompt, list) and prompt:
@@ -159,7 +160,7 @@ def _keys(content: dict[str, Any]) -> str:
 
 def load(checkpoint: str, device: str, batch_size: int) -> Scorer:
     """The reward model of a checkpoint, run folder or hub id. Raises UserError."""
-    path = checkpoint if hub.is_hub_id(checkpoint) else str(runs.resolve_checkpoint(checkpoint))
+    path = checkpoint if hub.is_hub_id(checkpoint) else str(folders.resolve_checkpoint(checkpoint))
     import torch
 
     from tinychat.models.scorer import Scorer

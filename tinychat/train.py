@@ -19,12 +19,16 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tinychat import checks, completion, launch, library_output, next_steps, outer_launcher, program, schema, words
+from tinychat.config import checks, completion, schema, words
+from tinychat.config.explain import explain
 from tinychat.errors import UserError
-from tinychat.explain import explain
-from tinychat.run_files import disk_full, said_of
+from tinychat.launch import job as launch
+from tinychat.launch import outer_launcher
+from tinychat.runs import next_steps
+from tinychat.runtime import cli, library_output
+from tinychat.runtime.run_files import disk_full, said_of
+from tinychat.runtime.terminal import error_line
 from tinychat.sweeps.sweeper import StudySweeper
-from tinychat.terminal import error_line
 
 
 def config_folder() -> str:
@@ -54,7 +58,7 @@ def job(node: DictConfig) -> float | None:
         raise UserError(f"sweep={config.sweep.name} is many runs: {again}")
     checks.check(config)
     if config.plan is not False:
-        from tinychat.plan import print_plan  # torch loads here
+        from tinychat.plan.report import print_plan  # torch loads here
 
         print_plan(config)
         return None
@@ -101,7 +105,7 @@ def main() -> None:
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(error_line(explain(error)))
     except BrokenPipeError:  # `| head` has read enough
-        program.close_output()
+        cli.close_output()
     except OSError as error:  # after Hydra's own, some of which are OSErrors: its run folder cannot be made
         if errors and not disk_full(error):
             raise

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 
 from tests.distributed.driver import batch
+from tinychat.config.schema import Device, DsConfig, OptimConfig, OptimKind, PeftConfig, PeftKind, Precision
+from tinychat.config.stages import PretrainStage, Schedule
 from tinychat.engine import Engine, build_engine
-from tinychat.models.adapters import start_model
+from tinychat.models.adapters.lora import start_model
 from tinychat.models.logprobs import token_nll
 from tinychat.models.save import save_weights
-from tinychat.schema import Device, DsConfig, OptimConfig, OptimKind, PeftConfig, PeftKind, Precision
-from tinychat.schema_stages import PretrainStage, Schedule
-from tinychat.world import World, join_world
+from tinychat.runtime.world import World, join_world
 
 STEPS, SAVED_AT = 6, 3
 
@@ -86,7 +86,7 @@ def main() -> None:
         print("FOUND", json.dumps(found))
     world.close()
     sys.stdout.flush()
-    os._exit(0)  # as tinychat.worker does, for the same reason
+    os._exit(0)  # as tinychat.launch.worker does, for the same reason
 
 
 if __name__ == "__main__":

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config
 
+from tinychat.config.schema import Device, DsConfig, OptimConfig, OptimKind, Precision
+from tinychat.config.stages import PretrainStage, Schedule
 from tinychat.engine import build_engine
 from tinychat.models.logprobs import IGNORED, token_nll
-from tinychat.schema import Device, DsConfig, OptimConfig, OptimKind, Precision
-from tinychat.schema_stages import PretrainStage, Schedule
-from tinychat.world import World, join_world
+from tinychat.runtime.world import World, join_world
 
 BATCH, LENGTH, STEPS, VOCABULARY = 8, 16, 12, 97
 
@@ -80,7 +80,7 @@ def main() -> None:
         print("LOSSES", json.dumps(found))
     world.close()
     sys.stdout.flush()
-    os._exit(0)  # as tinychat.worker does, for the same reason
+    os._exit(0)  # as tinychat.launch.worker does, for the same reason
 
 
 if __name__ == "__main__":

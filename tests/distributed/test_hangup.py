@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import STARTED, TORCHRUN, environment_of, result_of, rows, wait_until
-from tinychat import runs
+from tinychat.runs import folders
 
 ENDLESS = ("stage.max_steps=100000", "stage.eval_every=0", "stage.log_every=1", "checkpoint.every=0", "run_dir=run")
 IN_A_TERMINAL = """
@@ -44,4 +44,4 @@ def test_a_terminal_that_closes_loses_nothing(tiny: tuple[str, ...], tmp_path: P
     os.close(master)
     assert process.wait(60) == 129
     assert result_of(tmp_path / "run")["status"] == "stopped"
-    assert runs.list_checkpoints(tmp_path / "run")
+    assert folders.list_checkpoints(tmp_path / "run")

@@ -23,7 +23,7 @@ from tests.conftest import (
     start_train,
     wait_until,
 )
-from tinychat import runs
+from tinychat.runs import folders as runs
 
 DEEPSPEED = ("launch=deepspeed", "launch.nproc=2")
 LONG = ("stage.max_steps=100000", "stage.eval_every=0", "stage.log_every=1", *TORCHRUN)
@@ -34,7 +34,7 @@ def ranks(parent: int) -> dict[int, psutil.Process]:
     found = {}
     for process in psutil.Process(parent).children(recursive=True):
         try:
-            if "tinychat.worker" in process.cmdline():
+            if "tinychat.launch.worker" in process.cmdline():
                 found[int(process.environ()["RANK"])] = process
         except (psutil.Error, KeyError):
             continue

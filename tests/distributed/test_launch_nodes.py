@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import REPOSITORY, environment_of, result_of, rows, run_train, start_train, wait_until
 from tests.distributed import cluster
 from tests.distributed.test_launch import gone, ranks
-from tinychat import runs
+from tinychat.runs import folders
 
 SLURM = ("launch=slurm", "launch.slurm.poll_seconds=0.2", "device=cpu")
 
@@ -49,7 +49,7 @@ def test_a_dry_run_of_every_launcher_writes_nothing(tiny: tuple[str, ...], tmp_p
     for launcher in ("inline", "torchrun", "deepspeed", "slurm"):
         done = run_train(tmp_path, *tiny, f"launch={launcher}", "launch.dry_run=true", PATH=path)
         assert done.returncode == 0, done.stderr[-3000:]
-        assert "tinychat.guard" in done.stdout
+        assert "tinychat.launch.guard" in done.stdout
         assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
@@ -86,7 +86,7 @@ def test_two_nodes_of_a_hostfile_by_deepspeeds_launcher(tiny: tuple[str, ...], t
     assert "hydra" not in line
     assert "note: not carried to other nodes" in done.stderr
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"hf_secret" in path.read_bytes()]
-    assert line.endswith("tinychat.guard run")
+    assert line.endswith("tinychat.launch.guard run")
 
 
 @pytest.mark.slow
@@ -100,4 +100,4 @@ def test_deepspeeds_launcher_waits_for_ranks_that_save(tiny: tuple[str, ...], tm
     assert process.wait(90) == 143, (tmp_path / "stderr.txt").read_text()
     assert gone(list(found.values()))
     assert result_of(tmp_path / "run")["status"] == "stopped"
-    runs.verify_checkpoint(runs.list_checkpoints(tmp_path / "run")[-1])
+    folders.verify_checkpoint(folders.list_checkpoints(tmp_path / "run")[-1])

@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import REPOSITORY, SHELLCHECK, environment_of
 from tests.distributed import cluster
-from tinychat import hostfile
+from tinychat.config import hostfile
 
 TORCHRUN = REPOSITORY / "launchers" / "torchrun.sh"
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conf.test_compose import composed
+from tests.config.test_compose import composed
 from tests.conftest import TINY_DATA, curve, result_of, run_train, save_base, write_rows
-from tinychat import checks
+from tinychat.config import checks
 
 RECIPE = "experiment=seed_8x3090"
 STAGES = ("pretrain", "sft", "reward", "ppo")

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig
 from tests.conftest import REPOSITORY, TORCHRUN, environment_of, result_of, write_rows
 from tests.distributed import uneven_driver
 from tinychat.models.logprobs import OutputHead
-from tinychat.world import World
+from tinychat.runtime.world import World
 
 DRIVER = str(REPOSITORY / "tests" / "distributed" / "uneven_driver.py")
 TWO_RANKS = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

@@ -19,19 +19,19 @@ import tinychat.evaluation.responses
 import tinychat.models.logprobs
 import tinychat.stages.chats
 import tinychat.stages.policy
-from tests.unit.rl_models import EOS, PAD, VOCABULARY, batch, shape
-from tinychat.data.chat_rows import ChatRow
+from tests.rl_models import EOS, PAD, VOCABULARY, batch, shape
+from tinychat.config.schema import Device, DsConfig, OptimConfig, OptimKind, PeftConfig, PeftKind, Precision
+from tinychat.data.chats.rows import ChatRow
 from tinychat.engine import build_engine
 from tinychat.evaluation.instructions import InstructionResult
 from tinychat.models.actor_critic import ActorCritic, policy_and_values
-from tinychat.models.adapters import add_adapter
+from tinychat.models.adapters.lora import add_adapter
 from tinychat.models.build import count_parameters
 from tinychat.models.vocabulary import WHOLE
 from tinychat.rl.rollout import TOKEN_FIELDS, Rollout, to_experience
-from tinychat.schema import Device, DsConfig, OptimConfig, OptimKind, PeftConfig, PeftKind, Precision
+from tinychat.runtime.world import World, join_world
 from tinychat.stages.chats import HeldOut
 from tinychat.stages.policy import PolicyAlone, Reference, Sampler
-from tinychat.world import World, join_world
 
 # One rank's prompts and replies are long, the other's short.
 PROMPTS = [[5, 6, 7, 8, 9, 10], [11, 12], [13, 14, 15, 16], [17]]
@@ -130,7 +130,7 @@ def main() -> None:
         print("FOUND", json.dumps(found))
     world.close()
     sys.stdout.flush()
-    os._exit(0)  # as tinychat.worker does, for the same reason
+    os._exit(0)  # as tinychat.launch.worker does, for the same reason
 
 
 if __name__ == "__main__":

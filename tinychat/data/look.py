@@ -9,16 +9,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tinychat.data.chat_rows import BadRow
-from tinychat.data.chat_sources import ChatSource, chat_source
-from tinychat.data.preference_sources import Part, PreferenceSource, preference_source
-from tinychat.data.prompt_files import check_answers
-from tinychat.data.prompt_sources import PromptSource, prompt_shape, prompt_source
-from tinychat.data.row_sources import RowSource
-from tinychat.data.sources import TextSource, text_source
-from tinychat.data.splits import Split
-from tinychat.data.tables import Meter
-from tinychat.schema import Config, OnBadRow, RewardKind
+from tinychat.config.schema import Config, OnBadRow, RewardKind
+from tinychat.data.chats.rows import BadRow
+from tinychat.data.chats.sources import ChatSource, chat_source
+from tinychat.data.documents.sources import TextSource, text_source
+from tinychat.data.files.row_sources import RowSource
+from tinychat.data.files.splits import Split
+from tinychat.data.files.tables import Meter
+from tinychat.data.preferences.prompt_files import check_answers
+from tinychat.data.preferences.prompt_sources import PromptSource, prompt_shape, prompt_source
+from tinychat.data.preferences.sources import Part, PreferenceSource, preference_source
 
 WHOLE = 4 << 20  # bytes: files up to this size are read as a whole,
 FIRST = 1000  # of larger ones so many rows

@@ -6,15 +6,15 @@ from typing import Any
 
 import torch
 
+from tinychat.config.schema import DsConfig, OptimConfig, Precision
+from tinychat.config.stages import TrainLoop
 from tinychat.engine.base import Batch, Engine, LossFn, StepStats, resolve_precision
 from tinychat.engine.optim import build_optimizer
 from tinychat.engine.plain import PlainEngine
-from tinychat.models.attention import use_blocked_attention
-from tinychat.models.norms import use_fused_norms
-from tinychat.models.rotary import use_fused_rotary
-from tinychat.schema import DsConfig, OptimConfig, Precision
-from tinychat.schema_stages import TrainLoop
-from tinychat.world import World
+from tinychat.models.kernels.attention import use_blocked_attention
+from tinychat.models.kernels.norms import use_fused_norms
+from tinychat.models.kernels.rotary import use_fused_rotary
+from tinychat.runtime.world import World
 
 __all__ = ["Batch", "Engine", "LossFn", "StepStats", "build_engine", "evaluation_engine", "resolve_precision"]
 

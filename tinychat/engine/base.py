@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
+from tinychat.config.schema import Precision
 from tinychat.errors import UserError
-from tinychat.models.adapter_files import is_adapter
+from tinychat.models.adapters.adapter_files import is_adapter
 from tinychat.models.save import saved_parameters
-from tinychat.schema import Precision
-from tinychat.world import World
+from tinychat.runtime.world import World
 
 Batch = dict[str, torch.Tensor]
 LossFn = Callable[[Any, Batch], torch.Tensor]

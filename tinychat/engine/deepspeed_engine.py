@@ -18,9 +18,9 @@ import torch
 from tinychat.engine.base import Batch, Engine, LossFn, StepStats, eval_mode, trained_state
 from tinychat.engine.muon import MuonAdamW
 from tinychat.errors import UserError
-from tinychat.models.adapter_files import is_adapter
+from tinychat.models.adapters.adapter_files import is_adapter
 from tinychat.models.save import saved_buffers, saved_parameters
-from tinychat.world import World
+from tinychat.runtime.world import World
 
 TAG = "deepspeed"
 FORCE_SAFE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
+from tinychat.config.schema import OptimConfig, OptimKind
 from tinychat.engine.muon import MuonAdamW
-from tinychat.models.adapter_files import is_adapter
-from tinychat.schema import OptimConfig, OptimKind
+from tinychat.models.adapters.adapter_files import is_adapter
 
 
 def build_optimizer(model: Any, cfg: OptimConfig, lr: float, dtype: torch.dtype) -> torch.optim.Optimizer:
@@ -29,7 +29,7 @@ def build_optimizer(model: Any, cfg: OptimConfig, lr: float, dtype: torch.dtype)
     adamw = {"betas": tuple(cfg.betas), "eps": cfg.eps, "fused": True}
     if not muon:
         return torch.optim.AdamW(groups, lr=lr, **adamw)
-    assert cfg.muon_momentum is not None and cfg.muon_ns_steps is not None  # tinychat.checks
+    assert cfg.muon_momentum is not None and cfg.muon_ns_steps is not None  # tinychat.config.checks
     for name, p in model.named_parameters():
         if name.endswith("attn.c_attn.weight"):  # GPT-2: queries, keys and values side by side, (in, 3 · out)
             p.muon_parts = 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from tinychat.schema_stages import Schedule, TrainLoop
+from tinychat.config.stages import Schedule, TrainLoop
 
 
 def warmup_of(loop: TrainLoop) -> int:

@@ -155,7 +155,7 @@ def agreement(labelled: Iterable[tuple[str, tuple[str, bool], tuple[str, bool]]]
 
 def labelled_pairs(path: Path) -> list[tuple[str, tuple[str, bool], tuple[str, bool]]]:
     """The pairs of a file in PKU-SafeRLHF's layout. Raises UserError for another one."""
-    from tinychat.data.tables import Meter, read_rows
+    from tinychat.data.files.tables import Meter, read_rows
 
     found = []
     for place, row in read_rows(path, Meter()):

@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
-from tinychat.data.chat_rows import ChatRow
+from tinychat.data.chats.rows import ChatRow
 from tinychat.evaluation.answers import is_correct, normalise
 from tinychat.evaluation.intervals import mean_interval, wilson
 from tinychat.evaluation.replies import Text, shared_replies
 from tinychat.evaluation.responses import with_interval, within_unit
 from tinychat.evaluation.rouge import rouge_l
-from tinychat.models.decode import DecodeOptions
+from tinychat.models.generation.decode import DecodeOptions
+from tinychat.runtime.world import World
 from tinychat.text import chat_template
-from tinychat.world import World
 
 SHORT_WORDS = 5  # references of up to so many words can be met word for word
 

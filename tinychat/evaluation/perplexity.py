@@ -8,9 +8,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from tinychat.data.cache import TokenCache
+from tinychat.data.documents.cache import TokenCache
 from tinychat.errors import UserError
-from tinychat.world import World
+from tinychat.runtime.world import World
 
 NOT_COUNTED = -100
 # (input_ids [B, T], targets [B, T]) -> negative log-likelihoods [B, T] in nats, 0 where the target is -100

@@ -15,7 +15,7 @@ from tinychat.evaluation.calibration import Bin, calibration, expected_calibrati
 from tinychat.evaluation.intervals import wilson
 from tinychat.evaluation.responses import with_interval
 from tinychat.models.reward import raw_scores
-from tinychat.world import World
+from tinychat.runtime.world import World
 
 UNKNOWN = -1  # a label that is not given; the number of a pair that is not to be counted
 
@@ -39,7 +39,7 @@ class PairScores:
 
 @torch.no_grad()
 def score_pairs(model: Any, batches: Iterable[dict[str, Tensor]], world: World) -> PairScores:
-    """Scores of all ranks' batches (see data.preference_batches.eval_pairs), each pair once.
+    """Scores of all ranks' batches (see data.preferences.batches.eval_pairs), each pair once.
 
     Every rank calls this, with the same number of batches; pairs with the number UNKNOWN are left out.
     """

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from tinychat.models.decode import DecodeOptions, decode
+from tinychat.models.generation.decode import DecodeOptions, decode
 from tinychat.models.vocabulary import vocabulary
+from tinychat.runtime.world import World
 from tinychat.text.chat_template import reply_text
-from tinychat.world import World
 
 Text = Callable[[Any, list[int]], str]  # (tokenizer, tokens) -> reply
 

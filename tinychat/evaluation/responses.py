@@ -14,9 +14,9 @@ from torch import Tensor
 
 from tinychat.errors import UserError
 from tinychat.evaluation.intervals import Interval, ratio_interval
-from tinychat.models.head_loss import CHUNK_ELEMENTS
+from tinychat.models.kernels.head_loss import CHUNK_ELEMENTS
 from tinychat.models.logprobs import IGNORED
-from tinychat.world import World
+from tinychat.runtime.world import World
 
 Scores = tuple[Tensor, Tensor]  # (B, T): negative log-likelihood in nats, fp32; whether the target is the likeliest
 

@@ -19,10 +19,10 @@ from transformers import (
     Qwen3Config,
 )
 
+from tinychat.config.schema import Arch, ModelConfig
 from tinychat.errors import UserError
+from tinychat.models.adapters.quantized import weights_in
 from tinychat.models.load import load_config, load_model, quiet
-from tinychat.models.quantized import weights_in
-from tinychat.schema import Arch, ModelConfig
 
 VOCAB_MULTIPLE = 64  # matrix products over a vocabulary that is a multiple of this are faster
 # A pretrained model's own tokenizer may be given a padding and chat tokens; more new entries mean a wrong

@@ -19,11 +19,12 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.utils import logging as hf_logging
 
-from tinychat import hub, runs
 from tinychat.errors import UserError
-from tinychat.models.adapter_files import ADAPTER_FILES, find_base, is_adapter_folder, read_adapter_config
-from tinychat.models.quantized import prepare_quantized, quantization_config
-from tinychat.run_files import at_home, cannot
+from tinychat.models.adapters.adapter_files import ADAPTER_FILES, find_base, is_adapter_folder, read_adapter_config
+from tinychat.models.adapters.quantized import prepare_quantized, quantization_config
+from tinychat.runs import folders
+from tinychat.runtime import hub
+from tinychat.runtime.run_files import at_home, cannot
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -39,14 +40,14 @@ def load_model(path: str, dropout: float | None = None, quantize: bool = False, 
 
     An adapter's folder gives a peft.PeftModel on its base, all of it frozen, or with `is_trainable` all but the
     adapter; other folders give a PreTrainedModel. `dropout` replaces every dropout rate of the architecture; None keeps
-    them. `quantize` holds the linear layers of the blocks in 4 bits (see tinychat.models.quantized).
+    them. `quantize` holds the linear layers of the blocks in 4 bits (see tinychat.models.adapters.quantized).
 
     Raises UserError for a folder that is missing, is no model, is cut short or changed since tinychat wrote it, or does
     not hold exactly the model's weights; for an adapter also when its base is missing or another one.
     """
     folder = model_folder(path)
     if is_adapter_folder(folder):
-        from tinychat.models.adapters import load_adapter  # which loads its base here
+        from tinychat.models.adapters.lora import load_adapter  # which loads its base here
 
         if read_adapter_config(folder).get("task_type") == "SEQ_CLS":
             raise UserError(_no_language_model(path))
@@ -70,7 +71,7 @@ def read_model(path: str, kind: Any, dropout: float | None = None, quantize: boo
     folder = model_folder(path)
     config = load_config(str(folder))
     weight_files(folder)
-    runs.verify_contents(folder)
+    folders.verify_contents(folder)
     _check_generation_settings(folder)
     if dropout is not None:
         for key in DROPOUTS:
@@ -143,7 +144,7 @@ def load_config(path: str) -> PreTrainedConfig:
     file = folder / CONFIG
     if not file.is_file():
         raise UserError(f"model {folder}: holds no {CONFIG}; give a folder written by save_pretrained")
-    runs.verify_contents(folder, lambda name: name == CONFIG)
+    folders.verify_contents(folder, lambda name: name == CONFIG)
     try:
         json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:

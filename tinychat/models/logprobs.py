@@ -1,7 +1,7 @@
 """The one function that turns a model, tokens and targets into log-probabilities.
 
 Every stage and both sides of RL go through it. No [B, T, V] tensor is kept: the head and the cross-entropy are computed
-together (tinychat.models.head_loss), a chunk of tokens at a time, and only where there is a target.
+together (tinychat.models.kernels.head_loss), a chunk of tokens at a time, and only where there is a target.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tinychat.malloc import LARGE
-from tinychat.models.attention import plan_blocks, uses_blocked_attention
-from tinychat.models.head_entropy import LinearEntropy, kept_entropy
-from tinychat.models.head_loss import LinearNLL, nll_of_logits, tempered
+from tinychat.models.kernels.attention import plan_blocks, uses_blocked_attention
+from tinychat.models.kernels.head_entropy import LinearEntropy, kept_entropy
+from tinychat.models.kernels.head_loss import LinearNLL, nll_of_logits, tempered
 from tinychat.models.vocabulary import WHOLE, Vocabulary
+from tinychat.runtime.malloc import LARGE
 
 IGNORED = -100
 

@@ -19,9 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
+from tinychat.config.schema import PeftConfig, PeftKind
+from tinychat.config.stages import Pooling, ScoreRange
 from tinychat.errors import UserError
-from tinychat.models.adapter_files import is_adapter_folder, read_adapter_config, read_reward_settings
-from tinychat.models.adapters import (
+from tinychat.models.adapters.adapter_files import is_adapter_folder, read_adapter_config, read_reward_settings
+from tinychat.models.adapters.lora import (
     adapter_is_as,
     add_adapter,
     check_targets,
@@ -32,8 +34,6 @@ from tinychat.models.adapters import (
 )
 from tinychat.models.build import grow_vocabulary
 from tinychat.models.load import is_classifier, load_config, load_model, model_folder, read_model
-from tinychat.schema import PeftConfig, PeftKind
-from tinychat.schema_stages import Pooling, ScoreRange
 
 SETTINGS = "tinychat_reward"  # attribute of the configuration
 PLAIN = {"pooling": Pooling.last.value, "range": ScoreRange.raw.value, "mean": 0.0, "std": 1.0}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from huggingface_hub import save_torch_state_dict
 
-from tinychat.models.adapter_files import is_adapter, save_adapter
+from tinychat.models.adapters.adapter_files import is_adapter, save_adapter
 
 
 def save_weights(model: Any, weights: dict[str, torch.Tensor], folder: Path) -> None:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinychat.errors import UserError
-from tinychat.models.head_loss import tempered
+from tinychat.models.kernels.head_loss import tempered
 
 LOG_RATIO_BOUND = 20.0  # exp(20) is 5e8: far beyond any ratio that means something, far below fp32's largest number
 

@@ -14,16 +14,16 @@ from typing import Any
 
 import torch
 
-from tinychat import user_code
-from tinychat.data.prompt_files import PromptRow, check_answers
-from tinychat.data.tinyworld import preferences
+from tinychat.config.schema import RewardConfig, RewardKind, RewardPart
+from tinychat.config.stages import ScoreRange
+from tinychat.data.preferences.prompt_files import PromptRow, check_answers
 from tinychat.errors import UserError
 from tinychat.evaluation.answers import is_correct
 from tinychat.models.scorer import Scorer
-from tinychat.schema import RewardConfig, RewardKind, RewardPart
-from tinychat.schema_stages import ScoreRange
-from tinychat.user_code import UserCodeError
-from tinychat.world import World
+from tinychat.runtime import user_code
+from tinychat.runtime.user_code import UserCodeError
+from tinychat.runtime.world import World
+from tinychat.tinyworld import preferences
 
 # (rows, replies as text, sequences of prompt and response tokens) -> a score each
 Part = Callable[[Sequence[PromptRow], list[str], list[list[int]]], list[float]]

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tinychat.data.preference_prompts import PromptBatch, PromptRow
-from tinychat.models.decode import Decoded, DecodeOptions, decode
+from tinychat.data.preferences.prompts import PromptBatch, PromptRow
+from tinychat.models.generation.decode import Decoded, DecodeOptions, decode
 from tinychat.models.logprobs import IGNORED
-from tinychat.run_files import write_text_atomic
-from tinychat.world import World
+from tinychat.runtime.run_files import write_text_atomic
+from tinychat.runtime.world import World
 
 WIDTH_MULTIPLE = 8  # rows are padded to a multiple of it
 # Numbers of each response token, (N, T) fp32, 0 elsewhere.

@@ -9,21 +9,21 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from tinychat.context import Context
-from tinychat.data.chat_batches import eval_batches
-from tinychat.data.chat_cache import ChatCache, chat_cache
-from tinychat.data.chat_rows import LeftOut
-from tinychat.data.chat_sources import chat_source
-from tinychat.data.preference_prompts import with_prompts
-from tinychat.data.splits import Split
+from tinychat.config.schema import Config
+from tinychat.data.chats.batches import eval_batches
+from tinychat.data.chats.cache import ChatCache, chat_cache
+from tinychat.data.chats.rows import LeftOut
+from tinychat.data.chats.sources import chat_source
+from tinychat.data.files.splits import Split
+from tinychat.data.preferences.prompts import with_prompts
 from tinychat.engine import Engine
 from tinychat.errors import UserError
 from tinychat.evaluation.instructions import InstructionResult, evaluate_replies
 from tinychat.evaluation.responses import response_loss
-from tinychat.models.adapters import start_model, trainable_parameters
+from tinychat.models.adapters.lora import start_model, trainable_parameters
 from tinychat.models.build import describe
-from tinychat.models.decode import DecodeOptions
-from tinychat.schema import Config
+from tinychat.models.generation.decode import DecodeOptions
+from tinychat.runs.context import Context
 from tinychat.stages.common import get_tokenizer, log, write_table
 from tinychat.text.chat_template import EncodedChat, coloured_example, end_token_id, set_template, template_name
 from tinychat.text.tokenizer import load_tokenizer, tokenizer_fingerprint, vocabulary_size

@@ -12,22 +12,22 @@ from typing import Any
 
 import torch
 
-from tinychat import lineage, runs
-from tinychat.console import peak_memory_gb
-from tinychat.context import Context
-from tinychat.data.cache import TokenCache, token_cache
-from tinychat.data.packing import document_segments
-from tinychat.data.sources import Split, text_source
+from tinychat.config.schema import Config, DataConfig, ResumeData
+from tinychat.data.documents.cache import TokenCache, token_cache
+from tinychat.data.documents.packing import document_segments
+from tinychat.data.documents.sources import Split, text_source
 from tinychat.engine import Batch, Engine
 from tinychat.errors import UserError
 from tinychat.evaluation.perplexity import perplexity
 from tinychat.models.build import build_model, describe, load_model, model_vocab_size
 from tinychat.models.flops import matmul_rate
-from tinychat.models.generate import SamplingOptions, continue_texts
+from tinychat.models.generation.generate import SamplingOptions, continue_texts
 from tinychat.models.logprobs import token_nll
-from tinychat.schema import Config, DataConfig, ResumeData
+from tinychat.runs import folders, lineage
+from tinychat.runs.context import Context
+from tinychat.runtime.console import peak_memory_gb
+from tinychat.runtime.world import World
 from tinychat.text.tokenizer import load_saved_tokenizer, load_tokenizer, text_beginning, vocabulary_size
-from tinychat.world import World
 
 log = logging.getLogger("tinychat")
 
@@ -37,7 +37,7 @@ def get_tokenizer(config: Config, context: Context) -> Any:
     configured one."""
     if start := context.parents["init_from"]:
         return load_saved_tokenizer(start)
-    if own := runs.resumable_checkpoints(context.run_dir):  # the trained folder may have gone meanwhile
+    if own := folders.resumable_checkpoints(context.run_dir):  # the trained folder may have gone meanwhile
         return load_saved_tokenizer(str(own[-1]))
     return load_tokenizer(config.tokenizer, context.parents["tokenizer"])
 
@@ -97,14 +97,14 @@ def data_facts(tokens: TokenCache) -> dict[str, Any]:
 def write_lineage(config: Config, context: Context, data: dict[str, Any]) -> dict[str, Any]:
     """Where this run's checkpoints come from, also written into the run folder. `data`: facts by split, a fingerprint
     among them. Raises UserError where a resume would go on with other data and resume_data=same."""
-    newest = runs.resumable_checkpoints(context.run_dir)[-1:]
+    newest = folders.resumable_checkpoints(context.run_dir)[-1:]
     may_change = config.resume_data is ResumeData.changed
     earlier = lineage.earlier_data(newest[0] if newest else None, data, may_change)
     if earlier:
         log.warning("up to step %s this run learnt from other data (lineage.json)", earlier[-1]["until_step"])
     origin = lineage.describe(context.run_dir, context.parents, data, earlier)
     if context.world.is_main:
-        runs.write_text_atomic(context.run_dir / runs.LINEAGE, json.dumps(origin, indent=1))
+        folders.write_text_atomic(context.run_dir / folders.LINEAGE, json.dumps(origin, indent=1))
     return origin
 
 
@@ -146,7 +146,7 @@ def write_samples(
     rows = [{"prompt": prompt, "continuation": text} for prompt, text in zip(prompts, texts, strict=True)]
     if context.tracker is not None:
         content = json.dumps(rows, indent=1, ensure_ascii=False)
-        runs.write_text_atomic(context.run_dir / "samples.json", content)
+        folders.write_text_atomic(context.run_dir / "samples.json", content)
         context.tracker.log_table("samples", ["prompt", "continuation"], [list(row.values()) for row in rows])
         for row in rows:
             log.info("sample: %s|%s", row["prompt"], row["continuation"].replace("\n", " / "))
@@ -162,10 +162,10 @@ def write_table(
     """
     if context.tracker is None:
         return
-    folder = context.run_dir / runs.TABLES
+    folder = context.run_dir / folders.TABLES
     folder.mkdir(exist_ok=True)
     content = {"title": title, "columns": columns, "rows": rows, "shown": shown}
-    runs.write_text_atomic(folder / f"{name}.json", json.dumps(content, indent=1, ensure_ascii=False))
+    folders.write_text_atomic(folder / f"{name}.json", json.dumps(content, indent=1, ensure_ascii=False))
     context.tracker.log_table(name, columns, rows)
 
 

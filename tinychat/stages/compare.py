@@ -10,8 +10,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tinychat import run_files, runs
-from tinychat.context import Context
+from tinychat.runs import folders
+from tinychat.runs.context import Context
+from tinychat.runtime import run_files
 from tinychat.stages.common import log, write_table
 
 COLUMNS = {
@@ -31,7 +32,7 @@ RATES = ("instruction accuracy", "safe rate", "over-refusal")  # whose bounds th
 def checkpoint_name(path: str) -> str:
     """ "STAGE RUN_NAME/TIME" of a checkpoint of a run, from its lineage; else the end of its path."""
     kinds: dict[str, run_files.Kind] = {"config": dict, "run_dir": str}
-    found = run_files.if_readable(lambda: run_files.read_json(Path(path) / runs.LINEAGE, kinds)) or {}
+    found = run_files.if_readable(lambda: run_files.read_json(Path(path) / folders.LINEAGE, kinds)) or {}
     stage = found.get("config", {}).get("stage")
     stage = stage.get("name") if isinstance(stage, dict) else None
     run_dir = found.get("run_dir")

@@ -4,9 +4,9 @@ documents, and in a chat template replies to conversations and how safe those to
 
 from __future__ import annotations
 
-from tinychat.console import format_eval
-from tinychat.context import Context, StageResult
-from tinychat.schema import Config
+from tinychat.config.schema import Config
+from tinychat.runs.context import Context, StageResult
+from tinychat.runtime.console import format_eval
 from tinychat.stages.common import log, write_samples
 from tinychat.stages.compare import unique_names, write_comparison
 from tinychat.stages.measure import all_subjects, measure

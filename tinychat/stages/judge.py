@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tinychat.context import Context, StageResult
-from tinychat.schema import Config
+from tinychat.config.schema import Config
+from tinychat.runs.context import Context, StageResult
 from tinychat.stages import reward
 
 

@@ -19,14 +19,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tinychat import manifest, runs
-from tinychat.checkpoint import Checkpointer
-from tinychat.console import Progress
-from tinychat.context import Context, StageResult
+from tinychat.config.schema import Config
 from tinychat.engine import Batch, Engine, LossFn, StepStats
+from tinychat.engine.checkpoint import Checkpointer
 from tinychat.engine.schedule import lr_factor
 from tinychat.errors import UserError
-from tinychat.schema import Config
+from tinychat.runs import folders
+from tinychat.runs.context import Context, StageResult
+from tinychat.runtime import manifest
+from tinychat.runtime.console import Progress
 from tinychat.stages.common import Speedometer, log
 from tinychat.stages.verdict import verdict
 from tinychat.tracking import MetricsLog
@@ -193,7 +194,7 @@ class TrainingLoop:
 
     def _best_fact(self) -> dict[str, str]:
         """For the report: which checkpoint init_from=best would take, where any has a score."""
-        best = runs.best_checkpoint(self.context.run_dir)
+        best = folders.best_checkpoint(self.context.run_dir)
         score = manifest.checkpoint_score(best) if best is not None else None
         if best is None or score is None:
             return {}

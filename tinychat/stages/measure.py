@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tinychat.checks_data import SOURCES_OF
-from tinychat.context import Context
+from tinychat.config.data_checks import SOURCES_OF
+from tinychat.config.schema import Config
 from tinychat.engine import Engine, evaluation_engine
 from tinychat.errors import UserError
-from tinychat.schema import Config
+from tinychat.runs.context import Context
 from tinychat.stages.chats import OWN_TEMPLATE, HeldOut, get_chat_tokenizer
 from tinychat.stages.common import context_length, evaluate, get_model, get_tokenizer, get_tokens, log
 from tinychat.stages.requests import HeldOutRequests, Judge, has_requests

@@ -10,23 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinychat.context import Context
-from tinychat.data.preference_prompts import PromptBatch
-from tinychat.data.prompt_sources import prompt_shape
+from tinychat.config.schema import Config, PeftConfig, PeftKind
+from tinychat.config.stages import ValueInit, ValueKind
+from tinychat.data.preferences.prompt_sources import prompt_shape
+from tinychat.data.preferences.prompts import PromptBatch
 from tinychat.engine import Engine, evaluation_engine
 from tinychat.models.actor_critic import ActorCritic, hidden_and_values, policy_and_values
-from tinychat.models.adapter_files import is_adapter
-from tinychat.models.adapters import start_model, trainable_parameters
+from tinychat.models.adapters.adapter_files import is_adapter
+from tinychat.models.adapters.lora import start_model, trainable_parameters
 from tinychat.models.build import describe
-from tinychat.models.decode import DecodeOptions
+from tinychat.models.generation.decode import DecodeOptions
 from tinychat.models.logprobs import OutputHead, last_hidden
 from tinychat.models.reward import start_reward_model
 from tinychat.models.vocabulary import vocabulary
 from tinychat.rl.measures import token_measures
 from tinychat.rl.rewards import Rewards, gold_rewards
 from tinychat.rl.rollout import TOKEN_FIELDS, Experience, Rollout, measure, sample_replies, to_experience
-from tinychat.schema import Config, PeftConfig, PeftKind
-from tinychat.schema_stages import ValueInit, ValueKind
+from tinychat.runs.context import Context
 from tinychat.stages.common import log
 from tinychat.text.chat_template import end_token_id, reply_text
 from tinychat.text.tokenizer import vocabulary_size
@@ -37,7 +37,7 @@ WHOLE = PeftConfig("none", PeftKind.none, None, None, None, None)
 def get_actor_critic(config: Config, context: Context, tokenizer: Any) -> ActorCritic:
     """The policy of init_from, without dropout, with a value function whose head is zero."""
     stage, start = config.stage, context.parents["init_from"]
-    assert start is not None  # tinychat.parents
+    assert start is not None  # tinychat.runs.parents
     entries = vocabulary_size(tokenizer)
     policy = start_model(start, config.peft, 0.0, context.run_dir / "merged_base", entries, new_adapter=True)
     policy.generation_config.eos_token_id = sorted(end_ids(tokenizer))

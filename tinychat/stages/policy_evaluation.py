@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from tinychat.checks_data import SOURCES_OF
-from tinychat.context import Context
-from tinychat.data.preference_prompts import PromptBatch, PromptBatches
-from tinychat.data.prompt_sources import prompt_source
+from tinychat.config.data_checks import SOURCES_OF
+from tinychat.config.schema import Config, OnBadRow, Source
+from tinychat.data.preferences.prompt_sources import prompt_source
+from tinychat.data.preferences.prompts import PromptBatch, PromptBatches
 from tinychat.engine import Engine
 from tinychat.rl.kl import kl_estimate
 from tinychat.rl.rollout import Experience, Rollout
-from tinychat.schema import Config, OnBadRow, Source
+from tinychat.runs.context import Context
 from tinychat.stages.chats import HeldOut
 from tinychat.stages.common import log, write_table
 from tinychat.stages.policy import PolicyAlone, Sampler, mean

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinychat.context import Context, StageResult
-from tinychat.data.preference_prompts import PromptBatches
-from tinychat.data.prompt_sources import prompt_shape, prompt_source
+from tinychat.config.schema import Config
+from tinychat.config.stages import KLControl, MissingEnd, PpoStage
+from tinychat.data.preferences.prompt_sources import prompt_shape, prompt_source
+from tinychat.data.preferences.prompts import PromptBatches
 from tinychat.engine import Batch, Engine, StepStats, build_engine
 from tinychat.models.actor_critic import policy_and_values
 from tinychat.models.build import count_parameters
@@ -32,9 +33,8 @@ from tinychat.rl.selfcheck import (
     mean_tolerance,
     self_check,
 )
-from tinychat.schema import Config
-from tinychat.schema_stages import KLControl, MissingEnd, PpoStage
-from tinychat.seeding import seed_rank
+from tinychat.runs.context import Context, StageResult
+from tinychat.runtime.seeding import seed_rank
 from tinychat.stages.chats import get_chat_tokenizer
 from tinychat.stages.common import Speedometer, context_length, describe_engine, log, split_batch, write_lineage
 from tinychat.stages.loop import TrainingLoop

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 
-from tinychat.context import Context, StageResult
-from tinychat.data.packing import PackedBlocks, document_segments
-from tinychat.data.sources import leading_tokens
+from tinychat.config.schema import Config
+from tinychat.data.documents.packing import PackedBlocks, document_segments
+from tinychat.data.documents.sources import leading_tokens
 from tinychat.engine import build_engine
 from tinychat.models.build import count_parameters
 from tinychat.models.flops import training_flops_per_token
 from tinychat.models.logprobs import token_nll
-from tinychat.report import CURRICULUM
-from tinychat.schema import Config
-from tinychat.seeding import seed_rank
+from tinychat.report.run import CURRICULUM
+from tinychat.runs.context import Context, StageResult
+from tinychat.runtime.seeding import seed_rank
 from tinychat.stages.common import (
     Speedometer,
     context_length,

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
-from tinychat.checks_data import SOURCES_OF
-from tinychat.context import Context
-from tinychat.data.chat_rows import LeftOut
-from tinychat.data.preference_prompts import with_prompts
-from tinychat.data.prompt_files import PromptRow
-from tinychat.data.prompt_sources import prompt_source
+from tinychat.config.data_checks import SOURCES_OF
+from tinychat.config.schema import Config, Source
+from tinychat.config.stages import ScoreRange
+from tinychat.data.chats.rows import LeftOut
+from tinychat.data.preferences.prompt_files import PromptRow
+from tinychat.data.preferences.prompt_sources import prompt_source
+from tinychat.data.preferences.prompts import with_prompts
 from tinychat.engine import Engine
 from tinychat.errors import UserError
 from tinychat.evaluation.replies import shared_replies
@@ -25,9 +26,8 @@ from tinychat.evaluation.safety import (
     judge_replies,
     safety,
 )
-from tinychat.models.decode import DecodeOptions
-from tinychat.schema import Config, Source
-from tinychat.schema_stages import ScoreRange
+from tinychat.models.generation.decode import DecodeOptions
+from tinychat.runs.context import Context
 from tinychat.stages.common import log, write_table
 from tinychat.text.chat_render import Refused
 from tinychat.text.chat_template import end_token_id

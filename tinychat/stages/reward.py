@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinychat.context import Context, StageResult
-from tinychat.data.preference_batches import PreferenceBatches, eval_pairs
-from tinychat.data.preference_cache import UNKNOWN, PreferenceCache, preference_cache
-from tinychat.data.preference_sources import Part, preference_source
-from tinychat.data.splits import Split
+from tinychat.config.schema import Config
+from tinychat.config.stages import ReplyLabel, RewardLoss, RewardStage, ScoreRange
+from tinychat.data.files.splits import Split
+from tinychat.data.preferences.batches import PreferenceBatches, eval_pairs
+from tinychat.data.preferences.cache import UNKNOWN, PreferenceCache, preference_cache
+from tinychat.data.preferences.sources import Part, preference_source
 from tinychat.engine import Batch, Engine, build_engine
 from tinychat.errors import UserError
 from tinychat.evaluation.calibration import Bin, draw_calibration
@@ -26,15 +27,14 @@ from tinychat.evaluation.preferences import (
     safety_table,
     score_pairs,
 )
-from tinychat.models.adapters import trainable_parameters
+from tinychat.models.adapters.lora import trainable_parameters
 from tinychat.models.build import count_parameters, describe
 from tinychat.models.flops import training_flops_per_token
 from tinychat.models.reward import raw_scores, set_normalisation, settings, start_reward_model
 from tinychat.rl.losses import bradley_terry_loss, pointwise_loss
-from tinychat.runs import PICTURES
-from tinychat.schema import Config
-from tinychat.schema_stages import ReplyLabel, RewardLoss, RewardStage, ScoreRange
-from tinychat.seeding import seed_rank
+from tinychat.runs.context import Context, StageResult
+from tinychat.runs.folders import PICTURES
+from tinychat.runtime.seeding import seed_rank
 from tinychat.stages.chats import get_chat_tokenizer
 from tinychat.stages.common import (
     Speedometer,

@@ -6,15 +6,15 @@ from typing import Any
 
 import torch
 
-from tinychat.context import Context, StageResult
-from tinychat.data.chat_batches import ChatBatches
+from tinychat.config.schema import Config
+from tinychat.config.stages import SftStage
+from tinychat.data.chats.batches import ChatBatches
 from tinychat.engine import Batch, build_engine
 from tinychat.models.build import count_parameters
 from tinychat.models.flops import training_flops_per_token
 from tinychat.models.logprobs import IGNORED, token_nll
-from tinychat.schema import Config
-from tinychat.schema_stages import SftStage
-from tinychat.seeding import seed_rank
+from tinychat.runs.context import Context, StageResult
+from tinychat.runtime.seeding import seed_rank
 from tinychat.stages.chats import HeldOut, chat_facts, get_chat_tokenizer, get_chats, get_start_model, show_example
 from tinychat.stages.common import (
     Speedometer,

@@ -11,12 +11,13 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
-from tinychat import lineage, manifest, runs
-from tinychat.context import Context, StageResult
-from tinychat.data.chat_sources import chat_source
-from tinychat.data.sources import text_source
+from tinychat.config.schema import Config, DataConfig, Source
+from tinychat.data.chats.sources import chat_source
+from tinychat.data.documents.sources import text_source
 from tinychat.errors import UserError
-from tinychat.schema import Config, DataConfig, Source
+from tinychat.runs import folders, lineage
+from tinychat.runs.context import Context, StageResult
+from tinychat.runtime import manifest
 from tinychat.text.bpe import train_bpe
 from tinychat.text.report import tokenizer_report
 
@@ -38,7 +39,7 @@ def run(config: Config, context: Context) -> StageResult:
     shutil.rmtree(temporary, ignore_errors=True)
     tokenizer.save_pretrained(temporary)
     origin = lineage.describe(context.run_dir, context.parents, {"train": {"fingerprint": source.fingerprint()}})
-    (temporary / runs.LINEAGE).write_text(json.dumps(origin, indent=1), encoding="utf-8")
+    (temporary / folders.LINEAGE).write_text(json.dumps(origin, indent=1), encoding="utf-8")
     manifest.write_manifest(temporary, score=None)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(temporary, folder)

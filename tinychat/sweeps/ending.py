@@ -11,18 +11,18 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 from optuna.trial import TrialState
 
-from tinychat import runs
-from tinychat.launch import flatten
-from tinychat.passwords import masked
-from tinychat.report import Report, Table, write_pages
-from tinychat.run_files import Unreadable, if_readable, read_text
-from tinychat.schema import TrackerKind
+from tinychat.config.schema import TrackerKind
+from tinychat.launch.job import flatten
+from tinychat.report.run import Report, Table, write_pages
+from tinychat.runs import folders
+from tinychat.runtime.passwords import masked
+from tinychat.runtime.run_files import Unreadable, if_readable, read_text
+from tinychat.runtime.terminal import say
 from tinychat.sweeps import plots, results
 from tinychat.sweeps.prepare import Plan, without_hydra
 from tinychat.sweeps.results import Row
 from tinychat.sweeps.space import described
 from tinychat.sweeps.study import SharedStudy, counts
-from tinychat.terminal import say
 from tinychat.tracking import METRICS, resolve_uri, run_tags
 from tinychat.tracking.mlflow_page import HEADLINE, NOTE
 from tinychat.tracking.sweep_run import SweepRun
@@ -80,7 +80,7 @@ class Ending:
     def finish(self, status: str) -> None:
         """Report, plots, registry. A failure here must not hide what the sweep did."""
         try:
-            with runs.folder_lock(self._plan.folder):
+            with folders.folder_lock(self._plan.folder):
                 self._finish(status)
         except Exception as error:
             logger.warning("report of the sweep: %s: %s", type(error).__name__, error)
@@ -108,7 +108,7 @@ class Ending:
         base = self._context.config_loader.load_sweep_config(self._master, words)
         flat = flatten(OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(without_hydra(base), resolve=True))))
         try:
-            own = flatten(runs.read_config(Path(row.run_dir)))
+            own = flatten(folders.read_config(Path(row.run_dir)))
         except Unreadable:  # the run folder is gone
             return ""
         return results.command(words, flat, own)
@@ -143,7 +143,7 @@ class Ending:
     def _register(self, row: Row) -> str | None:
         """The version of the winner in the model registry; None where there is none to make."""
         name, folder = self._plan.settings.register, Path(row.run_dir)
-        result = runs.read_result(folder) or {}
+        result = folders.read_result(folder) or {}
         if self._parent is None or not name or not result.get("checkpoint"):
             return None
         tags = {"tinychat.study": self._plan.settings.study, "tinychat.trial": row.number}
@@ -165,7 +165,7 @@ class Ending:
         names = ["report.md", "report.html", plots.PAGE, *(file for _, file in pictures)]
         names += [f"{results.TABLE}.{end}" for end in ("csv", "html")]
         files = [folder / name for name in names if (folder / name).exists()]
-        table = runs.read_json(folder / f"{results.TABLE}.json") or {"columns": [], "data": []}
+        table = folders.read_json(folder / f"{results.TABLE}.json") or {"columns": [], "data": []}
         self._parent.close(status, tags, files, table)
 
     def _say(self, found: Sequence[Row], best: Sequence[Row], command: str, running: int, version: str | None) -> None:

@@ -14,11 +14,12 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tinychat import checks, parents, runs, schema
+from tinychat.config import checks, schema
+from tinychat.config.explain import explain, nearest_key
+from tinychat.config.schema import Config
+from tinychat.config.sweep import KeepCheckpoints, PrunerKind, SamplerKind, SweepConfig
 from tinychat.errors import UserError
-from tinychat.explain import explain, nearest_key
-from tinychat.schema import Config
-from tinychat.schema_sweep import KeepCheckpoints, PrunerKind, SamplerKind, SweepConfig
+from tinychat.runs import folders, parents
 from tinychat.sweeps.space import Space, overrides_of, read_space
 from tinychat.tracking.vocabulary import OBJECTIVES, goal_of, metrics_of, without_bounds
 
@@ -79,7 +80,7 @@ def without_hydra(node: DictConfig) -> DictConfig:
 def _plain_settings(config: Config) -> SweepConfig:
     return SweepConfig(
         name="multirun",
-        study=f"{config.run_name or runs.default_run_name(config)}-{time.strftime('%Y-%m-%d_%H-%M-%S')}",
+        study=f"{config.run_name or folders.default_run_name(config)}-{time.strftime('%Y-%m-%d_%H-%M-%S')}",
         storage=None,
         sampler=SamplerKind.grid,
         seed=0,
@@ -114,7 +115,7 @@ def _check_settings(settings: SweepConfig, config: Config) -> None:
 
 def _check_keys(space: Space, master: DictConfig, context: HydraContext) -> None:
     """Every swept key is a key or a group of the configuration."""
-    from tinychat.launch import flatten
+    from tinychat.launch.job import flatten
 
     known = list(flatten(OmegaConf.to_container(without_hydra(master), resolve=False)))
     known = [key for key in known if not key.startswith("sweep.")]
@@ -201,18 +202,20 @@ def _check_objective(
 def facts_of(master: DictConfig, space: Space, config: Config) -> dict[str, Any]:
     """What must be alike in all trials of a study: the configuration without what is swept and what does not change
     results; and the checkpoints. Raises UserError where one of these is missing."""
-    from tinychat.launch import flatten
+    from tinychat.launch.job import flatten
 
     flat: Mapping[str, Any] = flatten(OmegaConf.to_container(without_hydra(master), resolve=True, enum_to_str=True))
     swept = tuple(key.lstrip("+") for key in space.distributions)
     kept = {
         key: value
         for key, value in flat.items()
-        if key.split(".")[0] not in (*runs.NOT_IDENTITY, *swept)
+        if key.split(".")[0] not in (*folders.NOT_IDENTITY, *swept)
         and key not in (*swept, *_PARENT_KEYS)
         and not (key.startswith("reward.parts.") and key.endswith(".path"))
     }
     found = parents.find_parents(config, space.fixed)
     outputs = Path(config.paths.outputs)
-    kept = runs.moved(kept, str(outputs), runs.OUTPUTS)
-    return kept | {f"parents.{k}": path for k, path in runs.moved(found, str(outputs.resolve()), runs.OUTPUTS).items()}
+    kept = folders.moved(kept, str(outputs), folders.OUTPUTS)
+    return kept | {
+        f"parents.{k}": path for k, path in folders.moved(found, str(outputs.resolve()), folders.OUTPUTS).items()
+    }

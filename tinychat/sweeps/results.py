@@ -16,10 +16,10 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from tinychat import runs
-from tinychat.passwords import masked
+from tinychat.config.words import as_value, for_shell
+from tinychat.runs import folders
+from tinychat.runtime.passwords import masked
 from tinychat.sweeps.study import LOST
-from tinychat.words import as_value, for_shell
 
 TABLE = "trials"
 _WORDS = {
@@ -99,7 +99,7 @@ def cells(row: Row, objective: Sequence[str], keys: Sequence[str]) -> list[Any]:
 def write_table(folder: Path, found: Sequence[Row], objective: Sequence[str], keys: Sequence[str]) -> None:
     """trials.csv, trials.json and trials.html in the sweep's folder."""
     names, content = columns(objective, keys), [cells(row, objective, keys) for row in found]
-    runs.write_text_atomic(folder / f"{TABLE}.json", json.dumps({"columns": names, "data": content}, indent=1))
+    folders.write_text_atomic(folder / f"{TABLE}.json", json.dumps({"columns": names, "data": content}, indent=1))
     temporary = folder / f".{TABLE}.csv"
     with open(temporary, "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([names, *content])
@@ -109,7 +109,7 @@ def write_table(folder: Path, found: Sequence[Row], objective: Sequence[str], ke
     page = (
         f'<!doctype html><meta charset="utf-8"><title>Trials</title><table border="1"><tr>{head}</tr>\n{body}</table>\n'
     )
-    runs.write_text_atomic(folder / f"{TABLE}.html", page)
+    folders.write_text_atomic(folder / f"{TABLE}.html", page)
 
 
 def _cell(value: Any) -> str:
@@ -132,7 +132,7 @@ def command(fixed: Sequence[str], base: Mapping[str, Any], run: Mapping[str, Any
     said = [
         f"{key}={_word(value)}"
         for key, value in run.items()
-        if key.split(".")[0] not in runs.NOT_IDENTITY and base.get(key, ...) != value
+        if key.split(".")[0] not in folders.NOT_IDENTITY and base.get(key, ...) != value
     ]
     overwritten = {word.split("=")[0] for word in said}
     kept = [word for word in fixed if word.split("=")[0] not in overwritten]
@@ -143,7 +143,7 @@ def remove_checkpoints(found: Sequence[Row]) -> None:
     """Free the disk of trials that are over and neither the best nor on the front: no later trial makes them so."""
     for row in found:
         if row.run_dir and not row.best and row.state in ("complete", "pruned"):
-            shutil.rmtree(Path(row.run_dir) / runs.CHECKPOINTS, ignore_errors=True)
+            shutil.rmtree(Path(row.run_dir) / folders.CHECKPOINTS, ignore_errors=True)
 
 
 def _word(value: Any) -> str:

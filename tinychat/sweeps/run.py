@@ -16,18 +16,19 @@ from omegaconf.errors import OmegaConfBaseException
 from optuna.trial import Trial as Asked
 from optuna.trial import TrialState
 
-from tinychat import launch, runs, trial
+from tinychat.config.explain import explain
+from tinychat.config.sweep import KeepCheckpoints, PrunerKind
 from tinychat.errors import UserError
-from tinychat.explain import explain
-from tinychat.run_files import said_of
-from tinychat.schema_sweep import KeepCheckpoints, PrunerKind
+from tinychat.launch import job
+from tinychat.runs import folders, trial
+from tinychat.runtime.run_files import said_of
+from tinychat.runtime.terminal import say
 from tinychat.sweeps import results
 from tinychat.sweeps.ending import Ending
 from tinychat.sweeps.prepare import facts_of, prepare
 from tinychat.sweeps.space import described, overrides_of
 from tinychat.sweeps.study import SharedStudy
 from tinychat.sweeps.watch import Watch
-from tinychat.terminal import say
 
 LONGEST_ERROR = 4000  # characters kept in the study
 
@@ -62,10 +63,10 @@ class Sweep:
         self.study = SharedStudy(plan.settings, plan.folder, space, plan.directions, points, facts, first)
         self._introduce()
         self.ending = Ending(plan, self.study, self._context, self._master)
-        with runs.working_on(plan.folder):
+        with folders.working_on(plan.folder):
             self._run_trials()
         if self._errors and (plan.plain or not results.best_trials(self.study.study)):
-            raise launch.JobFailed(self._errors[0])
+            raise job.JobFailed(self._errors[0])
 
     def _run_trials(self) -> None:
         parent = self.ending.open_parent()
@@ -74,7 +75,7 @@ class Sweep:
             while claimed := self.study.claim():
                 self._trial(*claimed, parent)
             status = "FINISHED"
-        except launch.JobFailed:
+        except job.JobFailed:
             status = "FAILED"
             raise
         finally:
@@ -130,7 +131,7 @@ class Sweep:
             with Watch(self.study, asked, metric) as watch:
                 one.on_start = lambda folder: self._started(asked, folder, watch)
                 self._launch(one, [*plan.space.fixed, *overrides_of(values), *_under(parent)])
-        except (launch.Stopped, KeyboardInterrupt) as stop:
+        except (job.Stopped, KeyboardInterrupt) as stop:
             self.study.give_back(asked, f"interrupted: {stop or 'Ctrl-C'}")
             say(f"trial {asked.number} interrupted; the same command goes on with it")
             raise
@@ -143,7 +144,7 @@ class Sweep:
             self._failed_in_row += 1
             self._errors.append(facts["error"])
             if self._failed_in_row >= plan.settings.max_failures:
-                raise launch.JobFailed(
+                raise job.JobFailed(
                     f"{self._failed_in_row} trials in a row failed (sweep.max_failures={plan.settings.max_failures}), "
                     f"the last: {facts['error']}"
                 )
@@ -179,7 +180,7 @@ class Sweep:
         """How the trial ended, its objective, and what to keep with it."""
         if self._error is not None:
             return TrialState.FAIL, None, {"error": _line(self._error)[:LONGEST_ERROR]}
-        result = (runs.read_result(one.run_dir) if one.run_dir else None) or {}
+        result = (folders.read_result(one.run_dir) if one.run_dir else None) or {}
         metrics = result.get("metrics") or {}
         if self.plan.plain and result.get("objective") is not None:
             found = [result["objective"]]  # stages may differ from job to job

@@ -10,8 +10,8 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from tinychat.config.sweep import PrunerKind, SamplerKind, SweepConfig
 from tinychat.errors import UserError
-from tinychat.schema_sweep import PrunerKind, SamplerKind, SweepConfig
 
 MAX_SEED = 2**31
 

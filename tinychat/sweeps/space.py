@@ -12,8 +12,8 @@ from hydra.core.override_parser.types import Override, Transformer
 from hydra.errors import HydraException
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
+from tinychat.config.words import quoted
 from tinychat.errors import UserError
-from tinychat.words import quoted
 
 # The plugin's own reading of interval, range and tag(log, ...): what users of hydra-optuna-sweeper know.
 from hydra_plugins.hydra_optuna_sweeper._impl import create_optuna_distribution_from_override  # isort: skip

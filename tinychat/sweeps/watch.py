@@ -12,7 +12,7 @@ from types import TracebackType
 
 from optuna.trial import Trial
 
-from tinychat import runs, trial
+from tinychat.runs import folders, trial
 from tinychat.sweeps.study import HEARTBEAT_SECONDS, SharedStudy
 from tinychat.tracking import MetricsLog
 
@@ -66,7 +66,7 @@ class Watch:
                 continue
             self._trial.report(value, percent)
             self._told.add(percent)
-            if self._trial.should_prune() and not (self._folder / runs.RESULT).exists():
+            if self._trial.should_prune() and not (self._folder / folders.RESULT).exists():
                 why = f"{self._metric} {value:.4g} at {percent} % is no match for the other trials at that point"
                 trial.ask_to_stop(self._folder, why)
 

@@ -20,7 +20,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerFast
 
 from tinychat.errors import UserError
-from tinychat.terminal import as_text
+from tinychat.runtime.terminal import as_text
 from tinychat.text import CHAT_END, CHAT_START
 from tinychat.text.chat_render import INSTEAD, Message, Refused, Rendered, render, special_tokens, template_of
 from tinychat.text.report import decode_exactly

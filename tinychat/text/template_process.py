@@ -26,7 +26,7 @@ from typing import IO, Any
 import jinja2
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from tinychat import orphans
+from tinychat.runtime import orphans
 
 TEMPLATES = ("instruct", "chatml")
 SECONDS = 5.0  # of processor time, for one conversation

@@ -15,11 +15,12 @@ from typing import Any
 from tokenizers.models import BPE
 from transformers import AutoTokenizer, BatchEncoding, GPT2Tokenizer, PreTrainedTokenizerFast
 
-from tinychat import hub, runs
+from tinychat.config.schema import TokenizerConfig, TokenizerKind
 from tinychat.errors import UserError, install_command
-from tinychat.extras import GPT2_PACKAGE
-from tinychat.run_files import at_home
-from tinychat.schema import TokenizerConfig, TokenizerKind
+from tinychat.runs import folders
+from tinychat.runtime import hub
+from tinychat.runtime.extras import GPT2_PACKAGE
+from tinychat.runtime.run_files import at_home
 from tinychat.text import CHAT_END, CHAT_START, END_OF_TEXT, PAD
 
 GPT2_HUB_ID = "openai-community/gpt2"
@@ -66,7 +67,7 @@ def load_saved_tokenizer(path: str) -> PreTrainedTokenizerFast:
     folder = at_home(path)
     if not folder.exists() and hub.is_hub_id(path):
         folder = hub.repository_folder(path, hub.TOKENIZER_FILES, "give a folder with a saved tokenizer")
-    runs.verify_contents(folder, lambda name: "/" not in name and not name.endswith(".safetensors"))
+    folders.verify_contents(folder, lambda name: "/" not in name and not name.endswith(".safetensors"))
     _check_folder(folder)
     if not any((folder / name).is_file() for name in SAVED):
         tokenizer = _from_bpe_files(folder / VOCABULARY, folder / MERGES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tinychat.schema import TrackerConfig, TrackerKind
+from tinychat.config.schema import TrackerConfig, TrackerKind
 from tinychat.tracking.base import STATUS_OF, NoTracker, RunInfo, Status, Tracker
 from tinychat.tracking.metrics_log import MetricsLog, Row
 from tinychat.tracking.params import run_tags

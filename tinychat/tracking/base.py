@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from tinychat.run_files import said_of
+from tinychat.runtime.run_files import said_of
 from tinychat.tracking.metrics_log import MetricsLog
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tinychat.run_files import if_readable, read_bytes, tell_once, write_text_atomic
+from tinychat.runtime.run_files import if_readable, read_bytes, tell_once, write_text_atomic
 from tinychat.tracking.vocabulary import check_names
 
 LONGEST_LINE = 1 << 16  # bytes

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinychat.passwords import masked
+from tinychat.runtime.passwords import masked
 from tinychat.tracking.base import RunInfo, Status
 from tinychat.tracking.metrics_log import parse_rows
 from tinychat.tracking.mlflow_run import MlflowRun

@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinychat import run_files, runs
-from tinychat.passwords import masked
-from tinychat.runs import moved
+from tinychat.runs import folders as runs
+from tinychat.runs.folders import moved
+from tinychat.runtime import run_files
+from tinychat.runtime.passwords import masked
 from tinychat.tracking.base import RunInfo, Status
 from tinychat.tracking.metrics_log import Row
 from tinychat.tracking.mlflow_page import dataset_inputs, experiment_tags

@@ -13,11 +13,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tinychat import runs, trial
-from tinychat.headline import tags_of
-from tinychat.passwords import masked
-from tinychat.run_files import if_readable
-from tinychat.schema import TrackerKind
+from tinychat.config.schema import TrackerKind
+from tinychat.report.headline import tags_of
+from tinychat.runs import folders, trial
+from tinychat.runtime.passwords import masked
+from tinychat.runtime.run_files import if_readable
 from tinychat.tracking.base import STATUS_OF, RunInfo
 from tinychat.tracking.metrics_log import MetricsLog
 from tinychat.tracking.mlflow_run import MlflowRun, read_identity
@@ -39,27 +39,27 @@ def cut_off(outputs: Path, experiment: str) -> Iterator[Path]:
         found = read_identity(path.parent, outputs)
         if found is None or found.get("closed") or found.get("experiment") != experiment:
             continue
-        if not runs.is_live(path.parent) and not runs.is_worked_on(path.parent):
+        if not folders.is_live(path.parent) and not folders.is_worked_on(path.parent):
             yield path.parent
 
 
 def unsent(outputs: Path, experiment: str, uri: str) -> Iterator[Path]:
     """The folders of runs that have ended and of which this store was to have a run, but has none: killed before MLflow
     was there, or at the end of a time in which the store did not answer."""
-    for path in (outputs / experiment).glob(f"*/*/{runs.RESULT}"):
+    for path in (outputs / experiment).glob(f"*/*/{folders.RESULT}"):
         folder = path.parent
-        if (folder / IDENTITY).exists() or runs.is_live(folder):
+        if (folder / IDENTITY).exists() or folders.is_live(folder):
             continue
-        tracker = (if_readable(functools.partial(runs.read_config, folder)) or {}).get("tracker")
+        tracker = (if_readable(functools.partial(folders.read_config, folder)) or {}).get("tracker")
         if not isinstance(tracker, dict) or tracker.get("kind") != TrackerKind.mlflow.value:
             continue
-        if masked(resolve_uri(tracker.get("uri"), outputs)) == masked(uri) and runs.read_result(folder):
+        if masked(resolve_uri(tracker.get("uri"), outputs)) == masked(uri) and folders.read_result(folder):
             yield folder
 
 
 def _send(folder: Path, outputs: Path, experiment: str, uri: str) -> None:
     """A run that the store lacks, from its folder. Raises what MLflow raises."""
-    config, result = runs.read_config(folder), runs.read_result(folder) or {}
+    config, result = folders.read_config(folder), folders.read_result(folder) or {}
     stage, model, data = (str((config.get(group) or {}).get("name")) for group in ("stage", "model", "data"))
     rows = MetricsLog(folder / "metrics.jsonl").read()
     name = trial.title(folder, f"{config.get('run_name') or folder.parent.name} {folder.name}")  # as rank 0 calls it
@@ -67,7 +67,7 @@ def _send(folder: Path, outputs: Path, experiment: str, uri: str) -> None:
     run.open(flatten(config), fit_tags({**run_tags(stage, model, data), **trial.tags(folder), **_told(folder)}))
     run.send_rows(rows, lambda: None)
     run.send_inputs(data, (config.get("data") or {}).get("path"))
-    for file in ("report.md", "report.html", "curves.png", runs.RESULT, runs.LINEAGE, "log.txt"):
+    for file in ("report.md", "report.html", "curves.png", folders.RESULT, folders.LINEAGE, "log.txt"):
         if (folder / file).is_file():
             run.send_file(folder / file, None)
     run.close(STATUS_OF.get(result.get("status") or "", "KILLED"), rows[-1].time if rows else time.time())
@@ -75,7 +75,7 @@ def _send(folder: Path, outputs: Path, experiment: str, uri: str) -> None:
 
 def _told(folder: Path) -> dict[str, str]:
     """A run's headline and description; of what is above runs (a sweep, a pipeline) none."""
-    return tags_of(folder) if (folder / runs.CONFIG).is_file() else {}
+    return tags_of(folder) if (folder / folders.CONFIG).is_file() else {}
 
 
 def close_cut_off(outputs: Path, experiment: str, uri: str) -> list[Path]:
@@ -86,7 +86,7 @@ def close_cut_off(outputs: Path, experiment: str, uri: str) -> list[Path]:
     for folder in list(cut_off(outputs, experiment))[:AT_ONCE]:
         log = MetricsLog(folder / "metrics.jsonl")
         try:
-            status = STATUS_OF.get((runs.read_result(folder) or {}).get("status") or "", "KILLED")
+            status = STATUS_OF.get((folders.read_result(folder) or {}).get("status") or "", "KILLED")
             rows = log.read()
             ended = rows[-1].time if rows else time.time()
             # The run was there before: a step to resume from has it looked for, not made.

@@ -13,9 +13,9 @@ from urllib.request import url2pathname
 
 from filelock import FileLock
 
-from tinychat import runs
 from tinychat.errors import UserError
-from tinychat.passwords import masked
+from tinychat.runs import folders
+from tinychat.runtime.passwords import masked
 
 IDENTITY = "tracking.json"  # of a run folder: which MLflow run it is, and in which store
 _SQLITE = "sqlite:///"
@@ -174,6 +174,6 @@ def run_folder_of(run_id: str, uri: str, outputs: Path) -> str:
 def find_run_folder(run_id: str, outputs: Path) -> Path | None:
     """The run folder of the outputs whose tracking.json names the MLflow run."""
     for path in outputs.glob(f"*/*/*/{IDENTITY}"):
-        if path.parts[-4] != ARTIFACTS and (runs.read_json(path) or {}).get("run_id") == run_id:
+        if path.parts[-4] != ARTIFACTS and (folders.read_json(path) or {}).get("run_id") == run_id:
             return path.parent
     return None

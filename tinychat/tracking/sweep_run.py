@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from tinychat.passwords import masked
+from tinychat.runtime.passwords import masked
 from tinychat.tracking.base import RunInfo, Status
 from tinychat.tracking.metrics_log import Row
 from tinychat.tracking.mlflow_mirror import reason

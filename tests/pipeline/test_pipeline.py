@@ -1,0 +1,439 @@
+"""Recipes, gates and the jobs of a pipeline, without running one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.conftest import REPOSITORY, environment_of
+from tinychat import train
+from tinychat.errors import UserError
+from tinychat.launch.job import Stopped
+from tinychat.pipeline import gates, recipe
+from tinychat.pipeline.__main__ import (
+    Pipeline,
+    _conclude,
+    _refuse_missing_parents,
+    _train,
+    _verdicts,
+    _wait_for_earlier_start,
+)
+from tinychat.pipeline.gates import judge, parse_gate
+from tinychat.pipeline.jobs import Composer, Job, hand_on, needs
+from tinychat.pipeline.process import run_forked
+from tinychat.pipeline.recipe import ORDER, Recipe, Request, load_recipe, parse_request
+from tinychat.pipeline.report import StageRun, headline, measured, verdict_lines
+from tinychat.runs import folders
+
+CONF = REPOSITORY / "conf" / "pipeline"
+SMALL = Recipe(
+    "small",
+    Path("small.yaml"),
+    ["experiment_name=small"],
+    {name: [] for name in ("tokenizer", "pretrain", "sft", "eval")},
+)
+
+
+def jobs_of(recipe: Recipe, *words: str) -> dict[str, Job]:
+    with Composer(recipe, parse_request(words)) as composer:
+        return composer.jobs()
+
+
+# --- gates
+
+MEASURED = {
+    "sft": {"eval/instruction_accuracy": 0.93},
+    "ppo": {"eval/safe_rate": 0.96, "eval/safe_rate_low": 0.94, "eval/safe_rate_high": 0.98, "rl/kl": 4.5},
+    "ppo:start": {"eval/safe_rate": 0.77, "eval/instruction_accuracy": 0.93},
+    "pretrain": {"eval/ppl": float("nan")},
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "word"),
+    [
+        ("ppo eval/safe_rate >= 0.95", 0.96, "pass"),
+        ("ppo eval/safe_rate >= 0.96", 0.96, "pass"),
+        ("ppo eval/safe_rate >= 0.961", 0.96, "fail"),
+        ("ppo eval/safe_rate <= 0.95", 0.96, "fail"),
+        ("ppo - ppo:start eval/safe_rate >= 0.18", 0.19, "pass"),
+        ("ppo - ppo:start eval/safe_rate >= 0.20", 0.19, "fail"),
+        ("ppo:start - ppo eval/safe_rate <= -0.1", -0.19, "pass"),
+        ("ppo rl/kl", 4.5, "reported"),
+        ("ppo eval/instruction_accuracy >= 0.9", None, "not measured"),
+        ("sft - ppo eval/instruction_accuracy <= 0.03", None, "not measured"),
+        ("eval eval/safe_rate >= 0.9", None, "not measured"),
+    ],
+)
+def test_a_gate_by_hand(text: str, value: float | None, word: str) -> None:
+    verdict = judge(parse_gate("x", text, ORDER), MEASURED)
+    assert verdict.value == pytest.approx(value) if value is not None else verdict.value is None
+    assert verdict.word == word
+    assert verdict.failed == (word in ("fail", "not measured"))
+
+
+def test_no_gate_is_passed_by_what_is_no_number() -> None:
+    for sign in (">=", "<="):
+        assert judge(parse_gate("x", f"pretrain eval/ppl {sign} 6", ORDER), MEASURED).word == "fail"
+
+
+def test_a_gate_without_a_bound_is_not_counted_among_those_that_failed(tmp_path: Path, capsys: Any) -> None:
+    texts = ("ppo eval/safe_rate >= 0.99", "ppo eval/safe_rate >= 0.5", "ppo rl/kl")
+    verdicts = [judge(parse_gate(f"gate {index}", text, ORDER), MEASURED) for index, text in enumerate(texts)]
+    ran = SimpleNamespace(began=0.0, folder=tmp_path, found={}, request=SimpleNamespace(strict=True))
+    assert _conclude(ran, verdicts, written=True) == 1  # type: ignore[arg-type]
+    assert "FAILED: 1 of 2 gates: gate 0" in capsys.readouterr().err
+
+
+def test_bounds_are_shown_of_a_single_stage() -> None:
+    single = judge(parse_gate("safe", "ppo eval/safe_rate >= 0.95", ORDER), MEASURED)
+    assert (single.low, single.high) == (0.94, 0.98)
+    assert verdict_lines([single]) == ["pass          safe  0.96 (0.94 to 0.98) >= 0.95"]
+    assert judge(parse_gate("x", "ppo - ppo:start eval/safe_rate >= 0", ORDER), MEASURED).low is None
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("ppo eval/safe_rate > 0.9", "must be STAGE METRIC"),
+        ("ppo eval/safe >= 0.9", "eval/safe is no metric"),
+        ("poo eval/safe_rate >= 0.9", "poo is no stage"),
+        ("ppo eval/safe_rate >= high", "the bound high is not a number"),
+        ("ppo eval/safe_rate >=", "must be STAGE METRIC"),
+    ],
+)
+def test_a_gate_of_another_form_is_named(text: str, says: str) -> None:
+    with pytest.raises(UserError, match=f"gates: safe: .*{says}"):
+        parse_gate("safe", text, ORDER)
+
+
+def test_the_command_sets_a_bound() -> None:
+    made = Recipe("x", Path("x"), [], {"ppo": []}, [parse_gate("safe rate", "ppo eval/safe_rate >= 0.95", ORDER)])
+    (gate,) = recipe.gates_of(made, parse_request(["gates.safe_rate=0.5"]))
+    assert (gate.sign, gate.bound) == (">=", 0.5)
+    (gate,) = recipe.gates_of(made, parse_request(["gates.safe_rate=null"]))
+    assert judge(gate, MEASURED).word == "reported"
+    with pytest.raises(UserError, match="Did you mean safe_rate"):
+        recipe.gates_of(made, parse_request(["gates.saferate=0.5"]))
+
+
+# --- recipes and command lines
+
+
+@pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_composes_as_its_first_line_says(path: Path) -> None:
+    first = path.read_text().splitlines()[0].split()
+    assert first[:4] == ["#", "python", "-m", "tinychat.pipeline"]
+    request = parse_request([word for word in first[4:] if "data.path" not in word])
+    made = load_recipe(request.recipe, CONF)
+    assert made.path == path
+    assert made.samples
+    jobs = jobs_of(made)
+    assert list(jobs) == [stage for stage in ORDER if stage in made.stages]
+    assert len({job.config.experiment_name for job in jobs.values()}) == 1
+    names = {gate.metric for gate in made.gates}
+    assert {"eval/ppl", "eval/reward_accuracy", "eval/safe_rate", "rl/kl"} <= names
+
+
+def test_the_commands_after_make_run_look_where_it_writes() -> None:
+    bare = yaml.safe_load((CONF.parent / "config.yaml").read_text())["experiment_name"]
+    jobs = jobs_of(load_recipe("tinyworld", CONF))
+    assert {job.config.experiment_name for job in jobs.values()} == {bare}
+    assert bare.lower() != "default", "MLflow's own, where runs without a name go"
+
+
+def test_a_command_line_is_sorted() -> None:
+    request = parse_request(
+        shlex.split(
+            "pipeline=real stages=ppo,sft seed=2 ppo:stage.beta=0.1 tokenizer.path=a:b resume=never "
+            "sft:+data.mix.x.source=alpaca strict=true paths.outputs=/x:y"
+        )
+    )
+    assert request == Request(
+        "real",
+        ["ppo", "sft"],
+        resume=False,
+        strict=True,
+        plain=["seed=2", "tokenizer.path=a:b", "paths.outputs=/x:y"],
+        of_stage={"ppo": ["stage.beta=0.1"], "sft": ["+data.mix.x.source=alpaca"]},
+    )
+    made = load_recipe("tinyworld", CONF)
+    assert recipe.chosen_stages(made, parse_request(["stages=ppo,sft"])) == ["sft", "ppo"], "always in order"
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("stages=sft,rewrad", "Did you mean reward?"),
+        ("poo:stage.beta=1", "Did you mean ppo?"),
+        ("resume=yes", "auto or never"),
+        ("sft", "KEY=VALUE"),
+        ("stage=sft", "stages= picks"),
+    ],
+)
+def test_a_wrong_word_is_answered(word: str, says: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_request([word])
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("stages: {sft: 3}", "sft: must be a list"),
+        ("stages: {sfd: []}", "Did you mean sft?"),
+        ("stages: {sft: []}\ngate: {}", "Did you mean gates?"),
+        ("[1", "flow sequence"),
+        ("name: x", "must have stages"),
+    ],
+)
+def test_a_recipe_of_another_form_is_named(text: str, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_recipe(str(path), CONF)
+    assert says in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_an_unknown_recipe_suggests_the_nearest() -> None:
+    with pytest.raises(UserError, match="Did you mean tinyworld"):
+        load_recipe("tinywold", CONF)
+
+
+# --- overrides
+
+
+def test_plain_overrides_reach_every_stage_that_has_the_key() -> None:
+    jobs = jobs_of(SMALL, "seed=3", "stage.lr=0.5", "ds=zero2", "sft:stage.lr=0.25", "stage.eval_rows=7")
+    assert {job.config.seed for job in jobs.values()} == {3}
+    assert {job.config.ds.name for job in jobs.values()} == {"zero2"}
+    assert {job.config.experiment_name for job in jobs.values()} == {"small"}
+    assert jobs["pretrain"].config.stage.lr == 0.5
+    assert jobs["sft"].config.stage.lr == 0.25, "what names the stage wins"
+    assert "stage.lr=0.5" not in jobs["tokenizer"].overrides
+    assert (jobs["sft"].config.stage.eval_rows, jobs["eval"].config.stage.eval_rows) == (7, 7)
+    assert not any(word.startswith("stage.eval_rows") for word in jobs["pretrain"].overrides)
+
+
+def test_the_commands_choice_of_a_group_takes_the_place_of_the_recipes() -> None:
+    made = Recipe("x", Path("x"), ["model=gpt6x512"], {"pretrain": ["model=mini"], "sft": []})
+    assert jobs_of(made)["pretrain"].config.model.name == "gpt6x512"
+    jobs = jobs_of(made, "model=gpt2_100m", "sft:model=llama2_15m")
+    assert [job.config.model.name for job in jobs.values()] == ["gpt2_100m", "llama2_15m"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["stage.max_stesp=3"], "stage.max_stesp=3: no stage has this key. Did you mean stage.max_steps?"),
+        (["sft:stage.max_stesp=3"], "stage sft: "),
+        (["sft:stage.lr=fast"], "stage sft: "),
+        (["model=minni"], "Did you mean model=mini?"),
+        (["pretrain:peft=lora"], "stage pretrain: peft=lora: stage=pretrain trains all weights"),
+        (["sft:stage=pretrain"], "its settings make stage=pretrain"),
+        (["launch=slurm", "launch.dry_run=true"], "leave nothing that the next stage could build on"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_runs(words: list[str], says: str) -> None:
+    with pytest.raises(UserError) as caught:
+        jobs_of(SMALL, *words)
+    assert says in str(caught.value)
+
+
+# --- handing on
+
+FULL = load_recipe("tinyworld", CONF)
+FOUND: dict[str, Path | None] = {stage: Path(f"out put/{stage}/1") for stage in ORDER}
+
+
+def test_each_stage_is_given_the_folders_of_this_pipeline() -> None:
+    made = Recipe("full", FULL.path, FULL.common, {**FULL.stages, "eval": []})
+    jobs = jobs_of(made)
+    handed = {stage: hand_on(job, made, FOUND) for stage, job in jobs.items()}
+    assert handed["tokenizer"] == {}
+    assert handed["pretrain"] == {"tokenizer.path": "out put/tokenizer/1"}
+    assert handed["sft"] == {"init_from": "out put/pretrain/1"}
+    assert handed["reward"] == handed["judge"] == {"init_from": "out put/sft/1"}
+    assert handed["ppo"] == {
+        "init_from": "out put/sft/1",
+        "reward.parts.model.path": "out put/reward/1",
+        "stage.judge": "out put/judge/1",
+    }
+    assert handed["eval"] == {
+        "init_from": "out put/ppo/1",
+        "stage.judge": "out put/judge/1",
+        "stage.against": ["out put/pretrain/1", "out put/sft/1"],
+    }
+    given = jobs["eval"].given(handed["eval"])
+    # The words of the command mean the configuration that the run is found by.
+    with Composer(made, Request(of_stage={"eval": given.overrides})) as composer:
+        assert composer.jobs()["eval"].identity == given.identity != jobs["eval"].identity
+    assert given.resolved["stage"]["against"] == ["out put/pretrain/1", "out put/sft/1"]
+
+
+def test_what_the_command_names_is_left_alone() -> None:
+    jobs = jobs_of(
+        FULL, "ppo:init_from=a", "ppo:reward.parts.model.path=b", "ppo:stage.judge=null", "tokenizer.path=tinychat"
+    )
+    assert hand_on(jobs["ppo"], FULL, FOUND) == {}
+    assert hand_on(jobs["pretrain"], FULL, FOUND) == {}
+    assert needs(jobs["ppo"], FULL) == needs(jobs["pretrain"], FULL) == []
+    assert needs(jobs_of(FULL, "ppo:reward=oracle")["ppo"], FULL) == ["sft"]
+
+
+def test_the_best_of_a_stage_is_handed_on_where_it_is_asked_for() -> None:
+    best = jobs_of(FULL, "ppo:init_from=best", "ppo:reward.parts.model.path=best", "ppo:stage.judge=best")["ppo"]
+    assert hand_on(best, FULL, FOUND) == {
+        "init_from": "out put/sft/1/best",
+        "reward.parts.model.path": "out put/reward/1/best",
+        "stage.judge": "out put/judge/1/best",
+    }
+
+
+def test_without_a_judge_no_other_pipelines_is_taken() -> None:
+    made = Recipe("x", Path("x"), [], {"sft": [], "ppo": []})
+    assert hand_on(jobs_of(made)["ppo"], made, {"sft": Path("s")}) == {"init_from": "s", "stage.judge": None}
+
+
+def test_a_stage_that_is_left_out_and_never_ran_is_named(tmp_path: Path) -> None:
+    words = ["stages=sft", f"paths.outputs={tmp_path}"]
+    pipeline = Pipeline(SMALL, parse_request(words), ["sft"], [], jobs_of(SMALL, *words))
+    with pytest.raises(UserError, match=r"stages=sft: stage sft needs stage pretrain.*sft:init_from=FOLDER"):
+        _refuse_missing_parents(pipeline)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- results
+
+
+def test_first_and_last_values_come_from_the_run_folder(tmp_path: Path) -> None:
+    lines: list[dict[str, Any]] = [
+        {"step": 0, "time": 1.0, "eval/safe_rate": 0.5},
+        {"step": 2, "time": 2.0, "eval/safe_rate": 0.7, "rl/kl": 2.0},
+        {"step": 4, "time": 3.0, "rl/kl": 3.0},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    folders.write_text_atomic(tmp_path / folders.RESULT, json.dumps({"metrics": {"eval/safe_rate": 0.9}}))
+    job = next(iter(jobs_of(SMALL).values()))
+    values = measured([StageRun("ppo", job, tmp_path, "ran"), StageRun("eval", job, None, "left out")])
+    assert values["ppo"] == {"eval/safe_rate": 0.9, "rl/kl": 3.0}
+    assert values["ppo" + gates.START] == {"eval/safe_rate": 0.5, "rl/kl": 2.0}
+    assert "eval" not in values
+
+
+def test_a_headline_has_the_minutes_and_what_the_gates_look_at(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 4, "time": 3.0, "rl/kl": 3.0}\n')
+    found = {"metrics": {"eval/safe_rate": 0.912345, "eval/ppl": 7.0}, "minutes": 1.5, "objective_name": "eval/ppl"}
+    folders.write_text_atomic(tmp_path / folders.RESULT, json.dumps(found))
+    job = next(iter(jobs_of(SMALL).values()))
+    lines = ("ppo eval/safe_rate >= 0.9", "ppo rl/kl", "ppo - ppo:start eval/safe_rate >= 0.2", "sft eval/ppl <= 9")
+    wanted = [parse_gate(text, text, ORDER) for text in lines]
+    ran = StageRun("ppo", job, tmp_path, "ran")
+    assert headline(ran, wanted) == "ppo: 1.50 minutes | safe rate 0.9123 | kl 3"
+    assert headline(ran, []) == "ppo: 1.50 minutes | ppl 7"
+    before = StageRun("ppo", job, tmp_path, "finished before")
+    assert headline(before, []) == f"ppo: finished already in {tmp_path} | 1.50 minutes | ppl 7"
+
+
+def test_gates_of_stages_that_stages_leaves_out_are_not_asked(tmp_path: Path) -> None:
+    asked = [parse_gate(text, text, ORDER) for text in ("sft eval/ppl <= 9", "pretrain eval/ppl <= 9")]
+    pipeline = Pipeline(SMALL, Request(), ["sft"], asked, jobs_of(SMALL), folder=tmp_path)
+    assert [(verdict.gate.name, verdict.failed) for verdict in _verdicts(pipeline)] == [("sft eval/ppl <= 9", True)]
+
+
+# --- processes
+
+
+def fail() -> None:
+    raise UserError("stage.lr=-1: too low")
+
+
+def exit_as_train_does() -> None:
+    sys.exit("error: stage.lr=-1: too low")
+
+
+def stop_at_a_signal() -> None:
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    os.kill(os.getppid(), signal.SIGTERM)
+    time.sleep(60)
+
+
+@pytest.mark.parametrize("work", [fail, exit_as_train_does])
+def test_a_childs_error_is_raised_here_with_its_name(work: Any) -> None:
+    with pytest.raises(UserError, match=r"^stage sft: stage.lr=-1: too low$"):
+        run_forked(work, "stage sft")
+
+
+def test_a_crash_and_a_kill_are_told_apart(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match="stage sft: ZeroDivisionError, an error of the program"):
+        run_forked(lambda: print(1 / 0), "stage sft")
+    assert "Traceback" in capfd.readouterr().err
+    with pytest.raises(UserError, match="stage sft was killed by SIGKILL"):
+        run_forked(lambda: os.kill(os.getpid(), signal.SIGKILL), "stage sft")
+
+
+def test_a_stage_that_outlives_its_pipeline_keeps_no_next_command_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = jobs_of(SMALL)
+    pipeline = Pipeline(SMALL, Request(), list(jobs), [], jobs, lock=folders.RunLock(tmp_path))
+    monkeypatch.setattr(train, "main", lambda: time.sleep(60))
+    child = os.fork()
+    if child == 0:
+        _train(jobs["sft"], pipeline)
+        os._exit(0)
+    try:
+        time.sleep(1)
+        assert pipeline.lock
+        pipeline.lock.release()  # as the kernel does for a pipeline that is killed
+        folders.RunLock(tmp_path).release()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_an_earlier_start_is_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job = jobs_of(SMALL, f"paths.outputs={tmp_path}")["pretrain"]
+    folder = folders.new_run_dir(tmp_path, "small", "pretrain-x")
+    (folder / folders.CONFIG).write_text(json.dumps(job.resolved))
+    held = folders.RunLock(folder)
+    threading.Timer(0.7, held.release).start()
+    began = time.monotonic()
+    _wait_for_earlier_start(job)
+    assert 0.5 < time.monotonic() - began < 30
+    assert str(folder) in capsys.readouterr().err
+    _wait_for_earlier_start(job)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_signal_is_passed_on_and_the_handlers_come_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped) as stop:
+        run_forked(stop_at_a_signal, "stage sft")
+    assert stop.value.status == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
+    run_forked(lambda: None, "stage sft")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--help", "pipeline=real"]])
+def test_help_shows_stages_and_gates_and_loads_no_torch(words: list[str]) -> None:
+    code = "import sys; from tinychat import pipeline; pipeline.run(sys.argv[1:]); assert 'torch' not in sys.modules"
+    command = [sys.executable, "-c", code, *words]
+    done = subprocess.run(command, env=environment_of(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for text in ("ppo", "eval/safe_rate of ppo minus that of ppo:start", "stages=sft,reward,ppo"):
+        assert text in done.stdout

@@ -1,0 +1,112 @@
+"""The reward: parts, weights, and functions of the user's that go wrong."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.chat_models import babbler
+from tests.reward_models import reward_model
+from tinychat.config.schema import RewardConfig, RewardKind, RewardPart, Source
+from tinychat.config.stages import ScoreRange
+from tinychat.data.preferences.prompts import PromptRow, prompt_source
+from tinychat.errors import UserError
+from tinychat.rl.rewards import Rewards, gold_rewards
+from tinychat.runtime.world import World
+from tinychat.text.chat_template import set_template
+from tinychat.tinyworld import preferences
+
+ALONE = World(0, 0, 1, torch.device("cpu"))
+
+
+def row(number: int, answer: str = "", reference: str = "") -> PromptRow:
+    return PromptRow([{"role": "user", "content": f"q{number}"}], f"row {number}", answer=answer, reference=reference)
+
+
+def rewards(world: World = ALONE, **parts: RewardPart) -> Rewards:
+    return Rewards(RewardConfig("test", parts, False), {}, None, world, torch.float32, 4)
+
+
+def python(tmp_path: Path, code: str, weight: float = 1.0, name: str = "score") -> RewardPart:
+    (tmp_path / "mine.py").write_text(code)
+    return RewardPart(RewardKind.python, weight, f"{tmp_path / 'mine.py'}:{name}")
+
+
+def test_parts_are_weighted_and_added(tmp_path: Path) -> None:
+    mine = python(
+        tmp_path, "def score(prompts, replies): return [len(p) + len(r) for p, r in zip(prompts, replies)]", 0.5
+    )
+    right = RewardPart(RewardKind.verifier, 2.0, None)
+    rows = [row(1, "number", "7"), row(2, "number", "8")]
+    total, parts = rewards(mine=mine, right=right).score(rows, ["7", "The answer is 9"], [[1], [1]])
+    assert parts == {"mine": [3.0, 17.0], "right": [1.0, 0.0]}
+    assert total.tolist() == [0.5 * 3 + 2.0, 0.5 * 17]
+
+
+@pytest.mark.parametrize("score_range", [ScoreRange.raw, ScoreRange.standard])
+def test_a_reward_model_is_taken_in_its_own_template_and_with_a_word_for_raw_scores(
+    score_range: ScoreRange, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = reward_model(tmp_path / "rm", score_range)
+    part = RewardPart(RewardKind.model, 1.0, None)
+    policy = babbler()[1]
+    set_template(policy, "instruct")
+
+    def taken(insist: bool) -> Rewards:
+        config = RewardConfig("test", {"mine": part}, insist)
+        return Rewards(config, {"reward.mine": str(path)}, policy, ALONE, torch.float32, 4)
+
+    taken(insist=False)
+    assert ("reward.parts.mine: the scores of" in caplog.text) == (score_range is ScoreRange.raw)
+    set_template(policy, "chatml")
+    with pytest.raises(
+        UserError, match=r"in the chat template instruct, while the policy writes in chatml.*any_template"
+    ):
+        taken(insist=False)
+    taken(insist=True)
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("def score(prompts, replies): return [1.0]", "gave 1 scores for 2 replies"),
+        ("def score(prompts, replies): return [1.0, float('nan')]", r"the score is nan for the reply 'bad' to row 2"),
+        ("def score(prompts, replies): return [1.0, 'x']", "gave 'x' where a number is needed"),
+        (
+            "def score(prompts, replies):\n    if 'bad' in replies: raise ValueError('oh\\nno')\n    return [0.0]",
+            r"ValueError: oh no, for the reply 'bad' to row 2",
+        ),
+        ("import nothing_like_it", "ModuleNotFoundError while it is loaded"),
+        ("def other(prompts, replies): return []", "no function 'score'; it has other"),
+    ],
+)
+def test_a_function_that_fails_is_one_line_that_names_the_sample(tmp_path: Path, code: str, says: str) -> None:
+    with pytest.raises(UserError, match=says) as caught:
+        rewards(mine=python(tmp_path, code)).score([row(1), row(2)], ["good", "bad"], [[1], [1]])
+    assert "\n" not in str(caught.value)
+    assert "mine" in str(caught.value)
+
+
+def test_prompts_that_a_part_cannot_judge_are_refused() -> None:
+    with pytest.raises(UserError, match="row 2 has none"):
+        rewards(right=RewardPart(RewardKind.verifier, 1.0, None)).check_rows([row(1, "number", "7"), row(2)])
+    with pytest.raises(UserError, match="tinyworld's requests alone, not row 1"):
+        rewards(oracle=RewardPart(RewardKind.oracle, 1.0, None)).check_rows([row(1)])
+
+
+def test_the_oracle_is_tinyworlds() -> None:
+    from tests.data.preferences.test_sources import config
+
+    data = config(source=Source.tinyworld, name="tinyworld", max_rows=12)
+    rows = list(itertools.islice(prompt_source(data, "train").rows(), 6))
+    replies = ["No.", "I cannot help with that.", "", "Yes, steal it!", "Give it back.", "Ask somebody."]
+    wanted = [preferences.judge(part.request, reply).reward for part, reply in zip(rows, replies, strict=True)]
+    total, parts = rewards(oracle=RewardPart(RewardKind.oracle, 1.0, None)).score(rows, replies, [[1]] * 6)
+    assert total.tolist() == pytest.approx(wanted)
+    assert gold_rewards(rows, replies) == pytest.approx(wanted)
+    assert len(set(wanted)) > 1
+    assert gold_rewards([row(1)], ["x"]) is None
+    assert parts["oracle"] == pytest.approx(wanted)

@@ -1,0 +1,84 @@
+"""What a finished run and a missing package say: commands that work as they stand."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tests.conftest import REPOSITORY
+from tinychat import errors
+from tinychat.runs import next_steps
+
+
+def of_stage(name: str, outputs: str = "outputs") -> SimpleNamespace:
+    paths = SimpleNamespace(outputs=outputs)
+    return SimpleNamespace(stage=SimpleNamespace(name=name), experiment_name="my lab", paths=paths)
+
+
+def told(stage: str, run_dir: Path, said: list[str], **result: str) -> dict[str, str]:
+    return dict(next_steps.lines(of_stage(stage), run_dir, result, said))  # type: ignore[arg-type]
+
+
+def test_a_run_ends_with_its_checkpoint_report_and_the_next_command(tmp_path: Path) -> None:
+    (tmp_path / "report.html").touch()
+    said = ["stage=sft", "model=mini", "experiment_name=my lab", "stage.lr=0.1", "data=alpaca"]
+    assert told("sft", tmp_path, said, checkpoint="checkpoints/step-000010") == {
+        "checkpoint": f"{tmp_path}/checkpoints/step-000010",
+        "report": f"{tmp_path}/report.html",
+        "talk to it": f"python -m tinychat.chat {tmp_path}",
+        "next": "python -m tinychat.train stage=reward model=mini 'experiment_name=my lab'",
+    }
+
+
+def test_a_tokenizer_is_followed_by_training_on_its_texts(tmp_path: Path) -> None:
+    found = told("tokenizer", tmp_path, ["stage=tokenizer", "data=text", "data.path=x.txt"], checkpoint="tokenizer")
+    assert found["next"] == "python -m tinychat.train stage=pretrain data=text data.path=x.txt"
+    assert found["report"].startswith("none could be written")
+    assert "talk to it" not in found
+
+
+def test_preferences_are_what_reinforcement_learning_and_its_measurement_go_on_with(tmp_path: Path) -> None:
+    for stage, following in (("reward", "ppo"), ("ppo", "eval")):
+        found = told(stage, tmp_path, ["data=pku_safe", "data.path=x", "stage.lr=1", f"stage={stage}"])
+        assert found["next"] == f"python -m tinychat.train stage={following} data=pku_safe data.path=x"
+
+
+def test_a_measurement_is_followed_by_a_comparison(tmp_path: Path) -> None:
+    assert told("eval", tmp_path, ["stage=eval"])["next"] == "python -m tinychat.compare 'my lab' --stage eval"
+    found = dict(next_steps.lines(of_stage("eval", "/o"), tmp_path, {}, []))  # type: ignore[arg-type]
+    assert found["next"] == "python -m tinychat.compare 'my lab' --stage eval --outputs /o"
+
+
+def test_a_stage_of_a_recipe_leaves_what_is_next_to_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(next_steps, "_parts", [])
+    next_steps.leave_to("tinyworld")
+    assert set(told("ppo", tmp_path, [], checkpoint="c")) == {"checkpoint", "report"}
+
+
+def test_every_stage_with_a_checkpoint_says_what_is_next() -> None:
+    from tinychat.config.stages import STAGES
+
+    assert set(next_steps._NEXT) == set(STAGES) - {"eval"}
+    assert set(next_steps._NEXT.values()) <= set(STAGES)
+
+
+def test_the_command_that_installs_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tinychat").mkdir()
+    monkeypatch.setattr(errors, "__file__", str(tmp_path / "tinychat" / "errors.py"))
+    assert errors.install_command("qlora") == "pip install 'tinychat[qlora]'"
+    (tmp_path / "setup.cfg").touch()
+    (tmp_path / "conf").mkdir()
+    assert errors.install_command("qlora") == f"pip install -e '{tmp_path}[qlora]'"
+    monkeypatch.chdir(tmp_path)
+    assert errors.install_command("qlora") == "pip install -e '.[qlora]'"
+
+
+def test_make_lists_every_target() -> None:
+    text = (REPOSITORY / "Makefile").read_text()
+    targets = re.findall(r"^([a-z-]+):", text, re.M)
+    listed = re.findall(r"^([a-z-]+):.*## \S", text, re.M)
+    assert "run" in targets and targets == listed
+    assert set(re.findall(r"^\.PHONY: (.*)$", text, re.M)[0].split()) == set(targets)

@@ -1,0 +1,1 @@
+"""Types of what conf/ says, and checks over it: no torch, no data, no disk."""

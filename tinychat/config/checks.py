@@ -1,0 +1,305 @@
+"""Checks over several fields, before anything is allocated, spawned or written.
+
+Each check yields one line: the key, the value found, what would work. All problems are reported together. Nothing here
+imports torch; what needs the model, the tokenizer or the device is checked by the stage before it trains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from tinychat.config import data_checks, deepspeed, launch_checks, schema, size_checks
+from tinychat.config.schema import Arch, Config, Device, OptimKind, Precision
+from tinychat.config.stages import KLControl, PpoStage, RewardStage, Schedule, SftStage, TrainLoop
+from tinychat.errors import UserError
+from tinychat.runtime.run_files import at_home
+from tinychat.runtime.terminal import is_plain
+
+MOST_ROWS = 4096  # of a forward pass that an error proposes
+LONGEST_NAME = 200  # bytes; file systems take 255, and names grow by a part or two
+
+
+def check(config: Config) -> None:
+    """Raise one UserError naming every problem of the configuration."""
+    # Numbers first: the other checks compute with them.
+    problems = list(size_checks.problems(config)) or [line for part in CHECKS for line in part(config)]
+    if problems:
+        raise UserError("\n       ".join(problems))
+
+
+def world_size(config: Config) -> int:
+    return config.launch.nproc * config.launch.nnodes
+
+
+def _positive(config: Config) -> Iterator[str]:
+    stage = config.stage
+    at_least_one = [
+        "max_steps",
+        "batch_size",
+        "micro_batch_size",
+        "log_every",
+        "eval_batch_size",
+        "sample_tokens",
+        "eval_rows",
+        "generate_rows",
+        "generate_tokens",
+        "generate_batch_size",
+        "rollout_size",
+        "rollout_batch_size",
+        "response_length",
+        "epochs",
+        "eval_pairs",
+        "eval_prompts",
+        "train_last_layers",
+        "safety_tokens",
+    ]
+    not_negative = ["warmup_steps", "eval_every", "grad_clip", "lr", "min_lr_ratio", "safety_prompts"]
+    for key in at_least_one:
+        value = getattr(stage, key, None)
+        if value is not None and value < 1:
+            yield f"stage.{key}={value}: must be at least 1"
+    for key in not_negative:
+        value = getattr(stage, key, None)
+        if value is not None and value < 0:
+            yield f"stage.{key}={value}: must not be negative"
+    for key in ("context_length", "eval_tokens"):
+        value = getattr(stage, key, None)
+        if value is not None and value < 2:
+            yield f"stage.{key}={value}: must be at least 2"
+    for name, value in (
+        ("checkpoint.every", config.checkpoint.every),
+        ("checkpoint.keep_best", config.checkpoint.keep_best),
+    ):
+        if value < 0:
+            yield f"{name}={value}: must not be negative"
+    if config.checkpoint.keep_last < 1:
+        yield f"checkpoint.keep_last={config.checkpoint.keep_last}: must be at least 1, or nothing could be resumed"
+    if config.resume not in ("never", "auto") and not Path(config.resume).is_dir():
+        yield f"resume={config.resume}: neither never, auto nor a run folder"
+
+
+def _names(config: Config) -> Iterator[str]:
+    names = {"experiment_name": config.experiment_name, "run_name": config.run_name}
+    if config.sweep is not None:
+        names["sweep.study"] = config.sweep.study
+    for key, name in names.items():
+        if name is not None:
+            yield from plain_name(key, name)
+    folders = {"paths.outputs": config.paths.outputs, "paths.cache": config.paths.cache}
+    for key, path in folders.items():
+        if not path.strip():
+            yield f"{key}={path!r}: a folder, as {key}=outputs"
+    for key, path in {**folders, "run_dir": config.run_dir or ""}.items():
+        if not is_plain(path):
+            yield f"{key}={path!r}: control characters in a folder's name; use letters, digits and signs"
+    if config.run_dir is not None and not config.run_dir.strip():
+        yield "run_dir='': a folder, or null for a new one under paths.outputs"
+
+
+def plain_name(key: str, name: str) -> Iterator[str]:
+    """A line where a name could not be that of a folder, or would act on a terminal or in a script."""
+    if not name.strip() or "/" in name or name.startswith("."):
+        yield f"{key}={name!r}: must be a plain folder name"
+    elif not is_plain(name):
+        yield f"{key}={name!r}: control characters in a name; use letters, digits and signs"
+    elif len(name.encode()) > LONGEST_NAME:
+        yield f"{key}={name[:20]}...: {len(name.encode())} bytes; a folder's name has at most {LONGEST_NAME}"
+
+
+def _batches(config: Config) -> Iterator[str]:
+    stage = config.stage
+    if not isinstance(stage, TrainLoop) or min(stage.batch_size, stage.micro_batch_size) < 1:
+        return
+    ranks = world_size(config)
+    per_forward = stage.per_forward(ranks) * ranks
+    if stage.batch_size % per_forward:
+        largest = min(stage.batch_size, MOST_ROWS)
+        fits = [size for size in range(1, largest + 1) if stage.batch_size % (size * ranks) == 0]
+        works = f"micro_batch_size may be {', '.join(map(str, fits[-6:]))}"
+        if not fits:
+            works = f"batch_size may be {max(1, round(stage.batch_size / ranks)) * ranks}"
+        yield (
+            f"stage.batch_size={stage.batch_size} does not divide into forward passes of micro_batch_size="
+            f"{stage.micro_batch_size} on {ranks} rank{'s' if ranks > 1 else ''}; {works}"
+        )
+
+
+def _schedule(config: Config) -> Iterator[str]:
+    stage = config.stage
+    if not isinstance(stage, TrainLoop):
+        return
+    if stage.schedule is Schedule.wsd and not 0 <= stage.decay_fraction <= 1:
+        yield f"stage.decay_fraction={stage.decay_fraction}: a share between 0 and 1"
+    if stage.min_lr_ratio > 1:
+        yield f"stage.min_lr_ratio={stage.min_lr_ratio}: at most 1"
+
+
+def _model(config: Config) -> Iterator[str]:
+    model, stage = config.model, config.stage
+    if model.arch is Arch.pretrained:
+        if not model.path and config.init_from is None and stage.name == "pretrain":
+            yield "model.path=null: model=pretrained needs a folder or hub id, as model.path=FOLDER"
+    else:
+        for key in ("n_layer", "n_embd", "n_head", "context_length"):
+            value = getattr(model, key)
+            if value is None or value < 1:
+                yield f"model.{key}={value}: must be at least 1"
+                return
+        width, heads, kv_heads = model.n_embd or 1, model.n_head or 1, model.n_kv_head or 1
+        if width % heads:
+            yield f"model.n_embd={width} is not a multiple of model.n_head={heads}"
+        if heads % kv_heads:
+            yield f"model.n_head={heads} is not a multiple of model.n_kv_head={kv_heads}"
+    if not 0 <= model.dropout < 1:
+        yield f"model.dropout={model.dropout}: at least 0 and below 1"
+    if model.rope_theta is not None and model.rope_theta <= 0:
+        yield f"model.rope_theta={model.rope_theta}: must be above 0"
+    wanted = getattr(stage, "context_length", None)
+    if wanted and model.context_length and config.init_from is None and wanted > model.context_length:
+        yield (
+            f"stage.context_length={wanted} is longer than the model's: model.context_length={model.context_length}; "
+            "lower the first or raise the second"
+        )
+
+
+def _tokenizer(config: Config) -> Iterator[str]:
+    tokenizer = config.tokenizer
+    if tokenizer.path and tokenizer.path.startswith((".", "/", "~")) and not at_home(tokenizer.path).exists():
+        yield f"tokenizer.path={tokenizer.path}: no such file or folder"
+    if config.stage.name == "tokenizer" and tokenizer.kind is not schema.TokenizerKind.bpe:
+        yield f"stage=tokenizer trains a byte-level BPE; tokenizer={tokenizer.name} is not trained, use tokenizer=bpe"
+
+
+def _sft(config: Config) -> Iterator[str]:
+    stage = config.stage
+    if not isinstance(stage, SftStage):
+        return
+    for key, value in (("label_smoothing", stage.label_smoothing), ("dropout", stage.dropout)):
+        if value is not None and not 0 <= value < 1:
+            yield f"stage.{key}={value}: at least 0 and below 1"
+    if not 0 <= stage.length_power <= 1:
+        yield f"stage.length_power={stage.length_power}: from 0 (tokens weigh alike) to 1 (conversations do)"
+
+
+def _reward(config: Config) -> Iterator[str]:
+    stage = config.stage
+    if not isinstance(stage, RewardStage):
+        return
+    if stage.margin < 0:
+        yield f"stage.margin={stage.margin}: by how much the chosen reply should win, 0 or more"
+    if stage.centering < 0:
+        yield f"stage.centering={stage.centering}: a coefficient, 0 or more"
+    if stage.dropout is not None and not 0 <= stage.dropout < 1:
+        yield f"stage.dropout={stage.dropout}: at least 0 and below 1"
+
+
+def _ppo(config: Config) -> Iterator[str]:
+    stage, ranks = config.stage, world_size(config)
+    if not isinstance(stage, PpoStage):
+        return
+    for size, name in ((stage.batch_size, f"stage.batch_size={stage.batch_size}"), (ranks, f"{ranks} ranks")):
+        if stage.rollout_size % max(size, 1):
+            yield (
+                f"stage.rollout_size={stage.rollout_size} is no multiple of {name}; use "
+                f"{max(1, round(stage.rollout_size / size)) * size}"
+            )
+    if stage.temperature <= 0:
+        yield f"stage.temperature={stage.temperature}: above 0; rollouts are sampled"
+    for key, value in (("gamma", stage.gamma), ("lam", stage.lam)):
+        if not 0 <= value <= 1:
+            yield f"stage.{key}={value}: from 0 to 1"
+    for key in ("beta", "value_coef", "entropy_coef", "critic_lr_ratio", "critic_warmup", "clip_high"):
+        if getattr(stage, key) < 0:
+            yield f"stage.{key}={getattr(stage, key)}: must not be negative"
+    if not 0 <= stage.clip_low <= 1:
+        yield f"stage.clip_low={stage.clip_low}: from 0 to 1"
+    if stage.dual_clip is not None and stage.dual_clip <= 1:
+        yield f"stage.dual_clip={stage.dual_clip}: above 1 (3 is usual), or null for none"
+    if stage.objective_beta is not None and stage.objective_beta < 0:
+        yield f"stage.objective_beta={stage.objective_beta}: must not be negative"
+    for key in ("value_clip", "max_kl", "objective_temperature"):
+        value = getattr(stage, key)
+        if value is not None and value <= 0:
+            yield f"stage.{key}={value}: above 0, or null"
+    if stage.kl is KLControl.adaptive and min(stage.beta, stage.kl_target, stage.kl_horizon) <= 0:
+        yield "stage.kl=adaptive needs stage.beta, kl_target and kl_horizon above 0"
+    yield from _reward_parts(config)
+
+
+def _reward_parts(config: Config) -> Iterator[str]:
+    parts = config.reward.parts
+    if not parts:
+        yield "reward.parts={}: at least one part; reward=model takes the newest reward model"
+    for name, part in parts.items():
+        if part.kind is schema.RewardKind.python and (not part.path or ":" not in part.path):
+            yield f"reward.parts.{name}.path={part.path}: a function of yours, as FILE.py:FUNCTION"
+        elif part.kind is schema.RewardKind.python and not Path(str(part.path).rpartition(":")[0]).is_file():
+            yield f"reward.parts.{name}.path={part.path}: no such file (looked from {Path.cwd()})"
+        if part.kind is schema.RewardKind.oracle and config.data.source is not schema.Source.tinyworld:
+            yield f"reward.parts.{name}: the oracle knows only tinyworld's requests; use data=tinyworld or reward=model"
+
+
+def _peft(config: Config) -> Iterator[str]:
+    peft = config.peft
+    if peft.kind is schema.PeftKind.none:
+        return
+    if config.stage.name == "eval":
+        yield f"peft={peft.name}: stage=eval measures a checkpoint as it is, an adapter's too; use peft=none"
+        return
+    if config.stage.name in ("tokenizer", "corpus", "pretrain"):
+        yield f"peft={peft.name}: stage={config.stage.name} trains all weights; use peft=none"
+    if peft.r is None or peft.r < 1:
+        yield f"peft.r={peft.r}: the rank of an adapter, at least 1"
+    if peft.alpha is None or peft.alpha <= 0:
+        yield f"peft.alpha={peft.alpha}: more than 0"
+    if peft.dropout is None or not 0 <= peft.dropout < 1:
+        yield f"peft.dropout={peft.dropout}: at least 0 and below 1"
+    if peft.targets is not None and not peft.targets:
+        yield "peft.targets=[]: names of linear layers, or null for those of the architecture"
+    stage = config.ds.config.get("zero_optimization", {}).get("stage", 0) if config.ds.enabled else 0
+    if peft.kind is schema.PeftKind.qlora and stage == 3:
+        yield "peft=qlora does not work with ZeRO stage 3, which would split packed 4-bit weights; use ds=zero2 or none"
+
+
+def _optim(config: Config) -> Iterator[str]:
+    optim = config.optim
+    if len(optim.betas) != 2 or not all(0 <= beta < 1 for beta in optim.betas):
+        yield f"optim.betas={list(optim.betas)}: two numbers, each at least 0 and below 1"
+    if optim.kind is OptimKind.muon and None in (
+        optim.muon_lr_ratio,
+        optim.muon_momentum,
+        optim.muon_ns_steps,
+    ):
+        yield "optim.kind=muon needs optim.muon_lr_ratio, muon_momentum and muon_ns_steps; optim=muon sets them"
+
+
+def _device(config: Config) -> Iterator[str]:
+    if config.device is Device.cpu and config.precision is Precision.fp16:
+        yield "precision=fp16 does not work on the CPU; use precision=bf16 or fp32"
+
+
+def _deepspeed(config: Config) -> Iterator[str]:
+    if config.ds.enabled:
+        yield from deepspeed.problems(config.ds.config, config.optim.kind is OptimKind.muon)
+    elif config.ds.config:
+        yield f"ds=none takes no DeepSpeed keys, found ds.config.{next(iter(config.ds.config))}; pick ds=zero0..zero3"
+
+
+CHECKS = (
+    _names,
+    _positive,
+    _batches,
+    _schedule,
+    _model,
+    _tokenizer,
+    data_checks.problems,
+    _sft,
+    _reward,
+    _ppo,
+    _peft,
+    _optim,
+    launch_checks.problems,
+    _device,
+    _deepspeed,
+)

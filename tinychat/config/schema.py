@@ -1,0 +1,309 @@
+"""The typed configuration: one dataclass per config group, registered in Hydra's ConfigStore.
+
+Types and one-line meanings live here. **Defaults live in conf/ alone**: every field is MISSING here, so a YAML
+file that forgets one fails when it is composed. Nothing in this module imports torch, because the parent process
+answers `--help` and typing mistakes before torch would have loaded. Checks that span several fields are in
+tinychat.config.checks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from tinychat.config.launchers import LaunchConfig
+from tinychat.config.stages import STAGES
+from tinychat.config.sweep import SweepConfig
+
+
+class Precision(Enum):
+    """Arithmetic of the forward and backward pass; master weights and optimizer state stay fp32."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+class Device(Enum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Arch(Enum):
+    gpt2 = "gpt2"
+    llama = "llama"
+    qwen3 = "qwen3"
+    pretrained = "pretrained"
+
+
+class TokenizerKind(Enum):
+    bpe = "bpe"
+    gpt2 = "gpt2"
+    pretrained = "pretrained"
+
+
+class Source(Enum):
+    tinyworld = "tinyworld"
+    tinystories = "tinystories"
+    text = "text"
+    alpaca = "alpaca"
+    minimind_sft = "minimind_sft"
+    chat = "chat"
+    pku_saferlhf = "pku_saferlhf"
+    hh_rlhf = "hh_rlhf"
+    minimind_dpo = "minimind_dpo"
+    preference = "preference"
+    prompts = "prompts"
+
+
+class Preference(Enum):
+    """Which of PKU-SafeRLHF's two answers says which reply was chosen."""
+
+    safer = "safer"
+    better = "better"
+
+
+class ResumeData(Enum):
+    """Whether a resume goes on where the data changed since the run began."""
+
+    same = "same"
+    changed = "changed"
+
+
+class OnBadRow(Enum):
+    """What becomes of a row that cannot be used."""
+
+    fail = "fail"
+    skip = "skip"
+
+
+class RewardKind(Enum):
+    """Where the score of a reply comes from."""
+
+    model = "model"  # a reward model's checkpoint
+    oracle = "oracle"  # tinyworld's exact judge
+    verifier = "verifier"  # the prompt's own answer: 1 where the reply is right, 0 elsewhere
+    python = "python"  # a function of the user's
+
+
+class PeftKind(Enum):
+    none = "none"
+    lora = "lora"
+    qlora = "qlora"
+
+
+class OptimKind(Enum):
+    adamw = "adamw"
+    muon = "muon"
+
+
+class TrackerKind(Enum):
+    mlflow = "mlflow"
+    none = "none"
+
+
+@dataclass
+class PathsConfig:
+    """Where things are written."""
+
+    outputs: str = MISSING  # folder of all runs and of the tracking database
+    cache: str = MISSING  # folder of tokenized data; may be deleted at any time
+
+
+@dataclass
+class ModelConfig:
+    """A transformers model, built from scratch or (arch=pretrained) taken from a folder or hub id."""
+
+    name: str = MISSING
+    arch: Arch = MISSING
+    path: str | None = MISSING  # pretrained: folder, run folder or hub id
+    n_layer: int | None = MISSING
+    n_embd: int | None = MISSING  # hidden size
+    n_head: int | None = MISSING
+    n_kv_head: int | None = MISSING  # fewer than n_head: grouped-query attention (llama, qwen3)
+    n_inner: int | None = MISSING  # width of the MLP
+    context_length: int | None = MISSING  # longest sequence in tokens
+    vocab_size: int | None = MISSING  # null: the tokenizer's, rounded up to a multiple of 64
+    tie_embeddings: bool | None = MISSING  # input embedding and output head are one matrix
+    dropout: float = MISSING
+    rope_theta: float | None = MISSING  # llama, qwen3: base of the rotary position embedding
+    init_std: float | None = MISSING  # standard deviation of new weights
+    position_init_std: float | None = MISSING  # gpt2: of the learned positions; null: as init_std
+
+
+@dataclass
+class TokenizerConfig:
+    """What turns text into tokens. Padding is never the end-of-text token."""
+
+    name: str = MISSING
+    kind: TokenizerKind = MISSING
+    path: str | None = MISSING  # folder or hub id; bpe: null takes the newest stage=tokenizer run of this experiment
+    vocab_size: int | None = MISSING  # bpe: entries, special tokens included
+    train_mb: float | None = MISSING  # bpe: megabytes of text it is trained on
+
+
+@dataclass
+class MixPart:
+    """Rows that are added to another source's."""
+
+    source: Source = MISSING
+    path: str | None = MISSING  # as data.path
+    max_rows: int | None = MISSING  # as data.max_rows
+
+
+@dataclass
+class DataConfig:
+    """Where rows come from: documents, conversations, preferences, prompts."""
+
+    name: str = MISSING
+    source: Source = MISSING
+    path: str | None = MISSING  # own file, folder or glob; null: the hub (tinystories) or the generator (tinyworld)
+    val_path: str | None = MISSING  # held-out documents; null: the source's own split, else a seeded hold-out
+    val_fraction: float = MISSING  # share of documents held out where the source has no validation split
+    text_column: str = MISSING  # column or key that holds the text
+    max_docs: int | None = MISSING  # training documents read at most
+    lessons: float = MISSING  # tinyworld: lessons generated for each training story
+    demonstrations: float = MISSING  # tinyworld: share of training conversations that answer its preferences' requests
+    unsafe_demonstrations: float = MISSING  # tinyworld: share of those to harmful requests that comply, not refuse
+    mix: dict[str, MixPart] = field(default_factory=dict)  # training conversations of other sources, by a name of yours
+    max_val_docs: int | None = MISSING  # validation documents read at most
+    max_rows: int | None = MISSING  # training conversations or preferences taken (seeded choice) or generated at most
+    max_val_rows: int | None = MISSING  # the same for validation
+    on_bad_row: OnBadRow = MISSING  # a row that cannot be used: fail names it, skip leaves it out and counts
+    preference: Preference = MISSING  # pku_saferlhf: the chosen reply is the safer or the better (more helpful) one
+    judge_fraction: float = MISSING  # preferences: share of training prompts for a judge, unseen by the reward model
+    seed: int = MISSING  # of the hold-out, the choice of rows and of what is generated
+
+
+@dataclass
+class TemplateConfig:
+    """How a conversation becomes text; saved inside the tokenizer."""
+
+    name: str = MISSING  # one of tinychat.text.chat_template.TEMPLATES, or `own`: the one the tokenizer brings
+
+
+@dataclass
+class PeftConfig:
+    """Adapters: small matrices beside frozen weights (Hu et al. 2021; QLoRA: Dettmers et al. 2023)."""
+
+    name: str = MISSING
+    kind: PeftKind = MISSING
+    r: int | None = MISSING  # rank
+    alpha: float | None = MISSING  # the adapter's output is scaled by alpha / r
+    dropout: float | None = MISSING  # on the adapter's input
+    targets: list[str] | None = MISSING  # names of linear layers; null: by architecture
+
+
+@dataclass
+class RewardPart:
+    """One score of a reply; the parts of a reward are added."""
+
+    kind: RewardKind = MISSING
+    weight: float = MISSING
+    path: str | None = MISSING  # model: folder, auto or best (newest stage=reward); python: FILE.py:FUNCTION
+
+
+@dataclass
+class RewardConfig:
+    """What reinforcement learning maximises: the weighted sum of its parts."""
+
+    name: str = MISSING
+    parts: dict[str, RewardPart] = field(default_factory=dict)
+    any_template: bool = MISSING  # take reward models that were trained in another chat template than the policy's
+
+
+@dataclass
+class OptimConfig:
+    """The update rule. Learning rates and schedules belong to the stage."""
+
+    name: str = MISSING
+    kind: OptimKind = MISSING
+    betas: list[float] = MISSING  # AdamW
+    eps: float = MISSING  # AdamW
+    weight_decay: float = MISSING  # on matrices; embeddings, norms and biases have none
+    muon_lr_ratio: float | None = MISSING  # muon: learning rate of the hidden matrices / stage.lr
+    muon_momentum: float | None = MISSING
+    muon_ns_steps: int | None = MISSING  # Newton-Schulz iterations
+
+
+@dataclass
+class DsConfig:
+    """DeepSpeed. `config` is DeepSpeed's own; batch, precision, clipping and optimizer fields are derived."""
+
+    name: str = MISSING
+    enabled: bool = MISSING
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class TrackerConfig:
+    name: str = MISSING
+    kind: TrackerKind = MISSING
+    uri: str | None = MISSING  # null: $MLFLOW_TRACKING_URI, else sqlite under paths.outputs
+    system_metrics: bool = MISSING  # CPU, memory, GPU every ten seconds
+    parent: str | None = MISSING  # id of the MLflow run that this one belongs to; a pipeline sets it
+
+
+@dataclass
+class CheckpointConfig:
+    every: int = MISSING  # optimizer steps between checkpoints; 0: only at the end
+    keep_last: int = MISSING  # newest checkpoints kept, with everything a resume needs
+    verify: bool = MISSING  # compare checkpoints and caches with their checksums when they are opened
+    keep_best: int = MISSING  # best checkpoints kept beside them, by the stage's own metric
+
+
+@dataclass
+class Config:
+    """One job, whole."""
+
+    experiment_name: str = MISSING  # runs of one experiment find each other; also the MLflow experiment
+    run_name: str | None = MISSING  # null: stage-model-data
+    run_dir: str | None = MISSING  # null: a new folder under paths.outputs
+    seed: int = MISSING
+    init_from: str | None = (
+        MISSING  # null | auto | best | folder | folder/best | runs:/id | hub id: weights to start from
+    )
+    resume: str = MISSING  # never | auto (newest unfinished run of this configuration) | run folder
+    resume_data: ResumeData = MISSING  # data that changed since then: same refuses to go on, changed goes on, recorded
+    device: Device = MISSING
+    precision: Precision = MISSING
+    plan: bool | int | str = MISSING  # print memory and time, train nothing: false | true | cpu | 3090 | h200
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    template: TemplateConfig = field(default_factory=TemplateConfig)
+    peft: PeftConfig = field(default_factory=PeftConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    ds: DsConfig = field(default_factory=DsConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    sweep: SweepConfig | None = None  # a search over many jobs; each job itself has none to run
+    stage: Any = MISSING  # one of config.stages.STAGES, by stage.name
+
+
+def register() -> None:
+    """Put the dataclasses into Hydra's ConfigStore: `schema` types the root, `schema/stage/NAME` each stage,
+    `schema/sweep` a search; and the resolver `tinychat.quotient:A,B`, which is A // B and at least 1."""
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config, replace=True)
+    store.store(group="schema", name="sweep", node=SweepConfig, replace=True)
+    for name, node in STAGES.items():
+        store.store(group="schema/stage", name=name, node=node, replace=True)
+    OmegaConf.register_resolver("tinychat.quotient", lambda a, b: max(1, int(a) // int(b)), replace=True)
+
+
+def to_config(node: DictConfig) -> Config:
+    """The composed (or reloaded) configuration as dataclasses; raises OmegaConf's errors on a wrong key or type."""
+    typed = OmegaConf.structured(Config)
+    typed.stage = OmegaConf.structured(STAGES[node.stage.name])
+    return OmegaConf.to_object(OmegaConf.merge(typed, node))  # type: ignore[return-value]

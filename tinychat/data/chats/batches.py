@@ -1,0 +1,208 @@
+"""Batches of conversations: packed side by side or padded, in a seeded order that can be entered anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from tinychat.data.chats.cache import ChatCache
+from tinychat.errors import UserError
+
+WINDOW = 256  # rows packed longest first; the wider, the fuller the bins and the less random what meets in one
+MULTIPLE = 8  # padded batches are as wide as a multiple of it, which suits the matrix kernels
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch's sequences in their order: sequence i holds rows[starts[i] : starts[i + 1]]."""
+
+    first: int  # sequences of all epochs before
+    rows: np.ndarray  # int64 [N], each conversation once
+    starts: np.ndarray  # int64 [sequences + 1]
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+
+class Held(NamedTuple):
+    """What the global batch of a step holds."""
+
+    tokens: int  # that are no padding
+    trained: np.ndarray  # int64 [conversations], of the tokens of each
+
+
+class ChatBatches:
+    """Training batches as a pure function of the step.
+
+    Each epoch goes through all conversations once, in a seeded order: packed, several to a sequence and never
+    split, or one to a sequence. What a step holds depends on the step, the batch size and the seed alone, so a
+    resumed run goes on exactly, and any number of ranks share the same global batch. Packing gives every epoch
+    its own number of sequences; entering at a late step packs the epochs before it, some microseconds a row.
+    """
+
+    def __init__(self, cache: ChatCache, length: int, packing: bool, seed: int) -> None:
+        """`length`: tokens of a packed sequence, and the most of a padded one. Raises UserError where a
+        conversation is longer."""
+        self.cache, self.length, self.packing, self.seed = cache, length, packing, seed
+        self._lengths, self._trained = cache.lengths, cache.row_trained
+        if (longest := int(self._lengths.max())) > length:
+            raise UserError(f"stage.context_length={length}: a conversation has {longest} tokens; raise it to that")
+        self._ends: list[int] = []  # for each epoch packed so far, sequences through its end
+        self._epochs: dict[int, Epoch] = {}
+
+    def epoch_of(self, step: int, batch_size: int) -> float:
+        """Epochs gone through before `step` (0-based), with the fraction."""
+        number, epoch = self._find(step * batch_size)
+        return number + (step * batch_size - epoch.first) / len(epoch)
+
+    def batch(self, step: int, batch_size: int, rank: int = 0, world_size: int = 1) -> dict[str, torch.Tensor]:
+        """Sequences [rank * B / world_size, (rank + 1) * B / world_size) of the global batch of B = batch_size.
+
+        Returns int64 tensors [B / world_size, T], as collate does; T is `length` with packing, else that of
+        the longest conversation of the global batch, rounded up to a multiple of 8.
+        """
+        if batch_size % world_size:
+            raise UserError(
+                f"stage.batch_size={batch_size} does not divide over {world_size} ranks; "
+                f"use {max(1, batch_size // world_size) * world_size} or another multiple of {world_size}"
+            )
+        mine = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+        sequences = self._sequences(step, batch_size)
+        width = self.length
+        if not self.packing:
+            width = padded_width(max(int(self._lengths[rows].max()) for rows in sequences), self.length)
+        return collate(self.cache, sequences[mine], width)
+
+    def held(self, step: int, batch_size: int) -> Held:
+        """What the step's global batch holds, over all ranks."""
+        rows = np.concatenate(self._sequences(step, batch_size))
+        return Held(int(self._lengths[rows].sum()), self._trained[rows])
+
+    def _sequences(self, step: int, batch_size: int) -> list[np.ndarray]:
+        """Rows of each sequence of the global batch."""
+        found = []
+        for sequence in range(step * batch_size, (step + 1) * batch_size):
+            _, epoch = self._find(sequence)
+            start, end = epoch.starts[sequence - epoch.first : sequence - epoch.first + 2]
+            found.append(epoch.rows[start:end])
+        return found
+
+    def _find(self, sequence: int) -> tuple[int, Epoch]:
+        """The epoch, and its number, that a sequence (0-based, counted over all epochs) lies in."""
+        while not self._ends or sequence >= self._ends[-1]:
+            self._epoch(len(self._ends))
+        number = int(np.searchsorted(self._ends, sequence, side="right"))
+        return number, self._epoch(number)
+
+    def _epoch(self, number: int) -> Epoch:
+        """The latest two are kept, as a batch may lie across an epoch's end. All before it have been packed."""
+        if number not in self._epochs:
+            random = np.random.Generator(np.random.PCG64([self.seed % 2**64, number]))
+            rows = random.permutation(len(self.cache))
+            starts = np.arange(len(rows) + 1)
+            if self.packing:
+                bins = pack(self._lengths, self.length, rows)
+                bins = [bins[index] for index in random.permutation(len(bins))]
+                rows = np.array([row for one in bins for row in one])
+                starts = np.cumsum([0, *map(len, bins)])
+            first = self._ends[number - 1] if number else 0
+            if number == len(self._ends):
+                self._ends.append(first + len(starts) - 1)
+            made = Epoch(first, rows, starts)
+            self._epochs = dict([*self._epochs.items(), (number, made)][-2:])
+        return self._epochs[number]
+
+
+def pack(lengths: np.ndarray, length: int, order: np.ndarray) -> list[list[int]]:
+    """Rows in bins of `length` tokens at most: WINDOW rows of `order` at a time, longest first, each into the
+    fullest bin that has room for it (best fit)."""
+    bins: list[list[int]] = []
+    with_room: list[list[int]] = [[] for _ in range(length + 1)]  # [free]: bins with so many tokens free
+    rooms = 0  # bit `free` is set where with_room[free] is not empty
+    for start in range(0, len(order), WINDOW):
+        window = order[start : start + WINDOW]
+        window = window[np.argsort(-lengths[window], kind="stable")]
+        for row, size in zip(window.tolist(), lengths[window].tolist(), strict=True):
+            if fitting := rooms >> size:
+                free = size + (fitting & -fitting).bit_length() - 1  # the lowest bit that is set
+                index = with_room[free].pop()
+                if not with_room[free]:
+                    rooms ^= 1 << free
+                bins[index].append(row)
+            else:
+                free, index = length, len(bins)
+                bins.append([row])
+            if left := free - size:
+                with_room[left].append(index)
+                rooms |= 1 << left
+    return bins
+
+
+def padded_width(longest: int, most: int) -> int:
+    return min(-(-longest // MULTIPLE) * MULTIPLE, most)
+
+
+def collate(cache: ChatCache, sequences: Sequence[np.ndarray], width: int) -> dict[str, torch.Tensor]:
+    """Conversations by row number, several to a sequence, as int64 tensors [B, T = width]:
+
+    - input_ids: all tokens of each, one after the other; then padding.
+    - targets: the token after this one where it is trained and of the same conversation, else -100.
+    - position_ids: from 0 in each conversation; 0 in padding.
+    - segments: the conversation's number in the sequence, from 1; 0 in padding.
+    """
+    counts = [len(rows) for rows in sequences]
+    rows = np.concatenate(sequences)
+    sizes = cache.lengths[rows]
+    ends = np.cumsum(sizes)
+    first: np.ndarray = np.repeat(np.cumsum([0, *counts])[:-1], counts)  # in the sequence of each
+    column = (ends - sizes) - (ends - sizes)[first]  # where it begins in its sequence
+
+    def per_token(values: np.ndarray) -> np.ndarray:
+        return np.repeat(values, sizes)
+
+    position = np.arange(ends[-1]) - per_token(ends - sizes)
+    source = per_token(cache.starts[rows]) + position
+    following = np.where(position + 1 < per_token(sizes), source + 1, source)
+    is_target = (following > source) & cache.all_trained[following]
+    there = per_token(np.repeat(np.arange(len(counts)), counts)), per_token(column) + position
+    filled = {
+        "input_ids": (cache.pad_id, cache.all_ids[source]),
+        "targets": (IGNORED, np.where(is_target, cache.all_ids[following].astype(np.int64), IGNORED)),
+        "position_ids": (0, position),
+        "segments": (0, per_token(np.arange(len(rows)) - first + 1)),
+    }
+    batch = {}
+    for name, (padding, values) in filled.items():
+        array: np.ndarray = np.full((len(sequences), width), padding, np.int64)
+        array[there] = values
+        batch[name] = torch.from_numpy(array)
+    return batch
+
+
+def eval_batches(
+    cache: ChatCache, batch_size: int, rank: int = 0, world_size: int = 1, max_rows: int | None = None
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Padded batches of up to batch_size conversations each, the longest first, so that there is little padding
+    and the first batch shows whether memory suffices. Tensors as from collate.
+
+    Over all ranks every conversation comes exactly once, and each rank gets the same number of batches: where
+    they do not divide, some ranks' last is one conversation without targets. `max_rows` takes that many
+    conversations, at even distances.
+    """
+    lengths = cache.lengths
+    rows = np.arange(len(cache))
+    if max_rows is not None and max_rows < len(rows):
+        rows = rows[np.arange(max_rows) * len(rows) // max_rows]
+    rows = rows[np.argsort(-lengths[rows], kind="stable")]
+    groups = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    for index in range(rank, -(-len(groups) // world_size) * world_size, world_size):
+        group = groups[index] if index < len(groups) else rows[-1:]
+        batch = collate(cache, group[:, None], padded_width(int(lengths[group].max()), cache.length))
+        if index >= len(groups):
+            batch["targets"].fill_(IGNORED)
+        yield batch

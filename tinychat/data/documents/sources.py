@@ -1,0 +1,237 @@
+"""From `data=...` to the documents of one split: which files, which hold-out, how many."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tinychat.config.schema import DataConfig, OnBadRow, Source
+from tinychat.data.documents.documents import read_documents
+from tinychat.data.files import files
+from tinychat.data.files.filehash import hash_file
+from tinychat.data.files.hub_rows import HubRows
+from tinychat.data.files.row_sources import named
+from tinychat.data.files.splits import HoldOut, Split, SplitFiles, nothing_left, readable, split_files
+from tinychat.data.files.tables import Meter
+from tinychat.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+ALONE = 2000  # characters: from this length on a single document can be parted into training and validation
+READING_VERSION = 2  # raise it when the same files would give other documents
+TINYSTORIES = "roneneldan/TinyStories"
+TINYWORLD = Path(__file__).parent / "tinyworld"
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class TextSource:
+    """The documents of one split.
+
+    `read` and `identify` are how: documents from a meter that they advance, and a hash of all bytes that they
+    come from (hashes of large files are remembered under the folder it is given).
+    """
+
+    name: str  # data.name-split
+    description: str  # what was taken, for the log
+    size_bytes: int | None  # of the files as they lie on disk; None where the source is generated or on the hub
+    read: Callable[[Meter], Iterator[str]]
+    identify: Callable[[Path | None], str]
+    hold_out: HoldOut | None
+    max_docs: int | None
+    meter: Meter = field(default_factory=Meter)  # of the latest documents()
+
+    def documents(self) -> Iterator[str]:
+        """Documents in their order. Raises UserError where there are none, and as read_documents does."""
+        self.meter = Meter()
+        seen = kept = 0
+
+        def counted() -> Iterator[str]:
+            nonlocal seen
+            for seen, text in enumerate(self.read(self.meter), start=1):  # noqa: B007 - their number
+                yield text
+
+        for kept, text in enumerate(self._kept(counted()), start=1):
+            yield text
+            if kept == self.max_docs:
+                break
+        if self.meter.skipped:
+            log.warning(
+                "%s: %d blank rows left out, the first at %s",
+                self.name,
+                self.meter.skipped,
+                self.meter.first_skipped,
+            )
+        if self.meter.bad:
+            log.warning(
+                "%s: %d rows that cannot be used left out, the first at %s",
+                self.name,
+                self.meter.bad,
+                self.meter.first_bad,
+            )
+        if self.meter.unused and (self.split == "train" or self.hold_out is None):  # of shared files once
+            log.info("%s: only data.text_column is read, not used: %s", self.name, named(self.meter.unused))
+        if self.meter.cut:
+            log.warning(
+                "%s: %d texts too long for one document, cut into parts that are documents too; the first at %s",
+                self.name,
+                self.meter.cut,
+                self.meter.first_cut,
+            )
+        if not kept:
+            raise UserError(self._nothing(seen))
+
+    def _kept(self, texts: Iterator[str]) -> Iterator[str]:
+        """Those on the split's side of the hold-out. Of a single document its end is held out."""
+        if self.hold_out is None:
+            return texts
+        first = list(itertools.islice(texts, 2))
+        if len(first) == 1 and len(first[0]) >= ALONE:
+            start, end = cut_end(first[0], self.hold_out.fraction)
+            if self.split == "train":
+                log.warning("%s: one document alone: its last %d characters are held out", self.name, len(end))
+            return iter([start if self.split == "train" else end])
+        return self.hold_out.kept(itertools.chain(first, texts), str, self.name)
+
+    def fingerprint(self, memo_dir: Path | None = None) -> str:
+        """A hash of what documents() yields: of the bytes behind it and of all that chooses among them."""
+        hold_out = self.hold_out.key() if self.hold_out else None
+        parts = [READING_VERSION, self.identify(memo_dir), hold_out, self.max_docs]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    @property
+    def split(self) -> Split:
+        return "validation" if self.name.endswith("validation") else "train"
+
+    def _nothing(self, seen: int) -> str:
+        if seen:
+            return nothing_left(self.hold_out, self.split, seen, "document", self.description)
+        first = f"none of {self.meter.bad} rows can be used, the first at {self.meter.first_bad}"
+        why = first if self.meter.bad else "every file or row is blank"
+        return f"no documents in {self.description}: {why}"
+
+
+def cut_end(text: str, fraction: float) -> tuple[str, str]:
+    """A text without about the last `fraction` of its characters, and these; parted at a line's end, else at a blank,
+    where there is one in the half before."""
+    target = round(len(text) * (1 - fraction))
+    place = next((at for mark in ("\n", " ") if (at := text.rfind(mark, target // 2, target)) > 0), target - 1) + 1
+    return text[:place], text[place:]
+
+
+def text_source(config: DataConfig, split: Split) -> TextSource:
+    """The documents of one split, found but not yet read.
+
+    Validation is, in this order: data.val_path; the source's own split (files named for it, the hub's, the
+    generator's); a seeded hold-out of data.val_fraction of the documents, which training then lacks. Raises
+    UserError where the files or the hub are missing.
+    """
+    if config.path is None and config.source is Source.tinyworld:
+        return _generated(config, split)
+    if found := split_files(config, split):
+        return _from_files(config, split, found)
+    if config.source is Source.tinystories:
+        return _from_hub(config, split)
+    raise UserError(
+        f"data.path is null: data={config.name} needs a file, folder or glob ({files.USABLE}): data.path=..."
+    )
+
+
+def _max_docs(config: DataConfig, split: Split) -> int | None:
+    return config.max_docs if split == "train" else config.max_val_docs
+
+
+def _from_files(config: DataConfig, split: Split, found: SplitFiles) -> TextSource:
+    column, skip = config.text_column, config.on_bad_row is OnBadRow.skip
+
+    def read(meter: Meter) -> Iterator[str]:
+        for path in found.taken:
+            with readable(path):
+                yield from read_documents(path, column, meter, skip)
+
+    def identify(memo_dir: Path | None) -> str:
+        return json.dumps([column, found.hashes(memo_dir), *(["skip"] if skip else [])])
+
+    name, description = f"{config.name}-{split}", found.describe("documents")
+    return TextSource(name, description, found.size, read, identify, found.hold_out, _max_docs(config, split))
+
+
+def _from_hub(config: DataConfig, split: Split) -> TextSource:
+    max_docs = _max_docs(config, split)
+    instead = "pass data.path=FOLDER with train.jsonl.gz and validation.jsonl.gz, or another file of stories"
+    hub = HubRows(TINYSTORIES, split, instead)
+
+    def read(meter: Meter) -> Iterator[str]:
+        for row, values in enumerate(hub.rows(stream=max_docs is not None)):
+            if config.text_column not in values:
+                has = ", ".join(values)
+                raise UserError(f"{TINYSTORIES}: no column {config.text_column!r} (data.text_column); it has {has}")
+            text = values[config.text_column]
+            if isinstance(text, str) and text.strip():
+                yield text
+            else:
+                meter.skipped += 1
+                meter.first_skipped = meter.first_skipped or f"row {row + 1}"
+
+    description = f"{TINYSTORIES} ({split} split of the hub)"
+    name = f"{config.name}-{split}"
+    return TextSource(name, description, None, read, lambda memo_dir: hub.fingerprint(), None, max_docs)
+
+
+def leading_tokens(config: DataConfig, tokens: np.ndarray, tokenizer: PreTrainedTokenizerFast) -> int:
+    """How many of the training split's tokens (N,) stand before everything else, as a curriculum's first part: the
+    lessons of copying of data=tinyworld. 0 where there is none."""
+    if config.source is not Source.tinyworld or config.lessons <= 0 or not config.max_docs:
+        return 0
+    from tinychat.tinyworld.lessons import copying_lessons
+
+    ends = np.flatnonzero(tokens == tokenizer.eos_token_id)
+    n = copying_lessons(_lessons(config, "train", config.max_docs))
+    return int(ends[n - 1]) + 1 if 0 < n <= len(ends) else 0
+
+
+def _lessons(config: DataConfig, split: Split, stories: int) -> int:
+    return round(config.lessons * stories) if split == "train" else 0
+
+
+def _generated(config: DataConfig, split: Split) -> TextSource:
+    count, key = _max_docs(config, split), "max_docs" if split == "train" else "max_val_docs"
+    if count is None:
+        raise UserError(
+            f"data.{key}=null: the generator of data={config.name} never ends; say how many, data.{key}=1000"
+        )
+
+    lessons = _lessons(config, split, count)
+
+    def read(meter: Meter) -> Iterator[str]:
+        from tinychat.tinyworld import documents
+
+        return documents(config.seed, split, count, lessons)
+
+    def identify(memo_dir: Path | None) -> str:
+        code = tinyworld_code(with_tasks=False)
+        return json.dumps([config.seed, split, count, lessons, [hash_file(path, None) for path in code]])
+
+    more = f" and {lessons:,} lessons" if lessons else ""
+    description = f"{count:,} generated stories{more} ({split}, seed {config.seed})"
+    return TextSource(f"{config.name}-{split}", description, None, read, identify, None, count + lessons)
+
+
+def tinyworld_code(with_tasks: bool) -> list[Path]:
+    """The generator's own files, on which everything generated depends; documents take only words from the tasks'."""
+    code = sorted(path for path in TINYWORLD.rglob("*") if path.is_file() and path.suffix != ".pyc")
+    words = TINYWORLD / "tasks" / "words.py"
+    return [
+        path
+        for path in code
+        if with_tasks or path == words or not {"tasks", "preferences"} & set(path.relative_to(TINYWORLD).parts)
+    ]

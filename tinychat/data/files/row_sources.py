@@ -1,0 +1,209 @@
+"""What all sources of rows have in common: where a split's rows are, which are held out, which are chosen."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+from tinychat.config.schema import DataConfig, OnBadRow
+from tinychat.data.chats.rows import BadRow
+from tinychat.data.files import files
+from tinychat.data.files.splits import HoldOut, Split, SplitFiles, nothing_left
+from tinychat.errors import UserError
+
+READING_VERSION = 3  # raise it when the same files would give other rows
+log = logging.getLogger(__name__)
+
+
+class Row(Protocol):
+    @property
+    def place(self) -> str:
+        """Names the row in messages."""
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Columns, and keys of messages, that had a value and were left out."""
+
+    def key(self) -> str:
+        """Rows with the same one belong on the same side of every split."""
+
+    def content(self) -> str:
+        """What the choice of max_rows goes by."""
+
+
+RowT = TypeVar("RowT", bound=Row)
+OneRow = TypeVar("OneRow", bound=Row, covariant=True)
+
+
+@dataclass(frozen=True)
+class Found(Generic[OneRow]):
+    """Where the rows of one split are: how to read them, and a hash of all that they come from (hashes of large
+    files are remembered under the folder it is given)."""
+
+    description: str  # what was taken, for the log
+    read: Callable[[], Iterator[OneRow | BadRow]]  # each row, or why it cannot be used
+    identify: Callable[[Path | None], str]
+    hold_out: HoldOut | None = None
+    size: int | None = None  # bytes of the files on the disk; None where it is generated or on the hub
+
+
+@dataclass
+class RowSource(Generic[RowT]):
+    """The rows of one split. Those whose key a row of `validation` has too are left out."""
+
+    name: str  # data.name-split
+    split: Split
+    found: Found[RowT]
+    on_bad_row: OnBadRow
+    max_rows: int | None  # chosen by a hash of `seed` and the row; None: all
+    seed: int
+    validation: Found[RowT] | None = None  # of training rows, where it does not come from the same files
+    n_bad: int = 0  # rows left out by the latest rows(), whole after its end
+    unit: ClassVar[str] = "rows"  # what they are called
+
+    @property
+    def description(self) -> str:
+        return self.found.description
+
+    def rows(self) -> Iterator[RowT]:
+        """Rows in their order. Raises BadRow for one that cannot be used, or warns of how many were left out
+        (on_bad_row); UserError where none remains, and as read_rows does."""
+        kept = self._usable()
+        yield from kept if self.max_rows is None else choose(kept, self.max_rows, self.seed)
+
+    def fingerprint(self, memo_dir: Path | None = None) -> str:
+        """A hash of what rows() yields: of what is behind it and of all that chooses among it."""
+        return hashed(self.identity(memo_dir))
+
+    def identity(self, memo_dir: Path | None) -> list[Any]:
+        """What the fingerprint is of."""
+        choice = None if self.max_rows is None else (self.max_rows, self.seed)
+        hold_out = self.found.hold_out.key() if self.found.hold_out else None
+        lacking = self.validation.identify(memo_dir) if self.validation else None
+        behind = self.found.identify(memo_dir)
+        return [READING_VERSION, self.unit, behind, lacking, hold_out, choice, self.on_bad_row.value]
+
+    def _usable(self) -> Iterator[RowT]:
+        counts = _Counts()
+        rows, hold_out = self._candidates(counts), self.found.hold_out
+        for row in rows if hold_out is None else hold_out.kept(rows, lambda row: row.key(), self.name):
+            counts.kept += 1
+            yield row
+        self.n_bad = counts.bad
+        if counts.first_bad:
+            where = f"{counts.first_bad.place}: {counts.first_bad.why}"
+            log.warning("%s: %d rows that cannot be used left out, the first at %s", self.name, counts.bad, where)
+        if counts.unused and (self.split == "train" or hold_out is None):  # of shared files once
+            log.warning("%s: not used: %s; the first at %s", self.name, named(counts.unused), counts.first_unused)
+        if counts.shared:
+            log.warning("%s: %d rows left out whose prompts are in the validation data", self.name, counts.shared)
+        if not counts.kept:
+            raise UserError(self._nothing(counts))
+
+    def _candidates(self, counts: _Counts) -> Iterator[RowT]:
+        """Rows before the hold-out, the others counted. Raises BadRow."""
+        held_out = self._held_out_keys()
+        for row in self.found.read():
+            if isinstance(row, BadRow):
+                if self.on_bad_row is OnBadRow.fail:
+                    raise row
+                counts.bad += 1
+                counts.first_bad = counts.first_bad or row
+                continue
+            counts.seen += 1
+            if row.unused:
+                counts.unused.update(row.unused)
+                counts.first_unused = counts.first_unused or row.place
+            if row.key() in held_out:
+                counts.shared += 1
+            else:
+                yield row
+
+    def _held_out_keys(self) -> frozenset[str]:
+        if self.validation is None:
+            return frozenset()
+        return frozenset(row.key() for row in self.validation.read() if not isinstance(row, BadRow))
+
+    def _nothing(self, counts: _Counts) -> str:
+        if counts.shared:
+            both = f"all {counts.shared} prompts are in the validation data too"
+            return f"{self.description}: {both}; pass other data.val_path"
+        if counts.seen:
+            return nothing_left(self.found.hold_out, self.split, counts.seen, "row", self.description)
+        first = counts.first_bad
+        why = f": none of {counts.bad} rows can be used, the first at {first.place}: {first.why}" if first else ""
+        return f"no {self.unit} in {self.description}{why}"
+
+
+@dataclass
+class _Counts:
+    """What became of the rows of one reading."""
+
+    seen: int = 0  # that can be used
+    kept: int = 0
+    shared: int = 0  # left out, as validation has their prompts
+    bad: int = 0
+    first_bad: BadRow | None = None
+    unused: Counter[str] = field(default_factory=Counter)  # columns by their rows
+    first_unused: str = ""  # place
+
+
+def named(unused: Counter[str]) -> str:
+    """What was left out, for the log: `notes (12 rows), name of messages (3 rows)`."""
+    shown = [f"{name} ({rows:,} rows)" for name, rows in unused.most_common(8)]
+    return ", ".join(shown) + (f" and {len(unused) - 8} more" if len(unused) > 8 else "")
+
+
+def hashed(parts: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def choose(rows: Iterable[RowT], count: int, seed: int) -> list[RowT]:
+    """`count` of the rows (all where there are fewer), in their order: those with the least hash of seed and
+    content. So it is always the same ones, wherever they stand, and more of them when `count` grows."""
+
+    def placed() -> Iterator[tuple[int, int, RowT]]:
+        for index, row in enumerate(rows):
+            content = f"{seed}\0{row.content()}".encode()
+            digest = hashlib.blake2b(content, digest_size=8, person=b"max_rows").digest()
+            yield int.from_bytes(digest, "big"), index, row
+
+    chosen = heapq.nsmallest(count, placed(), key=lambda item: item[:2])
+    return [row for _, _, row in sorted(chosen, key=lambda item: item[1])]
+
+
+def max_rows(config: DataConfig, split: Split) -> int | None:
+    """How many rows of the split are taken; None: all. Raises UserError for less than one."""
+    key, count = ("max_rows", config.max_rows) if split == "train" else ("max_val_rows", config.max_val_rows)
+    if count is not None and count < 1:
+        raise UserError(f"data.{key}={count}: must be at least 1, or null for all")
+    return count
+
+
+def generated_rows(config: DataConfig, split: Split) -> int:
+    """How many rows the generator gives. Raises UserError where that is not said."""
+    count, key = max_rows(config, split), "max_rows" if split == "train" else "max_val_rows"
+    if count is None:
+        raise UserError(
+            f"data.{key}=null: the generator of data={config.name} never ends; say how many, data.{key}=1000"
+        )
+    return count
+
+
+def tables_of(found: SplitFiles, unit: str) -> SplitFiles:
+    """The files but for txt, which have no `unit`. Raises UserError where no other is there."""
+    tables = [path for path in found.taken if files.format_of(path) != "txt"]
+    if not tables:
+        raise UserError(f"{found.taken[0]}: a txt file has no {unit}; use {files.USABLE_TABLES}")
+    return replace(found, taken=tables, left_out=[*found.left_out, *(set(found.taken) - set(tables))])
+
+
+def no_path(config: DataConfig, usable: str = files.USABLE_TABLES) -> UserError:
+    return UserError(f"data.path is null: data={config.name} needs a file, folder or glob ({usable}): data.path=...")

@@ -1,0 +1,167 @@
+"""Which files a split is read from, and which of their rows."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from tinychat.config.schema import DataConfig
+from tinychat.data.files import files
+from tinychat.data.files.filehash import hash_file
+from tinychat.errors import UserError
+
+Split = Literal["train", "validation"]
+RowT = TypeVar("RowT")
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class HoldOut:
+    """A seeded choice of the rows held out, by a text of each alone: equal ones land on the same side. Where there are
+    rows with different texts, at least one of these is held out and one is not (`kept`)."""
+
+    seed: int
+    fraction: float  # of rows, in (0, 0.5]
+    side: Split  # which of the two sides is kept
+
+    def keeps(self, text: str) -> bool:
+        return self._is_mine(self._number(text), self.fraction * 2**64)
+
+    def kept(self, rows: Iterable[RowT], text_of: Callable[[RowT], str], name: str) -> Iterator[RowT]:
+        """The rows on the side. Where the fraction of few rows would leave one of the sides without any, though they
+        differ, the text nearest to it changes over, which is said of training (`name`). Rows are held back only until
+        both sides have one."""
+        limit: float = self.fraction * 2**64
+        first: list[tuple[int, RowT]] = []
+        coming = iter(rows)
+        least, most = 2**64, -1
+        for row in coming:
+            number = self._number(text_of(row))
+            first.append((number, row))
+            least, most = min(least, number), max(most, number)
+            if least < limit <= most:
+                break
+        else:
+            if least < most:
+                limit = least + 1 if least >= limit else most
+                if self.side == "train":
+                    held = sum(number < limit for number, _ in first)
+                    share = f"data.val_fraction={self.fraction:g} of {len(first)} rows"
+                    log.warning("%s: %s would leave one side empty: %d held out", name, share, held)
+        yield from (row for number, row in first if self._is_mine(number, limit))
+        first.clear()
+        yield from (row for row in coming if self._is_mine(self._number(text_of(row)), limit))
+
+    def _is_mine(self, number: int, limit: float) -> bool:
+        return (number < limit) == (self.side == "validation")
+
+    def _number(self, text: str) -> int:
+        digest = hashlib.blake2b(f"{self.seed}\0{text.strip()}".encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "big")
+
+    def key(self) -> tuple[int, float, Split]:
+        """All that the choice depends on, for a fingerprint."""
+        return self.seed, self.fraction, self.side
+
+
+@dataclass(frozen=True)
+class SplitFiles:
+    """The files of one split; `hold_out` chooses among their rows where the other split has the same files."""
+
+    taken: list[Path]
+    left_out: list[Path]
+    hold_out: HoldOut | None
+
+    @property
+    def size(self) -> int:
+        """Bytes on the disk."""
+        return sum(path.stat().st_size for path in self.taken)
+
+    def hashes(self, memo_dir: Path | None) -> list[tuple[str | None, str]]:
+        """Format and hash of each file's bytes, as hash_file does."""
+        found = []
+        for path in self.taken:
+            with readable(path):
+                found.append((files.format_of(path), hash_file(path, memo_dir)))
+        return found
+
+    def describe(self, unit: str) -> str:
+        """Names, size and hold-out, for the log; `unit` is what a row is called, in the plural."""
+        held_out = ""
+        if self.hold_out:
+            share = f"{self.hold_out.fraction:.3g} of the {unit}"
+            training = self.hold_out.side == "train"
+            held_out = f"; {share} held out" if training else f"; the {share} held out of training"
+        description = f"{_names(self.taken)} ({_megabytes(self.size)}{held_out})"
+        return description + (f", left out: {_names(self.left_out)}" if self.left_out else "")
+
+
+def split_files(config: DataConfig, split: Split) -> SplitFiles | None:
+    """The files of one split of data.path and data.val_path, or None where neither is given for it.
+
+    Validation is, in this order: data.val_path; the files of data.path named for it; a seeded hold-out of
+    data.val_fraction of the rows, which training then lacks. Raises UserError where the files are missing.
+    """
+    if split == "validation" and config.val_path:
+        found = files.find_splits(config.val_path, "data.val_path")
+        return SplitFiles(found.validation or found.train, found.left_out, None)
+    if config.path is None:
+        return None
+    found = files.find_splits(config.path)
+    if split == "validation" and found.validation:
+        return SplitFiles(found.validation, found.left_out, None)
+    if not found.train:
+        other = (found.validation + found.left_out)[0]
+        raise UserError(
+            f"data.path={config.path}: no training files, only such as {other.name}; to use it, data.path={other}"
+        )
+    hold_out = None if found.validation else seeded_hold_out(config, split)
+    return SplitFiles(found.train, found.left_out, hold_out)
+
+
+def seeded_hold_out(config: DataConfig, split: Split) -> HoldOut | None:
+    """The configured hold-out, None where data.val_path makes it needless. Raises UserError for a fraction
+    out of range."""
+    if config.val_path:
+        return None
+    if not 0 < config.val_fraction <= 0.5:
+        raise UserError(f"data.val_fraction={config.val_fraction}: must be over 0 and at most 0.5, such as 0.05")
+    return HoldOut(config.seed, config.val_fraction, split)
+
+
+def nothing_left(hold_out: HoldOut | None, split: Split, seen: int, unit: str, description: str) -> str:
+    """The message where a hold-out leaves one side without rows; `unit` is what a row is called."""
+    fraction = hold_out.fraction if hold_out else 0
+    side = "validation" if split == "validation" else "training"
+    return (
+        f"data.val_fraction={fraction} leaves no {side} {unit} out of {seen} in {description}, as all have one text or "
+        "prompt; give more, or what is held out: data.val_path=FILE"
+    )
+
+
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """What the system says against reading the file, as a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def _names(paths: list[Path]) -> str:
+    """`a.txt`, or the folder that all are in and the first few: `my_texts: a.txt, b.txt and 7 more`."""
+    if len(paths) == 1:
+        return str(paths[0])
+    folder = os.path.commonpath([path.parent for path in paths])
+    shown = ", ".join(os.path.relpath(path, folder) for path in paths[:4])
+    return f"{folder or '.'}: {shown}" + (f" and {len(paths) - 4} more" if len(paths) > 4 else "")
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size:,} bytes"

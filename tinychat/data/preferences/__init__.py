@@ -1,0 +1,1 @@
+"""Pairs and prompts to batches."""

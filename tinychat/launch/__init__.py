@@ -1,0 +1,1 @@
+"""One job as processes: choose the folder, start the ranks, watch them, bring the result back."""

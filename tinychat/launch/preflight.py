@@ -1,0 +1,48 @@
+"""What would refuse a job is asked before its run folder is made: a command that is refused leaves nothing behind.
+
+Runs in the parent process; nothing heavy is loaded, unless a tokenizer or a hub data set has to be asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+from tinychat.config.data_checks import ROWS
+from tinychat.config.schema import Config, PeftKind, TokenizerKind
+from tinychat.errors import UserError
+from tinychat.runs import folders, parents
+from tinychat.runtime import extras
+
+
+def check(config: Config, said: Sequence[str]) -> None:
+    """Raise UserError for a package, a parent or data that are missing, and data that cannot be read as the stage needs
+    them. said: the command's overrides."""
+    if config.peft.kind is PeftKind.qlora:
+        extras.need(*extras.QLORA)
+    found = parents.find_parents(config, said)
+    from_package = not (found.get("init_from") or config.tokenizer.path) and config.tokenizer.kind is TokenizerKind.gpt2
+    if from_package and importlib.util.find_spec(extras.GPT2_PACKAGE) is None:
+        from tinychat.text.tokenizer import load_tokenizer
+
+        load_tokenizer(config.tokenizer, None)  # from the hub, or the line that says what works
+    if rows := ROWS.get(config.stage.name):
+        from tinychat.data.look import look
+
+        look(config, rows)
+
+
+def changed_data(config: Config, run_dir: Path) -> list[str]:
+    """The splits whose files are not those that a finished run learnt from; what cannot be read now is none of them."""
+    rows = ROWS.get(config.stage.name)
+    then = (folders.read_json(run_dir / folders.LINEAGE) or {}).get("data")
+    if not rows or not isinstance(then, dict):
+        return []
+    from tinychat.data.look import fingerprints
+
+    now = {}
+    with contextlib.suppress(UserError):
+        now = fingerprints(config, rows)
+    return [split for split in now if split in then and then[split].get("fingerprint") != now[split]]

@@ -1,0 +1,1 @@
+"""LoRA and 4-bit bases."""

@@ -1,0 +1,329 @@
+"""Low-rank adapters (Hu et al. 2021, LoRA) by peft: added, loaded on their base, merged into it.
+
+What an adapter computes is W x + (alpha / r) B A x with W frozen. An adapter's checkpoint holds A and B alone and names
+its base (see tinychat.models.adapters.adapter_files).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers.pytorch_utils import Conv1D
+
+from tinychat.config.schema import PeftConfig, PeftKind
+from tinychat.errors import UserError
+from tinychat.models.adapters.adapter_files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    AdapterBase,
+    check_base,
+    find_base,
+    is_adapter,
+    is_adapter_folder,
+    read_adapter_base,
+    read_adapter_config,
+    weights_fingerprint,
+)
+from tinychat.models.adapters.quantized import quiet_bitsandbytes
+from tinychat.models.build import grow_vocabulary
+from tinychat.models.load import (
+    check_finite,
+    check_safetensors,
+    load_config,
+    load_model,
+    model_folder,
+    one_line,
+    weight_files,
+)
+from tinychat.models.save import save_weights, saved_buffers
+from tinychat.runs import folders
+from tinychat.runtime import manifest
+from tinychat.text.tokenizer import load_saved_tokenizer
+
+LLAMA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+TARGETS = {"gpt2": ("c_attn", "c_proj"), "llama": LLAMA_TARGETS, "qwen3": LLAMA_TARGETS}  # by transformers' model_type
+ALL_LINEAR = "all-linear"  # peft's word for every linear layer but the output head
+log = logging.getLogger("tinychat")
+
+
+def start_model(
+    path: str,
+    peft: PeftConfig,
+    dropout: float | None = None,
+    merged: Path | None = None,
+    entries: int | None = None,
+    new_adapter: bool = False,
+) -> Any:
+    """The model a stage trains, from a checkpoint folder or hub id. In evaluation mode, on the CPU.
+
+    peft=none trains all weights; an adapter at `path` is merged first. Else the base is frozen (and 4-bit for qlora):
+    an adapter at `path` that is as `peft` asks goes on being trained, any other is merged into its base and a new one
+    is put on that; with `new_adapter` always, so that without it the model is the one at `path`. A vocabulary smaller
+    than `entries` (the tokenizer's) grows by the few that chat tokens need. An adapter's base must be a folder: where
+    it is merged or grown it is written to `merged`, and kept if it is there.
+
+    New adapters take torch's global generator, which the caller seeds. Several processes may call this together.
+    Raises UserError.
+    """
+    folder = model_folder(path)
+    adapter = is_adapter_folder(folder)
+    if peft.kind is PeftKind.none:
+        model = load_model(path, dropout)
+        model = merge_adapter(model) if adapter else model
+        grow_vocabulary(model, entries or 0)
+        return model
+    quantize = peft.kind is PeftKind.qlora
+    grows = (entries or 0) > load_config(path).vocab_size
+    if adapter and not grows and not new_adapter and adapter_is_as(folder, peft):
+        model = load_model(path, dropout, quantize, is_trainable=True)
+        set_adapter_dropout(model, peft.dropout or 0.0)
+        log.info("the adapter of %s is trained further", path)
+        return model
+    if adapter or grows:
+        path = write_base(path, merged, peft, entries or 0, adapter)
+    check_targets(path, peft)
+    return add_adapter(load_model(path, dropout, quantize), peft)
+
+
+def check_targets(path: str, peft: PeftConfig) -> None:
+    """Refuse unknown targets as adapter_targets does, before any weight is read."""
+    with torch.device("meta"):
+        adapter_targets(AutoModelForCausalLM.from_config(load_config(path)), peft.targets)
+
+
+def write_base(path: str, out: Path | None, peft: PeftConfig, entries: int, adapter: bool) -> str:
+    """The folder of a new adapter's base where `path` itself cannot be it; written once, by whoever comes first."""
+    if out is None:
+        raise UserError(
+            f"{path} is an adapter, and not as peft={peft.name} asks; merge it first: "
+            f"python -m tinychat.merge {path} FOLDER, then start from FOLDER"
+            if adapter
+            else f"{path}: its vocabulary is smaller than the tokenizer's {entries} entries; train with peft=none"
+        )
+    with FileLock(f"{out}.lock"):
+        if not out.exists():
+            with torch.random.fork_rng(devices=[]):  # only one process gets here; all are to go on alike
+                model = load_model(path)
+                model = merge_adapter(model) if adapter else model
+                grow_vocabulary(model, entries)
+            _write_full(model, path, out)
+    log.info(
+        "a new adapter is put on %s, which is %s with %s", out, path, "its adapter merged" if adapter else "more rows"
+    )
+    return str(out)
+
+
+def add_adapter(model: Any, config: PeftConfig, task: str = "CAUSAL_LM") -> Any:
+    """The model (which is changed) as a peft.PeftModel whose new adapter alone is trainable; its output is the same
+    as before until it is trained. task: peft's name for it; with SEQ_CLS the head `score` is trained too.
+
+    Raises UserError for targets that are no linear layers of the model, naming those that are, and for a model whose
+    vocabulary was changed since it was loaded.
+    """
+    quiet_bitsandbytes()
+    from peft import LoraConfig
+
+    targets = adapter_targets(model, config.targets)
+    base = _base_of(model)
+    adapter = LoraConfig(
+        task_type=task,
+        r=config.r,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout or 0.0,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        fan_in_fan_out=model.config.model_type == "gpt2",  # its Conv1D layers hold (in, out) matrices
+    )
+    found = _with_adapter(model, adapter)
+    found.adapter_base = base
+    return found
+
+
+def adapter_targets(model: Any, wanted: list[str] | None) -> tuple[str, ...] | str:
+    """Names of the layers that get an adapter: those wanted, or by architecture. Raises UserError as add_adapter."""
+    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    if wanted is None:
+        return TARGETS.get(model.config.model_type, ALL_LINEAR)
+    unknown = [target for target in wanted if not any(f".{name}".endswith(f".{target}") for name in layers)]
+    if unknown or not wanted:
+        there = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
+        raise UserError(
+            f"peft.targets={list(wanted)}: {f'{unknown[0]} is no linear layer' if unknown else 'names no layer'} of "
+            f"this model; it has {there}; null takes the usual ones"
+        )
+    return tuple(wanted)
+
+
+def trainable_parameters(model: Any) -> tuple[int, int]:
+    """(trainable, all) parameters; one held in 4 bits counts as one."""
+    if is_adapter(model):
+        return model.get_nb_trainable_parameters()
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
+
+
+def load_adapter(
+    folder: Path,
+    dropout: float | None,
+    quantize: bool,
+    is_trainable: bool,
+    load_base: Callable[[str, float | None, bool], Any] = load_model,
+) -> Any:
+    """What load_model does for an adapter's folder. load_base(address, dropout, quantize): the model it is put on."""
+    quiet_bitsandbytes()
+    from peft import PeftConfig as AdapterConfig
+    from peft import set_peft_model_state_dict
+
+    address = find_base(folder)
+    check_safetensors(folder, ADAPTER_WEIGHTS)
+    folders.verify_contents(folder)
+    base_folder = model_folder(address)
+    if is_adapter_folder(base_folder):
+        raise UserError(f"adapter {folder}: its base {address} is an adapter itself; merge that one first")
+    check_base(folder, address, weight_files(base_folder))
+    base = load_base(address, dropout, quantize)
+    try:
+        config = AdapterConfig.from_pretrained(str(folder))
+        config.inference_mode = not is_trainable
+        config.base_model_name_or_path = address
+        if config.task_type == "SEQ_CLS":
+            config.modules_to_save = None  # peft adds the heads that there may be, again each time
+        # On the meta device first: no random numbers are drawn for weights that are read from the file.
+        model = _with_adapter(base, config, low_cpu_mem_usage=True)
+        weights = {name: tensor.float() for name, tensor in load_file(folder / ADAPTER_WEIGHTS).items()}
+        _, unexpected = set_peft_model_state_dict(model, weights, low_cpu_mem_usage=True)
+    except Exception as error:  # peft raises nearly anything on a malformed or foreign adapter
+        raise UserError(f"adapter {folder}: does not fit its base {address}: {one_line(error)}") from None
+    left_out = sorted({*unexpected, *(name for name, p in model.named_parameters() if p.is_meta)})
+    if left_out:
+        raise UserError(f"adapter {folder}: {ADAPTER_WEIGHTS} and {ADAPTER_CONFIG} disagree about {left_out[0]}")
+    check_finite(model, f"adapter {folder}")
+    model.adapter_base = _base_of(base)
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = base.generation_config = GenerationConfig.from_pretrained(folder)
+    return model.eval()
+
+
+def merge_adapter(model: Any) -> Any:
+    """The base with the adapter's product added to its weights, all of them trainable: a plain transformers model that
+    computes what the adapter on its base does.
+
+    Where the base's input embedding and output head are one matrix and the adapter changes one of the two alone, they
+    are two matrices afterwards (config.tie_word_embeddings is false): as one, the product would change both.
+    """
+    base = model.get_base_model()
+    tied = base.config.tie_word_embeddings
+    ends = (base.get_input_embeddings(), base.get_output_embeddings())
+    if None not in ends and any(hasattr(end, "base_layer") for end in ends):
+        embedding, head = (getattr(end, "base_layer", end) for end in ends)
+        if head.weight is embedding.weight:
+            head.weight = nn.Parameter(head.weight.detach().clone())
+    with _quiet_peft():
+        merged = model.merge_and_unload()
+    ends = (merged.get_input_embeddings(), merged.get_output_embeddings())
+    if tied and None not in ends and ends[0].weight is not ends[1].weight:
+        merged.config.tie_word_embeddings = False
+        log.info("the adapter changes one end of tied embeddings: in the merged model they are two matrices")
+    return merged.requires_grad_(True)
+
+
+def merge_checkpoint(path: str, out: Path) -> None:
+    """Write an adapter's checkpoint as a full one, on the fp32 base also where it was trained on a 4-bit one.
+
+    Raises UserError when `path` is no adapter or `out` is a folder with something in it. `out` appears whole or not at
+    all.
+    """
+    folder = model_folder(path)
+    if not is_adapter_folder(folder):
+        raise UserError(f"{path}: holds no {ADAPTER_CONFIG}, so there is nothing to merge; it is a full checkpoint")
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise UserError(f"{out}: exists and is not empty; give a new folder")
+    _write_full(merge_adapter(load_model(path)), path, out)
+
+
+def _write_full(model: Any, path: str, out: Path) -> None:
+    """The model as a full checkpoint with tokenizer and lineage of the one at `path`."""
+    tokenizer = load_saved_tokenizer(path)
+    temporary = out.with_name(f".saving-{out.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        weights = {name: p.detach() for name, p in model.named_parameters()}
+        save_weights(model, weights | saved_buffers(model), temporary)
+        tokenizer.save_pretrained(temporary)
+        lineage = model_folder(path) / folders.LINEAGE
+        if lineage.is_file():
+            shutil.copyfile(lineage, temporary / folders.LINEAGE)
+        manifest.write_manifest(temporary, None)
+        os.replace(temporary, out)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"could not write {out}: {one_line(error)}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _with_adapter(model: Any, config: Any, **options: Any) -> Any:
+    from peft import get_peft_model
+
+    with _quiet_peft():
+        return get_peft_model(model, config, **options)
+
+
+@contextlib.contextmanager
+def _quiet_peft() -> Iterator[None]:
+    """Without peft's warnings of what is right here: merge_adapter unties embeddings, a head is never a Conv1D, and
+    peft itself asks transformers for something by its old name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning, message=".*is_gradient_checkpointing")
+        warnings.filterwarnings("ignore", message="Model (has|with) `tie_word_embeddings=True`")
+        warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied after merging")
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to True but the target module is `torch.nn.L")
+        yield
+
+
+def _base_of(model: Any) -> AdapterBase:
+    """The saved checkpoint that a model in memory is; without an address for one that was built here."""
+    if not model.name_or_path:
+        return AdapterBase("", "", False)
+    folder = model_folder(model.name_or_path)
+    saved, now = load_config(str(folder)).vocab_size, model.get_input_embeddings().num_embeddings
+    if saved != now:
+        raise UserError(
+            f"{folder}: its vocabulary was changed from {saved} to {now} entries, which an adapter does not hold; "
+            "train all weights (peft=none), or use a tokenizer that fits"
+        )
+    quantized = bool(getattr(model, "is_loaded_in_4bit", False))
+    return AdapterBase(model.name_or_path, weights_fingerprint(weight_files(folder)), quantized)
+
+
+def adapter_is_as(folder: Path, peft: PeftConfig) -> bool:
+    """Whether the adapter in a folder has the shape and the scale that the configuration asks for."""
+    found = read_adapter_config(folder)
+    record = read_adapter_base(folder)
+    if record is not None and record.quantized != (peft.kind is PeftKind.qlora):
+        return False
+    if (found.get("peft_type"), found.get("r"), found.get("lora_alpha")) != ("LORA", peft.r, peft.alpha):
+        return False
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(load_config(str(folder)))
+    wanted = adapter_targets(model, peft.targets)
+    return wanted == ALL_LINEAR or set(found.get("target_modules") or ()) == set(wanted)
+
+
+def set_adapter_dropout(model: Any, rate: float) -> None:
+    for module in model.modules():
+        for name in getattr(module, "lora_dropout", {}):
+            module.lora_dropout[name] = nn.Dropout(rate) if rate else nn.Identity()
+    model.peft_config[model.active_adapter].lora_dropout = rate

@@ -1,0 +1,1 @@
+"""Batched decoding for rollouts, streaming for chat."""

@@ -1,0 +1,253 @@
+"""Batched generation for evaluation and for rollouts: the full distribution, log-probabilities recorded on the way.
+
+Unlike tinychat.models.generation.generate (chat, samples) there is no top-k, top-p or repetition penalty: the log-probability of
+a token is that of the distribution it was drawn from, which RL needs. It is the one that
+tinychat.models.logprobs.token_nll computes at the same temperature.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from tinychat.models.kernels.head_loss import tempered
+from tinychat.models.kernels.kv_cache import CACHE, BatchCache
+from tinychat.models.kernels.lean import LeanModel, Unsupported
+from tinychat.models.vocabulary import WHOLE, Vocabulary
+
+COMPACT_BELOW = 0.75  # rows still running, as a share of those in the batch, at which the others are dropped
+BLOCK = 64  # tokens whose probabilities are summed before one of them is searched
+
+
+@dataclass(frozen=True)
+class DecodeOptions:
+    max_new_tokens: int
+    end_ids: tuple[int, ...]  # a row ends with the first of these; (): at max_new_tokens
+    temperature: float = 1.0  # divides the logits; 0: always the likeliest token
+    seed: int | None = None  # of the draws; None: others each time
+    vocabulary: Vocabulary = WHOLE  # only its tokens are drawn, and their probabilities sum to 1
+    first: int = 0  # place of prompts[0] in a longer list that is decoded in parts: prompt i has the draws of first + i
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens={self.max_new_tokens}: must be at least 1")
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature={self.temperature}: must be 0 (greedy) or more")
+        if self.first < 0:
+            raise ValueError(f"first={self.first}: must be at least 0")
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """In the order of the prompts."""
+
+    responses: list[list[int]]  # up to and with the first end token
+    logprobs: list[list[float]]  # of each token of the response, in nats, at the temperature (at 1 when greedy)
+    ended: list[bool]  # by an end token; else by max_new_tokens or the model's context
+
+
+def decode(
+    model: Any,
+    prompts: list[list[int]],
+    options: DecodeOptions,
+    pad_id: int,
+    batch_size: int,
+    dtype: torch.dtype | None = None,
+) -> Decoded:
+    """Continue each prompt, batch_size at a time (those of like length together), without gradients or dropout.
+
+    model: a transformers causal language model, a PeftModel, or a wrapper with `.module`; its mode is kept. `pad_id`
+    fills the left of shorter prompts and may lie beyond the embedding. dtype=torch.bfloat16 takes that type for matrix
+    products, as autocast does (weights are copied once a call).
+
+    Every prompt has draws of its own: they depend on the seed, the prompt's place (from options.first) and
+    max_new_tokens, not on batch_size or the other prompts. torch's global random state is neither read nor changed. A
+    response ends early where the context is full. Raises ValueError for an empty prompt and for one that leaves no
+    room for a token.
+    """
+    forward = prepare(model, dtype)
+    _check_prompts(prompts, forward.config.max_position_embeddings)
+    draws = _draws(len(prompts), options)
+    longest_first = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+    decoded = Decoded([[]] * len(prompts), [[]] * len(prompts), [False] * len(prompts))
+    for start in range(0, len(prompts), batch_size):
+        rows = longest_first[start : start + batch_size]
+        # A caller's autocast would cast what is meant to stay fp32; `dtype` says it all.
+        with torch.no_grad(), torch.autocast(forward.device.type, enabled=False):
+            batch = _decode_batch(forward, [prompts[row] for row in rows], options, pad_id, draws[rows])
+        for row, response, logprobs, ended in zip(rows, *batch, strict=True):
+            decoded.responses[row], decoded.logprobs[row], decoded.ended[row] = response, logprobs, ended
+    return decoded
+
+
+class Forward(Protocol):
+    """(input_ids (B, T), cache) -> logits (B, V) of the last position."""
+
+    config: Any
+    device: torch.device
+
+    def new_cache(self, padding: Tensor, capacity: int) -> BatchCache: ...
+
+    def __call__(self, input_ids: Tensor, cache: BatchCache) -> Tensor: ...
+
+
+def prepare(model: Any, dtype: torch.dtype | None = None) -> Forward:
+    """The lean arithmetic where it knows the model, else the model's own."""
+    inner = getattr(model, "module", model)
+    device = inner.get_input_embeddings().weight.device
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        try:
+            return LeanModel(inner, dtype)
+        except Unsupported:
+            return _OwnForward(inner, dtype, device)
+
+
+class _OwnForward:
+    """Any transformers model whose cache is one of keys and values."""
+
+    def __init__(self, model: Any, dtype: torch.dtype | None, device: torch.device):
+        self.config, self.device, self._model = model.config, device, model
+        self._autocast = dtype if dtype in (torch.bfloat16, torch.float16) else None
+
+    def new_cache(self, padding: Tensor, capacity: int) -> BatchCache:
+        shape = self.config
+        return BatchCache(shape.num_hidden_layers, padding, capacity, shape.max_position_embeddings)
+
+    def __call__(self, input_ids: Tensor, cache: BatchCache) -> Tensor:
+        tokens = input_ids.shape[1]
+        with (
+            _evaluating(self._model),
+            torch.autocast(self.device.type, self._autocast, enabled=self._autocast is not None),
+        ):
+            return self._model(
+                input_ids=input_ids,
+                attention_mask=cache.attended(tokens).long(),
+                position_ids=cache.positions(tokens),
+                use_cache=True,
+                logits_to_keep=1,
+                **{CACHE: cache},
+            ).logits[:, -1]
+
+
+@contextlib.contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    was_training = model.training
+    if was_training:
+        model.eval()
+    try:
+        yield
+    finally:
+        if was_training:
+            model.train()
+
+
+def _check_prompts(prompts: list[list[int]], context: int) -> None:
+    for index, prompt in enumerate(prompts):
+        if not prompt:
+            raise ValueError(f"prompt {index} is empty: a model needs a token to start from")
+        if len(prompt) >= context:
+            raise ValueError(
+                f"prompt {index} has {len(prompt)} tokens, which leaves no room for a response in the model's context "
+                f"of {context}: shorten it to {context - 1} or fewer"
+            )
+
+
+def _draws(prompts: int, options: DecodeOptions) -> Tensor:
+    """(prompts, max_new_tokens) uniform in [0, 1); one token takes one of them. Empty when greedy."""
+    generator = torch.Generator()
+    if options.seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(options.seed)
+    width = options.max_new_tokens if options.temperature else 0
+    return torch.rand(options.first + prompts, width, generator=generator, dtype=torch.float64)[options.first :]
+
+
+# ------------------------------------------------------------------------------------------------------ one batch
+
+
+def _decode_batch(
+    forward: Forward, prompts: list[list[int]], options: DecodeOptions, pad_id: int, draws: Tensor
+) -> tuple[list[list[int]], list[list[float]], list[bool]]:
+    config, device = forward.config, forward.device
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    room = (config.max_position_embeddings - lengths).clamp(max=options.max_new_tokens)
+    longest, steps = int(lengths.max()), int(room.max())
+    cache = forward.new_cache((longest - lengths).to(device), longest + steps - 1)
+    ends = torch.tensor(options.end_ids, dtype=torch.int64, device=device)
+    rows, running = torch.arange(len(prompts)), torch.ones(len(prompts), dtype=torch.bool, device=device)
+    draws, room = draws.to(device), room.to(device)
+    step_ids = _left_padded(prompts, longest, pad_id if pad_id < config.vocab_size else 0).to(device)
+    taken = []  # of each step: rows, tokens, log-probabilities, whether the row was still running
+    for step in range(steps):
+        chosen, logprobs = choose(forward(step_ids, cache), draws[:, step] if options.temperature else None, options)
+        taken.append((rows, chosen, logprobs, running))
+        running = running & ~torch.isin(chosen, ends) & (room > step + 1)
+        left = int(running.sum())
+        if left == 0:
+            break
+        if left <= COMPACT_BELOW * len(rows):
+            kept = running.nonzero()[:, 0]
+            cache.keep_rows(kept)
+            rows, chosen, draws, room, running = rows[kept.cpu()], chosen[kept], draws[kept], room[kept], running[kept]
+        step_ids = chosen[:, None]
+    responses: list[list[int]] = [[] for _ in prompts]
+    scores: list[list[float]] = [[] for _ in prompts]
+    for parts in taken:
+        for row, token, logprob, meant in zip(*(part.tolist() for part in parts), strict=True):
+            if meant:
+                responses[row].append(token)
+                scores[row].append(logprob)
+    return responses, scores, [response[-1] in options.end_ids for response in responses]
+
+
+def _left_padded(prompts: list[list[int]], longest: int, pad_id: int) -> Tensor:
+    return torch.tensor([[pad_id] * (longest - len(prompt)) + prompt for prompt in prompts])
+
+
+def choose(logits: Tensor, draws: Tensor | None, options: DecodeOptions) -> tuple[Tensor, Tensor]:
+    """The next tokens (B,) int64 and their log-probabilities (B,) fp32 from logits (B, V).
+
+    draws: (B,) float64, uniform in [0, 1); None: the likeliest token.
+    """
+    logits = options.vocabulary.of_logits(logits.float())
+    if draws is None:
+        chosen = logits.argmax(-1)
+        return chosen, logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(-1)
+    probabilities = torch.softmax(tempered(logits, options.temperature), -1)
+    chosen = sample(probabilities, draws)
+    return chosen, probabilities.gather(1, chosen[:, None])[:, 0].log()
+
+
+def sample(probabilities: Tensor, draws: Tensor) -> Tensor:
+    """Tokens (B,) at which the cumulative probability (B, V) first exceeds the draw (B,): the inverse of the
+    distribution function.
+
+    Found in two steps, the block of BLOCK tokens and then the token in it. Only the sums of blocks are accumulated, in
+    float64, so that a long tail of unlikely tokens is not lost to rounding.
+    """
+    size = probabilities.shape[1]
+    whole = size // BLOCK * BLOCK
+    sums = probabilities[:, :whole].unflatten(1, (-1, BLOCK)).sum(-1)
+    if whole < size:
+        sums = torch.cat([sums, probabilities[:, whole:].sum(-1, keepdim=True)], 1)
+    block, rest = _search(sums, draws[:, None])
+    inside = block * BLOCK + torch.arange(BLOCK, device=block.device)
+    own = probabilities.gather(1, inside.clamp(max=size - 1)).masked_fill_(inside >= size, 0)
+    return (block * BLOCK + _search(own, rest)[0])[:, 0]
+
+
+def _search(weights: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+    """(index (B, 1) where the cumulative share of the weights (B, N) first exceeds the draw (B, 1), what is left of the
+    draw as a new uniform number within that index). A weight of 0 is never found."""
+    edges = weights.double().cumsum(-1)
+    target = draws * edges[:, -1:]
+    index = torch.searchsorted(edges, target, right=True)
+    width = weights.gather(1, index).double()
+    rest = (target - edges.gather(1, index) + width) / width
+    return index, rest.clamp_(0, 1 - 2**-53)

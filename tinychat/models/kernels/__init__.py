@@ -1,0 +1,1 @@
+"""Arithmetic that is faster than the library's: head, attention, decoding, buffers."""

@@ -1,0 +1,200 @@
+"""The output head and the cross-entropy as one function: no [N, V] tensor is kept.
+
+Both are computed a chunk of tokens at a time; the backward pass computes a chunk's logits again, unless they are few.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tinychat.models.kernels.in_place import adds_in_place, cast
+from tinychat.models.kernels.scratch import scratch
+from tinychat.models.vocabulary import WHOLE, Vocabulary
+
+EXACT_COLUMNS = 2048  # in fp32 at a time
+ADDED_ROWS = 1024  # added to a gradient at a time
+KEPT_ELEMENTS = 1 << 26  # logits kept for a backward pass that would else compute them again: 128 MiB in bf16
+CHUNK_ELEMENTS = 1 << 27  # logits that live at once: 256 MiB in bf16
+EXACT_CHUNK_ELEMENTS = 1 << 25  # the same where several models share the memory
+
+
+def tempered(logits: Tensor, temperature: float) -> Tensor:
+    """Logits divided by the temperature: the one place where that is done, for sampling, losses and measures alike. In
+    fp32: quotients rounded to the 16 bits of the products put probabilities some 0.02 nats a token apart."""
+    return logits if temperature == 1.0 else logits.float() / temperature
+
+
+class LinearNLL(torch.autograd.Function):
+    """(N, D), (V, D), (N,) -> (N,). The products are in hidden's type."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        temperature: float,
+        for_sum: bool,
+        exact: bool,
+        vocabulary: Vocabulary = WHOLE,
+    ) -> Tensor:
+        eager = for_sum and any(ctx.needs_input_grad[:2])
+        nll = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+        ctx.weight_dtype, ctx.in_place = weight.dtype, weight if adds_in_place(weight) else None
+        ctx.rows, ctx.vocabulary = len(weight), vocabulary
+        weight = cast(weight, hidden.dtype)[: vocabulary.size]
+        gradients = _Gradients(hidden, weight, ctx.needs_input_grad[1]) if eager else None
+        small = len(hidden) * len(weight) <= KEPT_ELEMENTS and any(ctx.needs_input_grad[:2])
+        ctx.kept = [] if small and not eager else None
+        for part in _chunks(len(hidden), len(weight), exact):
+            e, total, own = _exp_logits(hidden[part], weight, targets[part], temperature, exact, vocabulary)
+            nll[part] = (total.log() - own)[:, 0]
+            if gradients is not None:
+                scale = torch.full_like(total, 1 / temperature)
+                gradients.add(e, total, own, targets[part], scale, part)
+            if ctx.kept is not None:
+                ctx.kept.append((e, total, own))
+            else:
+                scratch.give(e)
+            del e
+        ctx.save_for_backward(hidden, weight, targets)
+        ctx.gradients, ctx.temperature, ctx.exact = gradients, temperature, exact
+        return nll
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        hidden, weight, targets = ctx.saved_tensors
+        gradients, ctx.gradients = ctx.gradients, None  # used up, as what is kept
+        kept, ctx.kept = ctx.kept, None
+        factor = 1.0
+        if gradients is not None and len(grad) and bool((grad == grad[0]).all()):
+            factor = float(grad[0])
+        else:
+            into = None if ctx.in_place is None else ctx.in_place.grad[: len(weight)]
+            gradients = _Gradients(hidden, weight, ctx.needs_input_grad[1], into)
+            for part in _chunks(len(hidden), len(weight), ctx.exact):
+                if kept:
+                    e, total, own = kept.pop(0)
+                else:
+                    e, total, own = _exp_logits(
+                        hidden[part], weight, targets[part], ctx.temperature, ctx.exact, ctx.vocabulary
+                    )
+                gradients.add(e, total, own, targets[part], grad[part, None] / ctx.temperature, part)
+                scratch.give(e)
+                del e
+        of_weight = gradients.of_weight(factor, ctx.weight_dtype, ctx.in_place, ctx.rows)
+        return gradients.of_hidden * factor, of_weight, None, None, None, None, None
+
+
+def _chunks(tokens: int, vocabulary: int, exact: bool) -> Iterator[slice]:
+    size = max(1, (EXACT_CHUNK_ELEMENTS if exact else CHUNK_ELEMENTS) // vocabulary)
+    for start in range(0, tokens, size):
+        yield slice(start, start + size)
+
+
+def _exp_logits(
+    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, exact: bool, vocabulary: Vocabulary
+) -> tuple[Tensor, Tensor, Tensor]:
+    """_exponentiate of the logits of hidden states; the caller gives the first back to `scratch`."""
+    z = scratch.take((len(hidden), len(weight)), hidden.dtype, hidden.device)
+    return _exponentiate(vocabulary.close(torch.mm(hidden, weight.t(), out=z)), targets, temperature, exact)
+
+
+def _exponentiate(z: Tensor, targets: Tensor, temperature: float, exact: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """exp((z - max z) / temperature) (n, V) in place of the logits; its row sums and the target's (z - max z) /
+    temperature, both fp32 (n, 1)."""
+    top = z.amax(-1, keepdim=True)
+    own = tempered(z.gather(1, targets[:, None]).float() - top.float(), temperature)
+    if exact or temperature != 1.0:  # in fp32 from the logits on, by columns that stay in a processor's cache
+        total, top = torch.zeros_like(own), top.float()
+        for part in z.split(EXACT_COLUMNS if z.device.type == "cpu" else 16 * EXACT_COLUMNS, -1):
+            e = tempered(part.float().sub_(top), temperature).exp_()  # in fp32 `part` itself, which is overwritten
+            total += e.sum(-1, keepdim=True)
+            part.copy_(e)
+        return z, total, own
+    e = z.sub_(top).exp_()
+    if e.is_cuda:
+        return e, e.sum(-1, keepdim=True, dtype=torch.float32), own
+    # A CPU sums bf16 in fp32 inside and rounds once; asking it for fp32 takes a far slower path.
+    return e, e.sum(-1, keepdim=True).float(), own
+
+
+def nll_of_logits(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """What LinearNLL with `exact` says where the logits (n, V) are there already, bit by bit: (n,) fp32. Overwrites
+    them."""
+    _, total, own = _exponentiate(logits, targets, temperature, exact=True)
+    return (total.log() - own)[:, 0]
+
+
+class _Gradients:
+    """Those of hidden and weight, chunk by chunk. A frozen weight, as under an adapter, has none: a third of the head's
+    arithmetic."""
+
+    def __init__(self, hidden: Tensor, weight: Tensor, weight_is_trained: bool, into: Tensor | None = None):
+        """into: (V, D) to which that of the weight is added at once."""
+        self._hidden, self._weight, self._trained, self._into = hidden, weight, weight_is_trained, into
+        self.of_hidden = torch.empty_like(hidden)
+        self._sum: Tensor | None = None
+
+    def add(self, e: Tensor, total: Tensor, own: Tensor, targets: Tensor, scale: Tensor, part: slice) -> None:
+        """Add scale · d nll / d (hidden, weight) of one chunk; scale is (n, 1) fp32. Overwrites e.
+
+        d nll / d z = softmax(z) - onehot, here times the row sum: the division moves from (n, V) to (n, D).
+        """
+        hidden, weight = self._hidden[part], self._weight
+        # On a CPU scatter_ would copy all of e first.
+        e[torch.arange(len(e), device=e.device), targets] = (own.exp() - total).to(e.dtype)[:, 0]
+        scale = scale / total
+        self.of_hidden[part] = (e @ weight) * scale
+        if not self._trained:
+            return
+        more = scratch.take(tuple(weight.shape), weight.dtype, weight.device)
+        torch.mm(e.t(), (hidden * scale).to(hidden.dtype), out=more)
+        if self._into is not None:
+            _add(self._into, more)
+        elif self._sum is None:  # a single one stays as it is: reading so large a tensor again costs time
+            self._sum = more
+            return
+        else:
+            self._sum = _in_fp32(self._sum)
+            _add(self._sum, more)
+        scratch.give(more)
+
+    def of_weight(self, factor: float, dtype: torch.dtype, in_place: Tensor | None, rows: int) -> Tensor | None:
+        """`factor` times the gradient of the weight, for autograd, of all its `rows`; None where it has been added to
+        that of in_place, or nobody asks. Once."""
+        if not self._trained or self._into is not None:
+            return None
+        done, self._sum = self._sum, None
+        if in_place is not None:
+            assert in_place.grad is not None
+            if done is not None:
+                _add(in_place.grad[: len(done)], done, factor)
+                scratch.give(done)
+            return None
+        missing = torch.zeros(rows - (0 if done is None else len(done)), self._weight.shape[1], dtype=dtype)
+        missing = missing.to(self._weight.device)
+        if done is None:
+            return missing
+        found = (done * factor).to(dtype)
+        scratch.give(done)
+        return torch.cat([found, missing]) if len(missing) else found
+
+
+def _add(into: Tensor, more: Tensor, factor: float = 1.0) -> None:
+    """into += factor · more, by rows that stay in the processor's cache: of another type torch first makes a copy."""
+    for own, other in zip(into.split(ADDED_ROWS), more.split(ADDED_ROWS), strict=True):
+        own.add_(other, alpha=factor)
+
+
+def _in_fp32(x: Tensor) -> Tensor:
+    """x, or a copy in its place."""
+    if x.dtype == torch.float32:
+        return x
+    copy = scratch.take(tuple(x.shape), torch.float32, x.device).copy_(x)
+    scratch.give(x)
+    return copy

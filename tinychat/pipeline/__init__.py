@@ -1,0 +1,1 @@
+"""Several stages as one command, with gates and one report."""

@@ -1,0 +1,202 @@
+"""A pipeline's recipe (conf/pipeline/NAME.yaml) and what a command says about it. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tinychat.config.words import quoted
+from tinychat.errors import UserError
+from tinychat.pipeline.gates import Gate, parse_gate
+from tinychat.runtime.run_files import at_home
+
+ORDER = ("tokenizer", "pretrain", "sft", "reward", "judge", "ppo", "eval")  # in which stages run
+DEFAULT = "tinyworld"
+_KEYS = {"name", "common", "stages", "gates", "samples", "sample_tokens"}
+_PREFIXED = re.compile(r"^([A-Za-z_]\w*):(.+)$")
+_HELP = """\
+tinychat.pipeline: the recipe in one command, each stage on the checkpoint of the one before.
+
+  python -m tinychat.pipeline                                  the recipe {name}
+  python -m tinychat.pipeline stages=sft,reward,ppo            some of its stages; the others' finished runs are used
+  python -m tinychat.pipeline seed=2 ppo:stage.beta=0.1        overrides of every stage that has the key, and of one
+  python -m tinychat.pipeline pipeline=FILE.yaml               a recipe of your own
+
+The same command again goes on: finished stages are skipped, one that was interrupted continues, one whose settings
+or parents have changed runs anew with everything after it.
+
+  resume=auto|never       never: run every stage anew           strict=true     exit status 1 where a gate fails
+  gates.NAME=BOUND|null   another bound; null: only reported    --help          this page, with pipeline= of that recipe
+
+Recipes: {recipes}
+
+Recipe {name}: stages and the settings of their jobs ({path})
+
+{stages}
+
+Gates
+
+{gates}
+"""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Stages in order, each with the overrides of its job, and what they have to reach."""
+
+    name: str
+    path: Path
+    common: list[str]  # overrides of every stage that has the key
+    stages: dict[str, list[str]]
+    gates: list[Gate] = field(default_factory=list)
+    samples: list[str] = field(default_factory=list)  # prompts that every policy answers for the report
+    sample_tokens: int = 64
+
+
+@dataclass
+class Request:
+    """A command line, sorted."""
+
+    recipe: str = DEFAULT
+    stages: list[str] | None = None  # None: all of the recipe
+    resume: bool = True
+    strict: bool = False
+    help: bool = False
+    plain: list[str] = field(default_factory=list)  # overrides of every stage that has the key
+    of_stage: dict[str, list[str]] = field(default_factory=dict)
+    bounds: dict[str, str] = field(default_factory=dict)  # of gates
+
+
+def parse_request(words: Sequence[str]) -> Request:
+    """Sort the words of a command line. Raises UserError for one that is no override."""
+    request = Request()
+    for word in words:
+        key, equals, value = word.partition("=")
+        prefix = _PREFIXED.match(key)
+        if word in ("-h", "--help"):
+            request.help = True
+        elif not equals and not (word.startswith("~") or (prefix and prefix.group(2).startswith("~"))):
+            raise UserError(f"{word}: not of the form KEY=VALUE (see python -m tinychat.pipeline --help)")
+        elif prefix:
+            stage = known(prefix.group(1), ORDER, f"{word}: stage")
+            request.of_stage.setdefault(stage, []).append(quoted(word[len(prefix.group(1)) + 1 :], sweeps=False))
+        elif key == "pipeline":
+            request.recipe = value
+        elif key == "stages":
+            names = [name.strip() for name in value.strip("[]").split(",") if name.strip()]
+            request.stages = [known(name, ORDER, f"stages={value}:") for name in names]
+        elif key == "resume":
+            request.resume = _choice(word, {"auto": True, "never": False})
+        elif key == "strict":
+            request.strict = _choice(word, {"true": True, "false": False})
+        elif key.startswith("gates."):
+            request.bounds[key.removeprefix("gates.")] = value
+        elif key in ("stage", "run_dir", "run_name"):
+            raise UserError(f"{word}: for one stage alone, as sft:{word}; stages= picks the stages that run")
+        else:
+            request.plain.append(quoted(word, sweeps=False))
+    return request
+
+
+def known(name: str, names: Iterable[str], what: str) -> str:
+    """`name`, or a UserError with the nearest of `names`."""
+    names = list(names)
+    if name in names:
+        return name
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise UserError(f"{what} {name!r} is unknown; there are {', '.join(names)}.{hint}")
+
+
+def _choice(word: str, values: dict[str, bool]) -> bool:
+    key, _, value = word.partition("=")
+    if value not in values:
+        raise UserError(f"{key}={value}: {' or '.join(values)}")
+    return values[value]
+
+
+def recipes(folder: Path) -> list[str]:
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def load_recipe(spec: str, folder: Path) -> Recipe:
+    """A recipe by its name in `folder`, or by its file. Raises UserError for what is missing or of another form."""
+    path = at_home(spec) if spec.endswith((".yaml", ".yml")) else folder / f"{spec}.yaml"
+    if not path.is_file():
+        if path.parent == folder:
+            known(spec, recipes(folder), "pipeline:")
+        raise UserError(f"pipeline={spec}: no such file")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("stages"), dict) or not content["stages"]:
+        raise UserError(f"{path}: must have stages, each with a list of overrides, as 'sft: [stage.max_steps=3000]'")
+    for key in content:
+        known(str(key), _KEYS, f"{path}: key")
+    for stage in content["stages"]:
+        known(str(stage), ORDER, f"{path}: stage")
+    stages = {stage: _overrides(path, stage, content["stages"][stage]) for stage in ORDER if stage in content["stages"]}
+    gates = [parse_gate(str(name), text, tuple(stages)) for name, text in (content.get("gates") or {}).items()]
+    return Recipe(
+        name=str(content.get("name") or path.stem),
+        path=path,
+        common=_overrides(path, "common", content.get("common")),
+        stages=stages,
+        gates=gates,
+        samples=_words(path, "samples", content.get("samples")),
+        sample_tokens=int(content.get("sample_tokens") or 64),
+    )
+
+
+def _overrides(path: Path, key: str, value: Any) -> list[str]:
+    return [quoted(word, sweeps=False) for word in _words(path, key, value)]
+
+
+def _words(path: Path, key: str, value: Any) -> list[str]:
+    if value is not None and not (isinstance(value, list) and all(isinstance(word, str) for word in value)):
+        raise UserError(f"{path}: {key}: must be a list of texts in [ ], found {value!r}")
+    return list(value or [])
+
+
+def chosen_stages(recipe: Recipe, request: Request) -> list[str]:
+    """The stages to run, in the order of the recipe. Raises UserError for one that it does not have."""
+    for stage in (*request.of_stage, *(request.stages or ())):
+        if stage not in recipe.stages:
+            raise UserError(f"stage {stage}: recipe {recipe.name} has none; it has {', '.join(recipe.stages)}")
+    return [stage for stage in recipe.stages if request.stages is None or stage in request.stages]
+
+
+def gates_of(recipe: Recipe, request: Request) -> list[Gate]:
+    """The recipe's gates with the bounds of the command."""
+    by_key = {gate.name.replace(" ", "_"): gate for gate in recipe.gates}
+    for key, text in request.bounds.items():
+        known(key, by_key, f"gates.{key}={text}: gate")
+        try:
+            bound = None if text in ("null", "None") else float(text)
+        except ValueError:
+            raise UserError(f"gates.{key}={text}: must be a number, or null for none") from None
+        by_key[key] = by_key[key].with_bound(bound)
+    return list(by_key.values())
+
+
+def help_text(recipe: Recipe, folder: Path) -> str:
+    """What --help prints."""
+    stages = "\n".join(f"  {name:<10}{' '.join(words)}" for name, words in recipe.stages.items())
+    width = max((len(gate.name) for gate in recipe.gates), default=0) + 2
+    gates = [f"  {gate.name:<{width}}{gate.measures} {gate.wanted}" for gate in recipe.gates]
+    if recipe.common:
+        stages = f"  {'(all)':<10}{' '.join(recipe.common)}\n{stages}"
+    return _HELP.format(
+        name=recipe.name,
+        path=recipe.path,
+        recipes=", ".join(recipes(folder)),
+        stages=stages,
+        gates="\n".join(line.rstrip() for line in gates) or "  none",
+    )

@@ -1,0 +1,1 @@
+"""Memory and time of a job without running it."""

@@ -1,0 +1,268 @@
+"""The estimate of one job: its models, how they are split, what passes through them, and what would make it fit."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from tinychat.config import checks
+from tinychat.config.schema import Arch, Config, OptimKind, Precision, TokenizerKind
+from tinychat.config.stages import PpoStage, PretrainStage, RewardStage, TrainLoop
+from tinychat.engine.base import DTYPES, resolve_precision
+from tinychat.errors import UserError
+from tinychat.models.build import hf_config, model_vocab_size
+from tinychat.models.load import load_config
+from tinychat.plan.devices import Hardware, hardware
+from tinychat.plan.memory import Memory, Split, Work, memory
+from tinychat.plan.models import ModelPlan, Numbers, stage_models
+from tinychat.plan.time import measuring_seconds, sampling_seconds, update_seconds
+from tinychat.rl.kl import elements_at_once
+from tinychat.runs import parents
+from tinychat.runtime.run_files import at_home
+from tinychat.text.tokenizer import load_tokenizer, vocabulary_size
+
+GPT2_ENTRIES = 50_257 + 4  # with padding and chat tokens
+
+
+@dataclass
+class Plan:
+    """The estimate of one job."""
+
+    config: Config
+    hardware: Hardware
+    dtype: torch.dtype
+    models: list[ModelPlan]
+    split: Split
+    work: Work
+    memory: Memory
+    seconds: dict[str, float]  # of a step (PPO: a rollout and its updates) by what takes them
+    assumed: list[str] = field(default_factory=list)
+
+    @property
+    def needed(self) -> float:
+        """Bytes on the device; on a CPU what is offloaded lies there too."""
+        return self.memory.peak + self.hardware.taken + (self.memory.host if self.hardware.on_cpu else 0.0)
+
+    @property
+    def fits(self) -> bool:
+        return self.needed <= self.hardware.memory
+
+
+def estimate(config: Config) -> Plan:
+    """Raises UserError for a stage that trains no model, an unknown device, a precision that it does not have, and a
+    model that cannot be read."""
+    if not isinstance(config.stage, TrainLoop):
+        raise UserError(
+            f"plan={config.plan}: stage={config.stage.name} trains no model; plan pretrain, sft, reward or ppo"
+        )
+    device = hardware(config)
+    dtype = _arithmetic(config, device)
+    shape, assumed = model_shape(config)
+    return _estimate(config, device, dtype, shape, assumed, {})
+
+
+def _estimate(
+    config: Config, device: Hardware, dtype: torch.dtype, shape: Any, assumed: list[str], known: dict[Any, Any]
+) -> Plan:
+    """known: models of earlier calls, by the type of their weights."""
+    stored = dtype if config.ds.enabled else torch.float32
+    length = _length(config, shape)
+    if stored not in known:
+        known[stored] = stage_models(config, copy.deepcopy(shape), length, Numbers(stored, dtype, device.on_cpu))
+    models, split, work = known[stored], split_of(config, known[stored], device), work_of(config, length, device.on_cpu)
+    muon = config.optim.kind is OptimKind.muon
+    found = memory(models, split, work, stored.itemsize, dtype.itemsize, muon)
+    seconds = step_seconds(config, models, split, work, stored.itemsize, dtype, device)
+    return Plan(config, device, dtype, models, split, work, found, seconds, assumed)
+
+
+def _arithmetic(config: Config, device: Hardware) -> torch.dtype:
+    if not device.on_cpu:
+        return torch.bfloat16 if config.precision is Precision.auto else DTYPES[config.precision]
+    if config.precision is Precision.fp16:
+        raise UserError(
+            f"plan={config.plan}: precision=fp16 does not work on a CPU, which is what this would train on; name the "
+            "device, as plan=3090 or plan=h200"
+        )
+    return resolve_precision(config.precision, torch.device("cpu"))
+
+
+# ------------------------------------------------------------------------------------------------- what is planned
+
+
+def model_shape(config: Config) -> tuple[Any, list[str]]:
+    """The transformers configuration of the stage's models, and what was assumed to find it."""
+    try:
+        found = parents.find_parents(config)
+    except UserError:
+        found = {"init_from": None, "tokenizer": None}
+    start = found["init_from"]
+    if start is None and config.model.arch is Arch.pretrained:
+        start = config.model.path
+    if start:
+        return load_config(start), [f"every model has the shape of {start}"]
+    if config.model.arch is Arch.pretrained:
+        raise UserError("model.path=null: model=pretrained needs a folder or hub id, as model.path=FOLDER")
+    entries, whence = _entries(config, found["tokenizer"])
+    size = model_vocab_size(config.model, entries)
+    assumed = [f"vocabulary: {size:,} rows for {whence}"]
+    if config.init_from:
+        assumed.insert(
+            0, f"init_from={config.init_from}: no checkpoint of it yet; every model is model={config.model.name}"
+        )
+    return hf_config(config.model, size, pad_token_id=0, eos_token_id=0), assumed
+
+
+def _entries(config: Config, folder: str | None) -> tuple[int, str]:
+    """The tokenizer's entries, and where the number is from."""
+    tokenizer = config.tokenizer
+    where = folder or tokenizer.path
+    if where and at_home(where).is_dir():
+        return vocabulary_size(load_tokenizer(tokenizer, where)), f"the tokenizer in {where}"
+    if tokenizer.kind is TokenizerKind.bpe and tokenizer.vocab_size:
+        return tokenizer.vocab_size, f"tokenizer.vocab_size={tokenizer.vocab_size}"
+    if tokenizer.kind is TokenizerKind.gpt2:
+        return GPT2_ENTRIES, "GPT-2's tokenizer"
+    return vocabulary_size(load_tokenizer(tokenizer)), f"tokenizer.path={tokenizer.path}"
+
+
+def _length(config: Config, shape: Any) -> int:
+    wanted = config.stage.context_length
+    most = int(shape.max_position_embeddings)
+    if wanted and wanted > most:
+        raise UserError(f"stage.context_length={wanted} is longer than the model's {most}; lower it to at most {most}")
+    return wanted or most
+
+
+def split_of(config: Config, models: list[ModelPlan], device: Hardware) -> Split:
+    """How DeepSpeed would split it; its defaults are those of deepspeed/runtime/zero/config.py."""
+    zero = config.ds.config.get("zero_optimization", {}) if config.ds.enabled else {}
+    stage = zero.get("stage", 0) if config.ds.enabled else None
+
+    def offload(key: str) -> bool:
+        return (zero.get(key) or {}).get("device", "none") != "none"
+
+    bucket = float(zero.get("reduce_bucket_size", 5e8))
+    if device.on_cpu:  # memory that is never written to is not taken
+        bucket = min(bucket, float(sum(model.trained for model in models)))
+    buckets = 2 if zero.get("overlap_comm", False) and stage == 2 else 1
+    live = float(zero.get("stage3_max_live_parameters", zero.get("max_live_parameters", 1e9)))
+    ranks = checks.world_size(config)
+    return Split(ranks, stage, offload("offload_optimizer"), offload("offload_param"), bucket, buckets, live)
+
+
+def work_of(config: Config, length: int, on_cpu: bool) -> Work:
+    stage, ranks = config.stage, checks.world_size(config)
+    rows = stage.per_forward(ranks)
+    accumulation = stage.batch_size // (rows * ranks)
+    more: dict[str, int] = {}
+    targets, eval_rows = length, stage.eval_batch_size
+    if isinstance(stage, RewardStage):  # pairs
+        rows, eval_rows, targets = 2 * rows, 2 * eval_rows, 0
+    elif isinstance(stage, PpoStage):
+        targets = min(stage.response_length, length - 1)
+        measured = min(stage.rollout_batch_size, max(1, stage.rollout_size // ranks))
+        more = {"sampled_rows": measured, "measured_rows": measured, "kl_elements": elements_at_once(on_cpu)}
+        more |= {"prompt": length - targets, "response": targets}
+    elif not isinstance(stage, PretrainStage):
+        response = min(stage.generate_tokens, length - 1)
+        more = {"sampled_rows": stage.generate_batch_size, "prompt": length - response, "response": response}
+    checkpointing = stage.activation_checkpointing
+    return Work(rows, accumulation, length, targets, isinstance(stage, PpoStage), checkpointing, eval_rows, **more)
+
+
+def step_seconds(
+    config: Config,
+    models: list[ModelPlan],
+    split: Split,
+    work: Work,
+    stored: int,
+    dtype: torch.dtype,
+    device: Hardware,
+) -> dict[str, float]:
+    rate = device.peak(dtype) * device.mfu
+    update = update_seconds(models, split, work, stored, device, rate)
+    stage = config.stage
+    if not isinstance(stage, PpoStage):
+        return update
+    replies, updates = stage.rollout_size // split.ranks, stage.epochs * stage.rollout_size // stage.batch_size
+    found = {"sampling": sampling_seconds(models[0], replies, work, dtype.itemsize, device, rate)}
+    found["measuring and scoring"] = measuring_seconds(models, replies, work, rate)
+    return found | {f"updates: {name}": seconds * updates for name, seconds in update.items()}
+
+
+# ------------------------------------------------------------------------------------------------------- what to try
+
+MOST_REMEDIES = 3
+
+
+def remedies(plan: Plan) -> list[tuple[str, Plan]]:
+    """Changes that make the plan fit, each with the plan it gives; the least first."""
+    shape = model_shape(plan.config)[0]
+    known: dict[Any, Any] = {}
+    found: list[tuple[str, Plan]] = []
+    for words, change in _changes(plan.config):
+        config = copy.deepcopy(plan.config)
+        change(config)
+        try:
+            checks.check(config)
+        except UserError:
+            continue
+        other = _estimate(config, plan.hardware, plan.dtype, shape, [], known)
+        if other.fits:
+            found.append((words, other))
+        if len(found) == MOST_REMEDIES:
+            break
+    return found
+
+
+def _changes(config: Config) -> Iterator[tuple[str, Callable[[Config], None]]]:
+    """(overrides, the same on a configuration): smaller passes, then ZeRO, then both."""
+    stages = [("zero2", 2, 0), ("zero2_offload", 2, 1), ("zero3", 3, 0), ("zero3_offload", 3, 2)]
+    splits = [to for to in stages if to[0] != config.ds.name]
+    passes = _smaller_passes(config)
+    for words, values in passes:
+        yield words, functools.partial(_change, values=values)
+    for to in splits:
+        yield f"ds={to[0]}", functools.partial(_change, ds=to)
+    for words, values in passes[-1:]:
+        for to in splits:
+            yield f"{words} ds={to[0]}", functools.partial(_change, values=values, ds=to)
+
+
+def _smaller_passes(config: Config) -> list[tuple[str, dict[str, Any]]]:
+    """Halved numbers of sequences that pass at a time, and activation checkpointing, each beyond the one before."""
+    names = ("micro_batch_size", "eval_batch_size", "rollout_batch_size", "generate_batch_size")
+    sizes = {name: getattr(config.stage, name) for name in names if hasattr(config.stage, name)}
+    found: list[tuple[str, dict[str, Any]]] = []
+    values: dict[str, Any] = {}
+    if not config.stage.activation_checkpointing:
+        found.append(("stage.activation_checkpointing=true", {"activation_checkpointing": True}))
+    while max(sizes.values()) > 1:
+        largest = max(sizes.values())
+        sizes = {
+            name: max(1, size // 2) if size == largest or name == "micro_batch_size" else size
+            for name, size in sizes.items()
+        }
+        values = {name: size for name, size in sizes.items() if size != getattr(config.stage, name)}
+        found.append((" ".join(f"stage.{name}={size}" for name, size in values.items()), dict(values)))
+    if values and not config.stage.activation_checkpointing:
+        words = " ".join(f"stage.{name}={size}" for name, size in values.items())
+        found.append((f"{words} stage.activation_checkpointing=true", values | {"activation_checkpointing": True}))
+    return found
+
+
+def _change(config: Config, values: dict[str, Any] | None = None, ds: tuple[str, int, int] | None = None) -> None:
+    """values: of `stage`; ds: (name, ZeRO's stage, how many of optimizer and weights are offloaded)."""
+    for name, value in (values or {}).items():
+        setattr(config.stage, name, value)
+    if ds is not None:
+        name, stage, offloaded = ds
+        zero: dict[str, Any] = {"stage": stage}
+        zero |= {key: {"device": "cpu"} for key in ("offload_optimizer", "offload_param")[:offloaded]}
+        config.ds.name, config.ds.enabled, config.ds.config = name, True, {"zero_optimization": zero}

@@ -1,0 +1,275 @@
+"""How much memory a stage takes on each rank: pure functions of its models and of how they are split.
+
+What a model keeps all the time follows Rajbhandari et al. 2020 (ZeRO), section 3: weights, gradients and optimizer
+state, and which of them N ranks share. Activations are those that autograd saves (tinychat.plan.models); without
+attention's scores they are some 34 bytes for each token, layer and unit of width in 16 bits (Korthikanti et al. 2022,
+equation 2). The output head works in chunks (tinychat.models.logprobs).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from tinychat.models.kernels.head_loss import CHUNK_ELEMENTS, EXACT_CHUNK_ELEMENTS, KEPT_ELEMENTS
+from tinychat.plan.models import ModelPlan
+from tinychat.runtime.malloc import LARGE
+
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight, its block's scale in 8 bits, the scales' scale (QLoRA, section 3)
+KL_ARRAYS = 5 * 4  # fp32 arrays of kl_elements: tinychat.rl.kl.kl_and_entropy
+SAMPLED_ARRAYS = (
+    4 * 4
+)  # fp32 arrays over the vocabulary while a token is drawn: tinychat.models.generation.decode.choose
+ALWAYS = "all the time"
+
+
+@dataclass(frozen=True)
+class Split:
+    """How the work and the state are spread."""
+
+    ranks: int
+    zero: int | None  # DeepSpeed's stage; None: plain PyTorch
+    offload_optimizer: bool
+    offload_param: bool
+    bucket: float  # elements of DeepSpeed's buffer for gradients
+    buckets: int  # how many of them
+    live: float  # ZeRO 3: gathered weights at most
+
+
+@dataclass(frozen=True)
+class Work:
+    """What passes through the models at a time, on one rank."""
+
+    rows: int  # sequences of a forward pass in training
+    accumulation: int  # forward passes of an optimizer step
+    length: int  # tokens of a sequence
+    targets: int  # tokens with a target in a sequence
+    exact: bool  # the loss weighs its tokens one by one, as PPO's does
+    checkpointing: bool
+    eval_rows: int  # sequences of a forward pass in evaluation
+    sampled_rows: int = 0  # replies sampled side by side
+    prompt: int = 0  # tokens of their prompts
+    response: int = 0  # tokens of those replies
+    measured_rows: int = 0  # PPO: sequences of a forward pass over a rollout
+    kl_elements: int = 0  # PPO: logits that become probabilities together
+
+
+@dataclass(frozen=True)
+class Item:
+    """Bytes of one thing on one rank."""
+
+    name: str
+    device: float
+    host: float = 0.0
+    phase: str = ALWAYS
+
+
+@dataclass(frozen=True)
+class Memory:
+    items: list[Item] = field(default_factory=list)
+
+    def of(self, phase: str) -> float:
+        """Bytes on the device that are there in one phase alone."""
+        return sum(item.device for item in self.items if item.phase == phase)
+
+    @property
+    def phases(self) -> dict[str, float]:
+        """Bytes on the device at the height of each phase, what is there all the time included."""
+        names = dict.fromkeys(item.phase for item in self.items if item.phase != ALWAYS)
+        return {name: self.of(ALWAYS) + self.of(name) for name in names}
+
+    @property
+    def peak(self) -> float:
+        return max(self.phases.values(), default=self.of(ALWAYS))
+
+    @property
+    def host(self) -> float:
+        return sum(item.host for item in self.items)
+
+
+def memory(models: Sequence[ModelPlan], split: Split, work: Work, stored: int, computed: int, muon: bool) -> Memory:
+    """stored, computed: bytes of a trained weight and of a number of the arithmetic; on a CPU `split.bucket` counts
+    only as far as it is used."""
+    trained = [model for model in models if model.trained]
+    items = _weights(models, split, stored)
+    items += _optimizer(trained, split, stored, muon)
+    items += _update(trained, split, work, stored, computed)
+    items += _step(trained, split, stored, muon)
+    items += _without_gradient(models, trained, split, work, stored, computed)
+    return Memory([item for item in items if item.device or item.host])
+
+
+def weight_bytes(model: ModelPlan, stored: int) -> float:
+    """Of a model's stored weights on one device."""
+    return (model.weights - model.quantized) * stored + model.quantized * NF4_BYTES
+
+
+def shared(split: Split, stage: int) -> int:
+    """Among how many ranks ZeRO splits what it splits from this stage on."""
+    return split.ranks if split.zero is not None and split.zero >= stage else 1
+
+
+def _weights(models: Sequence[ModelPlan], split: Split, stored: int) -> list[Item]:
+    items = []
+    for model in models:
+        label = f"weights: {model.name}, {_millions(model.weights)}"
+        if not model.trained:  # only measures, outside DeepSpeed, in fp32
+            items.append(Item(label, weight_bytes(model, 4)))
+            continue
+        size = weight_bytes(model, stored) / shared(split, 3)
+        on_host = split.zero == 3 and split.offload_param
+        items.append(Item(label, 0.0 if on_host else size, size if on_host else 0.0))
+    return items
+
+
+def _optimizer(trained: Sequence[ModelPlan], split: Split, stored: int, muon: bool) -> list[Item]:
+    """AdamW's two moments, or Muon's one, and the fp32 weights that are updated where others are stored."""
+    count = sum(model.trained for model in trained)
+    orthogonal = sum(model.orthogonal for model in trained) if muon else 0
+    share, on_host = shared(split, 1), offloads(split)
+    state = 4.0 * (2 * count - orthogonal) / share
+    masters = 4.0 * count / share if has_masters(split, stored) else 0.0
+    found = [("optimizer state", state), ("fp32 weights of the optimizer", masters)]
+    return [Item(name, 0.0 if on_host else size, size if on_host else 0.0) for name, size in found]
+
+
+def has_masters(split: Split, stored: int) -> bool:
+    """DeepSpeed keeps fp32 weights of its own from stage 1 on in every precision, without stages beside 16 bits."""
+    return split.zero is not None and (split.zero > 0 or stored < 4)
+
+
+def offloads(split: Split) -> bool:
+    return split.offload_optimizer and split.zero is not None and split.zero >= 1
+
+
+def _update(trained: Sequence[ModelPlan], split: Split, work: Work, stored: int, computed: int) -> list[Item]:
+    """The height of a forward and backward pass: at the output head, or with activation checkpointing where a block is
+    computed again. With one pass to a step gradients come as activations go."""
+    phase, on_host, kept_always = "forward and backward pass", offloads(split), split.zero == 3
+    count = sum(model.trained for model in trained)
+    activations = sum(_activations(model, work) for model in trained)
+    again = max(_block(model, work) for model in trained) if work.checkpointing else 0.0
+    logits, head = _head(trained[0], work, stored, computed)
+    gradients = _gradients(count, split, work, stored)
+    label = "gradients"
+    if work.accumulation == 1 and split.zero in (None, 0, 1):
+        whole = [model for model in trained if not model.adapter]
+        embedding = max((model.embedding for model in whole), default=0) * stored  # a second one, before it is added
+        gradients = max(0.0, gradients + embedding - activations - max(logits + head, again))
+        label = "gradients, beyond what activations leave free"
+    items = [
+        Item("activations", activations, phase=phase),
+        Item("logits", logits, phase=phase),
+        Item("output head: weights and gradient in the arithmetic's type", head, phase=phase),
+        Item("a block computed again, beyond these two", max(0.0, again - logits - head), phase=phase),
+        Item(label, *((0.0, gradients) if on_host else (gradients, 0.0)), phase=ALWAYS if kept_always else phase),
+    ]
+    if split.zero in (2, 3):
+        size = split.bucket * split.buckets * stored
+        items.append(Item("DeepSpeed's buffer of gradients", size, phase=ALWAYS if kept_always else phase))
+    if split.zero == 3:
+        gathered = min(sum(model.weights for model in trained), split.live) * stored
+        items.append(Item("weights gathered from the ranks", gathered, phase=phase))
+    return items
+
+
+def _activations(model: ModelPlan, work: Work) -> float:
+    kept = model.checkpointed if work.checkpointing else model.whole
+    return kept.per_row * work.rows + kept.fixed
+
+
+def _block(model: ModelPlan, work: Work) -> float:
+    """Activations of one block."""
+    return (model.whole.per_row * work.rows + model.whole.fixed) / max(1, model.layers)
+
+
+def head_elements(model: ModelPlan, rows: int, targets: int, exact: bool) -> float:
+    """Logits that live at once in training: a chunk, or in PPO all where they are few."""
+    asked = rows * targets * model.vocabulary
+    chunk = EXACT_CHUNK_ELEMENTS if exact else CHUNK_ELEMENTS
+    if exact and asked <= KEPT_ELEMENTS:
+        return asked
+    return min(asked, max(1, chunk // model.vocabulary) * model.vocabulary)
+
+
+def _head(model: ModelPlan, work: Work, stored: int, computed: int) -> tuple[float, float]:
+    """Bytes of (logits, the rest of the output head's work); the first trained model is the one that has a head."""
+    if not model.head:
+        return 0.0, 0.0
+    elements = head_elements(model, work.rows, work.targets, work.exact)
+    tokens = work.rows * work.targets
+    several = elements < tokens * model.vocabulary
+    copy = model.head * computed if computed < stored else 0
+    gradient = 0 if model.adapter else model.head * (2 * (4 if several else computed) + computed)
+    return elements * computed, copy + gradient + 2 * tokens * model.width * computed
+
+
+def _gradients(count: int, split: Split, work: Work, stored: int) -> float:
+    if split.zero in (None, 0, 1):
+        return float(count * stored)
+    if offloads(split):
+        return (4.0 + stored * (2 if work.accumulation > 1 else 1)) * count / shared(split, 2)
+    twice = 2 if work.accumulation > 1 and split.zero == 2 else 1  # the sum so far and the newest
+    return float(count * stored * twice) / shared(split, 2)
+
+
+def _step(trained: Sequence[ModelPlan], split: Split, stored: int, muon: bool) -> list[Item]:
+    """The optimizer's step: gradients in fp32 for its part, and for Muon the update gathered whole."""
+    count, phase = sum(model.trained for model in trained), "optimizer step"
+    kept = 0.0 if split.zero == 3 or offloads(split) else count * stored / shared(split, 2)
+    wide = 4.0 * count / shared(split, 1) if has_masters(split, stored) and not offloads(split) else 0.0
+    gathered = 4.0 * sum(model.orthogonal for model in trained) if muon and split.zero else 0.0
+    return [
+        Item("gradients", kept, phase=phase),
+        Item("gradients in fp32", wide, phase=phase),
+        Item("Muon's update, whole", gathered, phase=phase),
+    ]
+
+
+def _without_gradient(
+    models: Sequence[ModelPlan], trained: Sequence[ModelPlan], split: Split, work: Work, stored: int, computed: int
+) -> list[Item]:
+    """Rollouts, what PPO measures on them, and evaluation."""
+    first = trained[0]
+    copies = sum(model.trained for model in trained) * computed if computed < stored else 0  # autocast keeps them
+    gathered = sum(model.weights for model in trained) * stored if split.zero == 3 else 0
+    items = []
+    if work.sampled_rows:
+        phase = "sampling replies"
+        kv = work.sampled_rows * (work.prompt + work.response) * first.kv_width * computed
+        own = (first.weights - (first.embedding if not first.tied else 0)) * computed if computed < stored else 0
+        drawn = work.sampled_rows * first.vocabulary * (computed + SAMPLED_ARRAYS)
+        prefill = first.in_passing / work.length * work.prompt * work.sampled_rows
+        items += [
+            Item("keys and values (KV cache)", kv, phase=phase),
+            Item("logits", drawn, phase=phase),
+            Item("activations of the prompts", prefill, phase=phase),
+            Item("weights in the arithmetic's type", own, phase=phase),
+            Item("weights gathered from the ranks", gathered, phase=phase),
+        ]
+    if work.measured_rows:
+        phase = "measuring rollouts"
+        rows = work.measured_rows
+        hidden = 2 * rows * work.length * first.width * 4
+        elements = rows * work.targets * first.vocabulary
+        chunk = 2 * min(LARGE, elements * computed) + KL_ARRAYS * min(work.kl_elements, elements)
+        items += [
+            Item("activations", max(model.in_passing for model in models) * rows + hidden, phase=phase),
+            Item("logits", chunk, phase=phase),
+            Item("weights in the arithmetic's type", copies, phase=phase),
+            Item("weights gathered from the ranks", min(gathered, split.live * stored), phase=phase),
+        ]
+    phase = "evaluation"
+    head = min(CHUNK_ELEMENTS, work.eval_rows * work.length * first.vocabulary) * computed if first.head else 0.0
+    items += [
+        Item("activations", first.in_passing * work.eval_rows, phase=phase),
+        Item("logits", head, phase=phase),
+        Item("weights in the arithmetic's type", copies, phase=phase),
+        Item("weights gathered from the ranks", min(gathered, split.live * stored), phase=phase),
+    ]
+    return items
+
+
+def _millions(number: int) -> str:
+    return f"{number / 1e6:.1f} M" if number >= 1e5 else f"{math.ceil(number):,}"

@@ -1,0 +1,70 @@
+"""What a finished run ends with: where its checkpoint and report are, and the commands that go on from there."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tinychat.config.schema import Config
+from tinychat.config.words import for_shell
+from tinychat.runtime.terminal import say
+
+_NEXT = {  # the stage that builds on a stage's checkpoint
+    "tokenizer": "pretrain",
+    "corpus": "pretrain",
+    "pretrain": "sft",
+    "sft": "reward",
+    "reward": "ppo",
+    "judge": "ppo",
+    "ppo": "eval",
+}
+TALK = ("pretrain", "sft", "ppo")  # stages whose checkpoint can be talked to
+_KEPT = ("model=", "model.", "tokenizer=", "tokenizer.", "experiment_name=", "paths.", "tracker")
+_DATA = ("data=", "data.")
+_OTHER_DATA = ("pretrain", "sft")  # stages whose data are not what the next one learns from or is measured on
+_parts: list[str] = []  # at most one: what the runs of this process are a part of
+
+
+def leave_to(whole: str) -> None:
+    """The runs of this process are a part of `whole`, a recipe, which says itself how it goes on."""
+    _parts[:] = [whole]
+
+
+def tell(config: Config, run_dir: Path, result: Mapping[str, Any], said: Sequence[str]) -> None:
+    """Print the lines to stderr, after the log's."""
+    for name, text in lines(config, run_dir, result, said):
+        say(f"{name + ':':<12}{text}")
+
+
+def tell_stopped() -> None:
+    """How a run that was told to stop goes on."""
+    if not _parts:
+        say("stopped; the same command with resume=auto goes on from what was saved")
+
+
+def lines(config: Config, run_dir: Path, result: Mapping[str, Any], said: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(name, path or command). said: the overrides of the run's command, of which those that the next one needs are
+    repeated."""
+    stage = config.stage.name
+    if result.get("checkpoint"):
+        yield "checkpoint", str(run_dir / result["checkpoint"])
+    report = run_dir / "report.html"
+    yield "report", str(report) if report.exists() else f"none could be written, see {run_dir / 'log.txt'}"
+    if _parts:
+        return
+    if stage in TALK:
+        yield "talk to it", talk(run_dir)
+    if stage in _NEXT:
+        kept = _KEPT if stage in _OTHER_DATA else (*_KEPT, *_DATA)
+        words = [word for word in said if word.lstrip("+").startswith(kept)]
+        yield "next", for_shell(["python", "-m", "tinychat.train", f"stage={_NEXT[stage]}", *words])
+    if stage == "eval":
+        elsewhere = [] if config.paths.outputs == "outputs" else ["--outputs", config.paths.outputs]
+        words = ["python", "-m", "tinychat.compare", config.experiment_name, "--stage", stage, *elsewhere]
+        yield "next", shlex.join(words)
+
+
+def talk(run_dir: Path) -> str:
+    return shlex.join(["python", "-m", "tinychat.chat", str(run_dir)])

@@ -1,0 +1,283 @@
+"""What a stage builds on: the tokenizer and the checkpoint that `auto` and null stand for.
+
+Resolved once, in the parent process, before anything is allocated; written beside the run's configuration so that a
+resumed run keeps the parents it began with. A folder below the outputs is written from the run folder ("../../..."), so
+that outputs may be moved as a whole.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from tinychat.config.schema import Arch, Config, RewardKind, TokenizerKind
+from tinychat.config.words import for_shell
+from tinychat.errors import UserError
+from tinychat.runs import folders, trial
+from tinychat.runtime import run_files
+from tinychat.runtime.checksums import verifying
+from tinychat.runtime.run_files import Unreadable, at_home, if_readable, tell_once
+
+FILE = "parents.json"
+_PATH = (str, type(None))
+# Which stages' checkpoints `init_from=auto` takes, the most wanted first.
+AUTO_PARENTS: dict[str, tuple[str, ...]] = {
+    "eval": ("ppo", "sft", "pretrain"),
+    "pretrain": ("pretrain",),
+    "sft": ("pretrain",),
+    "reward": ("sft", "pretrain"),
+    "judge": ("sft", "pretrain"),
+    "ppo": ("sft",),
+}
+# Words for the newest finished run of the stage before: auto takes the checkpoint it ended with, best the one with the
+# best score. The same of a named run: its folder, and FOLDER/best.
+AUTO = ("auto", folders.BEST)
+NEEDS_CHECKPOINT = {"eval": "measures", "sft": "starts from", "reward": "starts from", "judge": "starts from"}
+
+
+def write(run_dir: Path, found: dict[str, str | None], outputs: Path) -> None:
+    """parents.json of a run. Raises OSError."""
+    root, own = outputs.resolve(), run_dir.resolve()
+    kept = {}
+    for name, value in found.items():
+        path = at_home(value) if value else None
+        if value and path is not None and (path.is_absolute() or value.startswith(".")):
+            value = str(path.resolve())
+            if own.is_relative_to(root) and path.resolve().is_relative_to(root):
+                value = os.path.relpath(value, own)
+        kept[name] = value
+    run_files.write_text_atomic(run_dir / FILE, json.dumps(kept, indent=1))
+
+
+def read(run_dir: Path) -> dict[str, str | None] | None:
+    """The parents of a run as find_parents gave them, at the place where they lie now; None where there is no
+    parents.json. Raises Unreadable."""
+    found = run_files.read_json(run_dir / FILE, {"init_from": _PATH, "tokenizer": _PATH})
+    for name, value in (found or {}).items():
+        if value is not None and not isinstance(value, str):
+            raise Unreadable(f"{run_dir / FILE}: {name} is {value!r}, not a path")
+    return (
+        None
+        if found is None
+        else {"init_from": None, "tokenizer": None}
+        | {
+            name: str((run_dir / value).resolve()) if value and value.startswith(".") else value
+            for name, value in found.items()
+        }
+    )
+
+
+def told(run_dir: Path) -> dict[str, str | None]:
+    """The parents for a table or report; {} where they are not known, which is said once."""
+    return if_readable(lambda: read(run_dir)) or {}
+
+
+def keep(run_dir: Path, config: Config, said: Sequence[str]) -> None:
+    """See that a run that is continued has its parents.json: where it is missing or unreadable it is made anew, from
+    the run's lineage, else as for a new run; which is said. Raises UserError, OSError."""
+    try:
+        if read(run_dir) is not None:
+            return
+        problem = f"{run_dir / FILE}: is missing"
+    except Unreadable as error:
+        problem = str(error)
+    found = _from_lineage(run_dir)
+    tell_once(f"{problem}; made anew from {run_dir / folders.LINEAGE if found else 'what the command line says'}")
+    write(run_dir, found or find_parents(config, said), Path(config.paths.outputs))
+
+
+def _from_lineage(run_dir: Path) -> dict[str, str | None] | None:
+    """The parents that a run has written down, where they lie now if all outputs were moved."""
+    kinds: dict[str, run_files.Kind] = {"parents": dict, "run_dir": str}
+    lineage = if_readable(lambda: run_files.read_json(run_dir / folders.LINEAGE, kinds))
+    if lineage is None:
+        return None
+    found: dict[str, str | None] = {"init_from": None, "tokenizer": None}
+    for name, path in lineage["parents"].items():
+        here = (run_dir / os.path.relpath(path, lineage["run_dir"])).resolve() if os.path.isabs(path) else None
+        found[name] = str(here) if here is not None and not Path(path).exists() and here.exists() else str(path)
+    return found
+
+
+def find_parents(config: Config, said: Sequence[str] = ()) -> dict[str, str | None]:
+    """{"init_from": checkpoint folder or hub id or None, "tokenizer": folder or None}; and where a stage has them
+    "reward.NAME" (the model of that part of the reward), "judge", "against.0", "against.1", ...
+
+    said: the command's overrides. Raises UserError, with the commands that make the missing parents.
+    """
+    with verifying(config.checkpoint.verify):
+        return _find_parents(config, said)
+
+
+def _find_parents(config: Config, said: Sequence[str]) -> dict[str, str | None]:
+    if config.stage.name == "ppo":
+        _check_ppo_parents(config, said)
+    init_from = _init_from(config, said)
+    found = {"init_from": init_from, "tokenizer": None if init_from else _tokenizer(config, said)}
+    named = config.tokenizer.path or config.tokenizer.kind is TokenizerKind.gpt2
+    if init_from and named and any(word.startswith(("tokenizer=", "tokenizer.path=")) for word in said):
+        # Only to be compared with the checkpoint's own, which is used.
+        found["named_tokenizer"] = config.tokenizer.path or config.tokenizer.name
+    return found | _scorers(config)
+
+
+def _scorers(config: Config) -> dict[str, str | None]:
+    """The checkpoints that score or are compared, by their keys in find_parents."""
+    stage = config.stage
+    found: dict[str, str | None] = {}
+    if stage.name == "ppo":
+        for name, part in config.reward.parts.items():
+            if part.kind is RewardKind.model:
+                spec = part.path or "auto"
+                newest = _newest(config, "reward", which=spec) if spec in AUTO else None
+                found[f"reward.{name}"] = str(newest) if newest else _resolve(spec, config)
+    judge = getattr(stage, "judge", None)
+    if judge in AUTO:
+        newest = _newest(config, "judge", which=judge)
+        found["judge"] = str(newest) if newest else None
+    elif judge is not None:
+        found["judge"] = _resolve(judge, config)
+    for index, spec in enumerate(getattr(stage, "against", ())):
+        found[f"against.{index}"] = _resolve(spec, config)
+    return found
+
+
+def _check_ppo_parents(config: Config, said: Sequence[str]) -> None:
+    """Raise one UserError with the command for each parent of PPO that is missing, in their order."""
+    missing = []
+    if config.init_from in AUTO and not _newest(config, "sft"):
+        if not _newest(config, "pretrain"):
+            missing.append("pretrain")
+        missing.append("sft")
+    models = [part for part in config.reward.parts.values() if part.kind is RewardKind.model]
+    if any((part.path or "auto") in AUTO for part in models) and not _newest(config, "reward"):
+        missing.append("reward")
+    if not missing:
+        return
+    commands = [_command(config, stage, said) for stage in missing]
+    if "pretrain" in missing and config.tokenizer.kind is TokenizerKind.bpe:
+        commands.insert(0, _command(config, "tokenizer", said))
+    what = " and ".join(
+        "a fine-tuned policy" if stage == "sft" else "a reward model" for stage in missing[-2:] if stage != "pretrain"
+    )
+    raise UserError(
+        f"stage=ppo needs {what} of model={config.model.name} in experiment {config.experiment_name!r}, and there is "
+        f"none yet; make what is missing, in this order: {'; '.join(commands)}; or name folders: init_from=FOLDER "
+        "reward.parts.model.path=FOLDER"
+    )
+
+
+def _command(config: Config, stage: str, said: Sequence[str]) -> str:
+    words = "".join(f" {for_shell([word])}" for word in said if word.startswith(("data=", "tokenizer=")))
+    model = "" if stage == "tokenizer" else f" model={config.model.name}"
+    return f"python -m tinychat.train stage={stage}{model}{words}{_same(said)}"
+
+
+def _init_from(config: Config, said: Sequence[str]) -> str | None:
+    spec, stage = config.init_from, config.stage.name
+    pretrained = config.model.arch is Arch.pretrained and stage != "eval"
+    if spec is None or (spec in AUTO and stage in ("sft", "reward", "judge") and pretrained):
+        if stage == "ppo" or (stage in NEEDS_CHECKPOINT and not pretrained):
+            does = NEEDS_CHECKPOINT.get(stage, "starts from")
+            raise UserError(f"init_from=null: stage={stage} {does} a checkpoint; give init_from=FOLDER or auto")
+        return None
+    if spec in AUTO:
+        return str(_newest_checkpoint(config, said))
+    return _resolve(spec, config)
+
+
+def _resolve(spec: str, config: Config) -> str:
+    """The checkpoint folder that a path or runs:/ address means; a hub id as it is."""
+    if spec.startswith("runs:/"):
+        best = f"/{folders.BEST}" if spec.rstrip("/").endswith(f"/{folders.BEST}") else ""
+        return _whole(_mlflow_run_dir(spec, config) + best)
+    if at_home(spec).exists() or folders.means_best(Path(spec)) or not _looks_like_hub_id(spec):
+        return _whole(spec)
+    return spec
+
+
+def _whole(spec: str) -> str:
+    """The checkpoint folder that a path means, compared with its checksums before anything is started from it."""
+    checkpoint = folders.resolve_checkpoint(spec).resolve()
+    folders.verify_contents(checkpoint)
+    return str(checkpoint)
+
+
+def _looks_like_hub_id(spec: str) -> bool:
+    return spec.count("/") == 1 and not spec.startswith((".", "/", "~")) and not spec.startswith("outputs/")
+
+
+def _newest_checkpoint(config: Config, said: Sequence[str]) -> Path:
+    stages = AUTO_PARENTS.get(config.stage.name, ())
+    if found := _newest(config, *stages, which=config.init_from):
+        return found
+    raise UserError(
+        f"init_from={config.init_from}: no finished {' or '.join(stages)} run of model={config.model.name} in "
+        f"experiment {config.experiment_name!r}; make one: python -m tinychat.train stage={stages[-1]} "
+        f"model={config.model.name}"
+        f"{_same(said)}; or name a folder: init_from=FOLDER"
+    )
+
+
+def _newest(config: Config, *stages: str, which: str | None = "auto") -> Path | None:
+    """The checkpoint (`which` of AUTO) of the newest finished run of the first of some stages that has one, of this
+    model and experiment; one that is damaged or gone is passed over. A trial of a search is no such run: it may be a
+    bad one. Raises UserError where all are damaged."""
+    found = itertools.chain.from_iterable(_finished(config, partial(_trained, config, stage)) for stage in stages)
+    checkpoint = folders.first_usable(found, folders.BEST if which == folders.BEST else "")
+    return checkpoint.resolve() if checkpoint else None
+
+
+def _trained(config: Config, stage: str, other: dict) -> bool:
+    return other["stage"]["name"] == stage and other["model"]["name"] == config.model.name
+
+
+def _finished(config: Config, wanted: Callable[[dict], bool]) -> Iterator[Path]:
+    outputs = Path(config.paths.outputs)
+    return folders.matching_runs(outputs, config.experiment_name, wanted, finished=True, skip=trial.of_search)
+
+
+def _tokenizer(config: Config, said: Sequence[str]) -> str | None:
+    tokenizer, data = config.tokenizer, config.data
+    if tokenizer.kind is not TokenizerKind.bpe or config.stage.name == "tokenizer":
+        return None
+    if config.model.arch is Arch.pretrained and config.stage.name != "corpus":
+        raise UserError(
+            f"tokenizer={tokenizer.name}: a pretrained model needs its own; use tokenizer=pretrained "
+            f"tokenizer.path={config.model.path}"
+        )
+    if tokenizer.path:
+        return str(folders.resolve_checkpoint(tokenizer.path).resolve())
+
+    def wanted(other: dict) -> bool:
+        return (
+            other["stage"]["name"] == "tokenizer"
+            and other["tokenizer"]["vocab_size"] == tokenizer.vocab_size
+            and (other["data"]["name"], other["data"]["path"]) == (data.name, data.path)
+        )
+
+    if found := folders.first_usable(_finished(config, wanted)):
+        return str(found.resolve())
+    raise UserError(
+        f"tokenizer=bpe: none of {tokenizer.vocab_size} entries was trained on data={data.name} yet in experiment "
+        f"{config.experiment_name!r}; train it: python -m tinychat.train stage=tokenizer data={data.name} "
+        f"tokenizer.vocab_size={tokenizer.vocab_size}{_same(said)}; or give tokenizer.path=FOLDER"
+    )
+
+
+def _same(said: Sequence[str]) -> str:
+    """What the command says about its data and where things lie, for the command that makes its parent."""
+    kept = ("experiment_name=", "data.", "paths.", "tracker")
+    return "".join(f" {for_shell([word])}" for word in said if word.startswith(kept))
+
+
+def _mlflow_run_dir(spec: str, config: Config) -> str:
+    """The run folder behind a `runs:/ID` address, from the tag that tinychat sets on each of its MLflow runs."""
+    from tinychat.tracking.store import resolve_uri, run_folder_of
+
+    uri = resolve_uri(config.tracker.uri, Path(config.paths.outputs))
+    return run_folder_of(spec.removeprefix("runs:/").split("/")[0], uri, Path(config.paths.outputs))

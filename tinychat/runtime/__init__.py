@@ -1,0 +1,1 @@
+"""What surrounds a process: ranks, seeds, memory, terminal, hub, small files, command-line conventions."""
