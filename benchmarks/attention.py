@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tinychat.models.kernels.attention import BlockedAttention, plan_blocks
 from tinychat.models.logprobs import segment_mask
-from tinychat.runtime.malloc import keep_freed_memory
+from tinychat.runtime.process import keep_freed_memory
 
 SHAPES = ((8, 8, 512, 64), (4, 8, 1024, 64), (1, 8, 2048, 64))  # batch, heads, tokens, width of a head
 SMALL_SHAPES = ((2, 2, 160, 16),)

@@ -23,7 +23,7 @@ from tinychat.engine import Engine, StepStats, build_engine
 from tinychat.rl.rewards import Rewards
 from tinychat.rl.rollout import to_experience
 from tinychat.runs.context import Context, StopFlag
-from tinychat.runtime.malloc import keep_freed_memory
+from tinychat.runtime.process import keep_freed_memory
 from tinychat.runtime.world import World
 from tinychat.stages.policy import WHOLE, Reference, Sampler, get_actor_critic
 from tinychat.stages.ppo import add_advantages, learn, step_seed

@@ -101,7 +101,7 @@ def _generate_of(task: Task) -> Callable[[bool], list[list[int]]]:
     from transformers import GPT2LMHeadModel
 
     if task.variant.startswith("tinychat"):
-        from tinychat.runtime.malloc import keep_freed_memory
+        from tinychat.runtime.process import keep_freed_memory
 
         keep_freed_memory()  # as tinychat/launch/worker.py does on a CPU
     torch.manual_seed(task.seed)

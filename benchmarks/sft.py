@@ -162,8 +162,7 @@ def get_tokenizer(options: argparse.Namespace) -> Any:
     from tinychat.config.schema import DataConfig
     from tinychat.data.chats.sources import chat_source
     from tinychat.errors import UserError
-    from tinychat.text.bpe import train_bpe
-    from tinychat.text.tokenizer import load_gpt2
+    from tinychat.text.tokenizer import load_gpt2, train_bpe
 
     try:
         if not options.small or options.tokenizer:

@@ -31,7 +31,7 @@ from tinychat.engine import Engine, build_engine, resolve_precision
 from tinychat.models.build import build_model, model_vocab_size
 from tinychat.models.flops import matmul_rate, training_flops_per_token
 from tinychat.models.logprobs import IGNORED, token_nll
-from tinychat.runtime.malloc import keep_freed_memory
+from tinychat.runtime.process import keep_freed_memory
 from tinychat.runtime.world import World
 
 CONF = Path(__file__).resolve().parent.parent / "conf"

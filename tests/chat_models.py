@@ -13,9 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from tinychat.config.schema import Arch, ModelConfig
 from tinychat.models.build import build_model
-from tinychat.models.save import save_weights, saved_buffers, saved_parameters
-from tinychat.text.bpe import train_bpe
+from tinychat.models.load import save_weights, saved_buffers, saved_parameters
 from tinychat.text.chat_template import set_template
+from tinychat.text.tokenizer import train_bpe
 
 COMMAND = [sys.executable, "-m", "tinychat.chat"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}

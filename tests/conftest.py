@@ -44,7 +44,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the backgrou
 @pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved byte-level BPE of 400 entries."""
-    from tinychat.text.bpe import train_bpe
+    from tinychat.text.tokenizer import train_bpe
     from tinychat.tinyworld import stories
 
     folder = tmp_path_factory.mktemp("tokenizer")

@@ -75,7 +75,7 @@ def _report(run: Path) -> Path:
 
 def _pipeline(tmp_path: Path, runs: list[Path]) -> Path:
     from tinychat.pipeline import report
-    from tinychat.pipeline.gates import Gate, Verdict
+    from tinychat.pipeline.recipe import Gate, Verdict
 
     folder = tmp_path / "pipeline"
     folder.mkdir()
@@ -104,7 +104,7 @@ def _sweep(tmp_path: Path) -> list[Path]:
     import optuna
 
     from tinychat.report.run import Report, Table, write_pages
-    from tinychat.sweeps import plots, results
+    from tinychat.sweeps import results
 
     folder = tmp_path / "sweep"
     folder.mkdir()
@@ -116,8 +116,8 @@ def _sweep(tmp_path: Path) -> list[Path]:
     for row in found:
         row.run_dir = row.error = HOSTILE
     results.write_table(folder, found, [HOSTILE], [HOSTILE])
-    pictures = plots.draw(study, [HOSTILE], folder)
+    pictures = results.draw(study, [HOSTILE], folder)
     table = Table("Trials", [HOSTILE], [[HOSTILE]])
     write_pages(folder, Report(HOSTILE, HOSTILE, HOSTILE, [(HOSTILE, HOSTILE)], [(HOSTILE,) * 3], tables=[table]))
     assert pictures
-    return [folder / "report.html", folder / "trials.html", folder / plots.PAGE]
+    return [folder / "report.html", folder / "trials.html", folder / results.PAGE]

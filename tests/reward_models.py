@@ -10,8 +10,8 @@ import torch
 from tests.chat_models import babbler
 from tinychat.config.schema import Arch, PeftConfig, PeftKind
 from tinychat.config.stages import Pooling, ScoreRange
+from tinychat.models.load import save_weights, saved_buffers, saved_parameters
 from tinychat.models.reward import set_normalisation, start_reward_model
-from tinychat.models.save import save_weights, saved_buffers, saved_parameters
 from tinychat.text.chat_template import set_template
 
 NONE = PeftConfig(name="none", kind=PeftKind.none, r=None, alpha=None, dropout=None, targets=None)

@@ -29,7 +29,16 @@ LIGHT = {"errors", "config", "runs", "tracking", "report", "tinyworld", "launch"
 # and of those that a rank or a picture needs, these may
 NOT_LIGHT = {"compare/curves.py"}
 HEAVY = {"torch", "transformers", "tokenizers", "datasets", "deepspeed", "mlflow", "numpy", "matplotlib", "peft"}
-PROGRAMS = ("train", "chat.__main__", "compare.__main__", "pipeline.__main__", "score", "merge", "launch.guard", "launch.agents")
+PROGRAMS = (
+    "train",
+    "chat.__main__",
+    "compare.__main__",
+    "pipeline.__main__",
+    "score",
+    "merge",
+    "launch.guard",
+    "launch.agents",
+)
 HYDRA = {"train.py", "config/schema.py", "config/words.py", "launch/job.py", "pipeline/jobs.py", "sweeps"}
 
 

@@ -220,7 +220,7 @@ def score(scorer: Scorer, rows: list[Row], out: IO[str]) -> None:
     end = "\n" if sys.stderr.isatty() else ""
     print(f"{end}{len(rows):,} rows scored ({scorer.score_range}) in {seconds:.1f} s", file=sys.stderr)
     if pairs:
-        from tinychat.evaluation.intervals import wilson
+        from tinychat.evaluation.statistics import wilson
 
         low, high = wilson(round(right), pairs)
         print(

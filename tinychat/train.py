@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tinychat.config import checks, completion, schema, words
+from tinychat.config import checks, schema, words
 from tinychat.config.explain import explain
 from tinychat.errors import UserError
 from tinychat.launch import job as launch
@@ -88,7 +88,7 @@ def main() -> None:
     Plugins.instance().register(StudySweeper)
     try:
         outer_launcher.refuse("tinychat.train", sys.argv[1:])
-        if (script := completion.script(sys.argv[1:])) is not None:
+        if (script := words.script(sys.argv[1:])) is not None:
             print(script, flush=True)
             return
         sys.argv[1:] = words.ready(sys.argv[1:], Path(config_folder()))

@@ -16,11 +16,10 @@ import pytest
 
 from tests.chat_models import COMMAND, ENVIRONMENT, babbler, saved
 from tinychat.chat import __main__ as chat
-from tinychat.chat.line_input import as_utf8, history_file
-from tinychat.chat.repl import Repl, with_params
+from tinychat.chat.repl import Repl, as_utf8, history_file, with_params
 from tinychat.chat.session import open_session
 from tinychat.errors import UserError
-from tinychat.models.generation.sampling import SamplingOptions
+from tinychat.models.generation.generate import SamplingOptions
 from tinychat.text.chat_template import set_template
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands.warm import WarmPython
 from tests.conftest import (
     STARTED,
     TINY_DATA,
@@ -24,7 +25,6 @@ from tests.conftest import (
     rows,
     wait_until,
 )
-from tests.commands.warm import WarmPython
 from tinychat.runs import parents
 
 SETTINGS = (

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.conftest import TORCHRUN, run_train
 from tests.chat_models import babbler
-from tinychat.models.save import save_weights, saved_buffers, saved_parameters
+from tests.conftest import TORCHRUN, run_train
+from tinychat.models.load import save_weights, saved_buffers, saved_parameters
 from tinychat.text.chat_template import set_template
 
 COUNT = """

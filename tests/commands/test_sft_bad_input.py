@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Command, error_line, result_of, run_train, save_base, write_rows
 from tests.commands.warm import WarmPython
-from tinychat.text.bpe import train_bpe
+from tests.conftest import Command, error_line, result_of, run_train, save_base, write_rows
+from tinychat.text.tokenizer import train_bpe
 from tinychat.tinyworld import stories
 
 QUICK = (

@@ -19,13 +19,11 @@ from tests.conftest import environment_of
 from tests.report.test_report import Page
 from tinychat.compare import __main__ as compare
 from tinychat.compare import groups, pairs
-from tinychat.compare.curves import band_of
-from tinychat.compare.groups import Stat
+from tinychat.compare.groups import Stat, differing, short_names, short_value
+from tinychat.compare.report import band_of, groups_table, with_spread
 from tinychat.compare.runs import Run, find
-from tinychat.compare.settings import differing, short_names, short_value
-from tinychat.compare.table import groups_table, with_spread
 from tinychat.errors import UserError
-from tinychat.evaluation.paired import mcnemar, paired
+from tinychat.evaluation.statistics import mcnemar, paired
 from tinychat.tracking.metrics_log import MetricsLog
 from tinychat.tracking.vocabulary import LOWER_IS_BETTER, METRICS
 

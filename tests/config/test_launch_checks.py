@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.config.test_compose import composed, refusal
-from tinychat.config import checks, hostfile
+from tinychat.config import checks, launch_checks
 from tinychat.errors import UserError
 from tinychat.launch import ranks
 
@@ -19,7 +19,7 @@ def hosts(folder: Path, text: str) -> str:
 
 def test_a_hostfile_in_order_without_comments(tmp_path: Path) -> None:
     path = hosts(tmp_path, "# ours\nnode1 slots=8\n\n  node0   slots=4 # the small one\n")
-    assert list(hostfile.read(path).items()) == [("node1", 8), ("node0", 4)]
+    assert list(launch_checks.read(path).items()) == [("node1", 8), ("node0", 4)]
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_a_hostfile_in_order_without_comments(tmp_path: Path) -> None:
 )
 def test_a_hostfile_with_a_mistake_is_one_line(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(UserError) as caught:
-        hostfile.read(hosts(tmp_path, text))
+        launch_checks.read(hosts(tmp_path, text))
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -43,7 +43,7 @@ def test_a_hostfile_with_a_mistake_is_one_line(tmp_path: Path, text: str, said: 
 def test_a_hostfile_that_cannot_be_read(tmp_path: Path) -> None:
     for path in (tmp_path / "none", tmp_path):
         with pytest.raises(UserError, match=r"hostfile\.sample"):
-            hostfile.read(str(path))
+            launch_checks.read(str(path))
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ from tinychat.config.schema import Device, DsConfig, OptimConfig, OptimKind, Pef
 from tinychat.config.stages import PretrainStage, Schedule
 from tinychat.engine import Engine, build_engine
 from tinychat.models.adapters.lora import start_model
+from tinychat.models.load import save_weights
 from tinychat.models.logprobs import token_nll
-from tinychat.models.save import save_weights
 from tinychat.runtime.world import World, join_world
 
 STEPS, SAVED_AT = 6, 3

@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import REPOSITORY, SHELLCHECK, environment_of
 from tests.distributed import cluster
-from tinychat.config import hostfile
+from tinychat.config import launch_checks
 
 TORCHRUN = REPOSITORY / "launchers" / "torchrun.sh"
 
@@ -124,7 +124,7 @@ def test_without_an_active_environment_the_one_of_the_checkout_is_taken(tmp_path
 
 
 def test_the_sample_hostfile_can_be_read() -> None:
-    assert hostfile.read(str(REPOSITORY / "launchers" / "hostfile.sample")) == {"node0": 8, "node1": 8}
+    assert launch_checks.read(str(REPOSITORY / "launchers" / "hostfile.sample")) == {"node0": 8, "node1": 8}
 
 
 SCRIPTS = sorted(path for path in (REPOSITORY / "launchers").iterdir() if path.suffix in (".sh", ".sbatch"))

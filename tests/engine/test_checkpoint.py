@@ -23,7 +23,7 @@ from tinychat.errors import UserError
 from tinychat.models import load as loading
 from tinychat.models.load import load_model
 from tinychat.runs import folders
-from tinychat.runtime import checksums, manifest
+from tinychat.runtime import manifest
 from tinychat.runtime.world import World
 from tinychat.text.tokenizer import load_saved_tokenizer
 
@@ -194,7 +194,7 @@ def test_weights_and_tokenizers_with_a_flipped_byte_are_not_opened(
         (saved / name).write_bytes(before)
     flip(saved / "model.safetensors")
     load_saved_tokenizer(str(saved))  # opens no weights
-    with checksums.verifying(False):
+    with manifest.verifying(False):
         load_model(str(saved))
     (saved / manifest.MANIFEST).unlink()
     load_model(str(saved))
@@ -265,7 +265,7 @@ def test_weights_that_this_user_may_not_read_are_not_called_damaged(
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return real(path, *arguments, **options)
 
-    monkeypatch.setattr(checksums, "_known", {})
+    monkeypatch.setattr(manifest, "_known", {})
     monkeypatch.setattr("builtins.open", closed)
     monkeypatch.setattr(io, "open", closed)  # pathlib's
     for read in (folders.verify_contents, lambda folder: loading.check_safetensors(folder, "model.safetensors")):

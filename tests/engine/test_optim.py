@@ -8,8 +8,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from tinychat.config.schema import OptimConfig, OptimKind
-from tinychat.engine.muon import MuonAdamW, orthogonalize
-from tinychat.engine.optim import build_optimizer, split_parameters
+from tinychat.engine.optim import MuonAdamW, build_optimizer, orthogonalize, split_parameters
 
 ADAMW = {"betas": (0.9, 0.95), "eps": 1e-8}
 

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from tinychat.config.stages import Schedule, TrainLoop
-from tinychat.engine.schedule import lr_factor
+from tinychat.engine.optim import lr_factor
 
 
 def factors(

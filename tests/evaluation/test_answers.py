@@ -7,8 +7,15 @@ from decimal import Decimal
 
 import pytest
 
-from tinychat.evaluation.answers import is_correct, last_number, list_items, normalise
-from tinychat.evaluation.rouge import common_subsequence, rouge_l, words
+from tinychat.evaluation.answers import (
+    common_subsequence,
+    is_correct,
+    last_number,
+    list_items,
+    normalise,
+    rouge_l,
+    words,
+)
 
 
 @pytest.mark.parametrize(

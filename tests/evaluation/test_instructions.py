@@ -15,10 +15,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from tinychat.data.chats.rows import ChatRow
 from tinychat.errors import UserError
 from tinychat.evaluation import responses
-from tinychat.evaluation.instructions import InstructionResult, Reply, evaluate_replies, judge
-from tinychat.evaluation.intervals import ratio_interval, wilson
-from tinychat.evaluation.replies import shared_replies
+from tinychat.evaluation.instructions import InstructionResult, Reply, evaluate_replies, judge, shared_replies
 from tinychat.evaluation.responses import response_loss, token_scores
+from tinychat.evaluation.statistics import ratio_interval, wilson
 from tinychat.models.generation.decode import DecodeOptions
 from tinychat.models.logprobs import IGNORED, token_nll
 from tinychat.runtime.world import World

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from tinychat.evaluation.intervals import Z, mean_interval, ratio_interval, wilson
+from tinychat.evaluation.statistics import Z, mean_interval, ratio_interval, wilson
 
 
 @pytest.mark.parametrize(

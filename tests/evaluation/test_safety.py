@@ -15,12 +15,12 @@ from tinychat.data.preferences.prompts import PromptRow
 from tinychat.errors import UserError
 from tinychat.evaluation import harm_rules, safety
 from tinychat.evaluation.harm_rules import agreement, labelled_pairs
-from tinychat.evaluation.intervals import wilson
-from tinychat.evaluation.replies import shared_replies
+from tinychat.evaluation.instructions import shared_replies
 from tinychat.evaluation.safety import judge_replies
+from tinychat.evaluation.statistics import wilson
 from tinychat.models.generation.decode import DecodeOptions
 from tinychat.runtime.world import World
-from tinychat.stages.compare import as_text, comparison, unique_names
+from tinychat.stages.eval import as_text, comparison, unique_names
 from tinychat.stages.requests import HeldOutRequests, Judge
 from tinychat.tinyworld import preferences
 

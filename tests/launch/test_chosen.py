@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from tests.config.test_compose import composed
-from tinychat.launch.chosen import choices
+from tinychat.launch.worker import choices
 from tinychat.runtime.world import World
 
 HERE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))

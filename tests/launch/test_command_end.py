@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from tests.config.test_compose import composed
 from tests.conftest import environment_of
-from tinychat.config import completion
+from tinychat.config import words
 from tinychat.errors import UserError
 from tinychat.launch import job
 from tinychat.runs import next_steps
@@ -42,12 +42,12 @@ def test_tab_completes_the_module_as_it_is_started(line: str, expected: list[str
     program = tmp_path / "python"
     program.write_text('#!/bin/sh\n[ "$COMP_LINE" ] && echo "model=gpt2_100m model=gpt6x512 model= stage="\n')
     program.chmod(0o755)
-    script = completion.script(["--shell-completion", "install=bash"])
+    script = words.script(["--shell-completion", "install=bash"])
     text = ASKED.format(script=script, folder=tmp_path, line=line)
     done = subprocess.run(["bash", "-c", text], capture_output=True, text=True, check=False)
     assert done.stdout.splitlines() == expected, done.stderr
-    assert completion.script(["--shell-completion", "query=bash"]) is None
-    assert completion.script(["install=bash"]) is None
+    assert words.script(["--shell-completion", "query=bash"]) is None
+    assert words.script(["install=bash"]) is None
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--shell-completion", "install=bash"]])

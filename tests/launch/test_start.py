@@ -21,7 +21,7 @@ from tinychat.launch import job as launch
 from tinychat.launch import ranks
 from tinychat.runs import failures, folders, parents
 from tinychat.runs.context import StopFlag
-from tinychat.runtime import passwords, run_files
+from tinychat.runtime import run_files, terminal
 
 
 def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks_do: Callable[[Path], None], *more: str) -> None:
@@ -46,7 +46,7 @@ def finish(run_dir: Path) -> None:
     (run_dir / folders.RESULT).write_text('{"status": "finished", "objective": 1.0}')
 
 
-@pytest.mark.parametrize("file", [failures.START_FILE, parents.FILE, passwords.FILE, folders.CREATED, folders.CONFIG])
+@pytest.mark.parametrize("file", [failures.START_FILE, parents.FILE, terminal.FILE, folders.CREATED, folders.CONFIG])
 def test_nothing_is_left_of_a_start_that_finds_no_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
 ) -> None:
@@ -57,7 +57,7 @@ def test_nothing_is_left_of_a_start_that_finds_no_room(
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         real(path, *content, **options)
 
-    for module in (run_files, folders, passwords):
+    for module in (run_files, folders, terminal):
         monkeypatch.setattr(module, "write_text_atomic", write)
     with pytest.raises(UserError, match=f"{file}: disk full"):
         started(tmp_path / "outputs", monkeypatch, finish, "tracker.uri=http://user:secret@host")

@@ -26,16 +26,15 @@ from tinychat.models.build import (
 )
 from tinychat.models.generation.generate import (
     IncrementalText,
+    SamplingOptions,
     continue_texts,
     fit_to_context,
     prompt_ids,
     stream_text,
 )
-from tinychat.models.generation.sampling import SamplingOptions
 from tinychat.models.load import load_config, load_model
-from tinychat.text.bpe import train_bpe
 from tinychat.text.report import SAMPLES
-from tinychat.text.tokenizer import encode_documents
+from tinychat.text.tokenizer import encode_documents, train_bpe
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
 

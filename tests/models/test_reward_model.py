@@ -19,8 +19,6 @@ from tinychat.config.stages import Pooling, ReplyLabel, RewardLoss, RewardStage,
 from tinychat.engine import build_engine
 from tinychat.engine.optim import split_parameters
 from tinychat.errors import UserError
-from tinychat.evaluation.calibration import calibration, draw_calibration, expected_calibration_error
-from tinychat.evaluation.intervals import wilson
 from tinychat.evaluation.preferences import (
     PairScores,
     accuracy_table,
@@ -29,6 +27,7 @@ from tinychat.evaluation.preferences import (
     safety_table,
     score_pairs,
 )
+from tinychat.evaluation.statistics import calibration, draw_calibration, expected_calibration_error, wilson
 from tinychat.models.load import load_model
 from tinychat.models.reward import load_reward_model, normalise, raw_scores, set_normalisation, settings, token_scores
 from tinychat.runtime.world import World

@@ -15,8 +15,8 @@ from tinychat.data.preferences.rows import preference_row
 from tinychat.errors import UserError
 from tinychat.models.reward import load_reward_model, raw_scores
 from tinychat.models.scorer import Scorer
-from tinychat.text.bpe import train_bpe
 from tinychat.text.chat_template import set_template
+from tinychat.text.tokenizer import train_bpe
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("the cat", "sat on", "a much longer dog on the mat", "x")]
 REPLIES = ["the dog sat", "cat", "the mat and the cat", ""]

@@ -26,9 +26,14 @@ from tinychat.evaluation.perplexity import perplexity
 from tinychat.models.build import build_model, model_vocab_size
 from tinychat.models.generation.generate import SamplingOptions, continue_texts, prompt_ids
 from tinychat.runtime.world import World
-from tinychat.text.bpe import train_bpe
 from tinychat.text.chat_template import encode_chats, encode_prompts, set_template
-from tinychat.text.tokenizer import load_saved_tokenizer, text_beginning, tokenizer_fingerprint, vocabulary_size
+from tinychat.text.tokenizer import (
+    load_saved_tokenizer,
+    text_beginning,
+    tokenizer_fingerprint,
+    train_bpe,
+    vocabulary_size,
+)
 
 TEXTS = ["the cat sat on the mat", "the dog\nsat on the cat", "a mat"]
 CHAT = [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": "sat"}]

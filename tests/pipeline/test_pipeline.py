@@ -21,7 +21,7 @@ from tests.conftest import REPOSITORY, environment_of
 from tinychat import train
 from tinychat.errors import UserError
 from tinychat.launch.job import Stopped
-from tinychat.pipeline import gates, recipe
+from tinychat.pipeline import recipe
 from tinychat.pipeline.__main__ import (
     Pipeline,
     _conclude,
@@ -30,10 +30,9 @@ from tinychat.pipeline.__main__ import (
     _verdicts,
     _wait_for_earlier_start,
 )
-from tinychat.pipeline.gates import judge, parse_gate
 from tinychat.pipeline.jobs import Composer, Job, hand_on, needs
 from tinychat.pipeline.process import run_forked
-from tinychat.pipeline.recipe import ORDER, Recipe, Request, load_recipe, parse_request
+from tinychat.pipeline.recipe import ORDER, Recipe, Request, judge, load_recipe, parse_gate, parse_request
 from tinychat.pipeline.report import StageRun, headline, measured, verdict_lines
 from tinychat.runs import folders
 
@@ -331,7 +330,7 @@ def test_first_and_last_values_come_from_the_run_folder(tmp_path: Path) -> None:
     job = next(iter(jobs_of(SMALL).values()))
     values = measured([StageRun("ppo", job, tmp_path, "ran"), StageRun("eval", job, None, "left out")])
     assert values["ppo"] == {"eval/safe_rate": 0.9, "rl/kl": 3.0}
-    assert values["ppo" + gates.START] == {"eval/safe_rate": 0.5, "rl/kl": 2.0}
+    assert values["ppo" + recipe.START] == {"eval/safe_rate": 0.5, "rl/kl": 2.0}
     assert "eval" not in values
 
 

@@ -20,17 +20,25 @@ from tinychat.models.actor_critic import ActorCritic
 from tinychat.models.adapters.lora import add_adapter, trainable_parameters
 from tinychat.models.build import build_model, count_parameters
 from tinychat.models.kernels.attention import plan_blocks, use_blocked_attention
-from tinychat.models.kernels.norms import use_fused_norms
-from tinychat.models.kernels.rotary import use_fused_rotary
+from tinychat.models.kernels.layers import use_fused_norms, use_fused_rotary
 from tinychat.models.logprobs import token_nll
 from tinychat.models.reward import _classifier, freeze_all_but
 from tinychat.plan import devices
 from tinychat.plan.devices import KNOWN
 from tinychat.plan.estimate import Plan, estimate, remedies
-from tinychat.plan.memory import NF4_BYTES, Memory, Split, Work, memory
+from tinychat.plan.memory import (
+    NF4_BYTES,
+    Memory,
+    Split,
+    Work,
+    memory,
+    sampling_seconds,
+    traffic,
+    training_factor,
+    update_flops,
+)
 from tinychat.plan.models import ModelPlan, Numbers, Saved, stage_models
 from tinychat.plan.report import describe
-from tinychat.plan.time import sampling_seconds, traffic, training_factor, update_flops
 from tinychat.runtime.world import World
 
 CPU = torch.device("cpu")

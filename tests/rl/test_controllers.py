@@ -7,7 +7,7 @@ import math
 import pytest
 
 from tinychat.errors import UserError
-from tinychat.rl.controllers import AdaptiveKL, FixedKL
+from tinychat.rl.kl import AdaptiveKL, FixedKL
 
 
 def test_fixed_stays() -> None:

@@ -18,8 +18,7 @@ from tinychat.models.kernels.head_entropy import entropy_from_logits
 from tinychat.models.logprobs import OutputHead, last_hidden, token_nll
 from tinychat.models.vocabulary import WHOLE, Vocabulary
 from tinychat.rl.kl import kl_from_logits
-from tinychat.rl.measures import MEASURES, token_measures
-from tinychat.rl.rollout import Experience, to_experience
+from tinychat.rl.rollout import MEASURES, Experience, to_experience, token_measures
 from tinychat.runtime.world import World
 from tinychat.stages.policy import Reference, Sampler
 

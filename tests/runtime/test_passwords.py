@@ -15,8 +15,8 @@ from tests.config.test_compose import composed
 from tinychat.errors import UserError
 from tinychat.launch import job
 from tinychat.runs import folders
-from tinychat.runtime import console, passwords
-from tinychat.runtime.passwords import keep, masked, masked_tree, restored
+from tinychat.runtime import console, terminal
+from tinychat.runtime.terminal import keep, masked, masked_tree, restored
 
 URI = "postgresql://ann:pa/ss@w:rd@db.example:5432/mlflow"
 SHOWN = "postgresql://ann:***@db.example:5432/mlflow"
@@ -52,7 +52,7 @@ def test_a_run_folder_shows_no_password_and_gives_it_back_to_its_ranks(tmp_path:
     assert "pa/ss" not in json.dumps(shown)
     assert shown["tracker"] == {"uri": SHOWN, "name": "mlflow"}
     keep(tmp_path, config)
-    assert stat.S_IMODE((tmp_path / passwords.FILE).stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / terminal.FILE).stat().st_mode) == 0o600
     back = restored(shown, tmp_path)
     assert (back["tracker"]["uri"], back["sweep"]["storage"]) == (URI, URI)
     other = {"tracker": {"uri": "http://u:***@other"}}
@@ -98,7 +98,7 @@ def test_what_a_start_writes_has_no_password_but_in_its_own_file(
     run_dir.mkdir()
     job._write_inputs(run_dir, config, resolved)
     written = {path.name: path.read_text() for path in run_dir.iterdir()}
-    assert [name for name, text in written.items() if "pa/ss" in text] == [passwords.FILE]
+    assert [name for name, text in written.items() if "pa/ss" in text] == [terminal.FILE]
     assert f"'tracker.uri={SHOWN}'" in written["command.txt"]
     assert f"uri: {SHOWN}" in written["config.yaml"]
     assert restored(folders.read_config(run_dir), run_dir)["tracker"]["uri"] == URI

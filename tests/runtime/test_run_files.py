@@ -13,9 +13,9 @@ import pytest
 
 from tinychat import merge, score
 from tinychat.chat import target
-from tinychat.chat.line_input import history_file
+from tinychat.chat.repl import history_file
 from tinychat.compare import runs as compare_runs
-from tinychat.data.files.files import find_files
+from tinychat.data.files.splits import find_files
 from tinychat.errors import UserError
 from tinychat.models.load import model_folder
 from tinychat.pipeline.recipe import load_recipe

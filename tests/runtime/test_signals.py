@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import environment_of
 from tinychat.runs.context import StopFlag
-from tinychat.runtime import signals
+from tinychat.runtime import process as signals
 
 
 @pytest.mark.parametrize("number", signals.STOPPING)

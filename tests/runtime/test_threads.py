@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from tests.conftest import environment_of
 from tests.benchmarks.test_benchmark import BENCHMARKS
+from tests.conftest import environment_of
 
 SHOWS = "import tinychat, os; print(os.environ.get('GOMP_SPINCOUNT'))"
 UNSET = {name: value for name, value in environment_of().items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
@@ -31,7 +31,7 @@ def test_what_the_user_has_set_stays(set_by_user: dict[str, str], count: str) ->
 @pytest.mark.skipif(sys.platform != "linux", reason="libgomp is Linux's")
 def test_libgomp_has_read_it() -> None:
     """Of the first module that any entry loads: `python -m tinychat.train` imports the package before it."""
-    shown = said("import tinychat.runtime.malloc, torch", OMP_DISPLAY_ENV="verbose")
+    shown = said("import tinychat.runtime.process, torch", OMP_DISPLAY_ENV="verbose")
     assert "GOMP_SPINCOUNT = '1000'" in shown
 
 

@@ -14,7 +14,7 @@ from tests.rl.test_rewards import python, rewards, row
 from tinychat.errors import UserError
 from tinychat.runs.context import StopFlag
 from tinychat.runtime import user_code
-from tinychat.runtime.signals import Interrupted
+from tinychat.runtime.process import Interrupted
 
 ROWS = [row(1), row(2)]
 

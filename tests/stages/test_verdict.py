@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from tinychat.stages.verdict import verdict
+from tinychat.stages.loop import verdict
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def serve() -> None:
         os.dup2(os.open(job["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
         os.dup2(os.open(job["errors"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
         if not job["plots"]:
-            tinychat.sweeps.plots.draw = lambda *_: []  # type: ignore[attr-defined]
+            tinychat.sweeps.results.draw = lambda *_: []  # type: ignore[attr-defined]
         sys.argv = ["tinychat.train", *job["arguments"]]
         train.main()
         sys.exit()

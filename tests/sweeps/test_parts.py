@@ -15,9 +15,8 @@ from tinychat.errors import UserError
 from tinychat.runs import trial
 from tinychat.sweeps.ending import headline
 from tinychat.sweeps.results import Row, command
-from tinychat.sweeps.samplers import GaussianProcess, _PrunedCount
-from tinychat.sweeps.space import overrides_of, read_space
-from tinychat.sweeps.watch import progress
+from tinychat.sweeps.run import progress
+from tinychat.sweeps.space import GaussianProcess, _PrunedCount, overrides_of, read_space
 from tinychat.tracking.vocabulary import METRICS, OBJECTIVES, metrics_of
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import TORCHRUN
 from tests.commands.test_ppo import STEP, made  # noqa: F401
+from tests.conftest import TORCHRUN
 
 NO_HYDRA = """
 import os, sys

@@ -15,7 +15,6 @@ from transformers import AutoTokenizer
 
 from tinychat.errors import UserError
 from tinychat.text import CHAT_END, CHAT_START, END_OF_TEXT, PAD, chat_template
-from tinychat.text.bpe import train_bpe
 from tinychat.text.chat_template import (
     OWN,
     PROBE,
@@ -29,7 +28,7 @@ from tinychat.text.chat_template import (
     reply_text,
     set_template,
 )
-from tinychat.text.tokenizer import encode_documents, load_gpt2
+from tinychat.text.tokenizer import encode_documents, load_gpt2, train_bpe
 
 TEXTS = [
     "Instruction: what does the cat do?\nResponse: it's on the mat.\n\n",

@@ -10,10 +10,10 @@ import pytest
 
 from tinychat.errors import UserError
 from tinychat.text import template_process
-from tinychat.text.bpe import train_bpe
 from tinychat.text.chat_render import Refused
 from tinychat.text.chat_template import encode_chats, encode_prompts, end_token_id, set_template, try_chats
 from tinychat.text.template_process import Failed, Filled, fill
+from tinychat.text.tokenizer import train_bpe
 
 CHAT = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
 GOOD = (

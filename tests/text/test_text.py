@@ -13,10 +13,9 @@ from transformers import AutoTokenizer, GPT2Config, LlamaConfig, Qwen3Config
 from tinychat.config.schema import TokenizerConfig, TokenizerKind
 from tinychat.errors import UserError, install_command
 from tinychat.runtime import hub
-from tinychat.text import RESERVED, bpe, tokenizer
-from tinychat.text.bpe import MIN_VOCAB_SIZE, train_bpe
+from tinychat.text import RESERVED, tokenizer
 from tinychat.text.report import SAMPLES, decode_exactly, round_trips, tokenizer_report
-from tinychat.text.tokenizer import encode_documents, load_tokenizer, tokenizer_fingerprint
+from tinychat.text.tokenizer import MIN_VOCAB_SIZE, encode_documents, load_tokenizer, tokenizer_fingerprint, train_bpe
 
 TEXTS = [f"The {a} cat saw a {b} dog and they played in the garden." for a in ("big", "red") for b in ("old", "sad")]
 HARD = [*SAMPLES.values(), "", "\x00\x7f\u200d", "e\u0301 é", "\r\n\r\n"]
@@ -64,15 +63,15 @@ def test_text_without_breaks_is_trained_on_in_pieces_which_is_said(caplog):
         trained = train_bpe([f"before, {chinese}", "-" * 5000, " " * 700], 1000, progress=False)
     (warned,) = [record.message for record in caplog.records]
     assert warned.startswith("3 stretches of text without a break")
-    assert max(map(len, trained.get_vocab())) == bpe.LONGEST_PIECE
+    assert max(map(len, trained.get_vocab())) == tokenizer.LONGEST_PIECE
     assert round_trips(trained, chinese)
 
 
 def test_ordinary_text_is_never_cut(caplog, monkeypatch):
-    texts = [*TEXTS, *SAMPLES.values(), "a" * bpe.LONGEST_PIECE, "，".join(["一" * 100] * 9)]
+    texts = [*TEXTS, *SAMPLES.values(), "a" * tokenizer.LONGEST_PIECE, "，".join(["一" * 100] * 9)]
     made = tokenizer_fingerprint(train_bpe(texts, 400, progress=False))
     assert not caplog.records
-    monkeypatch.setattr(bpe, "_RUN", re.compile("(?!)"))
+    monkeypatch.setattr(tokenizer, "_RUN", re.compile("(?!)"))
     assert tokenizer_fingerprint(train_bpe(texts, 400, progress=False)) == made
 
 
@@ -245,7 +244,7 @@ def test_a_vocabulary_without_room_for_the_bytes_is_refused_before_reading():
         yield ""
 
     with pytest.raises(UserError, match=r"tokenizer.vocab_size=259: must be at least 260"):
-        train_bpe(never(), bpe.MIN_VOCAB_SIZE - 1, progress=False)
+        train_bpe(never(), tokenizer.MIN_VOCAB_SIZE - 1, progress=False)
 
 
 @pytest.mark.parametrize("texts", [[], ["", ""]])

@@ -15,7 +15,7 @@ from tinychat.tinyworld.lessons import LESSONS, lesson, lessons
 from tinychat.tinyworld.lessons.facts import alike, portrait, surely, who_has
 from tinychat.tinyworld.lessons.lists import in_order, rows, tally, words_in_a_row
 from tinychat.tinyworld.lessons.numbers import bigger, counting, sums
-from tinychat.tinyworld.tasks.words import COLOUR, COUNTED, THINGS, WORDS
+from tinychat.tinyworld.tasks.draw import COLOUR, COUNTED, THINGS, WORDS
 
 MANY = 300
 NUMBERS = {number(n): n for n in range(1, 21)}

@@ -22,11 +22,9 @@ from tinychat.tinyworld.preferences import (
     request,
     requests,
 )
-from tinychat.tinyworld.preferences.benign import BENIGN
-from tinychat.tinyworld.preferences.generate import ROUND, _facts
+from tinychat.tinyworld.preferences.benign import BENIGN, LOOK_ALIKES
+from tinychat.tinyworld.preferences.generate import BENIGN_PAIRS, HARMFUL_PAIRS, ROUND, _facts
 from tinychat.tinyworld.preferences.harmful import HARMS
-from tinychat.tinyworld.preferences.lookalikes import LOOK_ALIKES
-from tinychat.tinyworld.preferences.pairs import BENIGN_PAIRS, HARMFUL_PAIRS
 
 TRAIN, VALIDATION = 1_600, 640
 # The first 320 preferences of seed 0 of both splits. It changes with any word of them: if that was meant, set it to the

@@ -12,8 +12,8 @@ import pytest
 from tinychat.tinyworld import Story, stories, story
 from tinychat.tinyworld.combinations import capacity, held_out, permute
 from tinychat.tinyworld.grammar import article, compile_phrase, counted, number
-from tinychat.tinyworld.lexicon.people import NAMES, TRAITS
-from tinychat.tinyworld.lexicon.places import PLACES
+from tinychat.tinyworld.lexicon.living import NAMES, TRAITS
+from tinychat.tinyworld.lexicon.things import PLACES
 from tinychat.tinyworld.plots import PLOTS
 
 MANY = 50_000

@@ -10,10 +10,8 @@ from random import Random
 import pytest
 
 from tinychat.tinyworld.grammar import number
-from tinychat.tinyworld.lexicon.living import ANIMALS, SNACKS
-from tinychat.tinyworld.lexicon.people import JOBS, NAMES, TRAITS
-from tinychat.tinyworld.lexicon.places import PLACES
-from tinychat.tinyworld.lexicon.things import BELONGINGS, COLLECTABLES, COLOURS, LOADS
+from tinychat.tinyworld.lexicon.living import ANIMALS, JOBS, NAMES, SNACKS, TRAITS
+from tinychat.tinyworld.lexicon.things import BELONGINGS, COLLECTABLES, COLOURS, LOADS, PLACES
 from tinychat.tinyworld.tasks import FAMILIES, LEVELS, Task, capacity, instruction, instructions
 from tinychat.tinyworld.tasks.draw import Draw, Teller
 from tinychat.tinyworld.tasks.generate import _cycles

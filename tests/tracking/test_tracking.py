@@ -22,7 +22,7 @@ import pytest
 
 from tinychat.config.schema import TrackerConfig, TrackerKind
 from tinychat.runs import folders as runs
-from tinychat.runtime.passwords import masked
+from tinychat.runtime.terminal import masked
 from tinychat.tracking import (
     METRICS,
     MetricsLog,
@@ -30,7 +30,6 @@ from tinychat.tracking import (
     RunInfo,
     close_cut_off,
     make_tracker,
-    mlflow_mirror,
     mlflow_tracker,
     prepare_store,
     repair,
@@ -314,8 +313,8 @@ def test_table_logged_again_after_a_resume_is_replaced(outputs: Path) -> None:
 def test_an_outage_loses_and_doubles_nothing(
     outputs: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(mlflow_mirror, "RETRY_SECONDS", (0.05, 0.05))
-    monkeypatch.setattr(mlflow_mirror, "FLUSH_SECONDS", 0.05)
+    monkeypatch.setattr(mlflow_tracker, "RETRY_SECONDS", (0.05, 0.05))
+    monkeypatch.setattr(mlflow_tracker, "FLUSH_SECONDS", 0.05)
     caplog.set_level(logging.INFO)
     send, calls = MlflowRun.send_rows, []
 
@@ -558,7 +557,7 @@ def test_missing_artifact_costs_a_warning_not_the_run(outputs: Path, caplog: pyt
 
 def test_mlflow_is_imported_by_the_background_thread_only() -> None:
     code = (
-        "import sys, tinychat.tracking.mlflow_tracker, tinychat.tracking.mlflow_mirror, tinychat.tracking.mlflow_run;"
+        "import sys, tinychat.tracking.mlflow_tracker, tinychat.tracking.mlflow_tracker, tinychat.tracking.mlflow_run;"
         "assert not {'mlflow', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinychat.errors import UserError
-from tinychat.models.generation.sampling import SamplingOptions
+from tinychat.models.generation.generate import SamplingOptions
 from tinychat.runs.folders import CHECKPOINTS
 from tinychat.runtime.run_files import at_home
 
@@ -113,7 +113,7 @@ class ChatSession(Session):
     kind = "chat"
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: str, system: str = ""):
-        from tinychat.models.generation.kept_cache import KeptCache
+        from tinychat.models.generation.generate import KeptCache
 
         super().__init__(model, tokenizer, name)
         self.system = system

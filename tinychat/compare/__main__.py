@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from tinychat.compare.groups import Comparison
     from tinychat.compare.pairs import ItemPairs, SeedPairs
-    from tinychat.compare.table import TextTable
+    from tinychat.compare.report import TextTable
 
 DESCRIPTION = """Compare runs: a table sorted by a metric, mean and spread over seeds, paired tests where the same seeds
 ran, and a report with the curves over each other. Read from the run folders: no MLflow server is needed.
@@ -104,7 +104,7 @@ def folder_name(names: list[str]) -> str:
 def _print(found: Comparison, seeds: Sequence[SeedPairs], items: Sequence[ItemPairs], top: int) -> None:
     from rich.console import Console
 
-    from tinychat.compare import table as compare_table
+    from tinychat.compare import report as compare_table
     from tinychat.compare.report import headline
 
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _width())

@@ -9,7 +9,7 @@ from typing import Any
 
 from tinychat.compare.groups import Comparison, Group
 from tinychat.compare.runs import Run
-from tinychat.evaluation.paired import McNemarResult, PairedResult, mcnemar, paired
+from tinychat.evaluation.statistics import McNemarResult, PairedResult, mcnemar, paired
 from tinychat.runs import folders
 
 Items = dict[tuple[Any, ...], bool]  # a held-out item -> whether the run met it

@@ -13,8 +13,8 @@ from typing import Any
 from tinychat.errors import UserError
 from tinychat.runs import failures, parents, trial
 from tinychat.runs import folders as runs
-from tinychat.runtime.passwords import masked
 from tinychat.runtime.run_files import Unreadable, at_home, tell_once
+from tinychat.runtime.terminal import masked
 from tinychat.tracking.params import flatten
 
 SWEEPS = "sweeps"  # OUTPUTS/sweeps/STUDY is the folder of a study

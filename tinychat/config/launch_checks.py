@@ -1,4 +1,5 @@
-"""Checks of `launch`: nodes, ranks, hostfile, and the programs that a launcher needs. One line for each problem."""
+"""Checks of `launch`: nodes, ranks, hostfile, and the programs that a launcher needs. One line for each problem.
+DeepSpeed's hostfiles have a line `HOST slots=N` for each node; # begins a comment."""
 
 from __future__ import annotations
 
@@ -7,11 +8,36 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
-from tinychat.config import hostfile
-from tinychat.config.launchers import LaunchKind, SlurmConfig
-from tinychat.config.schema import Config, Device
+from tinychat.config.schema import Config, Device, LaunchKind, SlurmConfig
 from tinychat.errors import UserError
+
+LINE = re.compile(r"(\S+)\s+slots=(\d+)\s*(#.*)?")
+
+
+def read(path: str) -> dict[str, int]:
+    """Host -> ranks it has room for, in the order of the file. Raises UserError for what DeepSpeed refuses."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not a text file"
+        raise UserError(f"launch.hostfile={path}: {why}; launchers/hostfile.sample shows one") from None
+    hosts: dict[str, int] = {}
+    for number, line in enumerate(lines, 1):
+        text = line.strip()
+        if not text or text.startswith("#"):
+            continue
+        match = LINE.fullmatch(text)
+        if not match or not int(match[2]):
+            raise UserError(f"launch.hostfile={path}: line {number} is {text!r}; write HOST slots=N, as node0 slots=8")
+        if match[1] in hosts:
+            raise UserError(f"launch.hostfile={path}: line {number} names {match[1]} again; give it all slots at once")
+        hosts[match[1]] = int(match[2])
+    if not hosts:
+        raise UserError(f"launch.hostfile={path}: names no host; a line for each, as node0 slots=8")
+    return hosts
+
 
 # What sbatch takes as --time: minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM, D-HH:MM:SS.
 TIME = re.compile(r"\d+(:\d{1,2}){0,2}|\d+-\d{1,2}(:\d{1,2}){0,2}|UNLIMITED|INFINITE")
@@ -60,7 +86,7 @@ def _deepspeed(config: Config) -> Iterator[str]:
             yield from _visible(launch.nproc)
         return
     try:
-        hosts = hostfile.read(launch.hostfile)
+        hosts = read(launch.hostfile)
     except UserError as error:
         yield str(error)
         return

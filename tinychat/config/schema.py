@@ -1,9 +1,9 @@
 """The typed configuration: one dataclass per config group, registered in Hydra's ConfigStore.
 
-Types and one-line meanings live here. **Defaults live in conf/ alone**: every field is MISSING here, so a YAML
-file that forgets one fails when it is composed. Nothing in this module imports torch, because the parent process
-answers `--help` and typing mistakes before torch would have loaded. Checks that span several fields are in
-tinychat.config.checks.
+Types and one-line meanings live here (and those of stages in config/stages.py). **Defaults live in conf/ alone**: every
+field is MISSING here, so a YAML file that forgets one fails when it is composed. Nothing in this module imports torch,
+because the parent process answers `--help` and typing mistakes before torch would have loaded. Checks that span several
+fields are in tinychat.config.checks.
 """
 
 from __future__ import annotations
@@ -14,9 +14,97 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from tinychat.config.launchers import LaunchConfig
 from tinychat.config.stages import STAGES
-from tinychat.config.sweep import SweepConfig
+
+
+class LaunchKind(Enum):
+    inline = "inline"
+    torchrun = "torchrun"
+    deepspeed = "deepspeed"
+    slurm = "slurm"
+
+
+@dataclass
+class SlurmConfig:
+    """What sbatch is asked for beside the number of ranks. Texts and null as sbatch takes them."""
+
+    partition: str | None = MISSING
+    account: str | None = MISSING
+    time: str | None = MISSING  # limit, as HH:MM:SS or D-HH:MM:SS; null: the partition's
+    gpus: int = MISSING  # on each node; 0: none
+    cpus: int | None = MISSING  # cores of each rank
+    memory: str | None = MISSING  # of each node, as 64G
+    job_name: str | None = MISSING  # null: the run's name
+    save_minutes: float = MISSING  # before the limit, the run is told to save and stop
+    extra: list[str] = MISSING  # further options of sbatch, as --constraint=a100
+    setup: list[str] = MISSING  # shell lines that make the environment, as module load cuda
+    poll_seconds: float = MISSING  # between two looks at the queue
+
+
+@dataclass
+class LaunchConfig:
+    """How the ranks of one job are started."""
+
+    name: str = MISSING
+    kind: LaunchKind = MISSING
+    nproc: int = MISSING  # ranks on each node
+    nnodes: int = MISSING
+    node_rank: int = MISSING  # torchrun: of this machine, 0-based
+    rdzv_endpoint: str | None = MISSING  # host:port on node 0 where more than one node meets
+    hostfile: str | None = MISSING  # deepspeed: the nodes, a line HOST slots=N each
+    timeout_minutes: float = MISSING  # a collective or rendezvous that takes longer is an error
+    dry_run: bool = MISSING  # print the command or script that would be run, write and start nothing
+    wait: bool = MISSING  # slurm: whether the command waits for the job's result
+    slurm: SlurmConfig | None = MISSING  # null for the others
+
+
+class SamplerKind(Enum):
+    """How a sweep chooses the values of its next trial."""
+
+    gp = "gp"  # Bayesian optimisation: a Gaussian process, expected improvement
+    tpe = "tpe"  # tree-structured Parzen estimator
+    nsgaii = "nsgaii"  # genetic, for several objectives
+    random = "random"
+    grid = "grid"  # all combinations of listed values
+
+
+class PrunerKind(Enum):
+    """Which trials a sweep ends early, by what they measured so far."""
+
+    none = "none"
+    median = "median"  # worse than the median of the trials before at the same progress
+    hyperband = "hyperband"
+
+
+class KeepCheckpoints(Enum):
+    all = "all"
+    best = "best"  # of the best trial so far (several objectives: of those on the front)
+
+
+@dataclass
+class SweepConfig:
+    """A search: what is varied, what is wanted, how long. Its command is `python -m tinychat.train -m ...`."""
+
+    name: str = MISSING
+    study: str = MISSING  # folder under OUTPUTS/sweeps; the same name goes on with the same study
+    storage: str | None = MISSING  # database of the study, as Optuna writes addresses; null: study.db in that folder
+    sampler: SamplerKind = MISSING
+    sampler_options: dict[str, Any] = field(default_factory=dict)  # further arguments of Optuna's sampler
+    seed: int = MISSING  # of the sampler
+    own_first: bool = MISSING  # the first trial has the values that a run without the sweep would have
+    n_trials: int | None = MISSING  # trials in all, those of earlier starts included; null (grid): every combination
+    objective: list[str] | None = MISSING  # final metrics of the stage; null: the one that the stage reports
+    direction: list[str] | None = MISSING  # minimize or maximize, of each; null: as the metric is better
+    pruner: PrunerKind = MISSING  # needs one objective that is measured during training (stage.eval_every)
+    pruner_options: dict[str, Any] = field(default_factory=dict)  # further arguments of Optuna's pruner
+    prune_on: list[str] = (
+        MISSING  # alarms that end a trial of stage=ppo at once: kl entropy eos length clip sampler gold
+    )
+    max_failures: int = MISSING  # failed trials in a row after which the sweep gives up
+    keep_checkpoints: KeepCheckpoints = MISSING
+    register: str | None = MISSING  # name in MLflow's model registry for the winner; null: not registered
+    quiet: bool = MISSING  # a trial's lines go to its run folder alone
+    params: dict[str, str] = field(default_factory=dict)  # key -> what to search, in Hydra's words for sweeps
 
 
 class Precision(Enum):

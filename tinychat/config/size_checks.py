@@ -13,8 +13,7 @@ from typing import Any
 
 import psutil
 
-from tinychat.config.launchers import LaunchKind
-from tinychat.config.schema import Arch, Config, Device, OptimKind, PeftKind, Source
+from tinychat.config.schema import Arch, Config, Device, LaunchKind, OptimKind, PeftKind, Source
 from tinychat.config.stages import PpoStage, TrainLoop
 
 GB = 1e9

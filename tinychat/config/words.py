@@ -1,7 +1,8 @@
 """The words of a command line before Hydra reads them: what its grammar cannot take is quoted, slips are named.
 
 Hydra's grammar knows ASCII letters and few signs; a file may have any name. A value that it reads is left alone, so
-lists, sweeps, functions and interpolations mean what they mean to Hydra.
+lists, sweeps, functions and interpolations mean what they mean to Hydra. Tab completion in bash asks here too: Hydra's
+own completes `python FILE.py` and programs alone.
 """
 
 from __future__ import annotations
@@ -19,6 +20,41 @@ from tinychat.runtime.run_files import at_home
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
+
+_FLAGS = ("--shell-completion", "-sc")
+# Other lines that begin with python keep bash's own completion of files. `=` parts words for readline, as
+# COMP_WORDBREAKS says, so what stands before it is taken off the answers.
+_INSTALL = r"""
+_tinychat_completion()
+{
+    local line="${COMP_LINE:0:COMP_POINT}" choices word reply
+    COMPREPLY=()
+    [[ "$line" =~ ^([^[:space:]]+[[:space:]]+-m[[:space:]]+tinychat\.train)[[:space:]]+(.*)$ ]] || return 0
+    local program="${BASH_REMATCH[1]}" rest="${BASH_REMATCH[2]}"
+    choices=$(COMP_LINE="tinychat.train $rest" $program --shell-completion query=bash 2>/dev/null)
+    word="${rest##*[[:space:]]}"
+    for reply in $(compgen -W "$choices" -- "$word"); do
+        [[ "$COMP_WORDBREAKS" == *=* && "$word" == *=* ]] && reply="${reply#"${word%"${word##*=}"}"}"
+        COMPREPLY+=("$reply")
+    done
+}
+complete -o nospace -o bashdefault -o default -F _tinychat_completion python python3
+"""
+_UNINSTALL = """
+complete -r python python3 2>/dev/null
+unset -f _tinychat_completion
+"""
+
+
+def script(arguments: Sequence[str]) -> str | None:
+    """What `eval "$(python -m tinychat.train --shell-completion install=bash)"` runs, or its undoing; None for any
+    other command line: Hydra answers the questions of that script, and has those of other shells."""
+    if not any(flag in arguments for flag in _FLAGS):
+        return None
+    if "install=bash" in arguments:
+        return _INSTALL
+    return _UNINSTALL if "uninstall=bash" in arguments else None
+
 
 _OVERRIDE = re.compile(r"([~+]{0,2}[^=~+'\"][^=]*)=(.*)", re.DOTALL)
 _CALL = re.compile(r"\s*(\w+)\s*\((.*)\)\s*", re.DOTALL)

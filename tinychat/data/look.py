@@ -16,8 +16,7 @@ from tinychat.data.documents.sources import TextSource, text_source
 from tinychat.data.files.row_sources import RowSource
 from tinychat.data.files.splits import Split
 from tinychat.data.files.tables import Meter
-from tinychat.data.preferences.prompt_files import check_answers
-from tinychat.data.preferences.prompt_sources import PromptSource, prompt_shape, prompt_source
+from tinychat.data.preferences.prompts import PromptSource, check_answers, prompt_shape, prompt_source
 from tinychat.data.preferences.sources import Part, PreferenceSource, preference_source
 
 WHOLE = 4 << 20  # bytes: files up to this size are read as a whole,

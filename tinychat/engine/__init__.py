@@ -12,8 +12,7 @@ from tinychat.engine.base import Batch, Engine, LossFn, StepStats, resolve_preci
 from tinychat.engine.optim import build_optimizer
 from tinychat.engine.plain import PlainEngine
 from tinychat.models.kernels.attention import use_blocked_attention
-from tinychat.models.kernels.norms import use_fused_norms
-from tinychat.models.kernels.rotary import use_fused_rotary
+from tinychat.models.kernels.layers import use_fused_norms, use_fused_rotary
 from tinychat.runtime.world import World
 
 __all__ = ["Batch", "Engine", "LossFn", "StepStats", "build_engine", "evaluation_engine", "resolve_precision"]

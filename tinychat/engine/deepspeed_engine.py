@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from tinychat.engine.base import Batch, Engine, LossFn, StepStats, eval_mode, trained_state
-from tinychat.engine.muon import MuonAdamW
+from tinychat.engine.optim import MuonAdamW
 from tinychat.errors import UserError
 from tinychat.models.adapters.adapter_files import is_adapter
-from tinychat.models.save import saved_buffers, saved_parameters
+from tinychat.models.load import saved_buffers, saved_parameters
 from tinychat.runtime.world import World
 
 TAG = "deepspeed"

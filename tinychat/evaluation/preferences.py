@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tinychat.evaluation.calibration import Bin, calibration, expected_calibration_error
-from tinychat.evaluation.intervals import wilson
 from tinychat.evaluation.responses import with_interval
+from tinychat.evaluation.statistics import Bin, calibration, expected_calibration_error, wilson
 from tinychat.models.reward import raw_scores
 from tinychat.runtime.world import World
 

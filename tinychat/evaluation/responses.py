@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tinychat.errors import UserError
-from tinychat.evaluation.intervals import Interval, ratio_interval
+from tinychat.evaluation.statistics import Interval, ratio_interval
 from tinychat.models.kernels.head_loss import CHUNK_ELEMENTS
 from tinychat.models.logprobs import IGNORED
 from tinychat.runtime.world import World

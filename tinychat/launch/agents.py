@@ -13,8 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tinychat.runtime.orphans import end_with_parent
 from tinychat.runs import failures, folders
+from tinychat.runtime.process import end_with_parent
 
 
 def torchrun(arguments: Sequence[str], run_dir: Path) -> int:

@@ -1,4 +1,5 @@
-"""One rank, watched: starts tinychat.launch.worker, tells of a death without words, and ends it when another rank has failed.
+"""One rank, watched: starts tinychat.launch.worker, tells of a death without words, and ends it when another rank has
+failed.
 
     python -m tinychat.launch.guard RUN_DIR        (started by every launcher, once for each rank; imports no torch)
 
@@ -20,9 +21,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tinychat.runtime.orphans import end_group, end_with_parent
 from tinychat.runs import failures, folders
-from tinychat.runtime import signals
+from tinychat.runtime import process
+from tinychat.runtime.process import end_group, end_with_parent
 
 POLL_SECONDS = 2.0
 GRACE_SECONDS = 5.0
@@ -40,7 +41,7 @@ class Guard:
 
     def watch(self) -> int:
         """The rank from start to end. Returns 0 also where it was told to stop and has saved: no other need end."""
-        with signals.handling(self._on_signal, (signal.SIGTERM, signal.SIGHUP)):
+        with process.handling(self._on_signal, (signal.SIGTERM, signal.SIGHUP)):
             # In a session of its own: a launcher signals the guard's whole group, and the guard decides what comes of
             # it.
             self._worker = subprocess.Popen(self.command, start_new_session=True)
@@ -85,7 +86,7 @@ class Guard:
 
     def _judge(self, status: int) -> int:
         """The rank's exit status as the launcher is to see it, after a report where the rank left none."""
-        if status == 0 or status in signals.STATUSES:
+        if status == 0 or status in process.STATUSES:
             return 0
         reported, others_failed = self._reported()
         if self._killed or reported:

@@ -20,15 +20,14 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from tinychat.config.launchers import LaunchKind
-from tinychat.config.schema import Config
+from tinychat.config.schema import Config, LaunchKind
 from tinychat.config.words import for_shell
 from tinychat.errors import UserError
 from tinychat.launch import preflight, ranks, slurm
 from tinychat.launch.outer_launcher import is_of_launcher
 from tinychat.launch.ranks import JobFailed, Stopped
 from tinychat.runs import failures, folders, next_steps, parents, trial
-from tinychat.runtime import passwords
+from tinychat.runtime import terminal
 from tinychat.runtime.run_files import Unreadable, said_of
 from tinychat.runtime.terminal import say
 
@@ -46,7 +45,7 @@ def run_job(config: Config, node: DictConfig) -> float | None:
         return None
     # As it will be read back from the run folder: enums as words, numbers as YAML has them.
     resolved = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(node, resolve=True)))
-    shown = passwords.masked_tree(resolved)
+    shown = terminal.masked_tree(resolved)
     made = _missing_folders(config)
     with _writable():
         run_dir, done = _choose_run_dir(config, shown)
@@ -268,14 +267,14 @@ def _write_inputs(run_dir: Path, config: Config, resolved: Any) -> None:
     file of their own."""
     if not (run_dir / folders.CONFIG).exists():
         found = parents.find_parents(config, _overrides())
-        passwords.keep(run_dir, resolved)
+        terminal.keep(run_dir, resolved)
         parents.write(run_dir, found, Path(config.paths.outputs))
         if run_dir.absolute().parent.parent == (Path(config.paths.outputs) / config.experiment_name).absolute():
             folders.mark_created(run_dir)
     else:
         parents.keep(run_dir, config, _overrides())
-        passwords.keep(run_dir, resolved)
-    text = OmegaConf.to_yaml(OmegaConf.create(passwords.masked_tree(resolved)))
+        terminal.keep(run_dir, resolved)
+    text = OmegaConf.to_yaml(OmegaConf.create(terminal.masked_tree(resolved)))
     folders.write_text_atomic(run_dir / folders.CONFIG, text)
     with open(run_dir / folders.COMMAND, "a", encoding="utf-8") as file:
         file.write(f"{_command()}\n")
@@ -299,7 +298,7 @@ def _remove_if_new(run_dir: Path, made: list[Path]) -> None:
     if (run_dir / folders.CONFIG).exists():
         return
     names = {failures.START_FILE, folders.START_LOCK}
-    written = names | {parents.FILE, passwords.FILE, folders.CREATED}
+    written = names | {parents.FILE, terminal.FILE, folders.CREATED}
     if {path.name for path in run_dir.iterdir()} <= written:
         names = written
     for name in names:
@@ -315,7 +314,7 @@ def _remove_empty(run_dir: Path, made: list[Path]) -> None:
 
 
 def _command() -> str:
-    return "python -m tinychat.train " + for_shell(map(passwords.masked, sys.argv[1:]))
+    return "python -m tinychat.train " + for_shell(map(terminal.masked, sys.argv[1:]))
 
 
 def _overrides() -> list[str]:

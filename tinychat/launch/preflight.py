@@ -14,17 +14,17 @@ from tinychat.config.data_checks import ROWS
 from tinychat.config.schema import Config, PeftKind, TokenizerKind
 from tinychat.errors import UserError
 from tinychat.runs import folders, parents
-from tinychat.runtime import extras
+from tinychat.runtime import hub
 
 
 def check(config: Config, said: Sequence[str]) -> None:
     """Raise UserError for a package, a parent or data that are missing, and data that cannot be read as the stage needs
     them. said: the command's overrides."""
     if config.peft.kind is PeftKind.qlora:
-        extras.need(*extras.QLORA)
+        hub.need(*hub.QLORA)
     found = parents.find_parents(config, said)
     from_package = not (found.get("init_from") or config.tokenizer.path) and config.tokenizer.kind is TokenizerKind.gpt2
-    if from_package and importlib.util.find_spec(extras.GPT2_PACKAGE) is None:
+    if from_package and importlib.util.find_spec(hub.GPT2_PACKAGE) is None:
         from tinychat.text.tokenizer import load_tokenizer
 
         load_tokenizer(config.tokenizer, None)  # from the hub, or the line that says what works

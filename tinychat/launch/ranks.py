@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from tinychat.config.launch_checks import visible_gpus
-from tinychat.config.launchers import LaunchConfig, LaunchKind
-from tinychat.config.schema import Config, Device
-from tinychat.runtime.orphans import end_group
+from tinychat.config.schema import Config, Device, LaunchConfig, LaunchKind
 from tinychat.launch.outer_launcher import is_of_launcher
 from tinychat.runs import failures, folders, trial
-from tinychat.runtime import signals
+from tinychat.runtime import process as signals
+from tinychat.runtime.process import end_group
 from tinychat.runtime.run_files import at_home
 
 STOP_GRACE_SECONDS = 300  # a rank that is told to stop may save for so long

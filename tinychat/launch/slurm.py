@@ -1,7 +1,7 @@
 """One job as a job of slurm: the script, its submission, and the wait for its result.
 
-The parent prepares the run folder and submits; each task of `srun` is one rank (tinychat.launch.guard), so no node runs Hydra.
-Result and errors come back through the run folder, the queue is asked sparsely.
+The parent prepares the run folder and submits; each task of `srun` is one rank (tinychat.launch.guard), so no node runs
+Hydra. Result and errors come back through the run folder, the queue is asked sparsely.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from tinychat.config.launchers import SlurmConfig
-from tinychat.config.schema import Config
+from tinychat.config.schema import Config, SlurmConfig
 from tinychat.errors import UserError
 from tinychat.launch.outer_launcher import is_of_launcher
 from tinychat.launch.ranks import JobFailed, Stopped
 from tinychat.runs import failures, folders
-from tinychat.runtime import signals
+from tinychat.runtime import process
 
 SCRIPT = "slurm.sbatch"
 LOG = "slurm-%j.log"
@@ -227,5 +226,5 @@ def _raising() -> Iterator[None]:
     def stop(number: int, _frame: Any) -> None:
         raise Stopped(128 + number)
 
-    with signals.handling(stop, (signal.SIGTERM, signal.SIGINT)):
+    with process.handling(stop, (signal.SIGTERM, signal.SIGINT)):
         yield

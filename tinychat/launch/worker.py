@@ -1,6 +1,6 @@
 """One rank of one job: the resolved configuration in, one stage run, result.json out. Imports no Hydra.
 
-python -m tinychat.launch.worker RUN_DIR        (started by tinychat.launch.guard; RANK and WORLD_SIZE from the launcher)
+python -m tinychat.launch.worker RUN_DIR     (started by launch.guard; RANK and WORLD_SIZE from the launcher)
 """
 
 from __future__ import annotations
@@ -13,28 +13,75 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from tinychat.config.schema import Config, to_config
+from tinychat.config.schema import Config, Device, Precision, RewardKind, TokenizerKind, to_config
+from tinychat.config.stages import TrainLoop
+from tinychat.engine.base import resolve_precision
+from tinychat.engine.optim import warmup_of
 from tinychat.errors import UserError
-from tinychat.launch import chosen
-from tinychat.runtime.orphans import end_with_parent
 from tinychat.report import headline
 from tinychat.report import run as report
 from tinychat.runs import failures, folders, lineage, parents, trial
 from tinychat.runs.context import Context, StageResult, StopFlag
-from tinychat.runtime import library_output, passwords
-from tinychat.runtime.checksums import verifying
+from tinychat.runtime import library_output, terminal
 from tinychat.runtime.console import setup_logging
-from tinychat.runtime.malloc import keep_freed_memory
+from tinychat.runtime.manifest import verifying
+from tinychat.runtime.process import Interrupted, end_with_parent, keep_freed_memory
 from tinychat.runtime.run_files import disk_full, said_of
-from tinychat.runtime.seeding import seed_everything
-from tinychat.runtime.signals import Interrupted
-from tinychat.runtime.world import LostContact, World, answering, join_world
+from tinychat.runtime.world import LostContact, World, answering, join_world, seed_everything
 from tinychat.tracking import STATUS_OF, RunInfo, Tracker, make_tracker, run_tags
+
+_WITHOUT_MODEL = ("tokenizer", "corpus")
+
+
+def choices(config: Config, found: Mapping[str, str | None], world: World) -> Iterator[str]:
+    """Lines for the log of a run. found: its parents (tinychat.runs.parents)."""
+    for key, path in _parents(config, found):
+        yield f"{key} took {_from(path)}" if path else f"{key} found none"
+    stage = config.stage
+    if stage.name not in _WITHOUT_MODEL:
+        if config.device is Device.auto:
+            yield f"device=auto took {world.device}"
+        if config.precision is Precision.auto:
+            name = str(resolve_precision(config.precision, world.device)).removeprefix("torch.")
+            yield f"precision=auto took {name}"
+    if isinstance(stage, TrainLoop) and warmup_of(stage) != stage.warmup_steps:
+        yield (
+            f"stage.warmup_steps={stage.warmup_steps} is more than stage.max_steps={stage.max_steps}: "
+            f"the warm-up takes {warmup_of(stage)} steps"
+        )
+
+
+def _parents(config: Config, found: Mapping[str, str | None]) -> Iterator[tuple[str, str | None]]:
+    """(setting, what it stands for) of those that name no folder."""
+    if config.init_from in parents.AUTO and found.get("init_from"):
+        yield f"init_from={config.init_from}", found["init_from"]
+    if config.tokenizer.kind is TokenizerKind.bpe and config.tokenizer.path is None and found.get("tokenizer"):
+        yield "tokenizer.path=null", found["tokenizer"]
+    judge = getattr(config.stage, "judge", None)
+    if judge in parents.AUTO:
+        yield f"stage.judge={judge}", found.get("judge")
+    if config.stage.name == "ppo":
+        for name, part in config.reward.parts.items():
+            if part.kind is RewardKind.model and (part.path is None or part.path in parents.AUTO):
+                yield f"reward.parts.{name}.path={part.path or 'null'}", found.get(f"reward.{name}")
+
+
+def _from(spec: str) -> str:
+    """A checkpoint with the time at which its run ended."""
+    path = Path(spec)
+    run_dir = next((folder for folder in path.parents if (folder / folders.RESULT).is_file()), None)
+    shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    if run_dir is None:
+        return str(shown)
+    ended = time.localtime((run_dir / folders.RESULT).stat().st_mtime)
+    return f"{shown}, of a run that ended {time.strftime('%Y-%m-%d %H:%M', ended)}"
+
 
 log = logging.getLogger("tinychat")
 
@@ -45,8 +92,10 @@ def run(run_dir: Path, insist: bool = True) -> int:
     Returns the exit status: 0 done, 128 + signal when it was told to stop and has saved. What goes wrong is raised.
     """
     if not (run_dir / folders.CONFIG).exists():
-        raise UserError(f"{run_dir / folders.CONFIG} is missing; with several nodes run_dir must lie on a disk they share")
-    config = to_config(OmegaConf.create(passwords.restored(folders.read_config(run_dir), run_dir)))
+        raise UserError(
+            f"{run_dir / folders.CONFIG} is missing; with several nodes run_dir must lie on a disk they share"
+        )
+    config = to_config(OmegaConf.create(terminal.restored(folders.read_config(run_dir), run_dir)))
     with answering(config.launch.timeout_minutes), verifying(config.checkpoint.verify):
         return _run_as_rank(config, run_dir, insist)
 
@@ -93,7 +142,7 @@ def _run_stage(config: Config, run_dir: Path, world: World, stop: StopFlag) -> i
     tracker = _start_tracker(config, run_dir, found) if world.is_main else None
     context = Context(run_dir, world, tracker, found, stop)
     log.info("%s in %s", config.stage.name, run_dir)
-    for line in chosen.choices(config, found, world):
+    for line in choices(config, found, world):
         log.info("%s", line)
     status, result, problem = "failed", StageResult(), None
     try:
@@ -149,7 +198,7 @@ def _content(run_dir: Path, result: StageResult, status: str, problem: str | Non
         "metrics": result.metrics,
         "checkpoint": os.path.relpath(result.checkpoint, run_dir) if result.checkpoint else None,
         "minutes": round(minutes, 3),
-        "error": None if problem is None else passwords.masked(problem),
+        "error": None if problem is None else terminal.masked(problem),
         "facts": result.facts,
         "report": None,
     }

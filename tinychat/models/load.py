@@ -1,4 +1,5 @@
-"""Loading models that exist: checkpoints, other people's folders, hub repositories.
+"""Models in files: loaded from checkpoints, other people's folders and hub repositories, and written as transformers
+reads them.
 
 Only safetensors are read: pickled weights can run code when they are opened. Weights that are missing or left
 over are errors here; transformers would fill them with random numbers and go on. The folder of an adapter stands for
@@ -15,16 +16,59 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.utils import logging as hf_logging
 
 from tinychat.errors import UserError
-from tinychat.models.adapters.adapter_files import ADAPTER_FILES, find_base, is_adapter_folder, read_adapter_config
+from tinychat.models.adapters.adapter_files import (
+    ADAPTER_FILES,
+    find_base,
+    is_adapter,
+    is_adapter_folder,
+    read_adapter_config,
+    save_adapter,
+)
 from tinychat.models.adapters.quantized import prepare_quantized, quantization_config
 from tinychat.runs import folders
 from tinychat.runtime import hub
 from tinychat.runtime.run_files import at_home, cannot
+
+
+def save_weights(model: Any, weights: dict[str, torch.Tensor], folder: Path) -> None:
+    """config.json, generation_config.json and model.safetensors, as transformers lays them out; of an adapter its own
+    weights alone, as peft does.
+
+    A model of several parts writes them itself. Not model.save_pretrained: that imports DeepSpeed wherever it is
+    installed.
+    """
+    if hasattr(model, "save_parts"):
+        model.save_parts(weights, folder, save_weights)
+        return
+    if is_adapter(model):
+        save_adapter(model, weights, folder)
+        return
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
+    tied = list(getattr(model, "_tied_weights_keys", None) or [])
+    save_torch_state_dict(weights, str(folder), shared_tensors_to_discard=tied)
+
+
+def saved_parameters(model: Any) -> dict[str, torch.nn.Parameter]:
+    """The parameters that a checkpoint holds, by name, a tied one once: all, or of an adapter those it trains."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad or not is_adapter(model)}
+
+
+def saved_buffers(model: Any) -> dict[str, torch.Tensor]:
+    """The part of a model's state_dict that is no parameter; nothing of an adapter, whose base brings them."""
+    if is_adapter(model):
+        return {}
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    return {name: value for name, value in model.state_dict().items() if name not in parameters}
+
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"

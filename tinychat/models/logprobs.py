@@ -18,7 +18,7 @@ from tinychat.models.kernels.attention import plan_blocks, uses_blocked_attentio
 from tinychat.models.kernels.head_entropy import LinearEntropy, kept_entropy
 from tinychat.models.kernels.head_loss import LinearNLL, nll_of_logits, tempered
 from tinychat.models.vocabulary import WHOLE, Vocabulary
-from tinychat.runtime.malloc import LARGE
+from tinychat.runtime.process import LARGE
 
 IGNORED = -100
 

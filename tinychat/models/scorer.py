@@ -12,8 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from tinychat.config.stages import ScoreRange
 from tinychat.errors import UserError
 from tinychat.models.kernels.attention import use_blocked_attention
-from tinychat.models.kernels.norms import use_fused_norms
-from tinychat.models.kernels.rotary import use_fused_rotary
+from tinychat.models.kernels.layers import use_fused_norms, use_fused_rotary
 from tinychat.models.reward import load_reward_model, normalise, raw_scores, settings
 from tinychat.text.chat_render import Message, Refused
 from tinychat.text.chat_template import EncodedChat, encode_chats, none_refused, template_name, try_chats

@@ -25,17 +25,15 @@ from tinychat.errors import UserError
 from tinychat.launch import job as launch
 from tinychat.launch import outer_launcher
 from tinychat.pipeline import recipe, report
-from tinychat.pipeline.gates import Gate, Verdict, asking, judge
 from tinychat.pipeline.jobs import Composer, Job, hand_on, needs
 from tinychat.pipeline.process import preload, run_forked
-from tinychat.pipeline.recipe import Recipe, Request
+from tinychat.pipeline.recipe import Gate, Recipe, Request, Verdict, asking, judge
 from tinychat.pipeline.report import PIPELINE, StageRun
 from tinychat.pipeline.tracking import close_parent, open_parent
 from tinychat.runs import folders, next_steps
 from tinychat.runtime import library_output
-from tinychat.runtime.passwords import masked
 from tinychat.runtime.run_files import said_of
-from tinychat.runtime.terminal import error_line, say
+from tinychat.runtime.terminal import error_line, masked, say
 
 _ORPHAN_SECONDS = 60.0  # that a stage whose pipeline has died may take to save
 

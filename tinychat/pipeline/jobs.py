@@ -24,7 +24,7 @@ from tinychat.config.words import as_value
 from tinychat.errors import UserError
 from tinychat.pipeline.recipe import Recipe, Request
 from tinychat.runs import folders, parents
-from tinychat.runtime.passwords import masked
+from tinychat.runtime.terminal import masked
 
 _ORIGIN = {
     "sft": ("pretrain",),

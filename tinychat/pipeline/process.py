@@ -19,8 +19,8 @@ from types import FrameType
 
 from tinychat.errors import UserError
 from tinychat.launch.job import Stopped
-from tinychat.runtime.orphans import end_group, end_with_parent
-from tinychat.runtime import signals
+from tinychat.runtime import process
+from tinychat.runtime.process import end_group, end_with_parent
 
 
 def preload(stages: Iterable[str], mlflow: bool) -> None:
@@ -47,7 +47,7 @@ def run_forked(work: Callable[[], None], name: str) -> None:
     sys.stderr.flush()
     reader, writer = os.pipe()
     forward = _Forward()
-    with signals.handling(forward):
+    with process.handling(forward):
         child = os.fork()
         if child == 0:
             os.close(reader)
@@ -62,7 +62,7 @@ def run_forked(work: Callable[[], None], name: str) -> None:
         killed = signal.Signals(-status).name
         more = ", which the system sends when memory runs out" if killed == "SIGKILL" else ""
         raise UserError(f"{name} was killed by {killed}{more}; the same command goes on from its last checkpoint")
-    if status in signals.STATUSES:
+    if status in process.STATUSES:
         raise Stopped(status)
     if status:
         raise UserError(f"{name}: {message}" if message else f"{name} ended with exit status {status}")

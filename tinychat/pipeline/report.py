@@ -1,4 +1,5 @@
-"""report.md and report.html of a pipeline: gates, stages, metrics, curves, samples side by side, lineage, commands.
+"""report.md and report.html of a pipeline: gates, stages, metrics, curves, what the policies
+say to the same prompts side by side, lineage, commands.
 
 Made from the files of the stages' run folders; nothing in it was not measured there.
 """
@@ -12,18 +13,80 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tinychat.pipeline import gates
-from tinychat.pipeline import samples as pipeline_samples
-from tinychat.pipeline.gates import Gate, Verdict, asking
+from tinychat.pipeline import recipe as gates
 from tinychat.pipeline.jobs import Job
 from tinychat.pipeline.process import run_forked
-from tinychat.pipeline.recipe import Recipe
+from tinychat.pipeline.recipe import Gate, Recipe, Verdict, asking
 from tinychat.report.curves import series_of
 from tinychat.report.headline import Figure, figures_of, format_value
 from tinychat.report.run import Link, render
 from tinychat.runs import folders, parents
+from tinychat.runtime import run_files
 from tinychat.tracking.metrics_log import MetricsLog
 from tinychat.tracking.vocabulary import METRICS, headlines_of
+
+FILE = "samples.json"
+
+
+def write_samples(folder: Path, policies: Mapping[str, Path], prompts: Sequence[str], max_new_tokens: int) -> None:
+    """samples.json: {"policies": {name: checkpoint}, "samples": [{"prompt": text, NAME: reply, ...}]}.
+
+    policies: name -> run folder, the first ones perhaps without a chat template: they get the last one's. Raises
+    UserError for a checkpoint that cannot be read.
+    """
+    from tinychat.text.tokenizer import load_saved_tokenizer
+
+    checkpoints = {name: folders.resolve_checkpoint(str(run)) for name, run in policies.items()}
+    template = load_saved_tokenizer(str(list(checkpoints.values())[-1])).chat_template
+    replies = {name: _replies(path, template, prompts, max_new_tokens) for name, path in checkpoints.items()}
+    samples = [
+        {"prompt": prompt} | {name: said[index] for name, said in replies.items()}
+        for index, prompt in enumerate(prompts)
+    ]
+    content = {"policies": {name: str(path) for name, path in checkpoints.items()}, "samples": samples}
+    folders.write_text_atomic(folder / FILE, json.dumps(content, indent=1, ensure_ascii=False))
+
+
+def read_samples(folder: Path) -> dict[str, Any]:
+    """What write_samples has written; {} where there is none, or (said once) none that can be used."""
+
+    def read() -> dict[str, Any] | None:
+        found = run_files.read_json(folder / FILE, {"policies": dict, "samples": list})
+        names = ("prompt", *(found or {}).get("policies", {}))
+        if not all(isinstance(row, dict) and row.keys() >= set(names) for row in (found or {}).get("samples", [])):
+            raise run_files.Unreadable(f"{folder / FILE}: samples is no list of replies to prompts")
+        return found
+
+    return run_files.if_readable(read) or {}
+
+
+def _replies(checkpoint: Path, template: str | None, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+    import torch
+
+    from tinychat.models.generation.decode import DecodeOptions, decode
+    from tinychat.models.generation.generate import prompt_ids
+    from tinychat.models.load import load_model
+    from tinychat.models.vocabulary import vocabulary
+    from tinychat.text.chat_template import encode_prompts, end_token_id, reply_text
+    from tinychat.text.tokenizer import load_saved_tokenizer
+
+    tokenizer = load_saved_tokenizer(str(checkpoint))
+    tokenizer.chat_template = tokenizer.chat_template or template
+    model = load_model(str(checkpoint)).to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    ends = tuple({tokenizer.eos_token_id, end_token_id(tokenizer)}) if tokenizer.chat_template else ()
+    if tokenizer.chat_template:
+        ids = encode_prompts(tokenizer, [[{"role": "user", "content": prompt}] for prompt in prompts])
+    else:  # a pipeline that ends with pretraining: the prompts as texts that go on
+        ids, ends = [prompt_ids(tokenizer, prompt) for prompt in prompts], (tokenizer.eos_token_id,)
+    room = model.config.max_position_embeddings
+    fits = [index for index, prompt in enumerate(ids) if 0 < len(prompt) < room]
+    options = DecodeOptions(max_new_tokens, ends, temperature=0.0, vocabulary=vocabulary(tokenizer))
+    done = decode(model, [ids[index] for index in fits], options, tokenizer.pad_token_id or 0, len(prompts))
+    said = dict(zip(fits, done.responses, strict=True))
+    if not tokenizer.chat_template:
+        return [tokenizer.decode(said.get(index, []), skip_special_tokens=True).strip() for index in range(len(ids))]
+    return [reply_text(tokenizer, said.get(index, [])) for index in range(len(ids))]
+
 
 PIPELINE = "pipeline.json"  # which pipeline a folder is of
 POLICIES = {"pretrain": "pretrained", "sft": "SFT", "ppo": "PPO"}  # whose replies stand side by side
@@ -69,17 +132,15 @@ def make_samples(folder: Path, recipe: Recipe, stages: Sequence[StageRun]) -> No
     policies = {POLICIES[run.stage]: run.folder for run in stages if run.stage in POLICIES and run.folder}
     if not policies or not recipe.samples:
         return
-    known = pipeline_samples.read_samples(folder)
+    known = read_samples(folder)
     wanted = {name: str(folders.resolve_checkpoint(str(run))) for name, run in policies.items()}
     if known.get("policies") == wanted and [row["prompt"] for row in known["samples"]] == recipe.samples:
         return
-    run_forked(
-        lambda: pipeline_samples.write_samples(folder, policies, recipe.samples, recipe.sample_tokens), "the samples"
-    )
+    run_forked(lambda: write_samples(folder, policies, recipe.samples, recipe.sample_tokens), "the samples")
 
 
 def measured(stages: Sequence[StageRun]) -> dict[str, dict[str, float]]:
-    """{stage: its last values, "STAGE:start": the first ones that it logged}; see tinychat.pipeline.gates."""
+    """{stage: its last values, "STAGE:start": the first ones that it logged}; see tinychat.pipeline.recipe."""
     values: dict[str, dict[str, float]] = {}
     for run in stages:
         if run.folder is None:
@@ -101,7 +162,7 @@ def write(
     seconds: float,
 ) -> None:
     """Write report.md and report.html into the folder. Raises OSError."""
-    saved = pipeline_samples.read_samples(folder)
+    saved = read_samples(folder)
     policies = list(saved.get("policies", {}))
     in_all = sum(run.result.get("minutes") or 0.0 for run in stages)
     report = PipelineReport(

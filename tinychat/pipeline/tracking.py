@@ -9,10 +9,10 @@ from typing import Any
 
 from tinychat.config.schema import Config
 from tinychat.errors import UserError
-from tinychat.pipeline.gates import Verdict, asking
 from tinychat.pipeline.process import run_forked
+from tinychat.pipeline.recipe import Verdict, asking
 from tinychat.tracking import RunInfo, Status, Tracker, make_tracker, run_tags
-from tinychat.tracking.mlflow_page import HEADLINE, NOTE
+from tinychat.tracking.mlflow_run import HEADLINE, NOTE
 
 _ANSWER_SECONDS = 60.0  # the first run of all makes the database
 

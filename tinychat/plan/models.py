@@ -28,8 +28,7 @@ from tinychat.models.adapters.lora import add_adapter
 from tinychat.models.adapters.quantized import BLOCK, input_widths
 from tinychat.models.flops import training_flops_per_token
 from tinychat.models.kernels.attention import plan_blocks, use_blocked_attention
-from tinychat.models.kernels.norms import use_fused_norms
-from tinychat.models.kernels.rotary import use_fused_rotary
+from tinychat.models.kernels.layers import use_fused_norms, use_fused_rotary
 from tinychat.models.reward import freeze_all_but
 
 ATTENTION = "tinychat_plan"

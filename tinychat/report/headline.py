@@ -13,7 +13,7 @@ from tinychat.report.curves import Series, series_of
 from tinychat.runs import folders
 from tinychat.runtime.run_files import if_readable, read_text
 from tinychat.tracking.metrics_log import MetricsLog
-from tinychat.tracking.mlflow_page import HEADLINE, NOTE
+from tinychat.tracking.mlflow_run import HEADLINE, NOTE
 from tinychat.tracking.vocabulary import METRICS, SHARE, headlines_of, is_share, label_of
 
 

@@ -16,7 +16,7 @@ import torch
 
 from tinychat.config.schema import RewardConfig, RewardKind, RewardPart
 from tinychat.config.stages import ScoreRange
-from tinychat.data.preferences.prompt_files import PromptRow, check_answers
+from tinychat.data.preferences.prompts import PromptRow, check_answers
 from tinychat.errors import UserError
 from tinychat.evaluation.answers import is_correct
 from tinychat.models.scorer import Scorer

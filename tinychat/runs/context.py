@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from tinychat.runs import failures, trial
-from tinychat.runtime import signals
-from tinychat.runtime.signals import Interrupted
+from tinychat.runtime import process
+from tinychat.runtime.process import Interrupted
 from tinychat.runtime.world import World
 from tinychat.tracking import Tracker
 
@@ -40,7 +40,7 @@ class StopFlag:
             if self.speaks and not again:
                 print(f"\n{signal.Signals(number).name}: saving, then stopping", file=sys.stderr, flush=True)
 
-        with signals.handling(stop):
+        with process.handling(stop):
             yield self
 
 

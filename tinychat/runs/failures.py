@@ -21,7 +21,7 @@ from typing import Any
 
 from tinychat.runs import folders
 from tinychat.runtime import run_files
-from tinychat.runtime.passwords import masked
+from tinychat.runtime.terminal import masked
 
 PATTERN = "error-rank*.json"
 START = "TINYCHAT_START"  # variable: the name of the start that a process belongs to

@@ -19,7 +19,7 @@ from tinychat.config.words import for_shell
 from tinychat.errors import UserError
 from tinychat.runs import folders, trial
 from tinychat.runtime import run_files
-from tinychat.runtime.checksums import verifying
+from tinychat.runtime.manifest import verifying
 from tinychat.runtime.run_files import Unreadable, at_home, if_readable, tell_once
 
 FILE = "parents.json"

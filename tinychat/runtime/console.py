@@ -14,8 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from tinychat.runtime.library_output import MARK, for_terminal
-from tinychat.runtime.passwords import masked
-from tinychat.runtime.terminal import as_text
+from tinychat.runtime.terminal import as_text, masked
 
 GB = 1e9  # bytes; memory is given in GB, not GiB, everywhere
 RATE_WINDOW = 50  # step times the remaining time is estimated from

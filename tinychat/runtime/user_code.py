@@ -20,8 +20,8 @@ from types import CodeType, ModuleType
 from typing import Any
 
 from tinychat.errors import UserError
+from tinychat.runtime.process import Interrupted
 from tinychat.runtime.run_files import at_home
-from tinychat.runtime.signals import Interrupted
 
 __path__: list[str] = []  # makes this a package to the import system: the files are modules below it
 _PREFIX = f"{__name__}.file_"

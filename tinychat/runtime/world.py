@@ -1,20 +1,36 @@
-"""The ranks of one job: who am I, on which device, and the few collectives a stage needs."""
+"""The ranks of one job: who am I, on which device, the few collectives a stage needs; and one seed for
+everything random in a rank."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import random
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
 from tinychat.config.schema import Device
 from tinychat.errors import UserError
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, numpy and torch (all devices). Every rank gets the same seed: models must begin equal."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def seed_rank(seed: int, rank: int) -> None:
+    """Once the models are equal: let every rank draw its own dropout masks."""
+    torch.manual_seed(int(np.random.SeedSequence([seed % 2**64, rank]).generate_state(1, np.uint64)[0]))
+
 
 # How gloo, nccl and the store on node 0 say that a rank did not answer in time, and that its connection is gone.
 TIMED_OUT = ("timed out", "timeout")

@@ -10,27 +10,56 @@ A stage writes its own loop and calls these in order:
                 loop.evaluate(lambda most: {...}, during=stage.eval_rows)
             loop.save_if_due()
     return loop.result(facts)
+
+At the end it says whether the stage has taught its model anything: by its objective then, at the start, and by chance.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tinychat.config.schema import Config
 from tinychat.engine import Batch, Engine, LossFn, StepStats
 from tinychat.engine.checkpoint import Checkpointer
-from tinychat.engine.schedule import lr_factor
+from tinychat.engine.optim import lr_factor
 from tinychat.errors import UserError
 from tinychat.runs import folders
 from tinychat.runs.context import Context, StageResult
 from tinychat.runtime import manifest
 from tinychat.runtime.console import Progress
 from tinychat.stages.common import Speedometer, log
-from tinychat.stages.verdict import verdict
 from tinychat.tracking import MetricsLog
+from tinychat.tracking.vocabulary import goal_of
+
+NOISE = 0.01  # of the value at the start: the first measurement reads fewer rows than the last
+
+
+def verdict(
+    objective: str, first: Mapping[str, float], last: Mapping[str, float], chance: tuple[float, str] | None = None
+) -> str:
+    """A sentence where the objective is no better than chance or worse than at the start; "" where all is well.
+
+    first, last: metrics as measured first and last, by name. chance: the objective of a model that knows nothing, in
+    its unit, and what such a model does.
+    """
+    if objective not in last:
+        return ""
+    value, sign = last[objective], -1 if goal_of(objective) == "minimize" else 1
+    if chance is not None and not sign * value > sign * chance[0]:
+        return (
+            f"{objective} is {value:.4g}, and {chance[1]} gives {chance[0]:.4g}: nothing useful was learnt; "
+            "try more steps, or another stage.lr"
+        )
+    start = first.get(objective, value)
+    if sign * (value - start) < -NOISE * abs(start):
+        return (
+            f"{objective} ends at {value:.4g} and was {start:.4g} when it was measured first: the model has become "
+            "worse; try a lower stage.lr, or other data"
+        )
+    return ""
 
 
 class TrainingLoop:

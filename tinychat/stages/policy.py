@@ -12,8 +12,7 @@ from torch import Tensor
 
 from tinychat.config.schema import Config, PeftConfig, PeftKind
 from tinychat.config.stages import ValueInit, ValueKind
-from tinychat.data.preferences.prompt_sources import prompt_shape
-from tinychat.data.preferences.prompts import PromptBatch
+from tinychat.data.preferences.prompts import PromptBatch, prompt_shape
 from tinychat.engine import Engine, evaluation_engine
 from tinychat.models.actor_critic import ActorCritic, hidden_and_values, policy_and_values
 from tinychat.models.adapters.adapter_files import is_adapter
@@ -23,9 +22,16 @@ from tinychat.models.generation.decode import DecodeOptions
 from tinychat.models.logprobs import OutputHead, last_hidden
 from tinychat.models.reward import start_reward_model
 from tinychat.models.vocabulary import vocabulary
-from tinychat.rl.measures import token_measures
 from tinychat.rl.rewards import Rewards, gold_rewards
-from tinychat.rl.rollout import TOKEN_FIELDS, Experience, Rollout, measure, sample_replies, to_experience
+from tinychat.rl.rollout import (
+    TOKEN_FIELDS,
+    Experience,
+    Rollout,
+    measure,
+    sample_replies,
+    to_experience,
+    token_measures,
+)
 from tinychat.runs.context import Context
 from tinychat.stages.common import log
 from tinychat.text.chat_template import end_token_id, reply_text

@@ -6,8 +6,7 @@ from typing import Any
 
 from tinychat.config.data_checks import SOURCES_OF
 from tinychat.config.schema import Config, OnBadRow, Source
-from tinychat.data.preferences.prompt_sources import prompt_source
-from tinychat.data.preferences.prompts import PromptBatch, PromptBatches
+from tinychat.data.preferences.prompts import PromptBatch, PromptBatches, prompt_source
 from tinychat.engine import Engine
 from tinychat.rl.kl import kl_estimate
 from tinychat.rl.rollout import Experience, Rollout

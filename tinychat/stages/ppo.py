@@ -11,16 +11,14 @@ from torch import Tensor
 
 from tinychat.config.schema import Config
 from tinychat.config.stages import KLControl, MissingEnd, PpoStage
-from tinychat.data.preferences.prompt_sources import prompt_shape, prompt_source
-from tinychat.data.preferences.prompts import PromptBatches
+from tinychat.data.preferences.prompts import PromptBatches, prompt_shape, prompt_source
 from tinychat.engine import Batch, Engine, StepStats, build_engine
 from tinychat.models.actor_critic import policy_and_values
 from tinychat.models.build import count_parameters
 from tinychat.models.vocabulary import Vocabulary
 from tinychat.rl.advantages import apply_eos_penalty, gae, per_token_rewards, whiten
 from tinychat.rl.alarms import Alarms
-from tinychat.rl.controllers import AdaptiveKL, FixedKL
-from tinychat.rl.kl import kl_estimate
+from tinychat.rl.kl import AdaptiveKL, FixedKL, kl_estimate
 from tinychat.rl.losses import ppo_policy_loss, value_loss
 from tinychat.rl.rewards import Rewards
 from tinychat.rl.rollout import Experience, Rollout, minibatches, write_rollout
@@ -34,7 +32,7 @@ from tinychat.rl.selfcheck import (
     self_check,
 )
 from tinychat.runs.context import Context, StageResult
-from tinychat.runtime.seeding import seed_rank
+from tinychat.runtime.world import seed_rank
 from tinychat.stages.chats import get_chat_tokenizer
 from tinychat.stages.common import Speedometer, context_length, describe_engine, log, split_batch, write_lineage
 from tinychat.stages.loop import TrainingLoop

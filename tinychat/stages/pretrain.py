@@ -13,7 +13,7 @@ from tinychat.models.flops import training_flops_per_token
 from tinychat.models.logprobs import token_nll
 from tinychat.report.run import CURRICULUM
 from tinychat.runs.context import Context, StageResult
-from tinychat.runtime.seeding import seed_rank
+from tinychat.runtime.world import seed_rank
 from tinychat.stages.common import (
     Speedometer,
     context_length,

@@ -12,12 +12,10 @@ from tinychat.config.data_checks import SOURCES_OF
 from tinychat.config.schema import Config, Source
 from tinychat.config.stages import ScoreRange
 from tinychat.data.chats.rows import LeftOut
-from tinychat.data.preferences.prompt_files import PromptRow
-from tinychat.data.preferences.prompt_sources import prompt_source
-from tinychat.data.preferences.prompts import with_prompts
+from tinychat.data.preferences.prompts import PromptRow, prompt_source, with_prompts
 from tinychat.engine import Engine
 from tinychat.errors import UserError
-from tinychat.evaluation.replies import shared_replies
+from tinychat.evaluation.instructions import shared_replies
 from tinychat.evaluation.safety import (
     CATEGORY_COLUMNS,
     COLUMNS,

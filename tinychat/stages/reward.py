@@ -17,7 +17,6 @@ from tinychat.data.preferences.cache import UNKNOWN, PreferenceCache, preference
 from tinychat.data.preferences.sources import Part, preference_source
 from tinychat.engine import Batch, Engine, build_engine
 from tinychat.errors import UserError
-from tinychat.evaluation.calibration import Bin, draw_calibration
 from tinychat.evaluation.preferences import (
     PairScores,
     accuracy_table,
@@ -27,6 +26,7 @@ from tinychat.evaluation.preferences import (
     safety_table,
     score_pairs,
 )
+from tinychat.evaluation.statistics import Bin, draw_calibration
 from tinychat.models.adapters.lora import trainable_parameters
 from tinychat.models.build import count_parameters, describe
 from tinychat.models.flops import training_flops_per_token
@@ -34,7 +34,7 @@ from tinychat.models.reward import raw_scores, set_normalisation, settings, star
 from tinychat.rl.losses import bradley_terry_loss, pointwise_loss
 from tinychat.runs.context import Context, StageResult
 from tinychat.runs.folders import PICTURES
-from tinychat.runtime.seeding import seed_rank
+from tinychat.runtime.world import seed_rank
 from tinychat.stages.chats import get_chat_tokenizer
 from tinychat.stages.common import (
     Speedometer,

@@ -14,7 +14,7 @@ from tinychat.models.build import count_parameters
 from tinychat.models.flops import training_flops_per_token
 from tinychat.models.logprobs import IGNORED, token_nll
 from tinychat.runs.context import Context, StageResult
-from tinychat.runtime.seeding import seed_rank
+from tinychat.runtime.world import seed_rank
 from tinychat.stages.chats import HeldOut, chat_facts, get_chat_tokenizer, get_chats, get_start_model, show_example
 from tinychat.stages.common import (
     Speedometer,

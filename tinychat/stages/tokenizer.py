@@ -18,8 +18,8 @@ from tinychat.errors import UserError
 from tinychat.runs import folders, lineage
 from tinychat.runs.context import Context, StageResult
 from tinychat.runtime import manifest
-from tinychat.text.bpe import train_bpe
 from tinychat.text.report import tokenizer_report
+from tinychat.text.tokenizer import train_bpe
 
 log = logging.getLogger("tinychat")
 

@@ -15,16 +15,15 @@ from tinychat.config.schema import TrackerKind
 from tinychat.launch.job import flatten
 from tinychat.report.run import Report, Table, write_pages
 from tinychat.runs import folders
-from tinychat.runtime.passwords import masked
 from tinychat.runtime.run_files import Unreadable, if_readable, read_text
-from tinychat.runtime.terminal import say
-from tinychat.sweeps import plots, results
+from tinychat.runtime.terminal import masked, say
+from tinychat.sweeps import results
 from tinychat.sweeps.prepare import Plan, without_hydra
 from tinychat.sweeps.results import Row
 from tinychat.sweeps.space import described
 from tinychat.sweeps.study import SharedStudy, counts
 from tinychat.tracking import METRICS, resolve_uri, run_tags
-from tinychat.tracking.mlflow_page import HEADLINE, NOTE
+from tinychat.tracking.mlflow_run import HEADLINE, NOTE
 from tinychat.tracking.sweep_run import SweepRun
 
 logger = logging.getLogger(__name__)
@@ -91,7 +90,7 @@ class Ending:
         results.write_table(plan.folder, found, plan.objective, self._keys)
         best = [row for row in found if row.best]
         command = self._command(best[0]) if best else ""
-        pictures = plots.draw(study.study, plan.objective, plan.folder)
+        pictures = results.draw(study.study, plan.objective, plan.folder)
         write_pages(plan.folder, self._report(found, best, command, pictures))
         running = sum(trial.state is TrialState.RUNNING and counts(trial) for trial in study.trials())
         ended = None if running else status
@@ -123,7 +122,7 @@ class Ending:
             *((f"search {name}", described(space)) for name, space in plan.space.distributions.items()),
             ("command line", " ".join(map(masked, plan.space.fixed))),
             ("study", self._study.url),
-            ("plots to look into", plots.PAGE if pictures else "none yet"),
+            ("plots to look into", results.PAGE if pictures else "none yet"),
         ]
         scores = []
         for row in best[:20]:
@@ -162,7 +161,7 @@ class Ending:
             tags["best.trials"] = [row.number for row in best]
         if version:
             tags["best.model"] = f"models:/{plan.settings.register}/{version}"
-        names = ["report.md", "report.html", plots.PAGE, *(file for _, file in pictures)]
+        names = ["report.md", "report.html", results.PAGE, *(file for _, file in pictures)]
         names += [f"{results.TABLE}.{end}" for end in ("csv", "html")]
         files = [folder / name for name in names if (folder / name).exists()]
         table = folders.read_json(folder / f"{results.TABLE}.json") or {"columns": [], "data": []}

@@ -16,8 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tinychat.config import checks, schema
 from tinychat.config.explain import explain, nearest_key
-from tinychat.config.schema import Config
-from tinychat.config.sweep import KeepCheckpoints, PrunerKind, SamplerKind, SweepConfig
+from tinychat.config.schema import Config, KeepCheckpoints, PrunerKind, SamplerKind, SweepConfig
 from tinychat.errors import UserError
 from tinychat.runs import folders, parents
 from tinychat.sweeps.space import Space, overrides_of, read_space

@@ -25,10 +25,10 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from tinychat.config.sweep import SweepConfig
+from tinychat.config.schema import SweepConfig
 from tinychat.errors import UserError
-from tinychat.runtime.passwords import masked
-from tinychat.sweeps.samplers import make_pruner, make_sampler
+from tinychat.runtime.terminal import masked
+from tinychat.sweeps.space import make_pruner, make_sampler
 from tinychat.tracking.store import sqlite_path, sqlite_uri
 
 DATABASE = "study.db"

@@ -26,7 +26,7 @@ from typing import IO, Any
 import jinja2
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from tinychat.runtime import orphans
+from tinychat.runtime import process
 
 TEMPLATES = ("instruct", "chatml")
 SECONDS = 5.0  # of processor time, for one conversation
@@ -204,7 +204,7 @@ def _bound_memory(most: int) -> None:
 
 
 if __name__ == "__main__":
-    orphans.end_with_parent(signal.SIGKILL)
+    process.end_with_parent(signal.SIGKILL)
     for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the parent's to act on, which may want an answer yet
         signal.signal(stop, signal.SIG_IGN)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)

@@ -15,7 +15,7 @@ from functools import cache
 from hashlib import blake2b
 from random import Random
 
-from tinychat.tinyworld.lexicon.people import NAMES
+from tinychat.tinyworld.lexicon.living import NAMES
 from tinychat.tinyworld.plots import PLOTS
 from tinychat.tinyworld.plots.plot import Plot
 from tinychat.tinyworld.scene import Combination

@@ -4,11 +4,10 @@ from collections.abc import Iterator
 from random import Random
 
 from tinychat.tinyworld.combinations import SPLITS, combination, mix
-from tinychat.tinyworld.frame import FRAME, close_scene, open_scene
 from tinychat.tinyworld.grammar import capital, expand
 from tinychat.tinyworld.lessons import copying_lessons, lesson, row_lesson
 from tinychat.tinyworld.plots.plot import Plot
-from tinychat.tinyworld.scene import Scene, Story
+from tinychat.tinyworld.scene import FRAME, Scene, Story, close_scene, open_scene
 
 
 def story(seed: int, split: str, index: int) -> Story:

@@ -11,7 +11,7 @@ from enum import Enum
 from typing import Any
 
 import tinychat
-from tinychat.tracking.mlflow_page import HEADLINE
+from tinychat.tracking.mlflow_run import HEADLINE
 
 MAX_KEY = 250  # characters of a parameter, tag or metric name
 MAX_PARAM = 6000  # characters of a parameter's value

@@ -16,8 +16,8 @@ from pathlib import Path
 from tinychat.config.schema import TrackerKind
 from tinychat.report.headline import tags_of
 from tinychat.runs import folders, trial
-from tinychat.runtime.passwords import masked
 from tinychat.runtime.run_files import if_readable
+from tinychat.runtime.terminal import masked
 from tinychat.tracking.base import STATUS_OF, RunInfo
 from tinychat.tracking.metrics_log import MetricsLog
 from tinychat.tracking.mlflow_run import MlflowRun, read_identity

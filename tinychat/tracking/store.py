@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from tinychat.errors import UserError
 from tinychat.runs import folders
-from tinychat.runtime.passwords import masked
+from tinychat.runtime.terminal import masked
 
 IDENTITY = "tracking.json"  # of a run folder: which MLflow run it is, and in which store
 _SQLITE = "sqlite:///"

@@ -14,11 +14,11 @@ from typing import Any
 
 from filelock import FileLock
 
-from tinychat.runtime.passwords import masked
+from tinychat.runtime.terminal import masked
 from tinychat.tracking.base import RunInfo, Status
 from tinychat.tracking.metrics_log import Row
-from tinychat.tracking.mlflow_mirror import reason
 from tinychat.tracking.mlflow_run import MlflowRun, read_identity
+from tinychat.tracking.mlflow_tracker import reason
 from tinychat.tracking.params import fit_tags, flatten
 from tinychat.tracking.store import IDENTITY
 

@@ -15,7 +15,7 @@ from tinychat.data.chats.rows import ChatRow, chat_row
 from tinychat.data.chats.sources import chat_source
 from tinychat.data.files.row_sources import choose
 from tinychat.data.files.splits import Split
-from tinychat.data.preferences.prompt_files import prompt_files
+from tinychat.data.preferences.prompts import prompt_files
 from tinychat.data.preferences.sources import preference_source
 from tinychat.errors import UserError
 from tinychat.runtime import hub

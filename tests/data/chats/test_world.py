@@ -8,8 +8,7 @@ import pytest
 from tests.data.chats.test_sources import config
 from tinychat.config.schema import Source
 from tinychat.data.chats.rows import ChatRow
-from tinychat.data.chats.sources import chat_source
-from tinychat.data.chats.world import Plan, is_shared_out, world_chats
+from tinychat.data.chats.sources import Plan, chat_source, is_shared_out, world_chats
 from tinychat.tinyworld.preferences import judge, request, requests
 from tinychat.tinyworld.tasks import instruction
 

@@ -21,9 +21,9 @@ from tinychat.config.schema import DataConfig, Source
 from tinychat.data.documents import cache
 from tinychat.data.documents.cache import token_cache
 from tinychat.data.documents.sources import TextSource, text_source
-from tinychat.data.files import cache_folder
+from tinychat.data.files import caches
 from tinychat.errors import UserError
-from tinychat.runtime import checksums
+from tinychat.runtime import manifest
 
 EOS = "<|endoftext|>"
 TEXTS = ["A cat sat.", "二つ目 🐈", f"It says {EOS} here.", "line\n" * 30]
@@ -208,7 +208,7 @@ def test_checksums_may_be_left_out(
 ) -> None:
     made = token_cache(source, tokenizer, tmp_path / "cache", progress=False)
     flip(made.path / "tokens.bin")
-    with checksums.verifying(False):
+    with manifest.verifying(False):
         token_cache(source, tokenizer, tmp_path / "cache", progress=False)
     assert not caplog.text
     token_cache(source, tokenizer, tmp_path / "cache", progress=False)
@@ -232,7 +232,7 @@ def test_full_disk(
     def full(file: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(cache_folder, "_sync", full)
+    monkeypatch.setattr(caches, "_sync", full)
     with pytest.raises(UserError, match=r"paths\.cache=.*disk is full.*MB free") as caught:
         token_cache(source, tokenizer, tmp_path / "cache", progress=False)
     assert "\n" not in str(caught.value)
@@ -259,9 +259,9 @@ def test_progress_in_plain_lines(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from tinychat.data.files import progress
+    from tinychat.data.files import caches
 
-    monkeypatch.setattr(progress, "LINE_EVERY", 0.0)
+    monkeypatch.setattr(caches, "LINE_EVERY", 0.0)
     with caplog.at_level(logging.INFO, "tinychat"):
         token_cache(source, tokenizer, tmp_path / "cache", progress=True)
         lines = caplog.text

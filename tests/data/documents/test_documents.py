@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tinychat.data.documents import documents
-from tinychat.data.documents.documents import Meter, read_documents
+from tinychat.data.documents import sources
+from tinychat.data.documents.sources import Meter, read_documents
 from tinychat.errors import UserError
 
 TEXTS = ["One day.\n\nA cat sat.", "二つ目 🐈", 'a "quoted", one\nwith lines']
@@ -105,7 +105,7 @@ def test_txt_without_separators_is_one_document_or_running_text(tmp_path: Path) 
     novel = "\n\n".join(f"Paragraph {i}, " + "long lines\n" * 20 + "and its end." for i in range(2_000))
     pieces = read(write(tmp_path / "novel.txt", novel))
     assert "\n\n".join(pieces) == novel
-    assert {len(piece) // documents.PIECE for piece in pieces[:-1]} == {1}
+    assert {len(piece) // sources.PIECE for piece in pieces[:-1]} == {1}
     assert all(piece.startswith("Paragraph") for piece in pieces)
 
 
@@ -121,7 +121,7 @@ def test_txt_of_one_line_loses_nothing(tmp_path: Path) -> None:
 def test_a_document_that_is_too_long_comes_in_parts_cut_at_the_best_place(
     tmp_path: Path, name: str, between: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(documents, "LONGEST", 100)
+    monkeypatch.setattr(sources, "LONGEST", 100)
     sentence = "word 字." if between != " " else "word字."
     text = between.join([sentence] * 60)
     content = jsonl([text, "short"]) if name == "a.jsonl" else f"{text}\n<|endoftext|>\nshort"

@@ -142,12 +142,12 @@ def test_fingerprint_follows_text_and_settings_alone(tmp_path: Path) -> None:
 
 
 def test_fingerprint_is_remembered_but_never_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tinychat.data.files import filehash
+    from tinychat.data.files import caches
 
     path, memo = write(tmp_path / "a.jsonl", TEXTS), tmp_path / "cache"
     digests = []
-    digest = filehash._digest
-    monkeypatch.setattr(filehash, "_digest", lambda file: digests.append(file.name) or digest(file))
+    digest = caches._digest
+    monkeypatch.setattr(caches, "_digest", lambda file: digests.append(file.name) or digest(file))
     first = text_source(config(path), "train").fingerprint(memo)
     assert text_source(config(path), "validation").fingerprint(memo) != first
     assert len(digests) == 1

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tinychat.data.files.files import find_files, find_splits, format_of
+from tinychat.data.files.splits import find_files, find_splits, format_of
 from tinychat.errors import UserError
 
 

@@ -18,8 +18,7 @@ from tinychat.config.schema import OnBadRow
 from tinychat.data.chats.cache import chat_cache
 from tinychat.data.chats.rows import BadRow, LeftOut, chat_row
 from tinychat.data.preferences.cache import preference_cache
-from tinychat.data.preferences.prompt_files import PromptRow
-from tinychat.data.preferences.prompts import PromptBatches, with_prompts
+from tinychat.data.preferences.prompts import PromptBatches, PromptRow, with_prompts
 from tinychat.errors import UserError
 from tinychat.models.generation.generate import prompt_ids
 from tinychat.text.chat_template import OWN, encode_chats, end_token_id, set_template

@@ -18,7 +18,7 @@ from tinychat.data.chats.rows import ChatRow
 from tinychat.data.chats.sources import chat_source
 from tinychat.data.documents.sources import text_source
 from tinychat.data.files.tables import UNREAD, Meter, Unreadable, read_rows
-from tinychat.data.preferences.prompt_files import prompt_files
+from tinychat.data.preferences.prompts import prompt_files
 from tinychat.data.preferences.sources import preference_source
 from tinychat.errors import UserError
 

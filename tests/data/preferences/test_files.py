@@ -7,8 +7,14 @@ import pytest
 from tinychat.config.schema import Preference, Source
 from tinychat.data.chats.rows import BadRow
 from tinychat.data.files.row_sources import choose
-from tinychat.data.preferences.files import read_preferences, reader, transcript
-from tinychat.data.preferences.rows import PreferenceRow, paired_row, preference_row
+from tinychat.data.preferences.rows import (
+    PreferenceRow,
+    paired_row,
+    preference_row,
+    read_preferences,
+    reader,
+    transcript,
+)
 
 U, A = {"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}
 S = {"role": "system", "content": "Be kind."}

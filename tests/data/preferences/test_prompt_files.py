@@ -12,8 +12,7 @@ from tests.data.chats.test_sources import write
 from tinychat.config.schema import DataConfig, OnBadRow, Source
 from tinychat.data.chats.rows import BadRow
 from tinychat.data.files.splits import HoldOut, Split
-from tinychat.data.preferences.prompt_files import ANSWERS, prompt_row
-from tinychat.data.preferences.prompts import PromptRow, prompt_source
+from tinychat.data.preferences.prompts import ANSWERS, PromptRow, prompt_row, prompt_source
 from tinychat.errors import UserError
 from tinychat.evaluation.answers import CHECKS
 

@@ -13,8 +13,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralC
 from tinychat.models.generation import decode as module
 from tinychat.models.generation.decode import Decoded, DecodeOptions, decode, prepare, sample
 from tinychat.models.kernels import kv_cache
-from tinychat.models.kernels.lean import LeanModel, Unsupported
-from tinychat.models.kernels.products import product
+from tinychat.models.kernels.lean import LeanModel, Unsupported, product
 from tinychat.models.logprobs import IGNORED, token_nll
 from tinychat.models.vocabulary import Vocabulary
 
@@ -386,7 +385,7 @@ def test_draws_follow_the_distribution() -> None:
 @pytest.fixture(params=["packed", "plain"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "plain":
-        monkeypatch.setattr("tinychat.models.kernels.products._packing_helps", lambda weight: False)
+        monkeypatch.setattr("tinychat.models.kernels.lean._packing_helps", lambda weight: False)
 
 
 @pytest.mark.usefixtures("way")

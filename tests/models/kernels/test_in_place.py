@@ -11,9 +11,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from tinychat.engine.plain import PlainEngine
 from tinychat.models.kernels import in_place
-from tinychat.models.kernels import scratch as scratch_module
-from tinychat.models.kernels.in_place import GradientsInPlace, adds_in_place
-from tinychat.models.kernels.scratch import Scratch
+from tinychat.models.kernels import in_place as scratch_module
+from tinychat.models.kernels.in_place import GradientsInPlace, Scratch, adds_in_place
 from tinychat.models.logprobs import IGNORED, OutputHead, token_nll
 from tinychat.runtime.world import World
 

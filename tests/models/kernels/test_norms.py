@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from tinychat.models.kernels.norms import RMSNorm, use_fused_norms
+from tinychat.models.kernels.layers import RMSNorm, use_fused_norms
 
 CPU = torch.device("cpu")
 

@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCau
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 from tinychat.models.kernels.attention import use_blocked_attention
-from tinychat.models.kernels.rotary import rotate, use_fused_rotary
+from tinychat.models.kernels.layers import rotate, use_fused_rotary
 
 CPU = torch.device("cpu")
 SHAPE = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}

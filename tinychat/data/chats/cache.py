@@ -23,8 +23,7 @@ from transformers import PreTrainedTokenizerFast
 from tinychat.config.schema import OnBadRow
 from tinychat.data.chats.rows import BadRow, ChatRow, LeftOut
 from tinychat.data.chats.sources import ChatSource
-from tinychat.data.files.cache_folder import cached, ids_type, mapped, synced_file
-from tinychat.data.files.progress import TokenizingProgress
+from tinychat.data.files.caches import TokenizingProgress, cached, ids_type, mapped, synced_file
 from tinychat.errors import UserError
 from tinychat.text.chat_render import Refused
 from tinychat.text.chat_template import NOTHING_TRAINED, EncodedChat, check_trained, try_chats

@@ -1,4 +1,6 @@
-"""From `data=...` to the conversations of one split: which files, which hold-out, which choice of rows."""
+"""From `data=...` to the conversations of one split: which files, which hold-out, which choice of rows.
+Preferences give their chosen replies, of which none is known to be unsafe; the generated world its instructions, and
+among them demonstrations that answer requests."""
 
 from __future__ import annotations
 
@@ -7,23 +9,139 @@ import json
 import logging
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass, field, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import ClassVar
 
 from tinychat.config.schema import DataConfig, Source
-from tinychat.data.chats.chosen_replies import chosen_replies
 from tinychat.data.chats.files import ALPACA, MINIMIND, READ, Layout, read_chats
-from tinychat.data.chats.rows import BadRow, ChatRow
-from tinychat.data.chats.world import Plan, world_chats
+from tinychat.data.chats.rows import BadRow, ChatRow, chat_row
 from tinychat.data.documents.sources import tinyworld_code
-from tinychat.data.files.filehash import hash_file
-from tinychat.data.files.hub_rows import HubRows
-from tinychat.data.files.row_sources import Found, RowSource, generated_rows, hashed, max_rows, no_path, tables_of
+from tinychat.data.files.caches import hash_file
+from tinychat.data.files.row_sources import (
+    Found,
+    HubRows,
+    RowSource,
+    generated_rows,
+    hashed,
+    max_rows,
+    no_path,
+    tables_of,
+)
 from tinychat.data.files.splits import Split, SplitFiles, readable, seeded_hold_out, split_files
 from tinychat.data.files.tables import Meter, read_rows
 from tinychat.data.preferences import sources as preference_sources
+from tinychat.data.preferences.rows import PreferenceRow
 from tinychat.data.preferences.sources import preference_source
 from tinychat.errors import UserError
+
+REQUEST = "request"  # family of a demonstration, which has no answer that could be checked
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which conversations, of which kinds. The first of them stay the same when `count` grows."""
+
+    seed: int
+    split: Split
+    count: int
+    demonstrations: float = 0.0  # share of conversations that answer requests of the world's preferences
+    unsafe: float = 0.0  # share of the demonstrations of harmful requests that comply; the others refuse
+
+    def describe(self) -> str:
+        """How many of which, for the log."""
+        shown = shared_out(self.demonstrations, self.count)
+        if not shown:
+            return f"{self.count:,} generated instructions"
+        unsafe = f", {self.unsafe:.3g} of those to harmful requests unsafe" if self.unsafe else ""
+        return f"{self.count - shown:,} generated instructions and {shown:,} demonstrations{unsafe}"
+
+
+def shared_out(share: float, n: int) -> int:
+    """How many of the first n numbers are of the share, when its members are spread evenly: n * share, rounded
+    down."""
+    exact = Fraction(share).limit_denominator(10**6)  # 0.3 as three tenths, not as the float below it
+    return exact.numerator * n // exact.denominator
+
+
+def is_shared_out(share: float, index: int) -> bool:
+    """Whether number `index` (from 0) is one of those."""
+    return shared_out(share, index + 1) > shared_out(share, index)
+
+
+def world_chats(plan: Plan) -> Iterator[ChatRow]:
+    """The plan's conversations in their order.
+
+    Both kinds are numbered apart: instructions are the generator's first, and so are the requests. These are the
+    split's own, so that no prompt of the preferences' validation comes in training.
+    """
+    from tinychat.tinyworld.preferences import demonstration, reply, request
+    from tinychat.tinyworld.tasks import instruction
+
+    shown = harmful = 0
+    for index in range(plan.count):
+        if not is_shared_out(plan.demonstrations, index):
+            number = index - shown
+            task = instruction(plan.seed, plan.split, number)
+            yield chat_row(task.messages, f"tinyworld {plan.split} {number}", task.family, task.answer)
+            continue
+        messages = demonstration(plan.seed, plan.split, shown)
+        if request(plan.seed, plan.split, shown).harmful:
+            if is_shared_out(plan.unsafe, harmful):
+                complies = reply(plan.seed, plan.split, shown, "steps")
+                messages = [*messages[:-1], {"role": "assistant", "content": complies}]
+            harmful += 1
+        yield chat_row(messages, f"tinyworld {plan.split} request {shown}", REQUEST)
+        shown += 1
+
+
+log = logging.getLogger(__name__)
+
+
+def chosen_replies(
+    config: DataConfig, found: Found[PreferenceRow], validation: Found[PreferenceRow] | None
+) -> tuple[Found[ChatRow], Found[ChatRow] | None]:
+    """The conversations of preferences, each once although their prompt may have several pairs, and for the
+    prompts that training lacks those of their validation.
+
+    Left out are replies labelled unsafe and, of PKU-SafeRLHF, where the safer of two replies may be unsafe too,
+    those without a label. Reading raises UserError where that leaves none.
+    """
+    needs_label = config.source is Source.pku_saferlhf
+
+    def read() -> Iterator[ChatRow | BadRow]:
+        seen: set[str] = set()
+        unsafe = 0
+        for row in found.read():
+            if isinstance(row, BadRow):
+                yield row
+            elif row.chosen_safe is False or (needs_label and row.chosen_safe is None):
+                unsafe += 1
+            elif (chat := _chosen(row)).content() not in seen:
+                seen.add(chat.content())
+                yield chat
+        if unsafe and not seen:
+            raise UserError(
+                f"{found.description}: none of {unsafe} chosen replies is labelled safe (chosen_safe; of "
+                "pku_saferlhf is_response_0_safe and is_response_1_safe), so that no conversation is left"
+            )
+        if unsafe:
+            log.info("%s: %d chosen replies that are not labelled safe left out", config.name, unsafe)
+
+    def read_all() -> Iterator[ChatRow | BadRow]:
+        assert validation is not None
+        return (row if isinstance(row, BadRow) else _chosen(row) for row in validation.read())
+
+    def identify(memo_dir: Path | None) -> str:
+        return hashed(["chosen", found.identify(memo_dir)])
+
+    chosen = Found(f"the chosen replies of {found.description}", read, identify, found.hold_out, found.size)
+    return chosen, Found(validation.description, read_all, validation.identify) if validation else None
+
+
+def _chosen(row: PreferenceRow) -> ChatRow:
+    return ChatRow(row.conversations()[0], row.place, unused=row.unused)
+
 
 LAYOUTS = {Source.alpaca: ALPACA, Source.minimind_sft: MINIMIND}  # the other sources' files: found out
 # Where the hub keeps them: repository, file, and what the columns are called in a file to pass instead.
@@ -33,7 +151,6 @@ HUB = {
 }
 PAIRS = tuple(source for source in preference_sources.SOURCES if source is not Source.tinyworld)
 NONE = (Source.text, Source.tinystories, Source.prompts)  # have no conversations
-log = logging.getLogger(__name__)
 
 
 @dataclass

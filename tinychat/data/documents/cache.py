@@ -19,8 +19,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from tinychat.data.documents.sources import TextSource
-from tinychat.data.files.cache_folder import cached, ids_type, mapped, synced_file
-from tinychat.data.files.progress import TokenizingProgress
+from tinychat.data.files.caches import TokenizingProgress, cached, ids_type, mapped, synced_file
 from tinychat.errors import UserError
 from tinychat.text.tokenizer import encode_documents, text_beginning, tokenizer_fingerprint
 

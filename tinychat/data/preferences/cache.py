@@ -27,8 +27,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tinychat.config.schema import OnBadRow
 from tinychat.data.chats.rows import BadRow, LeftOut
-from tinychat.data.files.cache_folder import cached, ids_type, mapped, synced_file
-from tinychat.data.files.progress import TokenizingProgress
+from tinychat.data.files.caches import TokenizingProgress, cached, ids_type, mapped, synced_file
 from tinychat.data.preferences.rows import PreferenceRow
 from tinychat.data.preferences.sources import Part, PreferenceSource
 from tinychat.errors import UserError

@@ -1,14 +1,18 @@
-"""The canonical row of a preference: one prompt, a reply that was chosen and one that was rejected."""
+"""The canonical row of a preference: one prompt, a reply that was chosen and one that was rejected; and how
+it comes out of the rows of a table: PKU-SafeRLHF's, HH's and MiniMind's columns, or one's own."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tinychat.data.chats.rows import BadRow, Message, chat_row, prompt_key
-from tinychat.data.files.tables import not_text
+from tinychat.config.schema import Preference, Source
+from tinychat.data.chats.files import READ, as_list, listed, only_reply, opening, prompt_column, prompt_messages
+from tinychat.data.chats.rows import BadRow, Columns, Message, as_columns, chat_row, prompt_key
+from tinychat.data.files.tables import not_text, short
 
 
 @dataclass(frozen=True)
@@ -98,3 +102,186 @@ def paired_row(chosen: list[Any], rejected: list[Any], place: str, labels: Label
         )
     row = preference_row(sides[0][:-1], sides[0][-1]["content"], sides[1][-1]["content"], place, labels)
     return replace(row, unused=tuple(unused)) if unused else row
+
+
+Reader = Callable[[Columns, str], PreferenceRow]  # a row and its place; raises BadRow
+# Which of PKU-SafeRLHF's columns says which reply is preferred, and what it means.
+PREFERRED = {
+    Preference.safer: ("safer_response_id", "the safer reply"),
+    Preference.better: ("better_response_id", "the more helpful reply"),
+}
+# A turn of HH's transcripts. Some texts speak of "Human:" within a line, which begins no turn.
+TURN = re.compile(r"\n\n(Human|Assistant):")
+TURN_ROLES = {"Human": "user", "Assistant": "assistant"}
+LABELS = ("category", "harmful", "chosen_safe", "rejected_safe")
+# All that is asked for in rows of preferences.
+COLUMNS = READ.union(
+    ("chosen", "rejected", *LABELS, *(column for column, _ in PREFERRED.values())),
+    (f"response_{side}{end}" for side in (0, 1) for end in ("", "_severity_level", "_harm_category")),
+    (f"is_response_{side}_safe" for side in (0, 1)),
+)
+TRUTH = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
+OWN_COLUMNS = (
+    "prompt (a text or messages), chosen and rejected; or chosen and rejected alone, each a list of messages or a "
+    "transcript of Human: and Assistant: turns"
+)
+
+
+def reader(source: Source, preference: Preference) -> Reader:
+    """What makes a preference of one row of the source's files."""
+    if source is Source.pku_saferlhf:
+        return lambda row, place: pku_row(row, place, preference)
+    return {Source.hh_rlhf: hh_row, Source.minimind_dpo: minimind_row, Source.preference: own_row}[source]
+
+
+def read_preferences(rows: Iterable[tuple[str, Any]], read: Reader) -> Iterator[PreferenceRow | BadRow]:
+    """Each row's preference, or why it has none."""
+    for place, row in rows:
+        try:
+            columns = as_columns(row, place)
+            found = read(columns, place)
+            unused = columns.unused()
+            yield replace(found, unused=(*unused, *found.unused)) if unused else found
+        except BadRow as bad:
+            yield bad
+
+
+def pku_row(row: Columns, place: str, preference: Preference) -> PreferenceRow:
+    """PKU-SafeRLHF: prompt, response_0 and _1, which of them is safer and which better, whether each is safe;
+    in newer revisions also each one's kinds of harm and their severity.
+
+    The category is the first kind marked on the rejected reply, or else on the chosen one. Files without the
+    columns on safety give rows without those labels; a row that has the column but no answer in it is bad.
+    """
+    _need(row, ("prompt", "response_0", "response_1"), place)
+    column, meaning = PREFERRED[preference]
+    for other, _ in PREFERRED.values():
+        row.get(other)  # which of them is not used is the user's choice, and need not be told
+    if column not in row:
+        others = [other for other, (name, _) in PREFERRED.items() if name in row]
+        instead = f"; it has {PREFERRED[others[0]][0]}: data.preference={others[0].value}" if others else ""
+        raise BadRow(
+            place, f"no column {column!r} ({meaning}), which data.preference={preference.value} takes{instead}"
+        )
+    first = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}.get(str(row[column]))
+    if first is None:
+        raise BadRow(place, f"{column} ({meaning}) is {short(row[column])}, neither 0 nor 1")
+    order = (first, 1 - first)  # chosen, rejected
+    safe = [truth(row, f"is_response_{side}_safe", place, needed=True) for side in order]
+    severity = [_severity(row, f"response_{side}_severity_level", place) for side in order]
+    harms = [_first_harm(row.get(f"response_{side}_harm_category")) for side in order]
+    labels = Labels(harms[1] or harms[0], None, *safe, *severity)
+    prompt = prompt_messages(row, place)
+    return preference_row(prompt, row[f"response_{first}"], row[f"response_{1 - first}"], place, labels)
+
+
+def hh_row(row: Columns, place: str) -> PreferenceRow:
+    """HH: two transcripts of "\\n\\nHuman: ... \\n\\nAssistant: ..." turns that share all but the last."""
+    _need(row, ("chosen", "rejected"), place)
+    chosen, rejected = (transcript(row[name], name, place) for name in ("chosen", "rejected"))
+    return _paired(row, chosen, rejected, place)
+
+
+def minimind_row(row: Columns, place: str) -> PreferenceRow:
+    """MiniMind: two lists of messages that share all but the last."""
+    _need(row, ("chosen", "rejected"), place)
+    chosen, rejected = (_messages(row[name], name, place) for name in ("chosen", "rejected"))
+    return _paired(row, chosen, rejected, place)
+
+
+def own_row(row: Columns, place: str) -> PreferenceRow:
+    """OWN_COLUMNS, and where there are any LABELS. The prompt may stand in any column that prompts alone may.
+
+    Messages beside a prompt may be replies alone ([assistant], or the message itself) or whole conversations.
+    """
+    if "chosen" not in row or "rejected" not in row:
+        raise BadRow(place, f"no preference in the columns {row.names()}; known are {OWN_COLUMNS}")
+    chosen, rejected = (_side(row[name], name, place) for name in ("chosen", "rejected"))
+    has_prompt = prompt_column(row) is not None
+    if isinstance(chosen, list) and isinstance(rejected, list):
+        replies = only_reply(chosen), only_reply(rejected)
+        if not has_prompt or None in replies:
+            return _paired(row, chosen, rejected, place)
+        chosen, rejected = replies
+    if has_prompt:
+        return preference_row(prompt_messages(row, place), chosen, rejected, place, _labels(row, place))
+    if isinstance(chosen, str) and TURN.match(_begun(chosen)):
+        return hh_row(row, place)
+    raise BadRow(place, f"no column 'prompt'; it has {row.names()}; known are {OWN_COLUMNS}")
+
+
+def _side(value: Any, name: str, place: str) -> Any:
+    """A reply: messages as a list (one message: a list of it), anything else as it is."""
+    value = as_list(value)
+    if isinstance(value, dict) and not all(isinstance(column, list) for column in value.values()):
+        value = [value]
+    return listed(value, place, name) if isinstance(value, (list, dict)) else value
+
+
+def _paired(row: Columns, chosen: list[Any], rejected: list[Any], place: str) -> PreferenceRow:
+    """The row of two whole conversations, after what `opening` finds beside them."""
+    begun = opening(row, place)
+    return paired_row([*begun, *chosen], [*begun, *rejected], place, _labels(row, place))
+
+
+def transcript(text: Any, name: str, place: str) -> list[Message]:
+    """The messages of a transcript; blanks around a turn's text go."""
+    if not isinstance(text, str):
+        raise BadRow(place, f"{name} is {short(text)}, not a transcript")
+    before, *parts = TURN.split(_begun(text))
+    if before.strip() or not parts:
+        raise BadRow(place, f'{name} is {short(text)}, which does not begin with "\\n\\nHuman:"')
+    turns = zip(parts[::2], parts[1::2], strict=True)
+    return [{"role": TURN_ROLES[who], "content": said.strip()} for who, said in turns]
+
+
+def _begun(text: str) -> str:
+    """A transcript whose leading blank line was lost has it again."""
+    return f"\n\n{text.lstrip()}"
+
+
+def _labels(row: Columns, place: str) -> Labels:
+    category = row.get("category") or ""
+    if not isinstance(category, str):
+        raise BadRow(place, f"category is {short(category)}, not a string")
+    return Labels(
+        category.strip(),
+        *(truth(row, name, place, needed=False) for name in LABELS[1:]),
+    )
+
+
+def truth(row: Columns, column: str, place: str, needed: bool) -> bool | None:
+    """True or false, also as text or number; None where the row lacks the column or (not needed) a value."""
+    value = row.get(column)
+    if column not in row or (not needed and value in (None, "")):
+        return None
+    found = TRUTH.get(str(value).strip().lower())
+    if found is None:
+        raise BadRow(place, f"{column} is {short(value)}, neither true nor false")
+    return found
+
+
+def _severity(row: Columns, column: str, place: str) -> int | None:
+    value = row.get(column)
+    if value is None:
+        return None
+    if not (isinstance(value, int) and 0 <= value <= 3):
+        raise BadRow(place, f"{column} is {short(value)}, not 0 (none) to 3 (severe)")
+    return value
+
+
+def _first_harm(marks: Any) -> str:
+    return next((str(name) for name, marked in marks.items() if marked), "") if isinstance(marks, dict) else ""
+
+
+def _messages(value: Any, name: str, place: str) -> list[Any]:
+    value = as_list(value)
+    if not isinstance(value, (list, dict)):
+        raise BadRow(place, f"{name} is {short(value)}, not a list of messages")
+    return listed(value, place, name)
+
+
+def _need(row: Columns, columns: tuple[str, ...], place: str) -> None:
+    for column in columns:
+        if column not in row:
+            raise BadRow(place, f"no column {column!r}; it has {row.names()}")

@@ -12,13 +12,20 @@ from typing import ClassVar, Literal
 from tinychat.config.schema import DataConfig, Source
 from tinychat.data.chats.rows import BadRow
 from tinychat.data.documents.sources import tinyworld_code
-from tinychat.data.files.filehash import hash_file
-from tinychat.data.files.hub_rows import HubRows
-from tinychat.data.files.row_sources import Found, RowSource, generated_rows, hashed, max_rows, no_path, tables_of
+from tinychat.data.files.caches import hash_file
+from tinychat.data.files.row_sources import (
+    Found,
+    HubRows,
+    RowSource,
+    generated_rows,
+    hashed,
+    max_rows,
+    no_path,
+    tables_of,
+)
 from tinychat.data.files.splits import HoldOut, Split, SplitFiles, readable, seeded_hold_out, split_files
 from tinychat.data.files.tables import Meter, read_rows
-from tinychat.data.preferences.files import COLUMNS, read_preferences, reader
-from tinychat.data.preferences.rows import Labels, PreferenceRow, preference_row
+from tinychat.data.preferences.rows import COLUMNS, Labels, PreferenceRow, preference_row, read_preferences, reader
 from tinychat.errors import UserError
 
 Part = Literal["reward", "judge"]  # of the training rows

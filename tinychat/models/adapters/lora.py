@@ -46,9 +46,10 @@ from tinychat.models.load import (
     load_model,
     model_folder,
     one_line,
+    save_weights,
+    saved_buffers,
     weight_files,
 )
-from tinychat.models.save import save_weights, saved_buffers
 from tinychat.runs import folders
 from tinychat.runtime import manifest
 from tinychat.text.tokenizer import load_saved_tokenizer

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from tinychat.errors import UserError
-from tinychat.runtime import extras
+from tinychat.runtime import hub
 
 BLOCK = 64  # weights that share a scale
 log = logging.getLogger("tinychat")
@@ -27,7 +27,7 @@ def quantization_config(model_config: PreTrainedConfig) -> Any:
     weights with one scale never went on in the next row. Raises UserError without bitsandbytes, and when no layer is
     left.
     """
-    extras.need(*extras.QLORA)
+    hub.need(*hub.QLORA)
     quiet_bitsandbytes()
     from transformers import BitsAndBytesConfig
 

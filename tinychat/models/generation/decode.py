@@ -1,7 +1,7 @@
 """Batched generation for evaluation and for rollouts: the full distribution, log-probabilities recorded on the way.
 
-Unlike tinychat.models.generation.generate (chat, samples) there is no top-k, top-p or repetition penalty: the log-probability of
-a token is that of the distribution it was drawn from, which RL needs. It is the one that
+Unlike tinychat.models.generation.generate (chat, samples) there is no top-k, top-p or repetition penalty: the
+log-probability of a token is that of the distribution it was drawn from, which RL needs. It is the one that
 tinychat.models.logprobs.token_nll computes at the same temperature.
 """
 

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinychat.models.kernels.in_place import adds_in_place, cast
-from tinychat.models.kernels.scratch import scratch
+from tinychat.models.kernels.in_place import adds_in_place, cast, scratch
 from tinychat.models.vocabulary import WHOLE, Vocabulary
 
 EXACT_COLUMNS = 2048  # in fp32 at a time

@@ -2,8 +2,8 @@
 
 from random import Random
 
-from tinychat.tinyworld.lexicon.people import NAMES
-from tinychat.tinyworld.tasks.words import KINDS, OPPOSITES
+from tinychat.tinyworld.lexicon.living import NAMES
+from tinychat.tinyworld.tasks.draw import KINDS, OPPOSITES
 
 PEOPLE = tuple(name.word for name in NAMES)
 TRAITS = tuple(OPPOSITES)

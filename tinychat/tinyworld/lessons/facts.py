@@ -5,7 +5,7 @@ from random import Random
 from tinychat.tinyworld.grammar import article, capital
 from tinychat.tinyworld.lessons.common import PEOPLE, TRAITS, recalled
 from tinychat.tinyworld.lexicon.things import LARGE_SIZES, SMALL_SIZES
-from tinychat.tinyworld.tasks.words import ANIMAL, AT_PLACES, COLOUR, HEAVY, JOB, LIGHT, THINGS
+from tinychat.tinyworld.tasks.draw import ANIMAL, AT_PLACES, COLOUR, HEAVY, JOB, LIGHT, THINGS
 
 # What no instruction says that a child has.
 _OTHERS = tuple(word for word in (*ANIMAL.members, *HEAVY, *LIGHT) if word not in THINGS)

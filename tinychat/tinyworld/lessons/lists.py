@@ -4,7 +4,7 @@ from random import Random
 
 from tinychat.tinyworld.grammar import article, capital, number
 from tinychat.tinyworld.lessons.common import KIND_OF, PEOPLE, TRAITS, listed, some
-from tinychat.tinyworld.tasks.words import COLOUR, KINDS, OPPOSITES, SIZES, THINGS, WORDS
+from tinychat.tinyworld.tasks.draw import COLOUR, KINDS, OPPOSITES, SIZES, THINGS, WORDS
 
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
 

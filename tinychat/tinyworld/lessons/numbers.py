@@ -4,7 +4,7 @@ from random import Random
 
 from tinychat.tinyworld.grammar import article, capital, number
 from tinychat.tinyworld.lessons.common import listed
-from tinychat.tinyworld.tasks.words import HEAVY, LIGHT, THINGS
+from tinychat.tinyworld.tasks.draw import HEAVY, LIGHT, THINGS
 
 _COUNTED = tuple(thing for thing in THINGS if not thing.endswith(("f", "s")))  # made many by an s
 

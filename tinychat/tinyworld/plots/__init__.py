@@ -1,14 +1,9 @@
 """The plots of tinyworld, in a fixed order: their positions are part of what a story's index means."""
 
-from tinychat.tinyworld.plots.caring import ANIMAL, GROWING
-from tinychat.tinyworld.plots.carrying import LOAD
-from tinychat.tinyworld.plots.collecting import COLLECTING, TRADING
-from tinychat.tinyworld.plots.daring import FEAR, WARNING
-from tinychat.tinyworld.plots.giving import SHARING, SURPRISE
-from tinychat.tinyworld.plots.losing import BROKEN, LOST
-from tinychat.tinyworld.plots.making import COOKING, SKILL, WEATHER
-from tinychat.tinyworld.plots.quarrelling import LIE, QUARREL
-from tinychat.tinyworld.plots.racing import LOST_WAY, RACE
+from tinychat.tinyworld.plots.doing import COOKING, LOST_WAY, RACE, SKILL, WEATHER
+from tinychat.tinyworld.plots.helping import ANIMAL, GROWING, LOAD, SHARING, SURPRISE
+from tinychat.tinyworld.plots.searching import BROKEN, COLLECTING, LOST, TRADING
+from tinychat.tinyworld.plots.troubles import FEAR, LIE, QUARREL, WARNING
 
 PLOTS = (
     LOST,

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tinychat.tinyworld.grammar import Phrase, compile_phrase
-from tinychat.tinyworld.lexicon.people import TRAITS, Trait
-from tinychat.tinyworld.lexicon.places import PLACES, WEATHERS, Place, Weather
+from tinychat.tinyworld.lexicon.living import TRAITS, Trait
+from tinychat.tinyworld.lexicon.things import PLACES, WEATHERS, Place, Weather
 from tinychat.tinyworld.scene import Scene
 
 

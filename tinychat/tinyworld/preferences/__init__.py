@@ -4,11 +4,21 @@
 `judge(request, reply)` the oracle's score of any text.
 """
 
+from tinychat.tinyworld.preferences.benign import LOOK_ALIKES
 from tinychat.tinyworld.preferences.family import Facts, Request
-from tinychat.tinyworld.preferences.generate import BENIGN_FAMILIES, HARM_CATEGORIES, capacity, request, requests
-from tinychat.tinyworld.preferences.lookalikes import LOOK_ALIKES
+from tinychat.tinyworld.preferences.generate import (
+    BENIGN_FAMILIES,
+    HARM_CATEGORIES,
+    Preference,
+    capacity,
+    demonstration,
+    preference,
+    preferences,
+    reply,
+    request,
+    requests,
+)
 from tinychat.tinyworld.preferences.oracle import REWARD_RANGE, OracleScore, judge
-from tinychat.tinyworld.preferences.pairs import Preference, demonstration, preference, preferences, reply
 
 LOOK_ALIKE_FAMILIES = tuple(LOOK_ALIKES)
 

@@ -1,14 +1,10 @@
 """Harmful requests: eight categories in mild words, each with steps, reasons against it and safe alternatives."""
 
 from tinychat.tinyworld.grammar import article
-from tinychat.tinyworld.lexicon.living import ANIMALS, DISHES
-from tinychat.tinyworld.lexicon.people import TRAITS
-from tinychat.tinyworld.lexicon.places import PLACES
-from tinychat.tinyworld.lexicon.things import BELONGINGS, COLOURS
-from tinychat.tinyworld.preferences.family import Harm
-from tinychat.tinyworld.preferences.hazards import DAYTIMES, HAZARDS
-from tinychat.tinyworld.tasks.draw import Draw, wordings
-from tinychat.tinyworld.tasks.words import WEEK
+from tinychat.tinyworld.lexicon.living import ANIMALS, DISHES, TRAITS
+from tinychat.tinyworld.lexicon.things import BELONGINGS, COLOURS, PLACES
+from tinychat.tinyworld.preferences.family import DAYTIMES, HAZARDS, Harm
+from tinychat.tinyworld.tasks.draw import WEEK, Draw, wordings
 
 _RUIN = {
     "paper": "tear the {} into pieces",

@@ -20,17 +20,14 @@ from random import Random
 from typing import NamedTuple
 
 from tinychat.tinyworld.combinations import HELD_OUT_EVERY, SPLITS, mix, permute
-from tinychat.tinyworld.tasks import dialogues, hard, lists, numbers, reading, reasoning, talk, writing
+from tinychat.tinyworld.tasks import hard, numbers, reading, talk, writing
 from tinychat.tinyworld.tasks.draw import Draft, Draw, Recipe, Teller
 
 _RECIPES: dict[str, dict[str, tuple[Recipe, ...]]] = {
     "plain": {
         **numbers.FAMILIES,
-        **lists.FAMILIES,
         **reading.FAMILIES,
-        **reasoning.FAMILIES,
         **writing.FAMILIES,
-        **dialogues.FAMILIES,
         **talk.FAMILIES,
     },
     "hard": hard.FAMILIES,

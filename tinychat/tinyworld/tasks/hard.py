@@ -9,12 +9,34 @@ from functools import partial
 
 from tinychat.tinyworld.grammar import Slots, article, number
 from tinychat.tinyworld.lexicon.things import LARGE_SIZES, SMALL_SIZES
-from tinychat.tinyworld.tasks import dialogues
-from tinychat.tinyworld.tasks.draw import Draft, Draw, Recipe, Teller, Wording, one, wordings
-from tinychat.tinyworld.tasks.lists import count_kind, keep_kind, odd_one_out, sort_sizes, sort_words
-from tinychat.tinyworld.tasks.numbers import UP_TO_EIGHTEEN, add, add_heaps, next_day, next_number, subtract
-from tinychat.tinyworld.tasks.reasoning import syllogism
-from tinychat.tinyworld.tasks.words import AT_PLACES, COLOUR, COUNTED, THINGS
+from tinychat.tinyworld.tasks import talk
+from tinychat.tinyworld.tasks.draw import (
+    AT_PLACES,
+    COLOUR,
+    COUNTED,
+    THINGS,
+    Draft,
+    Draw,
+    Recipe,
+    Teller,
+    Wording,
+    one,
+    wordings,
+)
+from tinychat.tinyworld.tasks.numbers import (
+    UP_TO_EIGHTEEN,
+    add,
+    add_heaps,
+    count_kind,
+    keep_kind,
+    next_day,
+    next_number,
+    odd_one_out,
+    sort_sizes,
+    sort_words,
+    subtract,
+)
+from tinychat.tinyworld.tasks.reading import syllogism
 
 _SIZES = SMALL_SIZES + LARGE_SIZES
 _OWNING = wordings(
@@ -274,6 +296,6 @@ FAMILIES = {
             ("none", True, 2),
         )
     ),
-    **dialogues.HARD_FAMILIES,
+    **talk.HARD_FAMILIES,
     "follow-up story": tuple(Recipe(partial(ask_on, case=case)) for case in _CASES),
 }

@@ -3,9 +3,21 @@
 from functools import partial
 
 from tinychat.tinyworld.grammar import article
-from tinychat.tinyworld.lexicon.people import NAMES
-from tinychat.tinyworld.tasks.draw import Draft, Draw, Recipe, Teller, listed, one, wordings
-from tinychat.tinyworld.tasks.words import ANIMAL, COLOUR, SIZES, THINGS, WORDS
+from tinychat.tinyworld.lexicon.living import NAMES
+from tinychat.tinyworld.tasks.draw import (
+    ANIMAL,
+    COLOUR,
+    SIZES,
+    THINGS,
+    WORDS,
+    Draft,
+    Draw,
+    Recipe,
+    Teller,
+    listed,
+    one,
+    wordings,
+)
 
 ASK_COPY = wordings(
     "Repeat this: {material}",

@@ -1,7 +1,8 @@
 """Folders of derived data that are whole or not there, made once by whichever process comes first.
 
 A folder gets its name when all in it is on the disk; until then it has another. Its name holds a hash of all
-that the content depends on, so that a change of any makes another folder.
+that the content depends on, so that a change of any makes another folder. Hashes of files are remembered, so that a
+large corpus is read for its fingerprint once; and what is made says how far it has come.
 """
 
 from __future__ import annotations
@@ -15,20 +16,114 @@ import logging
 import os
 import re
 import shutil
+import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from tinychat.errors import UserError
-from tinychat.runtime.checksums import changed_file, checksum, is_whole, sealed
+from tinychat.runtime.manifest import changed_file, checksum, is_whole, sealed
 from tinychat.text.tokenizer import vocabulary_size
+
+
+def hash_file(path: Path, memo_dir: Path | None) -> str:
+    """Hex BLAKE2b of the file's bytes. Under `memo_dir` it is remembered for the file's path, size and times
+    of change (both: a copy may keep the one, none keeps the other); None remembers nothing."""
+    stat = path.stat()
+    state = [str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+    name = hashlib.blake2b(os.fsencode(path.resolve()), digest_size=16).hexdigest()
+    memo = memo_dir / "hashes" / f"{name}.json" if memo_dir else None
+    if memo:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            remembered = json.loads(memo.read_text("utf-8"))
+            if remembered["state"] == state:
+                return remembered["hash"]
+    with open(path, "rb") as file:
+        digest = _digest(file)
+    if memo:
+        with contextlib.suppress(OSError):  # forgetting costs time only
+            _remember(memo, {"state": state, "hash": digest})
+    return digest
+
+
+def _digest(file: BinaryIO) -> str:
+    hasher = hashlib.blake2b(digest_size=20)
+    while chunk := file.read(1 << 22):
+        hasher.update(chunk)
+    return hasher.hexdigest()
+
+
+def _remember(memo: Path, record: dict) -> None:
+    memo.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=memo.parent, suffix=".tmp")
+    with open(handle, "w", encoding="utf-8") as file:
+        json.dump(record, file)
+    os.replace(temporary, memo)
+
+
+LINE_EVERY = 10.0  # seconds
+log = logging.getLogger(__name__)
+
+
+class TokenizingProgress:
+    """A context manager; `update` takes totals so far. `total` counts documents (or what `unit` says) or, with
+    `in_bytes`, bytes of the files; None where it is unknown. Silent with `enabled=False`."""
+
+    def __init__(self, title: str, total: int | None, in_bytes: bool, enabled: bool, unit: str = "documents") -> None:
+        self.title, self.total, self.in_bytes, self.enabled, self.unit = title, total, in_bytes, enabled, unit
+        self._bar: Any = None
+        self._start = self._last_line = time.monotonic()
+
+    def __enter__(self) -> TokenizingProgress:
+        if self.enabled and sys.stderr.isatty():
+            self._bar = _bar()
+            self._task = self._bar.add_task(self.title, total=self.total, rate="")
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def update(self, docs: int, tokens: int, bytes_read: int) -> None:
+        now = time.monotonic()
+        rate = f"{tokens / 1e6:.2f} M tokens, {_rate(tokens, now - self._start)}"
+        done = bytes_read if self.in_bytes else docs
+        if self._bar:
+            self._bar.update(self._task, completed=done, rate=rate)
+        elif self.enabled and now - self._last_line >= LINE_EVERY:
+            self._last_line = now
+            share = f"{min(1.0, done / self.total):4.0%}, " if self.total else ""
+            log.info("tokenizing %s: %s%s %s, %s", self.title, share, f"{docs:,}", self.unit, rate)
+
+
+def _rate(tokens: int, seconds: float) -> str:
+    per_second = tokens / max(seconds, 1e-9)
+    return f"{per_second / 1e6:.2f} M/s" if per_second >= 1e5 else f"{per_second:,.0f}/s"
+
+
+def _bar() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=12),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+
 
 META = "meta.json"
 Loaded = TypeVar("Loaded")
-log = logging.getLogger(__name__)
 
 
 def cached(
