@@ -27,8 +27,8 @@ from memory_run import measure
 
 from tinychat.config import schema
 from tinychat.models.build import build_model, model_vocab_size
-from tinychat.plan.devices import GB
 from tinychat.plan.estimate import Plan, estimate
+from tinychat.plan.memory import GB
 from tinychat.text.chat_template import set_template
 from tinychat.text.tokenizer import train_bpe
 from tinychat.train import config_folder

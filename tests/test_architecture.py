@@ -27,7 +27,7 @@ ROWS = [
 # Rooms of which the parent process loads something before a job starts: nothing heavy at the top of a file there.
 LIGHT = {"errors", "config", "runs", "tracking", "report", "tinyworld", "launch", "compare", "pipeline", "train"}
 # and of those that a rank or a picture needs, these may
-NOT_LIGHT = {"compare/curves.py"}
+NOT_LIGHT = {"compare/report.py"}
 HEAVY = {"torch", "transformers", "tokenizers", "datasets", "deepspeed", "mlflow", "numpy", "matplotlib", "peft"}
 PROGRAMS = (
     "train",

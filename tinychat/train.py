@@ -25,7 +25,7 @@ from tinychat.errors import UserError
 from tinychat.launch import job as launch
 from tinychat.launch import outer_launcher
 from tinychat.runs import next_steps
-from tinychat.runtime import cli, library_output
+from tinychat.runtime import cli, console
 from tinychat.runtime.run_files import disk_full, said_of
 from tinychat.runtime.terminal import error_line
 from tinychat.sweeps.sweeper import StudySweeper
@@ -82,7 +82,7 @@ errors: list[Exception] = []
 def main() -> None:
     """Console entry. Exit status: 0 done, 1 an error that was explained, 129, 130 or 143 stopped by a signal."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us; explain() prints them
-    library_output.take()
+    console.take_library_output()
     schema.register()
     OmegaConf.register_resolver("tinychat.groups", groups, replace=True)
     Plugins.instance().register(StudySweeper)

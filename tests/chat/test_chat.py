@@ -14,7 +14,7 @@ import torch
 from tests.chat_models import COMMAND, ENVIRONMENT, saved
 from tinychat.chat import __main__ as chat
 from tinychat.errors import UserError
-from tinychat.models.generation.generate import SamplingOptions
+from tinychat.models.generation.sampling import SamplingOptions
 from tinychat.text.chat_template import set_template
 
 

@@ -19,7 +19,7 @@ from tinychat.chat import __main__ as chat
 from tinychat.chat.repl import Repl, as_utf8, history_file, with_params
 from tinychat.chat.session import open_session
 from tinychat.errors import UserError
-from tinychat.models.generation.generate import SamplingOptions
+from tinychat.models.generation.sampling import SamplingOptions
 from tinychat.text.chat_template import set_template
 
 

@@ -14,7 +14,8 @@ from tests.chat_models import babbler
 from tinychat.chat.session import ChatSession, TextSession, open_session, short_names
 from tinychat.config.schema import Arch
 from tinychat.errors import UserError
-from tinychat.models.generation.generate import KeptCache, SamplingOptions, stream_text
+from tinychat.models.generation.generate import KeptCache, stream_text
+from tinychat.models.generation.sampling import SamplingOptions
 from tinychat.models.kernels.kv_cache import CACHE
 from tinychat.text.chat_template import encode_prompts, end_token_id, set_template
 

@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GemmaConfig, MistralConfig
 
-import tinychat.evaluation.responses
+import tinychat.evaluation.replies
 import tinychat.models.logprobs
 import tinychat.stages.chats
 import tinychat.stages.policy
@@ -23,7 +23,7 @@ from tests.rl_models import EOS, PAD, VOCABULARY, batch, shape
 from tinychat.config.schema import Device, DsConfig, OptimConfig, OptimKind, PeftConfig, PeftKind, Precision
 from tinychat.data.chats.rows import ChatRow
 from tinychat.engine import build_engine
-from tinychat.evaluation.instructions import InstructionResult
+from tinychat.evaluation.replies import InstructionResult
 from tinychat.models.actor_critic import ActorCritic, policy_and_values
 from tinychat.models.adapters.lora import add_adapter
 from tinychat.models.build import count_parameters
@@ -118,7 +118,7 @@ def patch(put: Callable[[Any, str, Any], None]) -> None:
     put(tinychat.stages.chats, "evaluate_replies", lambda *_given: InstructionResult({}))
     # So that the logits of TOKENS_AT_ONCE rows are as many as may live together.
     put(tinychat.models.logprobs, "LARGE", TOKENS_AT_ONCE * VOCABULARY * 4 + 1)
-    put(tinychat.evaluation.responses, "CHUNK_ELEMENTS", TOKENS_AT_ONCE * VOCABULARY)
+    put(tinychat.evaluation.replies, "CHUNK_ELEMENTS", TOKENS_AT_ONCE * VOCABULARY)
 
 
 def main() -> None:

@@ -14,9 +14,16 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from tinychat.data.chats.rows import ChatRow
 from tinychat.errors import UserError
-from tinychat.evaluation import responses
-from tinychat.evaluation.instructions import InstructionResult, Reply, evaluate_replies, judge, shared_replies
-from tinychat.evaluation.responses import response_loss, token_scores
+from tinychat.evaluation import replies
+from tinychat.evaluation.replies import (
+    InstructionResult,
+    Reply,
+    evaluate_replies,
+    judge,
+    response_loss,
+    shared_replies,
+    token_scores,
+)
 from tinychat.evaluation.statistics import ratio_interval, wilson
 from tinychat.models.generation.decode import DecodeOptions
 from tinychat.models.logprobs import IGNORED, token_nll
@@ -187,7 +194,7 @@ def batch(rows: int, seed: int) -> dict[str, Tensor]:
 def test_scores_are_token_nlls_and_the_likeliest_tokens(
     random_model: GPT2LMHeadModel, elements: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(responses, "CHUNK_ELEMENTS", elements)
+    monkeypatch.setattr(replies, "CHUNK_ELEMENTS", elements)
     part = batch(4, 0)
     with torch.no_grad():
         logits = random_model(input_ids=part["input_ids"]).logits

@@ -15,7 +15,7 @@ from tinychat.data.preferences.prompts import PromptRow
 from tinychat.errors import UserError
 from tinychat.evaluation import harm_rules, safety
 from tinychat.evaluation.harm_rules import agreement, labelled_pairs
-from tinychat.evaluation.instructions import shared_replies
+from tinychat.evaluation.replies import shared_replies
 from tinychat.evaluation.safety import judge_replies
 from tinychat.evaluation.statistics import wilson
 from tinychat.models.generation.decode import DecodeOptions

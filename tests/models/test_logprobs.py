@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from tinychat.models.generation.decode import DecodeOptions, choose
-from tinychat.models.kernels import head_entropy, head_loss
+from tinychat.models.kernels import head_loss
 from tinychat.models.kernels.head_loss import nll_of_logits
 from tinychat.models.logprobs import IGNORED, head_returns_nll, linear_nll, token_nll
 from tinychat.models.vocabulary import WHOLE, Vocabulary
@@ -189,7 +189,7 @@ def test_the_entropy_and_its_gradient_match_the_textbook(
     vocabulary: Vocabulary,
     chunk_elements: int,
 ) -> None:
-    monkeypatch.setattr(head_entropy, "CHUNK_ELEMENTS", chunk_elements)
+    monkeypatch.setattr(head_loss, "ENTROPY_CHUNK_ELEMENTS", chunk_elements)
     hidden, weight, targets = case
     targets = torch.where(targets == IGNORED, IGNORED, targets.clamp(max=VOCABULARY - 1))
     targets = torch.where(torch.isin(targets, torch.tensor(vocabulary.holes)), 0, targets)

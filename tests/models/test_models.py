@@ -33,7 +33,7 @@ from tinychat.models.generation.generate import (
     stream_text,
 )
 from tinychat.models.load import load_config, load_model
-from tinychat.text.report import SAMPLES
+from tinychat.stages.tokenizer import SAMPLES
 from tinychat.text.tokenizer import encode_documents, train_bpe
 
 CONF = Path(__file__).parents[2] / "conf" / "model"

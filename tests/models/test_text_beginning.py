@@ -24,7 +24,8 @@ from tinychat.data.documents.sources import text_source
 from tinychat.errors import UserError
 from tinychat.evaluation.perplexity import perplexity
 from tinychat.models.build import build_model, model_vocab_size
-from tinychat.models.generation.generate import SamplingOptions, continue_texts, prompt_ids
+from tinychat.models.generation.generate import continue_texts, prompt_ids
+from tinychat.models.generation.sampling import SamplingOptions
 from tinychat.runtime.world import World
 from tinychat.text.chat_template import encode_chats, encode_prompts, set_template
 from tinychat.text.tokenizer import (

@@ -23,10 +23,10 @@ from tinychat.models.kernels.attention import plan_blocks, use_blocked_attention
 from tinychat.models.kernels.layers import use_fused_norms, use_fused_rotary
 from tinychat.models.logprobs import token_nll
 from tinychat.models.reward import _classifier, freeze_all_but
-from tinychat.plan import devices
-from tinychat.plan.devices import KNOWN
+from tinychat.plan import memory as memory_module
 from tinychat.plan.estimate import Plan, estimate, remedies
 from tinychat.plan.memory import (
+    KNOWN,
     NF4_BYTES,
     Memory,
     Split,
@@ -366,6 +366,6 @@ def test_a_plan_measures_what_the_job_computes_in_alone(
     precision: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured: list[torch.dtype] = []
-    monkeypatch.setattr(devices, "matmul_rate", lambda _, dtype: measured.append(dtype) or 1e11)
-    assert devices.hardware(composed("plan=cpu", f"precision={precision}")).peak(dtype) == 1e11
+    monkeypatch.setattr(memory_module, "matmul_rate", lambda _, dtype: measured.append(dtype) or 1e11)
+    assert memory_module.hardware(composed("plan=cpu", f"precision={precision}")).peak(dtype) == 1e11
     assert measured == [dtype]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tinychat.errors import UserError
-from tinychat.models.kernels.head_entropy import entropy_from_logits
+from tinychat.models.kernels.head_loss import entropy_from_logits
 from tinychat.rl.kl import kl_and_entropy, kl_estimate, kl_from_logits, masked_sum, same_shape
 
 V, T = 8, 3

@@ -14,7 +14,7 @@ from tinychat.config.schema import PeftConfig, PeftKind, Precision
 from tinychat.engine import evaluation_engine
 from tinychat.models.actor_critic import ActorCritic, hidden_and_values, policy_and_values
 from tinychat.models.adapters.lora import add_adapter
-from tinychat.models.kernels.head_entropy import entropy_from_logits
+from tinychat.models.kernels.head_loss import entropy_from_logits
 from tinychat.models.logprobs import OutputHead, last_hidden, token_nll
 from tinychat.models.vocabulary import WHOLE, Vocabulary
 from tinychat.rl.kl import kl_from_logits

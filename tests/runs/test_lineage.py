@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tinychat.errors import UserError
-from tinychat.runs.lineage import earlier_data
+from tinychat.runs.parents import earlier_data
 
 OLD = {"train": {"fingerprint": "a" * 64, "documents": 9}, "validation": {"fingerprint": "b" * 64, "documents": 1}}
 NEW = {"train": {"fingerprint": "c" * 64, "documents": 8}, "validation": OLD["validation"]}

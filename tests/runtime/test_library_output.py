@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tinychat.runtime import library_output
+from tinychat.runtime import console
 from tinychat.runtime.console import setup_logging
 
 # As DeepSpeed and transformers do: a handler of its own and no way to the root logger, in either order.
@@ -72,8 +72,8 @@ def test_libraries_speak_to_the_log_and_own_code_to_the_terminal(
     if imported_before:
         for name in ("noisyone", "noisytwo"):
             importlib.import_module(name)
-    library_output.take()
-    library_output.take()
+    console.take_library_output()
+    console.take_library_output()
     setup_logging(places, rank=0)
     speak()
     out, err = capfd.readouterr()
@@ -90,7 +90,7 @@ def test_libraries_speak_to_the_log_and_own_code_to_the_terminal(
 def test_a_program_without_a_log_shows_errors_alone(places: Path, capfd: pytest.CaptureFixture[str]) -> None:
     logging.root.handlers, before = [], logging.root.handlers
     try:
-        library_output.take()
+        console.take_library_output()
         speak()
         logging.getLogger("tinychat.x").warning("no curves")
     finally:
@@ -104,7 +104,7 @@ def test_python_w_brings_them_back(
     places: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "warnoptions", ["default"])
-    library_output.take()
+    console.take_library_output()
     speak()
     out, err = capfd.readouterr()
     assert "setting accelerator of noisyone" in out and "old name in noisyone" in err

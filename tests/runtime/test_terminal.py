@@ -52,7 +52,7 @@ def test_nothing_prints_foreign_text_as_it_is() -> None:
 
 def test_replies_are_printed_without_what_acts(capsys: pytest.CaptureFixture[str]) -> None:
     from tinychat.chat import __main__ as chat
-    from tinychat.models.generation.generate import SamplingOptions
+    from tinychat.models.generation.sampling import SamplingOptions
 
     class Spoken:
         name, kind = "a", "text"

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from tinychat.errors import UserError
-from tinychat.stages.measure import check_numbers
+from tinychat.stages.eval import check_numbers
 
 
 @pytest.mark.parametrize("name", ["eval/loss", "eval/response_loss"])

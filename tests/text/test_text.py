@@ -13,9 +13,16 @@ from transformers import AutoTokenizer, GPT2Config, LlamaConfig, Qwen3Config
 from tinychat.config.schema import TokenizerConfig, TokenizerKind
 from tinychat.errors import UserError, install_command
 from tinychat.runtime import hub
+from tinychat.stages.tokenizer import SAMPLES, round_trips, tokenizer_report
 from tinychat.text import RESERVED, tokenizer
-from tinychat.text.report import SAMPLES, decode_exactly, round_trips, tokenizer_report
-from tinychat.text.tokenizer import MIN_VOCAB_SIZE, encode_documents, load_tokenizer, tokenizer_fingerprint, train_bpe
+from tinychat.text.tokenizer import (
+    MIN_VOCAB_SIZE,
+    decode_exactly,
+    encode_documents,
+    load_tokenizer,
+    tokenizer_fingerprint,
+    train_bpe,
+)
 
 TEXTS = [f"The {a} cat saw a {b} dog and they played in the garden." for a in ("big", "red") for b in ("old", "sad")]
 HARD = [*SAMPLES.values(), "", "\x00\x7f\u200d", "e\u0301 é", "\r\n\r\n"]

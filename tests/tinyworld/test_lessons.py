@@ -12,9 +12,19 @@ import pytest
 from tinychat.tinyworld import documents, stories
 from tinychat.tinyworld.grammar import number
 from tinychat.tinyworld.lessons import LESSONS, lesson, lessons
-from tinychat.tinyworld.lessons.facts import alike, portrait, surely, who_has
-from tinychat.tinyworld.lessons.lists import in_order, rows, tally, words_in_a_row
-from tinychat.tinyworld.lessons.numbers import bigger, counting, sums
+from tinychat.tinyworld.lessons.kinds import (
+    alike,
+    bigger,
+    counting,
+    in_order,
+    portrait,
+    rows,
+    sums,
+    surely,
+    tally,
+    who_has,
+    words_in_a_row,
+)
 from tinychat.tinyworld.tasks.draw import COLOUR, COUNTED, THINGS, WORDS
 
 MANY = 300

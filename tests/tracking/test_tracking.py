@@ -36,8 +36,7 @@ from tinychat.tracking import (
     resolve_uri,
     run_tags,
 )
-from tinychat.tracking.mlflow_run import MlflowRun
-from tinychat.tracking.params import MAX_PARAM, fit_key, flatten
+from tinychat.tracking.mlflow_run import MAX_PARAM, MlflowRun, fit_key, flatten
 from tinychat.tracking.store import run_folder_of, sqlite_path
 from tinychat.tracking.sweep_run import SweepRun
 

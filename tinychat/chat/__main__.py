@@ -10,47 +10,19 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinychat.chat import target
 from tinychat.chat.repl import HISTORY_ENV, as_utf8, converse, history_file
 from tinychat.chat.session import Session, open_session, short_names
 from tinychat.errors import UserError
-from tinychat.models.generation.generate import SamplingOptions
-from tinychat.runs import folders
+from tinychat.models.generation.sampling import SamplingOptions
 from tinychat.runtime.cli import Parser, main_of
-from tinychat.runtime.run_files import at_home, if_readable, read_json
+from tinychat.runtime.run_files import at_home
 from tinychat.runtime.terminal import as_text, say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
-
-LONGEST = 70  # characters of a prompt; the shorter ones are taken
-
-
-def examples(checkpoint: Path, most: int = 3) -> list[str]:
-    """Prompts of one line out of the table of held-out replies in the checkpoint's run folder, answered right, of
-    different task families where there are some; [] for a checkpoint without such a table."""
-    for run in (checkpoint, checkpoint.parent.parent):
-        path = run / folders.TABLES / "predictions.json"
-        table = if_readable(lambda path=path: read_json(path, {"rows": list}))  # type: ignore[misc]
-        if table is not None:
-            return _short(table["rows"], most)
-    return []
-
-
-def _short(rows: list[list[object]], most: int) -> list[str]:
-    """The shortest right one of each family; then the shortest of these."""
-    found: dict[str, str] = {}
-    for family, prompt, reply, expected, score in (row for row in rows if isinstance(row, list) and len(row) == 5):
-        right = score == 1 and reply and expected
-        if not right or not isinstance(prompt, str) or "\n" in prompt or not prompt.strip():
-            continue
-        if len(prompt) <= LONGEST and len(prompt) < len(found.get(str(family), "x" * (LONGEST + 1))):
-            found[str(family)] = prompt
-    return sorted(found.values(), key=len)[:most]
-
 
 DESCRIPTION = """Talk to any checkpoint. One that was trained to chat (its tokenizer has a chat template) answers
 messages and remembers the dialogue; any other continues the text it is given.

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tinychat.chat.__main__ import examples
 from tinychat.chat.session import Session
+from tinychat.chat.target import examples
 from tinychat.errors import UserError
-from tinychat.models.generation.generate import SamplingOptions
+from tinychat.models.generation.sampling import SamplingOptions
 from tinychat.runs import folders
 from tinychat.runtime.run_files import at_home
 from tinychat.runtime.terminal import as_text

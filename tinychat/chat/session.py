@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinychat.errors import UserError
-from tinychat.models.generation.generate import SamplingOptions
+from tinychat.models.generation.sampling import SamplingOptions
 from tinychat.runs.folders import CHECKPOINTS
 from tinychat.runtime.run_files import at_home
 

@@ -1,4 +1,4 @@
-"""Which checkpoint is meant by what the command line of the chat says."""
+"""Which checkpoint is meant by what the command line of the chat says, and what to say to it first."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tinychat.errors import UserError
 from tinychat.runs import folders
 from tinychat.runs.next_steps import TALK
 from tinychat.runtime import hub
-from tinychat.runtime.run_files import at_home
+from tinychat.runtime.run_files import at_home, if_readable, read_json
 
 LATEST = "latest"
 _BARE_HUB_ID = re.compile(r"^\w[\w.-]*$")  # gpt2: of the hub's first models, without an owner
@@ -90,3 +90,29 @@ def _from_hub(spec: str, outputs: Path) -> str:
     known = f"has the experiments {', '.join(there)}" if there else "has no runs"
     instead = f"nor is it a folder, nor below {outputs}, which {known}; give one of these, {LATEST}, or a checkpoint"
     return str(hub.repository_folder(spec, (*hub.MODEL_FILES, *hub.TOKENIZER_FILES), instead))
+
+
+LONGEST = 70  # characters of a prompt; the shorter ones are taken
+
+
+def examples(checkpoint: Path, most: int = 3) -> list[str]:
+    """Prompts of one line out of the table of held-out replies in the checkpoint's run folder, answered right, of
+    different task families where there are some; [] for a checkpoint without such a table."""
+    for run in (checkpoint, checkpoint.parent.parent):
+        path = run / folders.TABLES / "predictions.json"
+        table = if_readable(lambda path=path: read_json(path, {"rows": list}))  # type: ignore[misc]
+        if table is not None:
+            return _short(table["rows"], most)
+    return []
+
+
+def _short(rows: list[list[object]], most: int) -> list[str]:
+    """The shortest right one of each family; then the shortest of these."""
+    found: dict[str, str] = {}
+    for family, prompt, reply, expected, score in (row for row in rows if isinstance(row, list) and len(row) == 5):
+        right = score == 1 and reply and expected
+        if not right or not isinstance(prompt, str) or "\n" in prompt or not prompt.strip():
+            continue
+        if len(prompt) <= LONGEST and len(prompt) < len(found.get(str(family), "x" * (LONGEST + 1))):
+            found[str(family)] = prompt
+    return sorted(found.values(), key=len)[:most]

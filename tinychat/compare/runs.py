@@ -15,7 +15,7 @@ from tinychat.runs import failures, parents, trial
 from tinychat.runs import folders as runs
 from tinychat.runtime.run_files import Unreadable, at_home, tell_once
 from tinychat.runtime.terminal import masked
-from tinychat.tracking.params import flatten
+from tinychat.tracking.mlflow_run import flatten
 
 SWEEPS = "sweeps"  # OUTPUTS/sweeps/STUDY is the folder of a study
 ARTIFACTS = "mlartifacts"  # OUTPUTS/mlartifacts holds MLflow's copies of files of runs

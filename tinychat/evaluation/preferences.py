@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tinychat.evaluation.responses import with_interval
+from tinychat.evaluation.replies import with_interval
 from tinychat.evaluation.statistics import Bin, calibration, expected_calibration_error, wilson
 from tinychat.models.reward import raw_scores
 from tinychat.runtime.world import World

@@ -10,7 +10,7 @@ from typing import Any
 from tinychat.data.preferences.prompts import PromptRow
 from tinychat.evaluation import harm_rules
 from tinychat.evaluation.harm_rules import RuleVerdict
-from tinychat.evaluation.responses import with_interval
+from tinychat.evaluation.replies import with_interval
 from tinychat.evaluation.statistics import wilson
 from tinychat.runtime.world import World
 from tinychat.tinyworld import preferences

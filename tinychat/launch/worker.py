@@ -26,9 +26,9 @@ from tinychat.engine.optim import warmup_of
 from tinychat.errors import UserError
 from tinychat.report import headline
 from tinychat.report import run as report
-from tinychat.runs import failures, folders, lineage, parents, trial
+from tinychat.runs import failures, folders, parents, trial
 from tinychat.runs.context import Context, StageResult, StopFlag
-from tinychat.runtime import library_output, terminal
+from tinychat.runtime import console, terminal
 from tinychat.runtime.console import setup_logging
 from tinychat.runtime.manifest import verifying
 from tinychat.runtime.process import Interrupted, end_with_parent, keep_freed_memory
@@ -176,7 +176,7 @@ def _start_tracker(config: Config, run_dir: Path, found: dict[str, str | None]) 
     resume_step = folders.resume_step(run_dir)
     info = RunInfo(run_dir, Path(config.paths.outputs), config.experiment_name, name, resume_step)
     tracker = make_tracker(config.tracker, info)
-    versions = lineage.versions()
+    versions = parents.versions()
     tags = run_tags(
         config.stage.name,
         config.model.name,
@@ -229,7 +229,7 @@ def _finish(run_dir: Path, tracker: Tracker, content: dict[str, Any]) -> None:
 
 def main() -> None:
     """A rank in a process of its own. An error is written beside the run for the parent to print, once."""
-    library_output.take()
+    console.take_library_output()
     run_dir, rank = Path(sys.argv[1]), int(os.environ.get("RANK", 0))
     # Without its guard a rank cannot be stopped any more; a process of its own still saves.
     end_with_parent(signal.SIGKILL if "RANK" in os.environ else signal.SIGTERM)

@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinychat.models.kernels.attention import plan_blocks, uses_blocked_attention
-from tinychat.models.kernels.head_entropy import LinearEntropy, kept_entropy
-from tinychat.models.kernels.head_loss import LinearNLL, nll_of_logits, tempered
+from tinychat.models.kernels.head_loss import LinearEntropy, LinearNLL, kept_entropy, nll_of_logits, tempered
 from tinychat.models.vocabulary import WHOLE, Vocabulary
 from tinychat.runtime.process import LARGE
 

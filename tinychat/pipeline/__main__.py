@@ -15,12 +15,13 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from tinychat import train
-from tinychat.config.schema import TrackerKind
+from tinychat.config.schema import Config, TrackerKind
 from tinychat.errors import UserError
 from tinychat.launch import job as launch
 from tinychat.launch import outer_launcher
@@ -29,11 +30,65 @@ from tinychat.pipeline.jobs import Composer, Job, hand_on, needs
 from tinychat.pipeline.process import preload, run_forked
 from tinychat.pipeline.recipe import Gate, Recipe, Request, Verdict, asking, judge
 from tinychat.pipeline.report import PIPELINE, StageRun
-from tinychat.pipeline.tracking import close_parent, open_parent
 from tinychat.runs import folders, next_steps
-from tinychat.runtime import library_output
+from tinychat.runtime import console
 from tinychat.runtime.run_files import said_of
 from tinychat.runtime.terminal import error_line, masked, say
+from tinychat.tracking import RunInfo, Status, Tracker, make_tracker, run_tags
+from tinychat.tracking.mlflow_run import HEADLINE, NOTE
+
+_ANSWER_SECONDS = 60.0  # the first run of all makes the database
+
+
+def open_parent(folder: Path, config: Config, name: str, commands: Mapping[str, Any]) -> str | None:
+    """Make the run, or open that of the same pipeline's earlier start again; its id, None where MLflow is away."""
+    again = (folder / "tracking.json").exists()
+
+    def work() -> None:
+        tracker = _tracker(folder, config, name, again)
+        tracker.start({"commands": dict(commands), "seed": config.seed}, _tags(config))
+        tracker.wait_run_id(_ANSWER_SECONDS)
+
+    run_forked(work, "the tracker")
+    from tinychat.tracking.mlflow_run import read_identity
+
+    return (read_identity(folder, Path(config.paths.outputs)) or {}).get("run_id")
+
+
+def close_parent(folder: Path, config: Config, verdicts: Sequence[Verdict], status: str) -> None:
+    """Send the gates' metrics and the report, and set the run's status."""
+
+    def work() -> None:
+        tracker = _tracker(folder, config, "", again=True)
+        words = {f"gate.{verdict.gate.name}": f"{verdict.word} {verdict.gate.wanted}" for verdict in verdicts}
+        asked = asking(verdicts)
+        told = f"{sum(verdict.word == 'pass' for verdict in asked)} of {len(asked)} gates passed"
+        note = "\n".join(f"- {name.removeprefix('gate.')}: {word}" for name, word in words.items())
+        tracker.start({}, _tags(config) | words | {HEADLINE: told, NOTE: note})
+        # The last gate on a metric is that of the latest stage.
+        tracker.log_metrics(0, {v.gate.metric: v.value for v in verdicts if v.value is not None and not v.gate.less})
+        for path in sorted(folder.glob("report.*")):
+            tracker.log_artifact(path)
+        tracker.finish(_status(status))
+
+    try:
+        run_forked(work, "the tracker")
+    except UserError:  # the report is written; what a stage failed with is the news
+        return
+
+
+def _tracker(folder: Path, config: Config, name: str, again: bool) -> Tracker:
+    info = RunInfo(folder, Path(config.paths.outputs), config.experiment_name, name, 0 if again else None)
+    return make_tracker(replace(config.tracker, system_metrics=False, parent=None), info)
+
+
+def _tags(config: Config) -> dict[str, str]:
+    return {**run_tags("pipeline", config.model.name, config.data.name), "mlflow.source.name": "tinychat.pipeline"}
+
+
+def _status(status: str) -> Status:
+    return {"FINISHED": "FINISHED", "KILLED": "KILLED"}.get(status, "FAILED")  # type: ignore[return-value]
+
 
 _ORPHAN_SECONDS = 60.0  # that a stage whose pipeline has died may take to save
 
@@ -241,7 +296,7 @@ def _conclude(pipeline: Pipeline, verdicts: Sequence[Verdict], written: bool) ->
 def main() -> None:
     """Console entry. Exit status: 0 all ran, 1 an error (with strict=true a failed gate), 129, 130 or 143 stopped."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    library_output.take()
+    console.take_library_output()
     try:
         outer_launcher.refuse("tinychat.pipeline", sys.argv[1:])
         sys.exit(run(sys.argv[1:]))

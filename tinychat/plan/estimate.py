@@ -17,8 +17,17 @@ from tinychat.engine.base import DTYPES, resolve_precision
 from tinychat.errors import UserError
 from tinychat.models.build import hf_config, model_vocab_size
 from tinychat.models.load import load_config
-from tinychat.plan.devices import Hardware, hardware
-from tinychat.plan.memory import Memory, Split, Work, measuring_seconds, memory, sampling_seconds, update_seconds
+from tinychat.plan.memory import (
+    Hardware,
+    Memory,
+    Split,
+    Work,
+    hardware,
+    measuring_seconds,
+    memory,
+    sampling_seconds,
+    update_seconds,
+)
 from tinychat.plan.models import ModelPlan, Numbers, stage_models
 from tinychat.rl.kl import elements_at_once
 from tinychat.runs import parents

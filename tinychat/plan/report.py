@@ -11,9 +11,8 @@ from collections.abc import Iterator
 
 from tinychat.config.schema import Config
 from tinychat.config.stages import PpoStage
-from tinychat.plan.devices import GB
 from tinychat.plan.estimate import Plan, estimate, remedies
-from tinychat.plan.memory import ALWAYS
+from tinychat.plan.memory import ALWAYS, GB
 from tinychat.runtime.console import format_duration
 from tinychat.runtime.terminal import as_text
 

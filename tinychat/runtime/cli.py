@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from tinychat.errors import UserError
-from tinychat.runtime import library_output
+from tinychat.runtime import console
 from tinychat.runtime.run_files import disk_full, said_of
 from tinychat.runtime.terminal import error_line
 
@@ -32,7 +32,7 @@ class Parser(argparse.ArgumentParser):
 
 def main_of(run: Callable[[list[str]], None]) -> None:
     """Run a program. Exit status: 0 done, 1 an error that was explained, 130 stopped by Ctrl-C."""
-    library_output.take()
+    console.take_library_output()
     try:
         run(sys.argv[1:])
     except UserError as error:

@@ -18,8 +18,7 @@ from tinychat.data.files.splits import Split
 from tinychat.data.preferences.prompts import with_prompts
 from tinychat.engine import Engine
 from tinychat.errors import UserError
-from tinychat.evaluation.instructions import InstructionResult, evaluate_replies
-from tinychat.evaluation.responses import response_loss
+from tinychat.evaluation.replies import InstructionResult, evaluate_replies, response_loss
 from tinychat.models.adapters.lora import start_model, trainable_parameters
 from tinychat.models.build import describe
 from tinychat.models.generation.decode import DecodeOptions

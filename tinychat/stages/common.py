@@ -21,9 +21,10 @@ from tinychat.errors import UserError
 from tinychat.evaluation.perplexity import perplexity
 from tinychat.models.build import build_model, describe, load_model, model_vocab_size
 from tinychat.models.flops import matmul_rate
-from tinychat.models.generation.generate import SamplingOptions, continue_texts
+from tinychat.models.generation.generate import continue_texts
+from tinychat.models.generation.sampling import SamplingOptions
 from tinychat.models.logprobs import token_nll
-from tinychat.runs import folders, lineage
+from tinychat.runs import folders, parents
 from tinychat.runs.context import Context
 from tinychat.runtime.console import peak_memory_gb
 from tinychat.runtime.world import World
@@ -99,10 +100,10 @@ def write_lineage(config: Config, context: Context, data: dict[str, Any]) -> dic
     among them. Raises UserError where a resume would go on with other data and resume_data=same."""
     newest = folders.resumable_checkpoints(context.run_dir)[-1:]
     may_change = config.resume_data is ResumeData.changed
-    earlier = lineage.earlier_data(newest[0] if newest else None, data, may_change)
+    earlier = parents.earlier_data(newest[0] if newest else None, data, may_change)
     if earlier:
         log.warning("up to step %s this run learnt from other data (lineage.json)", earlier[-1]["until_step"])
-    origin = lineage.describe(context.run_dir, context.parents, data, earlier)
+    origin = parents.describe(context.run_dir, context.parents, data, earlier)
     if context.world.is_main:
         folders.write_text_atomic(context.run_dir / folders.LINEAGE, json.dumps(origin, indent=1))
     return origin

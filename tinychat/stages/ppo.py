@@ -36,8 +36,7 @@ from tinychat.runtime.world import seed_rank
 from tinychat.stages.chats import get_chat_tokenizer
 from tinychat.stages.common import Speedometer, context_length, describe_engine, log, split_batch, write_lineage
 from tinychat.stages.loop import TrainingLoop
-from tinychat.stages.policy import Reference, Sampler, get_actor_critic, mean
-from tinychat.stages.policy_evaluation import PolicyEvaluation, rollout_table
+from tinychat.stages.policy import PolicyEvaluation, Reference, Sampler, get_actor_critic, mean, rollout_table
 from tinychat.text.tokenizer import vocabulary_size
 
 

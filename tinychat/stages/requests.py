@@ -15,7 +15,7 @@ from tinychat.data.chats.rows import LeftOut
 from tinychat.data.preferences.prompts import PromptRow, prompt_source, with_prompts
 from tinychat.engine import Engine
 from tinychat.errors import UserError
-from tinychat.evaluation.instructions import shared_replies
+from tinychat.evaluation.replies import shared_replies
 from tinychat.evaluation.safety import (
     CATEGORY_COLUMNS,
     COLUMNS,

@@ -23,9 +23,8 @@ from tinychat.errors import UserError
 from tinychat.runtime.terminal import as_text
 from tinychat.text import CHAT_END, CHAT_START
 from tinychat.text.chat_render import INSTEAD, Message, Refused, Rendered, render, special_tokens, template_of
-from tinychat.text.report import decode_exactly
 from tinychat.text.template_process import TEMPLATES, shipped
-from tinychat.text.tokenizer import encoded_texts
+from tinychat.text.tokenizer import decode_exactly, encoded_texts
 
 OWN = "own"  # in place of a name in TEMPLATES: the template the tokenizer brings along
 BATCH = 2048  # conversations per call of the tokenizer: bounds the memory that its encodings take

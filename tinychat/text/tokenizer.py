@@ -313,3 +313,8 @@ def _check_unicode(text: str) -> None:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def decode_exactly(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> str:
+    """The tokens' text as it is: special tokens kept, spaces not tidied."""
+    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)

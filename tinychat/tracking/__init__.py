@@ -7,7 +7,7 @@ from pathlib import Path
 from tinychat.config.schema import TrackerConfig, TrackerKind
 from tinychat.tracking.base import STATUS_OF, NoTracker, RunInfo, Status, Tracker
 from tinychat.tracking.metrics_log import MetricsLog, Row
-from tinychat.tracking.params import run_tags
+from tinychat.tracking.mlflow_run import run_tags
 from tinychat.tracking.store import prepare_store, resolve_uri
 from tinychat.tracking.vocabulary import METRICS
 

@@ -15,8 +15,7 @@ from typing import Any
 from tinychat.runtime.terminal import masked
 from tinychat.tracking.base import NoTracker, RunInfo, Status
 from tinychat.tracking.metrics_log import parse_rows
-from tinychat.tracking.mlflow_run import MlflowRun
-from tinychat.tracking.params import fit_tags, flatten
+from tinychat.tracking.mlflow_run import MlflowRun, fit_tags, flatten
 from tinychat.tracking.repair import close_cut_off
 
 FLUSH_SECONDS = 1.0  # between two looks at the file

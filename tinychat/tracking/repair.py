@@ -20,8 +20,7 @@ from tinychat.runtime.run_files import if_readable
 from tinychat.runtime.terminal import masked
 from tinychat.tracking.base import STATUS_OF, RunInfo
 from tinychat.tracking.metrics_log import MetricsLog
-from tinychat.tracking.mlflow_run import MlflowRun, read_identity
-from tinychat.tracking.params import fit_tags, flatten, run_tags
+from tinychat.tracking.mlflow_run import MlflowRun, fit_tags, flatten, read_identity, run_tags
 from tinychat.tracking.store import IDENTITY, resolve_uri
 
 SWEEPS = "sweeps"  # OUTPUTS/sweeps/STUDY holds the run above a sweep's trials

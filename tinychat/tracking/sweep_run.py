@@ -17,9 +17,8 @@ from filelock import FileLock
 from tinychat.runtime.terminal import masked
 from tinychat.tracking.base import RunInfo, Status
 from tinychat.tracking.metrics_log import Row
-from tinychat.tracking.mlflow_run import MlflowRun, read_identity
+from tinychat.tracking.mlflow_run import MlflowRun, fit_tags, flatten, read_identity
 from tinychat.tracking.mlflow_tracker import reason
-from tinychat.tracking.params import fit_tags, flatten
 from tinychat.tracking.store import IDENTITY
 
 ALIAS = "winner"  # of the registry's version that is the sweep's best now

@@ -13,18 +13,23 @@ from collections.abc import Callable, Iterator
 from random import Random
 
 from tinychat.tinyworld.combinations import mix
-from tinychat.tinyworld.lessons.facts import alike, portrait, surely, who_has
-from tinychat.tinyworld.lessons.lists import (
+from tinychat.tinyworld.lessons.kinds import (
+    alike,
+    bigger,
     copybook,
+    counting,
     growing_list,
     in_order,
     kinds,
     opposites,
+    portrait,
     rows,
+    sums,
+    surely,
     tally,
+    who_has,
     words_in_a_row,
 )
-from tinychat.tinyworld.lessons.numbers import bigger, counting, sums
 
 _ROW = 0x20E5
 _LESSON = 0x1E55  # sets the lessons' random numbers apart from the stories'
