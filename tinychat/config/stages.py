@@ -189,8 +189,8 @@ class SafetyEvaluation:
 
 
 @dataclass
-class PpoStage(TrainLoop, ReplyEvaluation, SafetyEvaluation):
-    """Proximal policy optimisation of a policy against a reward; a step is one rollout and the updates it feeds."""
+class RolloutStage(TrainLoop, ReplyEvaluation, SafetyEvaluation):
+    """Learning from the policy's own replies: a step is one rollout and the updates it feeds."""
 
     rollout_size: int = MISSING  # replies per step, over all ranks
     rollout_batch_size: int = MISSING  # replies generated or scored side by side on one rank
@@ -204,21 +204,11 @@ class PpoStage(TrainLoop, ReplyEvaluation, SafetyEvaluation):
     kl_horizon: float = MISSING  # adaptive: replies over which the weight can move by 20 %
     kl_estimator: KLEstimator = MISSING
     full_kl: bool = MISSING  # log the KL over the whole vocabulary beside the estimate
-    gamma: float = MISSING
-    lam: float = MISSING  # lambda of generalized advantage estimation
-    whiten_advantages: bool = MISSING
-    whiten_rewards: bool = MISSING  # to standard deviation 1, the mean kept
     clip_low: float = MISSING
     clip_high: float = MISSING
     dual_clip: float | None = MISSING  # bound on the loss of bad tokens, above 1; null: none
     log_ratio_bound: float = MISSING
     entropy_coef: float = MISSING  # weight of an entropy bonus
-    value: ValueKind = MISSING
-    value_from: ValueInit = MISSING
-    value_coef: float = MISSING
-    value_clip: float | None = MISSING  # null: no clipping
-    critic_lr_ratio: float = MISSING  # learning rate of the value function / stage.lr
-    critic_warmup: int = MISSING  # first steps in which the value function alone learns
     missing_end: MissingEnd = MISSING
     eos_penalty: float = MISSING
     max_kl: float | None = MISSING  # approximate KL of an update beyond which a rollout's other updates are left out
@@ -228,6 +218,22 @@ class PpoStage(TrainLoop, ReplyEvaluation, SafetyEvaluation):
     eval_prompts: int = MISSING  # held-out prompts that get a sampled reply, at most
     eval_batch_size: int = MISSING  # conversations per forward pass in evaluation
     keep_rollouts: bool = MISSING  # write each rollout to rollouts/ in the run folder: any step can be replayed
+
+
+@dataclass
+class PpoStage(RolloutStage):
+    """Proximal policy optimisation against a reward, with a value function."""
+
+    gamma: float = MISSING
+    lam: float = MISSING  # lambda of generalized advantage estimation
+    whiten_advantages: bool = MISSING
+    whiten_rewards: bool = MISSING  # to standard deviation 1, the mean kept
+    value: ValueKind = MISSING
+    value_from: ValueInit = MISSING
+    value_coef: float = MISSING
+    value_clip: float | None = MISSING  # null: no clipping
+    critic_lr_ratio: float = MISSING  # learning rate of the value function / stage.lr
+    critic_warmup: int = MISSING  # first steps in which the value function alone learns
 
 
 @dataclass
