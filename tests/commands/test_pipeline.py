@@ -103,7 +103,7 @@ def test_it_hands_on_skips_and_runs_anew_what_has_changed(warm: WarmPython, fold
     page = (report / "report.md").read_text()
     for text in ("## Gates", "**fail**", "| pretrained | SFT |", "Count these words", "curves-sft.png", "init\\_from"):
         assert text in page, text
-    assert (report / "report.html").read_text().count("data:image/png;base64,") == 2
+    assert (report / "report.html").read_text().count("data:image/png;base64,") == 3, "two stages, and the whole recipe"
     # The command that the report gives is the one that ran.
     command = re.search(r"python -m (tinychat.train stage=sft .*)", page)
     assert command and command.group(1) in (sft / "command.txt").read_text()

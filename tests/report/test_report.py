@@ -190,9 +190,19 @@ def test_axes_of_shares() -> None:
     assert low == pytest.approx(0.49, abs=0.01) and high == pytest.approx(0.61, abs=0.01)
 
 
+def test_a_share_that_grows_from_next_to_nothing_is_on_a_linear_axis(tmp_path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    axes = Figure().add_subplot()
+    axes.plot([0, 100], [0.008, 0.966])
+    curves.style_axes(axes, "eval/instruction_accuracy", "sft")
+    assert axes.get_yscale() == "linear"
+    assert axes.get_ylim() == pytest.approx((-0.02, 1.02))
+
+
 def test_a_mark_stands_where_the_curriculum_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     marked = []
-    monkeypatch.setattr(curves, "_mark", lambda _axes, marks: marked.append(marks))
+    monkeypatch.setattr(curves, "mark", lambda _axes, marks: marked.append(marks))
     rows = [Row(step, 0.0, {"train/loss": 2.0 * step, "schedule/lr": 0.1 * step}) for step in (1, 50, 100)]
     assert curves.write_curves(rows, tmp_path / "curves.png", "pretrain", {"stories": 60, "later": 200})
     assert marked == [{"stories": 60}], "on the loss alone, and only what lies within"

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tinychat.pipeline import picture
 from tinychat.pipeline import recipe as gates
 from tinychat.pipeline.jobs import Job
 from tinychat.pipeline.process import run_forked
@@ -179,6 +180,9 @@ def write(
         commands=[(run.stage, run.job.command) for run in stages],
         headline=_headline(measured(stages)),
     )
+    runs = {run.stage: run.folder for run in stages if run.folder}
+    if picture.write_picture(folder / picture.FILE, runs, policies, saved.get("samples", [])):
+        report.curves.append(("the whole recipe", picture.FILE))
     folders.write_text_atomic(folder / "report.md", render("pipeline/pipeline.md.j2", report))
     for stage, file in report.curves:
         report.images[stage] = base64.b64encode((folder / file).read_bytes()).decode()

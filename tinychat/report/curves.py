@@ -122,11 +122,11 @@ def _draw(
         _panel(axes, quantity, {name: series[name] for name in names}, stage)
         axes.set_xlim(-0.02 * last, 1.02 * last)
         if quantity in _MARKED:
-            _mark(axes, {what: step for what, step in marks.items() if 0 < step < last})
+            mark(axes, {what: step for what, step in marks.items() if 0 < step < last})
     figure.savefig(path, facecolor="white", format="png")
 
 
-def _mark(axes: Axes, marks: Mapping[str, int]) -> None:
+def mark(axes: Axes, marks: Mapping[str, int]) -> None:
     """A loss that jumps because other data begin would look like one that diverges."""
     for what, step in marks.items():
         axes.axvline(step, color="#555555", linewidth=1, linestyle=(0, (4, 3)))
@@ -192,9 +192,10 @@ def _scale(axes: Axes, metric: str) -> None:
 
     quantity = metric.rpartition("/")[2]
     values = [float(y) for line in axes.get_lines() for y in line.get_ydata() if math.isfinite(float(y))]  # type: ignore[union-attr]
-    if is_share(metric):
-        axes.set_ylim(*share_limits(values))
-    if is_logarithmic(quantity, values):
+    share = is_share(metric)
+    if share:
+        axes.set_ylim(*share_limits(values))  # never logarithmic: these limits may lie below 0
+    if not share and is_logarithmic(quantity, values):
         axes.set_yscale("log")
         low, high = axes.get_ylim()
         subs = (1.0,) if high / low > 1000 else (1.0, 2.0, 5.0) if high / low > 4 else tuple(range(1, 10))

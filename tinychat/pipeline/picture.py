@@ -1,0 +1,185 @@
+"""recipe.png: a whole recipe in one picture, what its stages learnt and how the policies answer the same prompts."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tinychat.report.curves import Series, mark, series_of, style_axes, title_of
+from tinychat.report.headline import figures_of
+from tinychat.report.run import CURRICULUM
+from tinychat.runs import folders
+from tinychat.runtime.run_files import said_of
+from tinychat.tracking.metrics_log import MetricsLog
+from tinychat.tracking.vocabulary import label_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FILE = "recipe.png"
+logger = logging.getLogger(__name__)
+
+# (stage, what may stand together in a panel): of a panel's choices the first one with a curve is drawn.
+PANELS: tuple[tuple[str, tuple[tuple[str, ...], ...]], ...] = (
+    ("pretrain", (("train/loss", "eval/loss"),)),
+    ("sft", (("eval/instruction_accuracy",), ("eval/response_loss",))),
+    ("reward", (("train/loss", "eval/loss"),)),
+    ("ppo", (("eval/safe_rate", "eval/over_refusal"), ("eval/objective",))),
+    ("ppo", (("rl/reward", "rl/gold_reward"),)),
+    ("ppo", (("rl/kl",),)),
+)
+_NAMES = {"pretrain": "pretraining", "sft": "SFT", "reward": "reward model", "ppo": "PPO"}
+_COLORS = ("#3b76af", "#d1602c")
+_COLUMNS = 3
+_WIDTH, _PANEL_HEIGHT = 9.6, 2.1  # inches
+_ROWS = 3  # prompts: the first ones of the recipe
+_LINE = 0.155  # inches between two lines of the table
+_LETTERS = 36  # of a line of a cell
+_LONGEST = 4  # lines of a cell; what is longer ends in an ellipsis
+_GREY = "#555555"
+
+
+@dataclass
+class Panel:
+    """Curves of a stage that stand together."""
+
+    stage: str
+    curves: dict[str, Series]
+    logged: dict[str, Series]  # all of the stage, bounds among them
+    headline: str  # what its stage has reached; "" but in the first panel of a stage
+    marks: dict[str, int]  # what begins: at which step
+
+
+def write_picture(
+    path: Path, runs: Mapping[str, Path], policies: Sequence[str], samples: Sequence[Mapping[str, str]]
+) -> bool:
+    """Draw a recipe to a PNG; False where there is nothing to draw or matplotlib does not work.
+
+    runs: stage -> folder of its finished run. policies: whose replies the samples have.
+    samples: [{"prompt": text, POLICY: reply, ...}], of which the first three are shown.
+    """
+    panels = panels_of(runs)
+    rows = [[row["prompt"], *(row[name] for name in policies)] for row in samples[:_ROWS]]
+    if not panels and not rows:
+        return False
+    whole = path.with_name(f".{path.name}")
+    try:
+        figure = _draw(panels, ["prompt", *policies] if rows else [], rows)
+        figure.savefig(whole, facecolor="white", format="png")
+        os.replace(whole, path)
+    except Exception as error:  # a broken matplotlib or a full disk costs the picture, not the report
+        whole.unlink(missing_ok=True)
+        logger.warning("no %s: %s: %s", path.name, type(error).__name__, said_of(error))
+        return False
+    return True
+
+
+def panels_of(runs: Mapping[str, Path]) -> list[Panel]:
+    """In the order of PANELS, without those that have no curve."""
+    logged = {stage: series_of(MetricsLog(run / "metrics.jsonl").read()) for stage, run in runs.items()}
+    found: list[Panel] = []
+    for stage, choices in PANELS:
+        series = logged.get(stage, {})
+        curves = ({name: series[name] for name in names if name in series} for names in choices)
+        chosen = next((one for one in curves if any(len(points) > 1 for points in one.values())), None)
+        if chosen is None:
+            continue
+        first = not any(panel.stage == stage for panel in found)
+        last = {name: points[-1][1] for name, points in series.items()}
+        figures = figures_of(stage, last, {})[:1] if first else []
+        facts = (folders.read_result(runs[stage]) or {}).get("facts")
+        marks = facts.get(CURRICULUM) if isinstance(facts, dict) else None
+        reached = "".join(f"{figure.label}: {figure.value}" for figure in figures)
+        found.append(Panel(stage, chosen, series, reached, marks if isinstance(marks, dict) else {}))
+    return found
+
+
+def _draw(panels: Sequence[Panel], head: list[str], rows: list[list[str]]) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    cells = [[_wrapped(cell) for cell in row] for row in rows]
+    table = _LINE * (sum(max(map(len, row)) + 0.9 for row in cells) + 2.2) if rows else 0.0
+    lines = -(-len(panels) // _COLUMNS)
+    height = _PANEL_HEIGHT * lines + table
+    figure = Figure(figsize=(_WIDTH, height), dpi=130)
+    FigureCanvasAgg(figure)
+    if panels:
+        grid = figure.add_gridspec(lines, _COLUMNS, left=0.055, right=0.985, wspace=0.22, hspace=0.62)
+        grid.update(top=1 - 0.3 / height, bottom=(table + 0.42) / height)
+        for index, panel in enumerate(panels):
+            _panel(figure.add_subplot(grid[divmod(index, _COLUMNS)]), panel)
+    if rows:
+        _table(figure, head, cells, table, height)
+    return figure
+
+
+def _panel(axes: Axes, panel: Panel) -> None:
+    """Its curves, with the 95 % bounds of what was measured with them."""
+    for (name, points), color in zip(panel.curves.items(), _COLORS, strict=False):
+        finite = [(step, value) for step, value in points if math.isfinite(value)]
+        if not finite:
+            continue
+        size = 2.2 if len(points) > 1 else 5.0  # what was measured once, at the end
+        line = "-" if len(points) > 1 else "none"
+        steps, values = zip(*finite, strict=True)
+        label = _label(name, panel)
+        axes.plot(steps, values, color=color, linewidth=1.4, linestyle=line, marker="o", markersize=size, label=label)
+        low, high = (dict(panel.logged.get(name + end, ())) for end in ("_low", "_high"))
+        for step in steps:
+            if step in low and step in high:
+                axes.plot([step, step], [low[step], high[step]], color=color, linewidth=1.0, alpha=0.6)
+    style_axes(axes, next(iter(panel.curves)), panel.stage)
+    mark(axes, panel.marks)
+    titles = dict.fromkeys(title_of(name, panel.stage) for name in panel.curves)
+    what = next(iter(titles)) if len(titles) == 1 else ", ".join(label_of(n, panel.stage)[0] for n in panel.curves)
+    axes.set_title(f"{_NAMES[panel.stage]}: {what}", fontsize=9, loc="left")
+    if len(panel.curves) > 1 or panel.headline:
+        shown = [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
+        more = {"title": panel.headline, "title_fontsize": 8} if panel.headline else {}
+        legend = axes.legend(handles=shown, fontsize=7.5, frameon=False, labelspacing=0.2, **more)
+        legend.get_title().set_fontweight("bold")
+
+
+def _label(metric: str, panel: Panel) -> str:
+    """In the legend: of one quantity where it was measured, else the quantity; a single curve is not in it."""
+    if len(panel.curves) == 1:
+        return "_"
+    quantities = {name: label_of(name, panel.stage)[0] for name in panel.curves}
+    one = len(set(quantities.values())) == 1
+    return {"train": "training", "eval": "held out"}[metric.partition("/")[0]] if one else quantities[metric]
+
+
+def _wrapped(text: str) -> list[str]:
+    flat = " ".join(text.split())
+    return textwrap.wrap(flat, _LETTERS, max_lines=_LONGEST, placeholder=" …") or ["(no reply)"]
+
+
+def _table(
+    figure: Figure, head: Sequence[str], cells: Sequence[Sequence[list[str]]], room: float, height: float
+) -> None:
+    """Below the panels, in the lowest `room` inches of `height`: a column for the prompts and for each policy."""
+    from matplotlib.lines import Line2D
+
+    left, right = 0.02, 0.985
+    width = (right - left) / max(len(head), 1)
+    top = room - 0.9 * _LINE
+    for column, name in enumerate(head):
+        figure.text(left + column * width, top / height, name, fontsize=9, fontweight="bold", va="top")
+    top -= 1.3 * _LINE
+    for row in cells:
+        figure.add_artist(Line2D([left, right], [(top + 0.28 * _LINE) / height] * 2, color="#d0d0d0", linewidth=0.7))
+        for column, lines in enumerate(row):
+            color = _GREY if column == 0 else "black"
+            for number, line in enumerate(lines):
+                at = (top - (number + 0.15) * _LINE) / height
+                text = figure.text(left + column * width, at, line, fontsize=7.8, va="top", color=color)
+                text.set_parse_math(False)
+        top -= _LINE * (max(map(len, row)) + 0.9)
