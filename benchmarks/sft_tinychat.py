@@ -19,7 +19,7 @@ from tinychat.data.chats.batches import ChatBatches
 from tinychat.data.chats.cache import chat_cache
 from tinychat.data.chats.sources import chat_source
 from tinychat.engine import build_engine, resolve_precision
-from tinychat.models.load import load_model
+from tinychat.models.checkpoints import load_model
 from tinychat.runtime.process import keep_freed_memory
 from tinychat.runtime.world import World
 from tinychat.stages.sft import reply_nll

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from tinychat.config.schema import Arch, ModelConfig
 from tinychat.models.build import build_model
-from tinychat.models.load import save_weights, saved_buffers, saved_parameters
+from tinychat.models.checkpoints import save_weights, saved_buffers, saved_parameters
 from tinychat.text.chat_template import set_template
 from tinychat.text.tokenizer import train_bpe
 

@@ -10,7 +10,7 @@ import torch
 from tests.chat_models import babbler
 from tinychat.config.schema import Arch, PeftConfig, PeftKind
 from tinychat.config.stages import Pooling, ScoreRange
-from tinychat.models.load import save_weights, saved_buffers, saved_parameters
+from tinychat.models.checkpoints import save_weights, saved_buffers, saved_parameters
 from tinychat.models.reward import set_normalisation, start_reward_model
 from tinychat.text.chat_template import set_template
 

@@ -24,6 +24,18 @@ ROWS = [
     {"sweeps", "compare", "chat", "train", "score", "merge"},
     {"pipeline"},
 ]
+# The same inside models/: opening whatever checkpoint there is stands above full models and above what is put on them.
+MODEL_ROWS = [
+    {"vocabulary"},
+    {"kernels"},
+    {"logprobs", "quantized"},
+    {"load", "flops"},
+    {"build"},
+    {"adapters"},
+    {"checkpoints"},
+    {"reward", "generation"},
+    {"actor_critic", "scorer"},
+]
 # Rooms of which the parent process loads something before a job starts: nothing heavy at the top of a file there.
 LIGHT = {"errors", "config", "runs", "tracking", "report", "tinyworld", "launch", "compare", "pipeline", "train"}
 # and of those that a rank or a picture needs, these may
@@ -86,6 +98,23 @@ def test_imports_go_one_way() -> None:
         for name in imports(path, inside_functions=True):
             if name.startswith("tinychat.") and rank.get(name.split(".")[1], 0) > rank[own]:
                 wrong.append(f"{path.relative_to(PACKAGE)} imports {name}")
+    assert wrong == []
+
+
+def test_inside_models_imports_go_one_way_and_stand_at_the_top() -> None:
+    rank = {name: index for index, names in enumerate(MODEL_ROWS) for name in names}
+    prefix, wrong = "tinychat.models.", []
+    for path in (PACKAGE / "models").rglob("*.py"):
+        own = path.relative_to(PACKAGE / "models").parts[0].removesuffix(".py")
+        if own == "__init__":
+            continue
+        assert own in rank, f"tinychat/models/{own} is in no row: add it to MODEL_ROWS"
+        used = {name for name in imports(path, inside_functions=True) if name.startswith(prefix)}
+        for name in used:
+            there = name.removeprefix(prefix).split(".")[0]
+            if there != own and rank[there] >= rank[own]:
+                wrong.append(f"{path.relative_to(PACKAGE)} imports {name}")
+        wrong += [f"{path.name} imports {name} late" for name in used - imports(path, inside_functions=False)]
     assert wrong == []
 
 

@@ -36,7 +36,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def run(arguments: list[str]) -> None:
     args = parse(arguments)
     path = args.checkpoint if hub.is_hub_id(args.checkpoint) else str(folders.resolve_checkpoint(args.checkpoint))
-    from tinychat.models.adapters.lora import merge_checkpoint
+    from tinychat.models.checkpoints import merge_checkpoint
 
     merge_checkpoint(path, at_home(args.out))
     print(f"merged {path} into {args.out}")

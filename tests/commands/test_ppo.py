@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.chat_models import babbler
 from tests.conftest import TORCHRUN, run_train
-from tinychat.models.load import save_weights, saved_buffers, saved_parameters
+from tinychat.models.checkpoints import save_weights, saved_buffers, saved_parameters
 from tinychat.text.chat_template import set_template
 
 COUNT = """

@@ -17,8 +17,7 @@ from tests.distributed.driver import batch
 from tinychat.config.schema import Device, DsConfig, OptimConfig, OptimKind, PeftConfig, PeftKind, Precision
 from tinychat.config.stages import PretrainStage, Schedule
 from tinychat.engine import Engine, build_engine
-from tinychat.models.adapters.lora import start_model
-from tinychat.models.load import save_weights
+from tinychat.models.checkpoints import save_weights, start_model
 from tinychat.models.logprobs import token_nll
 from tinychat.runtime.world import World, join_world
 

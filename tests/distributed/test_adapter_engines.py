@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from tests.conftest import REPOSITORY, environment_of
 from tests.distributed.driver import VOCABULARY
-from tinychat.models.load import load_model
+from tinychat.models.checkpoints import load_model
 
 DRIVER = str(REPOSITORY / "tests" / "distributed" / "adapter_driver.py")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

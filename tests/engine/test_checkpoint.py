@@ -21,7 +21,7 @@ from tinychat.engine.checkpoint import Checkpointer, random_state, restore_rando
 from tinychat.engine.plain import PlainEngine
 from tinychat.errors import UserError
 from tinychat.models import load as loading
-from tinychat.models.load import load_model
+from tinychat.models.checkpoints import load_model
 from tinychat.runs import folders
 from tinychat.runtime import manifest
 from tinychat.runtime.world import World

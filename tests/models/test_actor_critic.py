@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from tests.rl_models import PAD, PROMPTS, actor_critic, policy
 from tinychat.models.actor_critic import ActorCritic, policy_and_values
-from tinychat.models.load import save_weights, saved_buffers, saved_parameters
+from tinychat.models.checkpoints import save_weights, saved_buffers, saved_parameters
 from tinychat.models.logprobs import IGNORED, token_nll
 from tinychat.rl.rollout import to_experience
 

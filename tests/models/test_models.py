@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from tinychat.config.schema import Arch, ModelConfig
+from tinychat.config.schema import Arch, ModelConfig, PeftConfig, PeftKind
 from tinychat.errors import UserError
 from tinychat.models.build import (
     build_model,
@@ -24,6 +24,7 @@ from tinychat.models.build import (
     grow_vocabulary,
     model_vocab_size,
 )
+from tinychat.models.checkpoints import load_config, load_model, pretrained_path, start_model
 from tinychat.models.generation.generate import (
     IncrementalText,
     SamplingOptions,
@@ -32,7 +33,6 @@ from tinychat.models.generation.generate import (
     prompt_ids,
     stream_text,
 )
-from tinychat.models.load import load_config, load_model
 from tinychat.stages.tokenizer import SAMPLES
 from tinychat.text.tokenizer import encode_documents, train_bpe
 
@@ -68,6 +68,9 @@ def built(arch: Arch = Arch.llama, seed: int = 0, vocab: int = 320, **changes):
 def from_conf(name: str) -> ModelConfig:
     merged = OmegaConf.merge(OmegaConf.structured(ModelConfig), OmegaConf.load(CONF / f"{name}.yaml"))
     return OmegaConf.to_object(merged)  # type: ignore[return-value]
+
+
+NO_ADAPTER = PeftConfig("none", PeftKind.none, None, None, None, None)
 
 
 def logits(model, ids: torch.Tensor) -> torch.Tensor:
@@ -189,12 +192,16 @@ def test_a_null_that_the_architecture_needs_is_named(key):
         (Arch.gpt2, {"n_kv_head": 2}, "no grouped-query attention"),
         (Arch.llama, {"n_kv_head": 3}, "must be a multiple of model.n_kv_head=3"),
         (Arch.qwen3, {"n_head": 32, "n_kv_head": 32}, "even width per head"),
-        (Arch.pretrained, {}, "model.path=null"),
     ],
 )
 def test_shapes_that_no_model_has_are_named(arch, changes, words):
     with pytest.raises(UserError, match=words):
         build_model(tiny(arch, **changes), 320, 1, 0)
+
+
+def test_a_pretrained_model_needs_a_path():
+    with pytest.raises(UserError, match=r"model\.path=null"):
+        pretrained_path(tiny(Arch.pretrained))
 
 
 def test_vocabulary_is_rounded_up_kept_or_refused():
@@ -246,9 +253,7 @@ def test_weights_in_several_files(tmp_path):
 
 def test_dropout_replaces_the_checkpoints_own(tmp_path):
     built(Arch.gpt2, dropout=0.1).save_pretrained(tmp_path)
-    config = tiny(Arch.pretrained, path=str(tmp_path), dropout=0.0)
-    model = build_model(config, 320, 1, 0)
-    assert model.training
+    model = start_model(pretrained_path(tiny(Arch.pretrained, path=str(tmp_path))), NO_ADAPTER, dropout=0.0).train()
     assert torch.equal(model(IDS).logits, model(IDS).logits)
     kept = load_model(str(tmp_path)).train()
     assert not torch.equal(kept(IDS).logits, kept(IDS).logits)
@@ -257,15 +262,13 @@ def test_dropout_replaces_the_checkpoints_own(tmp_path):
 def test_a_pretrained_model_grows_for_a_few_special_tokens_only(tmp_path):
     model = built(vocab=300)
     model.save_pretrained(tmp_path)
-    config = tiny(Arch.pretrained, path=str(tmp_path))
-    same = build_model(config, 290, 1, 0)
+    same = start_model(str(tmp_path), NO_ADAPTER, entries=290)
     assert same.get_input_embeddings().weight.shape[0] == 300
-    grown = build_model(config, 303, 1, 0).eval()
+    grown = start_model(str(tmp_path), NO_ADAPTER, entries=303)
     assert grown.get_input_embeddings().weight.shape[0] == grown.config.vocab_size == 320
     assert torch.equal(logits(grown, IDS)[..., :300], logits(model, IDS))
     with pytest.raises(UserError, match="the tokenizer has 400 entries, the pretrained model 300"):
         grow_vocabulary(load_model(str(tmp_path)), 400)
-    assert configured_parameters(config, 300) == count_parameters(model)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -323,7 +326,6 @@ def test_odd_values_in_config_json_are_one_line_that_names_the_file(odd, tmp_pat
     for use in (
         lambda: load_config(str(tmp_path)),
         lambda: load_model(str(tmp_path)),
-        lambda: configured_parameters(tiny(Arch.pretrained, path=str(tmp_path)), 300),
     ):
         with pytest.raises(UserError, match=rf"^model {file}: ") as caught:
             use()

@@ -28,7 +28,7 @@ from tinychat.evaluation.preferences import (
     score_pairs,
 )
 from tinychat.evaluation.statistics import calibration, draw_calibration, expected_calibration_error, wilson
-from tinychat.models.load import load_model
+from tinychat.models.checkpoints import load_model
 from tinychat.models.reward import load_reward_model, normalise, raw_scores, set_normalisation, settings, token_scores
 from tinychat.runtime.world import World
 from tinychat.stages.policy import get_actor_critic

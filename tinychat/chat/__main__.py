@@ -134,7 +134,7 @@ def load(checkpoint: str, device_name: str, outputs: str) -> tuple[PreTrainedMod
     path = target.find(checkpoint, at_home(outputs))
     import torch
 
-    from tinychat.models.load import load_model
+    from tinychat.models.checkpoints import load_model
     from tinychat.text.tokenizer import load_saved_tokenizer
 
     if device_name == "cuda" and not torch.cuda.is_available():

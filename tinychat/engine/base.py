@@ -15,7 +15,7 @@ import torch
 from tinychat.config.schema import Precision
 from tinychat.errors import UserError
 from tinychat.models.adapters.adapter_files import is_adapter
-from tinychat.models.load import saved_parameters
+from tinychat.models.checkpoints import saved_parameters
 from tinychat.runtime.world import World
 
 Batch = dict[str, torch.Tensor]

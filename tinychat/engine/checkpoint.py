@@ -29,7 +29,8 @@ from safetensors import SafetensorError
 
 from tinychat.engine import Engine
 from tinychat.errors import UserError
-from tinychat.models.load import one_line, save_weights
+from tinychat.models.checkpoints import save_weights
+from tinychat.models.load import one_line
 from tinychat.runs import folders
 from tinychat.runtime import manifest
 from tinychat.runtime.run_files import disk_full

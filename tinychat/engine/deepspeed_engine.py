@@ -19,7 +19,7 @@ from tinychat.engine.base import Batch, Engine, LossFn, StepStats, eval_mode, tr
 from tinychat.engine.optim import MuonAdamW
 from tinychat.errors import UserError
 from tinychat.models.adapters.adapter_files import is_adapter
-from tinychat.models.load import saved_buffers, saved_parameters
+from tinychat.models.checkpoints import saved_buffers, saved_parameters
 from tinychat.runtime.world import World
 
 TAG = "deepspeed"

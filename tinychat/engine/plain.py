@@ -12,8 +12,8 @@ import torch
 
 from tinychat.engine.base import Batch, Engine, LossFn, StepStats, eval_mode, trained_state
 from tinychat.models.adapters.adapter_files import is_adapter
+from tinychat.models.checkpoints import saved_buffers, saved_parameters
 from tinychat.models.kernels.in_place import GradientsInPlace
-from tinychat.models.load import saved_buffers, saved_parameters
 from tinychat.runtime.world import World
 
 STATE_FILE = "engine.pt"

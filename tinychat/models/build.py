@@ -21,8 +21,8 @@ from transformers import (
 
 from tinychat.config.schema import Arch, ModelConfig
 from tinychat.errors import UserError
-from tinychat.models.adapters.quantized import weights_in
-from tinychat.models.load import load_config, load_model, quiet
+from tinychat.models.load import quiet
+from tinychat.models.quantized import weights_in
 
 VOCAB_MULTIPLE = 64  # matrix products over a vocabulary that is a multiple of this are faster
 # A pretrained model's own tokenizer may be given a padding and chat tokens; more new entries mean a wrong
@@ -79,25 +79,14 @@ def build_model(
 ) -> PreTrainedModel:
     """The configured model in fp32 with scaled-dot-product attention, ready to train.
 
-    Weights are drawn from torch's global generator, which the caller seeds. arch=pretrained loads
-    config.path, and gives it rows for the few special tokens (`vocab_size` entries in all) its tokenizer may
-    have been given. Raises UserError for a configuration that no model has.
+    Weights are drawn from torch's global generator, which the caller seeds. Raises UserError for a configuration that
+    no model has.
     """
-    if config.arch is Arch.pretrained:
-        model = load_model(_pretrained_path(config), dropout=config.dropout)
-        grow_vocabulary(model, vocab_size)
-    else:
-        shape = hf_config(config, vocab_size, pad_token_id, eos_token_id, bos_token_id)
-        model = AutoModelForCausalLM.from_config(shape, attn_implementation="sdpa", dtype=torch.float32)
-        if config.arch is Arch.gpt2 and config.position_init_std is not None:
-            torch.nn.init.normal_(model.transformer.wpe.weight, std=config.position_init_std)
+    shape = hf_config(config, vocab_size, pad_token_id, eos_token_id, bos_token_id)
+    model = AutoModelForCausalLM.from_config(shape, attn_implementation="sdpa", dtype=torch.float32)
+    if config.arch is Arch.gpt2 and config.position_init_std is not None:
+        torch.nn.init.normal_(model.transformer.wpe.weight, std=config.position_init_std)
     return model.train()
-
-
-def _pretrained_path(config: ModelConfig) -> str:
-    if config.path is None:
-        raise UserError("model.path=null: model=pretrained needs a folder or hub id, as model.path=FOLDER")
-    return config.path
 
 
 def grow_vocabulary(model: PreTrainedModel, tokenizer_len: int) -> None:
@@ -198,10 +187,7 @@ def count_parameters(model: nn.Module) -> ParameterCount:
 
 def configured_parameters(config: ModelConfig, vocab_size: int) -> ParameterCount:
     """What count_parameters would find in the configured model, without allocating it."""
-    if config.arch is Arch.pretrained:
-        shape = load_config(_pretrained_path(config))
-    else:
-        shape = hf_config(config, vocab_size, pad_token_id=0, eos_token_id=0)
+    shape = hf_config(config, vocab_size, pad_token_id=0, eos_token_id=0)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(shape)
     return count_parameters(model)

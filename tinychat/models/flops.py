@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tinychat.models.adapters.quantized import weights_in
+from tinychat.models.quantized import weights_in
 
 MEASURING_SECONDS = 0.5
 FEW_TRIES, MANY_TRIES = 3, 30

@@ -1,9 +1,9 @@
-"""Models in files: loaded from checkpoints, other people's folders and hub repositories, and written as transformers
+"""Full models in files: read from checkpoints, other people's folders and hub repositories, and written as transformers
 reads them.
 
 Only safetensors are read: pickled weights can run code when they are opened. Weights that are missing or left
-over are errors here; transformers would fill them with random numbers and go on. The folder of an adapter stands for
-its base with the adapter.
+over are errors here; transformers would fill them with random numbers and go on. What may be an adapter is opened by
+tinychat.models.checkpoints.
 """
 
 from __future__ import annotations
@@ -22,53 +22,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.utils import logging as hf_logging
 
 from tinychat.errors import UserError
-from tinychat.models.adapters.adapter_files import (
-    ADAPTER_FILES,
-    find_base,
-    is_adapter,
-    is_adapter_folder,
-    read_adapter_config,
-    save_adapter,
-)
-from tinychat.models.adapters.quantized import prepare_quantized, quantization_config
+from tinychat.models.quantized import prepare_quantized, quantization_config
 from tinychat.runs import folders
 from tinychat.runtime import hub
 from tinychat.runtime.run_files import at_home, cannot
-
-
-def save_weights(model: Any, weights: dict[str, torch.Tensor], folder: Path) -> None:
-    """config.json, generation_config.json and model.safetensors, as transformers lays them out; of an adapter its own
-    weights alone, as peft does.
-
-    A model of several parts writes them itself. Not model.save_pretrained: that imports DeepSpeed wherever it is
-    installed.
-    """
-    if hasattr(model, "save_parts"):
-        model.save_parts(weights, folder, save_weights)
-        return
-    if is_adapter(model):
-        save_adapter(model, weights, folder)
-        return
-    model.config.architectures = [type(model).__name__]
-    model.config.save_pretrained(folder)
-    if model.can_generate():
-        model.generation_config.save_pretrained(folder)
-    tied = list(getattr(model, "_tied_weights_keys", None) or [])
-    save_torch_state_dict(weights, str(folder), shared_tensors_to_discard=tied)
-
-
-def saved_parameters(model: Any) -> dict[str, torch.nn.Parameter]:
-    """The parameters that a checkpoint holds, by name, a tied one once: all, or of an adapter those it trains."""
-    return {name: p for name, p in model.named_parameters() if p.requires_grad or not is_adapter(model)}
-
-
-def saved_buffers(model: Any) -> dict[str, torch.Tensor]:
-    """The part of a model's state_dict that is no parameter; nothing of an adapter, whose base brings them."""
-    if is_adapter(model):
-        return {}
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    return {name: value for name, value in model.state_dict().items() if name not in parameters}
-
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -79,30 +36,34 @@ MOST_LAYERS = 4096  # more would go on for minutes, in a model that nobody has
 SHOWN = 3  # weights named in a message
 
 
-def load_model(path: str, dropout: float | None = None, quantize: bool = False, is_trainable: bool = False) -> Any:
-    """The model in a folder or hub repository: fp32, scaled-dot-product attention, in evaluation mode.
+def write_weights(model: Any, weights: dict[str, torch.Tensor], folder: Path) -> None:
+    """config.json, generation_config.json and model.safetensors of a full model, as transformers lays them out. Not
+    model.save_pretrained: that imports DeepSpeed wherever it is installed."""
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
+    tied = list(getattr(model, "_tied_weights_keys", None) or [])
+    save_torch_state_dict(weights, str(folder), shared_tensors_to_discard=tied)
 
-    An adapter's folder gives a peft.PeftModel on its base, all of it frozen, or with `is_trainable` all but the
-    adapter; other folders give a PreTrainedModel. `dropout` replaces every dropout rate of the architecture; None keeps
-    them. `quantize` holds the linear layers of the blocks in 4 bits (see tinychat.models.adapters.quantized).
 
-    Raises UserError for a folder that is missing, is no model, is cut short or changed since tinychat wrote it, or does
-    not hold exactly the model's weights; for an adapter also when its base is missing or another one.
-    """
-    folder = model_folder(path)
-    if is_adapter_folder(folder):
-        from tinychat.models.adapters.lora import load_adapter  # which loads its base here
+def other_than_parameters(model: Any) -> dict[str, torch.Tensor]:
+    """The part of a model's state_dict that is no parameter."""
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    return {name: value for name, value in model.state_dict().items() if name not in parameters}
 
-        if read_adapter_config(folder).get("task_type") == "SEQ_CLS":
-            raise UserError(_no_language_model(path))
-        return load_adapter(folder, dropout, quantize, is_trainable)
-    if is_classifier(load_config(str(folder))):
-        raise UserError(_no_language_model(path))
+
+def no_language_model(path: str) -> UserError:
+    return UserError(
+        f"{path} is a reward model, not a language model; it scores replies: python -m tinychat.score {path} FILE"
+    )
+
+
+def read_language_model(path: str, dropout: float | None = None, quantize: bool = False) -> Any:
+    """What checkpoints.load_model says, of a full checkpoint."""
+    if is_classifier(read_config(model_folder(path))):
+        raise no_language_model(path)
     return read_model(path, AutoModelForCausalLM, dropout, quantize)
-
-
-def _no_language_model(path: str) -> str:
-    return f"{path} is a reward model, not a language model; it scores replies: python -m tinychat.score {path} FILE"
 
 
 def is_classifier(config: PreTrainedConfig) -> bool:
@@ -111,9 +72,9 @@ def is_classifier(config: PreTrainedConfig) -> bool:
 
 
 def read_model(path: str, kind: Any, dropout: float | None = None, quantize: bool = False) -> Any:
-    """What load_model says, of a full checkpoint; `kind`: AutoModelForCausalLM or another of transformers' classes."""
+    """The model in a full checkpoint, as checkpoints.load_model says; `kind`: one of transformers' Auto classes."""
     folder = model_folder(path)
-    config = load_config(str(folder))
+    config = read_config(folder)
     weight_files(folder)
     folders.verify_contents(folder)
     _check_generation_settings(folder)
@@ -172,19 +133,15 @@ def model_folder(path: str) -> Path:
     """The local folder of a path or hub id."""
     folder = at_home(path)
     if not folder.exists() and hub.is_hub_id(path):
-        wanted = hub.MODEL_FILES + ADAPTER_FILES
-        return hub.repository_folder(path, wanted, "give a folder with config.json and model.safetensors")
+        return hub.repository_folder(path, hub.MODEL_FILES, "give a folder with config.json and model.safetensors")
     if not folder.is_dir():
         raise UserError(f"model {path}: {'is a file; give its folder' if folder.exists() else 'no such folder'}")
     return folder
 
 
-def load_config(path: str) -> PreTrainedConfig:
-    """The transformers configuration in a model's folder or hub repository; an adapter has its base's. A language model
-    can be built from it. Raises UserError where there is none, or none that makes a model."""
-    folder = model_folder(path)
-    if is_adapter_folder(folder):
-        folder = model_folder(find_base(folder))
+def read_config(folder: Path) -> PreTrainedConfig:
+    """The transformers configuration in a full model's folder. A language model can be built from it. Raises UserError
+    where there is none, or none that makes a model."""
     file = folder / CONFIG
     if not file.is_file():
         raise UserError(f"model {folder}: holds no {CONFIG}; give a folder written by save_pretrained")

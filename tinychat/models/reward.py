@@ -23,17 +23,10 @@ from tinychat.config.schema import PeftConfig, PeftKind
 from tinychat.config.stages import Pooling, ScoreRange
 from tinychat.errors import UserError
 from tinychat.models.adapters.adapter_files import is_adapter_folder, read_adapter_config, read_reward_settings
-from tinychat.models.adapters.lora import (
-    adapter_is_as,
-    add_adapter,
-    check_targets,
-    load_adapter,
-    merge_adapter,
-    set_adapter_dropout,
-    write_base,
-)
+from tinychat.models.adapters.lora import adapter_is_as, add_adapter, load_adapter, merge_adapter, set_adapter_dropout
 from tinychat.models.build import grow_vocabulary
-from tinychat.models.load import is_classifier, load_config, load_model, model_folder, read_model
+from tinychat.models.checkpoints import check_targets, load_config, load_model, write_base
+from tinychat.models.load import is_classifier, model_folder, read_model
 
 SETTINGS = "tinychat_reward"  # attribute of the configuration
 PLAIN = {"pooling": Pooling.last.value, "range": ScoreRange.raw.value, "mean": 0.0, "std": 1.0}
@@ -50,7 +43,7 @@ def start_reward_model(
     merged: Path | None = None,
 ) -> Any:
     """The reward model a stage trains: the backbone of the language model at `path` with a new head, or the reward
-    model there. In evaluation mode, on the CPU; `peft`, `entries` and `merged` are as for adapters.start_model.
+    model there. In evaluation mode, on the CPU; `peft`, `entries` and `merged` are as for checkpoints.start_model.
 
     pooling: None: a reward model's own, whatever it is; "last" under a new head.
     train_last_layers: only so many blocks, counted from the last, learn, with the final norm and the head; None: all.

@@ -64,9 +64,9 @@ def read_samples(folder: Path) -> dict[str, Any]:
 def _replies(checkpoint: Path, template: str | None, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
     import torch
 
+    from tinychat.models.checkpoints import load_model
     from tinychat.models.generation.decode import DecodeOptions, decode
     from tinychat.models.generation.generate import prompt_ids
-    from tinychat.models.load import load_model
     from tinychat.models.vocabulary import vocabulary
     from tinychat.text.chat_template import encode_prompts, end_token_id, reply_text
     from tinychat.text.tokenizer import load_saved_tokenizer

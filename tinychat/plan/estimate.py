@@ -16,7 +16,7 @@ from tinychat.config.stages import PpoStage, PretrainStage, RewardStage, TrainLo
 from tinychat.engine.base import DTYPES, resolve_precision
 from tinychat.errors import UserError
 from tinychat.models.build import hf_config, model_vocab_size
-from tinychat.models.load import load_config
+from tinychat.models.checkpoints import load_config, pretrained_path
 from tinychat.plan.memory import (
     Hardware,
     Memory,
@@ -111,11 +111,9 @@ def model_shape(config: Config) -> tuple[Any, list[str]]:
         found = {"init_from": None, "tokenizer": None}
     start = found["init_from"]
     if start is None and config.model.arch is Arch.pretrained:
-        start = config.model.path
+        start = pretrained_path(config.model)
     if start:
         return load_config(start), [f"every model has the shape of {start}"]
-    if config.model.arch is Arch.pretrained:
-        raise UserError("model.path=null: model=pretrained needs a folder or hub id, as model.path=FOLDER")
     entries, whence = _entries(config, found["tokenizer"])
     size = model_vocab_size(config.model, entries)
     assumed = [f"vocabulary: {size:,} rows for {whence}"]

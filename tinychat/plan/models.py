@@ -25,10 +25,10 @@ from tinychat.config.schema import Config, PeftConfig, PeftKind, RewardKind
 from tinychat.config.stages import PpoStage, RewardStage, ValueKind
 from tinychat.engine.optim import split_parameters
 from tinychat.models.adapters.lora import add_adapter
-from tinychat.models.adapters.quantized import BLOCK, input_widths
 from tinychat.models.flops import training_flops_per_token
 from tinychat.models.kernels.attention import plan_blocks, use_blocked_attention
 from tinychat.models.kernels.layers import use_fused_norms, use_fused_rotary
+from tinychat.models.quantized import BLOCK, input_widths
 from tinychat.models.reward import freeze_all_but
 
 ATTENTION = "tinychat_plan"
@@ -214,7 +214,7 @@ def _make_fake(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _quantized(model: Any) -> int:
-    """Weights that tinychat.models.adapters.quantized would hold in 4 bits."""
+    """Weights that tinychat.models.quantized would hold in 4 bits."""
     widths, modules = input_widths(model), dict(model.named_modules())
     fits = [name for name, width in widths.items() if width % BLOCK == 0 and name != "score"]
     return sum(modules[name].weight.numel() for name in fits)

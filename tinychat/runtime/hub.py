@@ -42,6 +42,7 @@ TOKENIZER_FILES = (
 )
 # Weights as safetensors alone: the other formats on the hub are pickles, which can run code when opened.
 MODEL_FILES = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
+MODEL_FILES += ("adapter_config.json", "adapter_model.safetensors", "adapter_base.json", "reward.json")
 
 
 def is_hub_id(spec: str) -> bool:

@@ -19,8 +19,9 @@ from tinychat.data.preferences.prompts import with_prompts
 from tinychat.engine import Engine
 from tinychat.errors import UserError
 from tinychat.evaluation.replies import InstructionResult, evaluate_replies, response_loss
-from tinychat.models.adapters.lora import start_model, trainable_parameters
+from tinychat.models.adapters.lora import trainable_parameters
 from tinychat.models.build import describe
+from tinychat.models.checkpoints import pretrained_path, start_model
 from tinychat.models.generation.decode import DecodeOptions
 from tinychat.runs.context import Context
 from tinychat.stages.common import get_tokenizer, log, write_table
@@ -66,9 +67,7 @@ def get_start_model(config: Config, context: Context, tokenizer: Any) -> Any:
     """
     start, dropout = context.parents["init_from"], config.stage.dropout
     if start is None:  # model=pretrained
-        start, dropout = config.model.path, config.model.dropout if dropout is None else dropout
-        if start is None:
-            raise UserError("model.path=null: model=pretrained needs a folder or hub id, as model.path=FOLDER")
+        start, dropout = pretrained_path(config.model), config.model.dropout if dropout is None else dropout
     model = start_model(start, config.peft, dropout, context.run_dir / "merged_base", vocabulary_size(tokenizer))
     ends = sorted({tokenizer.eos_token_id, end_token_id(tokenizer)})
     model.generation_config.eos_token_id = ends

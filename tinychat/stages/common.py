@@ -12,14 +12,15 @@ from typing import Any
 
 import torch
 
-from tinychat.config.schema import Config, DataConfig, ResumeData
+from tinychat.config.schema import Arch, Config, DataConfig, ResumeData
 from tinychat.data.documents.cache import TokenCache, token_cache
 from tinychat.data.documents.packing import document_segments
 from tinychat.data.documents.sources import Split, text_source
 from tinychat.engine import Batch, Engine
 from tinychat.errors import UserError
 from tinychat.evaluation.perplexity import perplexity
-from tinychat.models.build import build_model, describe, load_model, model_vocab_size
+from tinychat.models.build import build_model, describe, model_vocab_size
+from tinychat.models.checkpoints import load_model, pretrained_path, start_model
 from tinychat.models.flops import matmul_rate
 from tinychat.models.generation.generate import continue_texts
 from tinychat.models.generation.sampling import SamplingOptions
@@ -54,6 +55,8 @@ def get_model(config: Config, context: Context, tokenizer: Any) -> Any:
                 f"init_from={start}: the model has {entries} entries, its tokenizer {size}; "
                 "the folder holds another model's tokenizer"
             )
+    elif config.model.arch is Arch.pretrained:
+        model = start_model(pretrained_path(config.model), config.peft, config.model.dropout, entries=size).train()
     else:
         rows, begin = model_vocab_size(config.model, size), text_beginning(tokenizer)[0]
         model = build_model(config.model, rows, tokenizer.pad_token_id, tokenizer.eos_token_id, begin)

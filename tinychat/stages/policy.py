@@ -17,8 +17,9 @@ from tinychat.data.preferences.prompts import PromptBatch, PromptBatches, prompt
 from tinychat.engine import Engine, evaluation_engine
 from tinychat.models.actor_critic import ActorCritic, hidden_and_values, policy_and_values
 from tinychat.models.adapters.adapter_files import is_adapter
-from tinychat.models.adapters.lora import start_model, trainable_parameters
+from tinychat.models.adapters.lora import trainable_parameters
 from tinychat.models.build import describe
+from tinychat.models.checkpoints import start_model
 from tinychat.models.generation.decode import DecodeOptions
 from tinychat.models.logprobs import OutputHead, last_hidden
 from tinychat.models.reward import start_reward_model

@@ -30,13 +30,11 @@ from tinychat.models.adapters.adapter_files import ADAPTER_BASE, ADAPTER_CONFIG,
 from tinychat.models.adapters.lora import (
     add_adapter,
     merge_adapter,
-    merge_checkpoint,
-    start_model,
     trainable_parameters,
 )
 from tinychat.models.build import build_model, count_parameters, hf_config
+from tinychat.models.checkpoints import load_config, load_model, merge_checkpoint, start_model
 from tinychat.models.flops import training_flops_per_token
-from tinychat.models.load import load_config, load_model
 from tinychat.models.logprobs import token_nll
 from tinychat.models.reward import start_reward_model
 from tinychat.runs import folders

@@ -27,7 +27,6 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_BASE = "adapter_base.json"
 REWARD_SETTINGS = "reward.json"
-ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTER_BASE, REWARD_SETTINGS)
 SAMPLED_BYTES = 1024  # of every tensor, from its middle
 
 

@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, GenerationConfig
@@ -37,94 +33,22 @@ from tinychat.models.adapters.adapter_files import (
     read_adapter_config,
     weights_fingerprint,
 )
-from tinychat.models.adapters.quantized import quiet_bitsandbytes
-from tinychat.models.build import grow_vocabulary
 from tinychat.models.load import (
     check_finite,
     check_safetensors,
-    load_config,
-    load_model,
     model_folder,
     one_line,
-    save_weights,
-    saved_buffers,
+    read_config,
+    read_language_model,
     weight_files,
 )
+from tinychat.models.quantized import quiet_bitsandbytes
 from tinychat.runs import folders
-from tinychat.runtime import manifest
-from tinychat.text.tokenizer import load_saved_tokenizer
 
 LLAMA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 TARGETS = {"gpt2": ("c_attn", "c_proj"), "llama": LLAMA_TARGETS, "qwen3": LLAMA_TARGETS}  # by transformers' model_type
 ALL_LINEAR = "all-linear"  # peft's word for every linear layer but the output head
 log = logging.getLogger("tinychat")
-
-
-def start_model(
-    path: str,
-    peft: PeftConfig,
-    dropout: float | None = None,
-    merged: Path | None = None,
-    entries: int | None = None,
-    new_adapter: bool = False,
-) -> Any:
-    """The model a stage trains, from a checkpoint folder or hub id. In evaluation mode, on the CPU.
-
-    peft=none trains all weights; an adapter at `path` is merged first. Else the base is frozen (and 4-bit for qlora):
-    an adapter at `path` that is as `peft` asks goes on being trained, any other is merged into its base and a new one
-    is put on that; with `new_adapter` always, so that without it the model is the one at `path`. A vocabulary smaller
-    than `entries` (the tokenizer's) grows by the few that chat tokens need. An adapter's base must be a folder: where
-    it is merged or grown it is written to `merged`, and kept if it is there.
-
-    New adapters take torch's global generator, which the caller seeds. Several processes may call this together.
-    Raises UserError.
-    """
-    folder = model_folder(path)
-    adapter = is_adapter_folder(folder)
-    if peft.kind is PeftKind.none:
-        model = load_model(path, dropout)
-        model = merge_adapter(model) if adapter else model
-        grow_vocabulary(model, entries or 0)
-        return model
-    quantize = peft.kind is PeftKind.qlora
-    grows = (entries or 0) > load_config(path).vocab_size
-    if adapter and not grows and not new_adapter and adapter_is_as(folder, peft):
-        model = load_model(path, dropout, quantize, is_trainable=True)
-        set_adapter_dropout(model, peft.dropout or 0.0)
-        log.info("the adapter of %s is trained further", path)
-        return model
-    if adapter or grows:
-        path = write_base(path, merged, peft, entries or 0, adapter)
-    check_targets(path, peft)
-    return add_adapter(load_model(path, dropout, quantize), peft)
-
-
-def check_targets(path: str, peft: PeftConfig) -> None:
-    """Refuse unknown targets as adapter_targets does, before any weight is read."""
-    with torch.device("meta"):
-        adapter_targets(AutoModelForCausalLM.from_config(load_config(path)), peft.targets)
-
-
-def write_base(path: str, out: Path | None, peft: PeftConfig, entries: int, adapter: bool) -> str:
-    """The folder of a new adapter's base where `path` itself cannot be it; written once, by whoever comes first."""
-    if out is None:
-        raise UserError(
-            f"{path} is an adapter, and not as peft={peft.name} asks; merge it first: "
-            f"python -m tinychat.merge {path} FOLDER, then start from FOLDER"
-            if adapter
-            else f"{path}: its vocabulary is smaller than the tokenizer's {entries} entries; train with peft=none"
-        )
-    with FileLock(f"{out}.lock"):
-        if not out.exists():
-            with torch.random.fork_rng(devices=[]):  # only one process gets here; all are to go on alike
-                model = load_model(path)
-                model = merge_adapter(model) if adapter else model
-                grow_vocabulary(model, entries)
-            _write_full(model, path, out)
-    log.info(
-        "a new adapter is put on %s, which is %s with %s", out, path, "its adapter merged" if adapter else "more rows"
-    )
-    return str(out)
 
 
 def add_adapter(model: Any, config: PeftConfig, task: str = "CAUSAL_LM") -> Any:
@@ -180,9 +104,10 @@ def load_adapter(
     dropout: float | None,
     quantize: bool,
     is_trainable: bool,
-    load_base: Callable[[str, float | None, bool], Any] = load_model,
+    load_base: Callable[[str, float | None, bool], Any] = read_language_model,
 ) -> Any:
-    """What load_model does for an adapter's folder. load_base(address, dropout, quantize): the model it is put on."""
+    """What checkpoints.load_model does for an adapter's folder. load_base(address, dropout, quantize): the model it is
+    put on."""
     quiet_bitsandbytes()
     from peft import PeftConfig as AdapterConfig
     from peft import set_peft_model_state_dict
@@ -240,41 +165,6 @@ def merge_adapter(model: Any) -> Any:
     return merged.requires_grad_(True)
 
 
-def merge_checkpoint(path: str, out: Path) -> None:
-    """Write an adapter's checkpoint as a full one, on the fp32 base also where it was trained on a 4-bit one.
-
-    Raises UserError when `path` is no adapter or `out` is a folder with something in it. `out` appears whole or not at
-    all.
-    """
-    folder = model_folder(path)
-    if not is_adapter_folder(folder):
-        raise UserError(f"{path}: holds no {ADAPTER_CONFIG}, so there is nothing to merge; it is a full checkpoint")
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise UserError(f"{out}: exists and is not empty; give a new folder")
-    _write_full(merge_adapter(load_model(path)), path, out)
-
-
-def _write_full(model: Any, path: str, out: Path) -> None:
-    """The model as a full checkpoint with tokenizer and lineage of the one at `path`."""
-    tokenizer = load_saved_tokenizer(path)
-    temporary = out.with_name(f".saving-{out.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
-        weights = {name: p.detach() for name, p in model.named_parameters()}
-        save_weights(model, weights | saved_buffers(model), temporary)
-        tokenizer.save_pretrained(temporary)
-        lineage = model_folder(path) / folders.LINEAGE
-        if lineage.is_file():
-            shutil.copyfile(lineage, temporary / folders.LINEAGE)
-        manifest.write_manifest(temporary, None)
-        os.replace(temporary, out)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"could not write {out}: {one_line(error)}") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
 def _with_adapter(model: Any, config: Any, **options: Any) -> Any:
     from peft import get_peft_model
 
@@ -299,7 +189,7 @@ def _base_of(model: Any) -> AdapterBase:
     if not model.name_or_path:
         return AdapterBase("", "", False)
     folder = model_folder(model.name_or_path)
-    saved, now = load_config(str(folder)).vocab_size, model.get_input_embeddings().num_embeddings
+    saved, now = read_config(folder).vocab_size, model.get_input_embeddings().num_embeddings
     if saved != now:
         raise UserError(
             f"{folder}: its vocabulary was changed from {saved} to {now} entries, which an adapter does not hold; "
@@ -318,7 +208,7 @@ def adapter_is_as(folder: Path, peft: PeftConfig) -> bool:
     if (found.get("peft_type"), found.get("r"), found.get("lora_alpha")) != ("LORA", peft.r, peft.alpha):
         return False
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(load_config(str(folder)))
+        model = AutoModelForCausalLM.from_config(read_config(model_folder(find_base(folder))))
     wanted = adapter_targets(model, peft.targets)
     return wanted == ALL_LINEAR or set(found.get("target_modules") or ()) == set(wanted)
 
