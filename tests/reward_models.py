@@ -12,7 +12,9 @@ from tinychat.config.schema import Arch, PeftConfig, PeftKind
 from tinychat.config.stages import Pooling, ScoreRange
 from tinychat.models.checkpoints import save_weights, saved_buffers, saved_parameters
 from tinychat.models.reward import set_normalisation, start_reward_model
-from tinychat.text.chat_template import set_template
+from tinychat.models.scorer import Scorer
+from tinychat.text.chat_render import Message
+from tinychat.text.chat_template import none_refused, set_template
 
 NONE = PeftConfig(name="none", kind=PeftKind.none, r=None, alpha=None, dropout=None, targets=None)
 LORA = PeftConfig(name="lora", kind=PeftKind.lora, r=4, alpha=8, dropout=0.0, targets=None)
@@ -48,6 +50,11 @@ def reward_model(folder: Path, score_range: ScoreRange = ScoreRange.standard, pe
     stir(model)
     set_normalisation(model, 0.25, 2.0, score_range)
     return write(model, folder)
+
+
+def score_texts(scorer: Scorer, prompts: list[list[Message]], replies: list[str]) -> list[float]:
+    """Scores of replies to prompts, as commands make them."""
+    return scorer.score_ids(list(none_refused(scorer.encode(prompts, replies))))
 
 
 def stir(model: Any) -> None:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from tests.commands.warm import WarmPython
 from tests.conftest import TORCHRUN, curve, error_line, result_of, save_base, write_rows
+from tests.reward_models import score_texts
 from tinychat.models.reward import load_reward_model, settings
 from tinychat.models.scorer import Scorer
 from tinychat.runs import folders
@@ -124,7 +125,7 @@ def test_a_judge_gives_probabilities(way: Callable[[str], Path]) -> None:
     scorer = Scorer(str(folders.resolve_checkpoint(str(way("judge")))), "cpu", torch.float32, 8)
     assert settings(scorer.model.config) == {"pooling": "last", "range": "unit", "mean": 0.0, "std": 1.0}
     prompt = [[{"role": "user", "content": "How do I bake bread?"}]]
-    assert 0 < scorer.score_texts(prompt, ["Mix flour and water."])[0] < 1
+    assert 0 < score_texts(scorer, prompt, ["Mix flour and water."])[0] < 1
 
 
 @pytest.mark.parametrize("name", ["none", "lora"])
@@ -152,7 +153,7 @@ def test_it_goes_on_from_a_reward_model_and_in_bf16(way: Callable[[str], Path], 
     done = warm.train(folder, "stage=reward", *TINY, f"init_from={start.name}", *more, "run_dir=more")
     assert done.returncode == 0, done.stderr[-3000:]
     scorer = Scorer(str(folders.resolve_checkpoint(str(folder / "more"))), "cpu", torch.bfloat16, 8)
-    assert 0 < scorer.score_texts([[{"role": "user", "content": "Hi"}]], ["Hello"])[0] < 1
+    assert 0 < score_texts(scorer, [[{"role": "user", "content": "Hi"}]], ["Hello"])[0] < 1
     assert scorer.score_range == "unit" and settings(scorer.model.config)["std"] != 1.0
 
 

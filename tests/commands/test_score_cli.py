@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tests.conftest import environment_of, write_rows
-from tests.reward_models import reward_model
+from tests.reward_models import reward_model, score_texts
 from tinychat import score
 from tinychat.errors import UserError
 from tinychat.models.scorer import Scorer
@@ -45,8 +45,8 @@ def test_a_line_for_each_row_with_its_score(model: Path, tmp_path: Path, capsys:
     score.run([str(model), str(file), "--batch_size=1"])
     said = capsys.readouterr()
     found = lines(said.out)
-    expected = Scorer(str(model), "cpu", torch.float32, 4).score_texts(
-        [PROMPT] * 3, ["the dog", "the dog", "sat on 从"]
+    expected = score_texts(
+        Scorer(str(model), "cpu", torch.float32, 4), [PROMPT] * 3, ["the dog", "the dog", "sat on 从"]
     )
     assert [row["score"] for row in found] == pytest.approx(expected, abs=1e-5)
     assert [{key: value for key, value in row.items() if key != "score"} for row in found] == ROWS
@@ -119,9 +119,9 @@ def test_a_row_that_the_template_refuses_is_named(model: Path, tmp_path: Path) -
 
     scorer = Scorer(str(picky), "cpu", torch.float32, 4)
     judged = Judge(scorer)([PROMPT, told, PROMPT], ["the dog", "the dog", "the cat " * 80])
-    assert judged == [pytest.approx(scorer.score_texts([PROMPT], ["the dog"])[0]), None, None]
+    assert judged == [pytest.approx(score_texts(scorer, [PROMPT], ["the dog"])[0]), None, None]
     with pytest.raises(Refused, match="no system role"):
-        scorer.score_texts([told], ["the dog"])
+        score_texts(scorer, [told], ["the dog"])
 
 
 def test_bad_arguments_and_inputs(model: Path, tmp_path: Path, monkeypatch: Any) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.reward_models import LORA, language_model, reward_model, started, write
+from tests.reward_models import LORA, language_model, reward_model, score_texts, started, write
 from tinychat.config.stages import ScoreRange
 from tinychat.data.preferences.cache import encode_pairs
 from tinychat.data.preferences.rows import preference_row
@@ -29,13 +29,13 @@ def scorer(path: Path, batch_size: int = 2, dtype: torch.dtype = torch.float32) 
 def test_scores_are_the_normalised_output_on_the_end_of_each_reply(tmp_path: Path) -> None:
     path = reward_model(tmp_path / "rm")
     found = scorer(path)
-    scores = found.score_texts(PROMPTS, REPLIES)
+    scores = score_texts(found, PROMPTS, REPLIES)
     model = load_reward_model(str(path))
     for ids, score in zip(found.encode(PROMPTS, REPLIES), scores, strict=True):
         raw = raw_scores(model, torch.tensor([ids]), torch.ones(1, len(ids)))
         assert score == pytest.approx((raw.item() - 0.25) / 2.0, abs=1e-5)
     assert len(set(scores)) == 4
-    assert found.score_texts([], []) == [] and found.score_range == "standard"
+    assert score_texts(found, [], []) == [] and found.score_range == "standard"
 
 
 def test_sequences_are_those_of_the_preference_cache(tmp_path: Path) -> None:
@@ -47,15 +47,15 @@ def test_sequences_are_those_of_the_preference_cache(tmp_path: Path) -> None:
 
 def test_the_batch_does_not_matter(tmp_path: Path) -> None:
     path = reward_model(tmp_path / "rm")
-    alone = scorer(path, 1).score_texts(PROMPTS, REPLIES)
-    assert scorer(path, 3).score_texts(PROMPTS, REPLIES) == pytest.approx(alone, abs=1e-5)
-    assert scorer(path, 3, torch.bfloat16).score_texts(PROMPTS, REPLIES) == pytest.approx(alone, abs=0.1)
+    alone = score_texts(scorer(path, 1), PROMPTS, REPLIES)
+    assert score_texts(scorer(path, 3), PROMPTS, REPLIES) == pytest.approx(alone, abs=1e-5)
+    assert score_texts(scorer(path, 3, torch.bfloat16), PROMPTS, REPLIES) == pytest.approx(alone, abs=0.1)
 
 
 def test_a_judge_gives_probabilities_and_an_adapter_scores_too(tmp_path: Path) -> None:
     for peft in ({}, {"peft": LORA}):
         folder = tmp_path / str(len(peft))
-        scores = scorer(reward_model(folder / "rm", ScoreRange.unit, **peft)).score_texts(PROMPTS, REPLIES)
+        scores = score_texts(scorer(reward_model(folder / "rm", ScoreRange.unit, **peft)), PROMPTS, REPLIES)
         assert all(0 < score < 1 for score in scores)
 
 

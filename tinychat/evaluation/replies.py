@@ -3,10 +3,9 @@ shared among the ranks."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,7 +19,7 @@ from tinychat.evaluation.answers import is_correct, normalise, rouge_l
 from tinychat.evaluation.statistics import Interval, mean_interval, ratio_interval, wilson
 from tinychat.models.generation.decode import DecodeOptions, decode
 from tinychat.models.kernels.head_loss import CHUNK_ELEMENTS
-from tinychat.models.logprobs import IGNORED
+from tinychat.models.logprobs import IGNORED, head_is
 from tinychat.models.vocabulary import vocabulary
 from tinychat.runtime.world import World
 from tinychat.text import chat_template
@@ -97,24 +96,12 @@ def token_scores(
             parts.append(torch.stack([logits.logsumexp(-1) - own, logits.argmax(-1) == target], 1))
         return torch.cat(parts)
 
-    with _head_returns(inner, scores):
+    with head_is(inner.get_output_embeddings(), scores):
         found = model(
             input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask, use_cache=False
         ).logits
     nll = torch.zeros(targets.shape, device=found.device).masked_scatter_(kept, found[:, 0])
     return nll, torch.zeros_like(kept).masked_scatter_(kept, found[:, 1] > 0)
-
-
-@contextlib.contextmanager
-def _head_returns(model: Any, function: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]) -> Iterator[None]:
-    """Inside, the model's head returns function(hidden, head): its own forward calls it, so that hooks see that."""
-    head = model.get_output_embeddings()
-    original = head.forward
-    head.forward = lambda hidden: function(hidden, original)
-    try:
-        yield
-    finally:
-        head.forward = original
 
 
 def _exp(value: float) -> float:

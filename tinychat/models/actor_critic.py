@@ -6,8 +6,6 @@ value=shared  a scalar head on the policy's last hidden states
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from tinychat.models.logprobs import head_returns_nll, last_hidden
-from tinychat.models.reward import head_is
+from tinychat.models.logprobs import head_is, head_returns_nll, last_hidden
+from tinychat.models.reward import in_fp32
 from tinychat.models.vocabulary import WHOLE, Vocabulary
 
 VALUE_FOLDER = "value"  # beside the policy's files in a checkpoint
@@ -76,14 +74,14 @@ class ActorCritic(nn.Module):
         self, input_ids: Tensor, use_cache: bool = False, detach_values: bool = False, **inputs: Any
     ) -> ActorCriticOutput:
         """detach_values: what is learnt from the values does not reach the policy (under value=shared)."""
-        with captured(self.policy.get_output_embeddings()) as seen:
+        with last_hidden(self.policy, logits=True) as seen:
             logits = self.policy(input_ids=input_ids, use_cache=use_cache, **inputs).logits
         if self.value is None:
             head, hidden = self.value_head, seen[0].detach() if detach_values else seen[0]
         else:
             head = self.value.score
             hidden = self.value.base_model(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state
-        with head_is(head, lambda hidden, score: score(hidden)):  # in fp32, as the reward's
+        with head_is(head, lambda hidden, _: in_fp32(head, hidden)):  # as the reward's
             values = head(hidden)
         return ActorCriticOutput(logits=logits, state_values=values.squeeze(-1).float())
 
@@ -102,17 +100,6 @@ class ActorCritic(nn.Module):
             save_file(parts[HEAD], folder / VALUE_FOLDER / "value_head.safetensors")
         else:
             save(self.value, parts[VALUE], folder / VALUE_FOLDER)
-
-
-@contextlib.contextmanager
-def captured(module: Any) -> Iterator[list[Tensor]]:
-    """Inside, the first input of every call of the module is kept in the list."""
-    seen: list[Tensor] = []
-    handle = module.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
-    try:
-        yield seen
-    finally:
-        handle.remove()
 
 
 def hidden_and_values(model: Any, input_ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,9 @@ def start_model(
     merged: Path | None = None,
     entries: int | None = None,
     new_adapter: bool = False,
+    load: Callable[..., Any] = load_model,
+    finish: Callable[[Any], Any] | None = None,
+    task: str = "CAUSAL_LM",
 ) -> Any:
     """The model a stage trains, from a checkpoint folder or hub id. In evaluation mode, on the CPU.
 
@@ -100,36 +104,40 @@ def start_model(
     than `entries` (the tokenizer's) grows by the few that chat tokens need. An adapter's base must be a folder: where
     it is merged or grown it is written to `merged`, and kept if it is there.
 
+    load: reads the model or adapter, as load_model does. finish: what is made of a model before it is trained or gets
+    an adapter (a reward model's backbone gets its head). task: as for add_adapter.
+
     New adapters take torch's global generator, which the caller seeds. Several processes may call this together.
     Raises UserError.
     """
     folder = model_folder(path)
     adapter = is_adapter_folder(folder)
     if peft.kind is PeftKind.none:
-        model = load_model(path, dropout)
+        model = load(path, dropout)
         model = merge_adapter(model) if adapter else model
         grow_vocabulary(model, entries or 0)
-        return model
+        return model if finish is None else finish(model)
     quantize = peft.kind is PeftKind.qlora
     grows = (entries or 0) > load_config(path).vocab_size
     if adapter and not grows and not new_adapter and adapter_is_as(folder, peft):
-        model = load_model(path, dropout, quantize, is_trainable=True)
+        model = load(path, dropout, quantize, is_trainable=True)
         set_adapter_dropout(model, peft.dropout or 0.0)
         log.info("the adapter of %s is trained further", path)
         return model
     if adapter or grows:
-        path = write_base(path, merged, peft, entries or 0, adapter)
-    check_targets(path, peft)
-    return add_adapter(load_model(path, dropout, quantize), peft)
+        path = _write_base(path, merged, peft, entries or 0, adapter)
+    _check_targets(path, peft)
+    model = load(path, dropout, quantize)
+    return add_adapter(model if finish is None else finish(model), peft, task)
 
 
-def check_targets(path: str, peft: PeftConfig) -> None:
+def _check_targets(path: str, peft: PeftConfig) -> None:
     """Refuse unknown targets as adapter_targets does, before any weight is read."""
     with torch.device("meta"):
         adapter_targets(AutoModelForCausalLM.from_config(load_config(path)), peft.targets)
 
 
-def write_base(path: str, out: Path | None, peft: PeftConfig, entries: int, adapter: bool) -> str:
+def _write_base(path: str, out: Path | None, peft: PeftConfig, entries: int, adapter: bool) -> str:
     """The folder of a new adapter's base where `path` itself cannot be it; written once, by whoever comes first."""
     if out is None:
         raise UserError(

@@ -7,7 +7,7 @@ together (tinychat.models.kernels.head_loss), a chunk of tokens at a time, and o
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -82,6 +82,21 @@ def segment_mask(segments: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
+def head_is(head: Any, function: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]) -> Iterator[None]:
+    """Inside, a call of this module, a model's head, gives function(hidden, own), own being what it did before.
+
+    The model's own forward still makes the call, and makes it of the module: so DDP and DeepSpeed see it, and ZeRO-3
+    gathers the weight for as long as it takes. May be nested.
+    """
+    own = head.forward
+    head.forward = lambda hidden: function(hidden, own)
+    try:
+        yield
+    finally:
+        head.forward = own
+
+
+@contextlib.contextmanager
 def head_returns_nll(
     model: Any,
     targets: Tensor,
@@ -95,46 +110,37 @@ def head_returns_nll(
     """Inside, the output head of a causal language model gives losses (B, T) in place of logits; as token_nll. With
     `entropy` (B, T, 2): beside each loss the entropy of the distribution it was computed from."""
     head = model.get_output_embeddings()
-    original = head.forward
     fused = type(head) is torch.nn.Linear and head.bias is None
     kept = targets != IGNORED
 
-    def forward(hidden: Tensor) -> Tensor:
+    def losses(hidden: Tensor, logits_of: Callable[[Tensor], Tensor]) -> Tensor:
         if fused:
             nll = linear_nll(hidden, head.weight, targets, temperature, for_sum, smoothing, exact, vocabulary)
             if entropy:
                 spread = _linear_entropy(hidden[kept], head.weight, temperature, vocabulary)
         else:
-            logits = tempered(vocabulary.of_logits(original(hidden[kept]).float()), temperature)
+            logits = tempered(vocabulary.of_logits(logits_of(hidden[kept]).float()), temperature)
             nll = _placed(F.cross_entropy(logits, targets[kept], reduction="none", label_smoothing=smoothing), kept)
             if entropy:
                 spread = kept_entropy(logits)
         return torch.stack([nll, _placed(spread, kept)], -1) if entropy else nll
 
-    head.forward = forward
-    try:
+    with head_is(head, losses):
         yield
-    finally:
-        head.forward = original
 
 
 @contextlib.contextmanager
-def last_hidden(model: Any) -> Iterator[list[Tensor]]:
-    """Inside, the output head of a causal language model computes nothing: what each call would give it, (B, T, D), is
-    added to the list."""
+def last_hidden(model: Any, logits: bool = False) -> Iterator[list[Tensor]]:
+    """Inside, what each call of a causal language model gives its output head, (B, T, D), is added to the list; the
+    head computes nothing unless its `logits` are wanted too."""
     seen: list[Tensor] = []
-    head = model.get_output_embeddings()
-    original = head.forward
 
-    def forward(hidden: Tensor) -> Tensor:
+    def kept(hidden: Tensor, logits_of: Callable[[Tensor], Tensor]) -> Tensor:
         seen.append(hidden)
-        return hidden[..., :1]  # "logits" that nobody reads
+        return logits_of(hidden) if logits else hidden[..., :1]  # "logits" that nobody reads
 
-    head.forward = forward
-    try:
+    with head_is(model.get_output_embeddings(), kept):
         yield seen
-    finally:
-        head.forward = original
 
 
 class OutputHead:

@@ -8,9 +8,7 @@ How the head is read, and how its output becomes a score, stands in config.json 
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +21,10 @@ from tinychat.config.schema import PeftConfig, PeftKind
 from tinychat.config.stages import Pooling, ScoreRange
 from tinychat.errors import UserError
 from tinychat.models.adapters.adapter_files import is_adapter_folder, read_adapter_config, read_reward_settings
-from tinychat.models.adapters.lora import adapter_is_as, add_adapter, load_adapter, merge_adapter, set_adapter_dropout
-from tinychat.models.build import grow_vocabulary
-from tinychat.models.checkpoints import check_targets, load_config, load_model, write_base
+from tinychat.models.adapters.lora import adapter_is_as, load_adapter
+from tinychat.models.checkpoints import load_config, load_model, start_model
 from tinychat.models.load import is_classifier, model_folder, read_model
+from tinychat.models.logprobs import head_is
 
 SETTINGS = "tinychat_reward"  # attribute of the configuration
 PLAIN = {"pooling": Pooling.last.value, "range": ScoreRange.raw.value, "mean": 0.0, "std": 1.0}
@@ -58,7 +56,19 @@ def start_reward_model(
             "it out, or use peft=none"
         )
     known = _is_reward(path)
-    model = _start(path, peft, dropout, entries or 0, merged, known)
+    if known and peft.kind is not PeftKind.none:
+        _check_goes_on(path, peft, entries or 0)
+    model = start_model(
+        path,
+        peft,
+        dropout,
+        merged,
+        entries,
+        new_adapter=not known,  # that of a language model is merged: the head is new
+        load=_load,
+        finish=None if known else _with_new_head,
+        task=TASK,
+    )
     own = settings(model.config)["pooling"] if known else PLAIN["pooling"]
     wanted = own if pooling is None else pooling.value
     if known and wanted != own:
@@ -69,32 +79,18 @@ def start_reward_model(
     return model
 
 
-def _start(path: str, peft: PeftConfig, dropout: float | None, entries: int, merged: Path | None, known: bool) -> Any:
-    folder = model_folder(path)
-    adapter = is_adapter_folder(folder)
-    if peft.kind is PeftKind.none:
-        model = _load(path, dropout)
-        model = merge_adapter(model) if adapter else model
-        grow_vocabulary(model, entries)
-        return model if known else _classifier(model, init=True)
-    quantize = peft.kind is PeftKind.qlora
+def _check_goes_on(path: str, peft: PeftConfig, entries: int) -> None:
+    """Raise UserError for a reward model that a new adapter would have to be put on merged or grown: that is written
+    for language models alone."""
     grows = entries > load_config(path).vocab_size
-    if known and adapter:
-        if grows or not adapter_is_as(folder, peft):
-            raise UserError(
-                f"init_from={path}: an adapter that is not as peft={peft.name} asks; start from it with peft=none, or "
-                "with the same peft.r, peft.alpha and peft.targets"
-            )
-        model = _load(path, dropout, quantize, is_trainable=True)
-        set_adapter_dropout(model, peft.dropout or 0.0)
-        return model
-    if known and grows:
+    folder = model_folder(path)
+    if is_adapter_folder(folder) and (grows or not adapter_is_as(folder, peft)):
+        raise UserError(
+            f"init_from={path}: an adapter that is not as peft={peft.name} asks; start from it with peft=none, or "
+            "with the same peft.r, peft.alpha and peft.targets"
+        )
+    if grows:
         raise UserError(f"init_from={path}: its vocabulary is smaller than the tokenizer's; train with peft=none")
-    if adapter or grows:
-        path = write_base(path, merged, peft, entries, adapter)
-    check_targets(path, peft)
-    model = _load(path, dropout, quantize)
-    return add_adapter(model if known else _classifier(model, init=True), peft, TASK)
 
 
 def load_reward_model(path: str) -> Any:
@@ -130,7 +126,7 @@ def _load(path: str, dropout: float | None = None, quantize: bool = False, is_tr
 
         def base(address: str, *more: Any) -> Any:
             loaded = _load(address, *more)
-            return loaded if _is_reward(address) else _classifier(loaded, init=False)
+            return loaded if _is_reward(address) else _classifier(loaded)
 
         model = load_adapter(folder, dropout, quantize, is_trainable, base)
         setattr(model.config, SETTINGS, read_reward_settings(folder) or PLAIN)
@@ -146,9 +142,16 @@ def _own_memory(model: Any) -> Any:
     return model
 
 
-def _classifier(model: Any, init: bool) -> Any:
-    """The language model's backbone with a head of one output: normal with standard deviation 1 / sqrt(d + 1) (Stiennon
-    et al. 2020), or zero without `init`, where a saved one follows. The language model is of no use afterwards.
+def _with_new_head(model: Any) -> Any:
+    """As _classifier; the head is normal with standard deviation 1 / sqrt(d + 1) (Stiennon et al. 2020)."""
+    found = _classifier(model)
+    with torch.no_grad():
+        found.score.weight.normal_(std=(found.score.in_features + 1) ** -0.5)
+    return found
+
+
+def _classifier(model: Any) -> Any:
+    """The language model's backbone with a head of one output, zero. The language model is of no use afterwards.
 
     Raises UserError for an architecture that transformers has no classifier of.
     """
@@ -167,10 +170,8 @@ def _classifier(model: Any, init: bool) -> Any:
         )
     setattr(found, prefix, getattr(model, prefix))
     found.config = model.config
-    width = found.score.in_features
-    found.score = nn.Linear(width, 1, bias=False, device="meta").to_empty(device="cpu")
-    with torch.no_grad():
-        found.score.weight.normal_(std=(width + 1) ** -0.5) if init else found.score.weight.zero_()
+    found.score = nn.Linear(found.score.in_features, 1, bias=False, device="meta").to_empty(device="cpu")
+    nn.init.zeros_(found.score.weight)
     found.name_or_path = model.name_or_path
     for name in ("is_loaded_in_4bit", "is_quantized", "hf_quantizer", "quantization_method"):
         if name in vars(model):
@@ -228,14 +229,15 @@ def normalise(raw: Tensor, config: Any) -> Tensor:
     return standard.sigmoid() if found["range"] == ScoreRange.unit.value else standard
 
 
-def raw_scores(model: Any, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None) -> Tensor:
+def raw_scores(model: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """The head's output on the last real token, or on the mean of all real ones (config: pooling).
 
-    input_ids, attention_mask (B, T): padding on the left or the right, positions are counted from the first real token
-    unless they are given. model: a reward model, possibly wrapped (DDP, DeepSpeed). Returns (B,) fp32.
+    input_ids, attention_mask (B, T): padding on the left or the right; positions are counted from the first real token.
+    model: a reward model, possibly wrapped (DDP, DeepSpeed). Returns (B,) fp32.
     """
     mask = attention_mask.bool()
-    pooling = settings(_unwrapped(model).config)["pooling"]
+    inner = getattr(model, "module", model)
+    head, pooling = _head_of(inner), settings(inner.config)["pooling"]
     rows, place = torch.arange(len(mask), device=mask.device), torch.arange(mask.shape[1], device=mask.device)
 
     def pooled(hidden: Tensor) -> Tensor:
@@ -244,66 +246,22 @@ def raw_scores(model: Any, input_ids: Tensor, attention_mask: Tensor, position_i
         kept = hidden.float().masked_fill(~mask[..., None], 0.0)
         return kept.sum(1) / mask.sum(1, keepdim=True)
 
-    def head(hidden: Tensor, score: Callable[[Tensor], Tensor]) -> Tensor:
+    def score(hidden: Tensor, _own: Any) -> Tensor:
         # The model takes one position of this, by a rule of its own (the last that is not the padding token).
-        return score(pooled(hidden))[:, None].expand(-1, mask.shape[1], -1)
+        return in_fp32(head, pooled(hidden))[:, None].expand(-1, mask.shape[1], -1)
 
-    return _through_head(model, head, input_ids, mask, position_ids)[:, 0]
-
-
-def token_scores(
-    model: Any, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None
-) -> Tensor:
-    """The head's output on every position, (B, T) fp32: a value function. Arguments as for raw_scores; None: no
-    padding."""
-
-    def head(hidden: Tensor, score: Callable[[Tensor], Tensor]) -> Tensor:
-        scores = score(hidden)[..., 0]  # (B, T); whichever position the model takes gets all of them
-        return scores[:, None].expand(-1, hidden.shape[1], -1)
-
-    return _through_head(model, head, input_ids, attention_mask, position_ids)
-
-
-def _through_head(
-    model: Any,
-    head: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor],
-    input_ids: Tensor,
-    attention_mask: Tensor | None,
-    position_ids: Tensor | None,
-) -> Tensor:
-    """Call the model with head(hidden, score) for its head: from inside its own forward, so that DDP's and ZeRO's hooks
-    see everything. `score` multiplies in fp32 whatever the autocast."""
     more: dict[str, Any] = {}
-    if attention_mask is not None and not bool(attention_mask[:, 0].all()):
-        mask = attention_mask.long()
-        more = {"attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
     # Padding on the right is seen by no real token: without a mask the faster attention serves.
-    if position_ids is not None:
-        more["position_ids"] = position_ids
-        if attention_mask is not None:  # else transformers takes positions that restart for packed sequences
-            more["attention_mask"] = attention_mask.long()
-    with head_is(_head_of(_unwrapped(model)), head):
-        return model(input_ids=input_ids, use_cache=False, **more).logits
+    if not bool(mask[:, 0].all()):
+        more = {"attention_mask": mask.long(), "position_ids": (mask.long().cumsum(1) - 1).clamp(min=0)}
+    with head_is(head, score):  # from inside the model's own forward
+        return model(input_ids=input_ids, use_cache=False, **more).logits[:, 0]
 
 
-@contextlib.contextmanager
-def head_is(layer: Any, head: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]) -> Iterator[None]:
-    """Inside, calls of a linear layer give head(hidden, score); score multiplies with its weight in fp32."""
-    original = layer.forward
-
-    def score(hidden: Tensor) -> Tensor:
-        with torch.autocast(hidden.device.type, enabled=False):
-            return F.linear(hidden.float(), layer.weight.float())
-
-    layer.forward = lambda hidden: head(hidden, score)
-    try:
-        yield
-    finally:
-        layer.forward = original
-
-
-def _unwrapped(model: Any) -> Any:
-    return getattr(model, "module", model)
+def in_fp32(head: Any, hidden: Tensor) -> Tensor:
+    """What a linear head without bias makes of hidden states (..., D), multiplied in fp32 whatever the autocast."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        return F.linear(hidden.float(), head.weight.float())
 
 
 def _head_of(model: Any) -> Any:

@@ -15,7 +15,7 @@ from tinychat.models.kernels.attention import use_blocked_attention
 from tinychat.models.kernels.layers import use_fused_norms, use_fused_rotary
 from tinychat.models.reward import load_reward_model, normalise, raw_scores, settings
 from tinychat.text.chat_render import Message, Refused
-from tinychat.text.chat_template import EncodedChat, encode_chats, none_refused, template_name, try_chats
+from tinychat.text.chat_template import EncodedChat, encode_chats, template_name, try_chats
 from tinychat.text.tokenizer import load_saved_tokenizer, tokenizer_fingerprint
 
 # What templates write differently: one turn, several, a system message, a user message with an input.
@@ -150,8 +150,3 @@ class Scorer:
             found if isinstance(found, Refused) else found.ids[: _reply_end(found)].tolist()
             for found in try_chats(self.tokenizer, chats)
         ]
-
-    def score_texts(self, prompts: Sequence[list[Message]], replies: Sequence[str]) -> list[float]:
-        """Scores of replies to prompts, in the model's own chat template. Raises UserError as encode and score_ids, and
-        for what the template cannot write."""
-        return self.score_ids(list(none_refused(self.encode(prompts, replies))))

@@ -68,15 +68,15 @@ def _replies(checkpoint: Path, template: str | None, prompts: Sequence[str], max
     from tinychat.models.generation.decode import DecodeOptions, decode
     from tinychat.models.generation.generate import prompt_ids
     from tinychat.models.vocabulary import vocabulary
-    from tinychat.text.chat_template import encode_prompts, end_token_id, reply_text
+    from tinychat.text.chat_template import encode_prompts, end_ids, reply_text
     from tinychat.text.tokenizer import load_saved_tokenizer
 
     tokenizer = load_saved_tokenizer(str(checkpoint))
     tokenizer.chat_template = tokenizer.chat_template or template
     model = load_model(str(checkpoint)).to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    ends = tuple({tokenizer.eos_token_id, end_token_id(tokenizer)}) if tokenizer.chat_template else ()
     if tokenizer.chat_template:
         ids = encode_prompts(tokenizer, [[{"role": "user", "content": prompt}] for prompt in prompts])
+        ends = end_ids(tokenizer)
     else:  # a pipeline that ends with pretraining: the prompts as texts that go on
         ids, ends = [prompt_ids(tokenizer, prompt) for prompt in prompts], (tokenizer.eos_token_id,)
     room = model.config.max_position_embeddings

@@ -25,7 +25,7 @@ from tinychat.models.checkpoints import pretrained_path, start_model
 from tinychat.models.generation.decode import DecodeOptions
 from tinychat.runs.context import Context
 from tinychat.stages.common import get_tokenizer, log, write_table
-from tinychat.text.chat_template import EncodedChat, coloured_example, end_token_id, set_template, template_name
+from tinychat.text.chat_template import EncodedChat, coloured_example, end_ids, set_template, template_name
 from tinychat.text.tokenizer import load_tokenizer, tokenizer_fingerprint, vocabulary_size
 
 OWN_TEMPLATE = "own"
@@ -69,8 +69,7 @@ def get_start_model(config: Config, context: Context, tokenizer: Any) -> Any:
     if start is None:  # model=pretrained
         start, dropout = pretrained_path(config.model), config.model.dropout if dropout is None else dropout
     model = start_model(start, config.peft, dropout, context.run_dir / "merged_base", vocabulary_size(tokenizer))
-    ends = sorted({tokenizer.eos_token_id, end_token_id(tokenizer)})
-    model.generation_config.eos_token_id = ends
+    model.generation_config.eos_token_id = list(end_ids(tokenizer))
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     log.info("model: %s", describe(model))
     trained, total = trainable_parameters(model)
@@ -118,7 +117,7 @@ class HeldOut:
         world, stage = self.context.world, self.stage
         wanted = min(number for number in (most, stage.generate_rows, len(self.rows)) if number is not None)
         rows = [self.rows[index * len(self.rows) // wanted] for index in range(wanted)]
-        options = DecodeOptions(stage.generate_tokens, (self.tokenizer.eos_token_id, end_token_id(self.tokenizer)), 0.0)
+        options = DecodeOptions(stage.generate_tokens, end_ids(self.tokenizer), temperature=0.0)
         with engine.generation() as model:  # the loss too: a head with an adapter is called once for some tokens each
             metrics = self._loss(model, most)
             self.result = evaluate_replies(

@@ -39,7 +39,7 @@ from tinychat.runs.context import Context
 from tinychat.stages.chats import HeldOut
 from tinychat.stages.common import log, write_table
 from tinychat.stages.requests import HeldOutRequests
-from tinychat.text.chat_template import end_token_id, reply_text
+from tinychat.text.chat_template import end_ids, reply_text
 from tinychat.text.tokenizer import vocabulary_size
 
 WHOLE = PeftConfig("none", PeftKind.none, None, None, None, None)
@@ -51,7 +51,7 @@ def get_actor_critic(config: Config, context: Context, tokenizer: Any) -> ActorC
     assert start is not None  # tinychat.runs.parents
     entries = vocabulary_size(tokenizer)
     policy = start_model(start, config.peft, 0.0, context.run_dir / "merged_base", entries, new_adapter=True)
-    policy.generation_config.eos_token_id = sorted(end_ids(tokenizer))
+    policy.generation_config.eos_token_id = list(end_ids(tokenizer))
     policy.generation_config.pad_token_id = tokenizer.pad_token_id
     log.info("policy: %s", describe(policy))
     trained, total = trainable_parameters(policy)
@@ -71,11 +71,6 @@ def _value_start(config: Config, context: Context) -> str:
     if config.stage.value_from is ValueInit.reward and models:
         return models[0]
     return str(context.parents["init_from"])
-
-
-def end_ids(tokenizer: Any) -> tuple[int, ...]:
-    """The tokens that end a reply."""
-    return tuple({tokenizer.eos_token_id, end_token_id(tokenizer)})
 
 
 class Reference:

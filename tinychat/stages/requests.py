@@ -28,7 +28,7 @@ from tinychat.models.generation.decode import DecodeOptions
 from tinychat.runs.context import Context
 from tinychat.stages.common import log, write_table
 from tinychat.text.chat_render import Refused
-from tinychat.text.chat_template import end_token_id
+from tinychat.text.chat_template import end_ids
 
 SHOWN = 24  # replies in the report; the table has all
 
@@ -69,8 +69,7 @@ class HeldOutRequests:
         context are left out with a warning; UserError where none is left."""
         if self.judge is None and self._judge_path:
             self.judge = load_judge(self._judge_path, engine, self.stage.generate_batch_size)
-        ends = (self.tokenizer.eos_token_id, end_token_id(self.tokenizer))
-        options = DecodeOptions(self.stage.safety_tokens, ends, temperature=0.0)
+        options = DecodeOptions(self.stage.safety_tokens, end_ids(self.tokenizer), temperature=0.0)
         world, batch_size = self.context.world, self.stage.generate_batch_size
         with engine.generation() as model:
             rows, ids = self._fitting(getattr(model, "module", model).config.max_position_embeddings)

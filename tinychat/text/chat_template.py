@@ -129,6 +129,12 @@ def end_token_id(tokenizer: PreTrainedTokenizerFast) -> int:
     return end
 
 
+def end_ids(tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
+    """The tokens that end a generated reply, ascending: the template's and the end of text. Raises UserError as
+    end_token_id."""
+    return tuple(sorted({end_token_id(tokenizer), tokenizer.eos_token_id}))
+
+
 def _find_end(tokenizer: PreTrainedTokenizerFast) -> int:
     (encoded,) = encode_chats(tokenizer, [PROBE])
     special = set(special_tokens(tokenizer).values())
@@ -141,7 +147,7 @@ def _find_end(tokenizer: PreTrainedTokenizerFast) -> int:
 def reply_text(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> str:
     """The text of a generated reply: up to its end token (or the end of text), without outer blanks. Other
     special tokens stay visible."""
-    ends = {end_token_id(tokenizer), tokenizer.eos_token_id}
+    ends = end_ids(tokenizer)
     length = next((index for index, token in enumerate(ids) if token in ends), len(ids))
     return decode_exactly(tokenizer, ids[:length]).strip()
 
