@@ -92,7 +92,7 @@ def test_rows_left_out_and_cut_are_counted(base: Path, warm: WarmPython, tmp_pat
     assert done.returncode == 0, done.stderr[-3000:]
     said = done.stderr
     assert "5 rows that cannot be used left out, the first at own.jsonl, line 21: empty reply (message 2)" in said
-    assert "1 rows left out, whose prompts leave no room for a reply in stage.context_length=256" in said
+    assert "1 conversations (3.8 %) left out, whose prompts leave no room for a reply in stage.context_l" in said
     assert "25 conversations" in said
     assert "5 cut to the context, 1 too long, 5 unusable" in said
     facts = result_of(tmp_path / "run")["facts"]

@@ -122,7 +122,7 @@ def test_chunks_change_nothing(
 ) -> None:
     chats = [*CHATS, *CHATS[:2]]
     whole = chat_cache(source(chats), tokenizer, 30, tmp_path / "a", progress=False)
-    monkeypatch.setattr(module, "CHUNK", 2)
+    monkeypatch.setattr(module, "CHATS", dataclasses.replace(module.CHATS, chunk=2))
     parts = chat_cache(source(chats), tokenizer, 30, tmp_path / "b", progress=False)
     for name in ("all_ids", "all_trained", "starts", "row_trained"):
         assert np.array_equal(getattr(whole, name), getattr(parts, name)), name
@@ -165,8 +165,11 @@ def test_prompt_without_room_for_a_reply(
     ):
         chat_cache(strict, tokenizer, 40, tmp_path, progress=False)
     assert len(chat_cache(source(chats), tokenizer, 40, tmp_path, progress=False)) == 1
-    assert "1 rows left out, whose prompts leave no room for a reply in stage.context_length=40" in caplog.text
-    with pytest.raises(UserError, match=r"no conversations left of a\.jsonl: the prompts of 2 .*context_length=3"):
+    assert (
+        "1 conversations (50.0 %) left out, whose prompts leave no room for a reply in stage.context_length=40"
+        in caplog.text
+    )
+    with pytest.raises(UserError, match=r"no conversations left of a\.jsonl: 2 left out, whose .*context_length=3; ra"):
         chat_cache(source(chats), tokenizer, 3, tmp_path, progress=False)
     assert {path.suffix for path in (tmp_path / "chats").iterdir() if not (path / "meta.json").exists()} == {".lock"}
 
@@ -206,7 +209,7 @@ def test_made_again_when_anything_changes(
     wider = with_template(tokenizer_folder, "instruct")
     wider.add_tokens(["ball"])
     paths.append(made(using=wider))
-    monkeypatch.setattr(module, "CACHE_VERSION", 2)
+    monkeypatch.setattr(module, "CHATS", dataclasses.replace(module.CHATS, version=2))
     paths.append(made())
     assert len(set(paths)) == len(paths)
     assert paths[0].parent == tmp_path / "chats"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,6 +67,10 @@ def source(rows: list[Any] = PAIRS, **changes: Any) -> PreferenceSource:
     return PreferenceSource(**{**values, **changes})
 
 
+def sequence(cache: PreferenceCache, index: int) -> np.ndarray:
+    return cache.all_ids[cache.starts[index] : cache.starts[index + 1]]
+
+
 @pytest.mark.parametrize("template", ["instruct", "chatml"])
 def test_sequences_are_prompt_and_reply_through_the_end_token(
     template: str, tokenizer_folder: Path, tmp_path: Path
@@ -76,14 +81,15 @@ def test_sequences_are_prompt_and_reply_through_the_end_token(
     assert len(made) == 3
     for index, row in enumerate(PAIRS):
         (prompt,) = encode_prompts(tokenizer, [row.prompt])
-        for side, ids, text in ((0, made.chosen(index), row.chosen), (1, made.rejected(index), row.rejected)):
+        for side, text in enumerate((row.chosen, row.rejected)):
+            ids = sequence(made, 2 * index + side)
             length = made.prompt_lengths[2 * index + side]
             assert ids[:length].tolist() == prompt
             assert tokenizer.decode(ids[length:-1]).strip() == text
             assert ids[-1] == end
     assert made.n_tokens == int(made.lengths.sum()) == len(made.all_ids)
     assert made.labels.tolist() == [[1, 0, -1], [0, 0, 2], [-1, -1, -1], [-1, -1, -1], [1, 1, -1], [1, 1, -1]]
-    assert [made.category(index) for index in range(3)] == ["drugs", "", "theft"]
+    assert made.categories == ["drugs", "theft"]
     assert (made.n_bad, made.n_cut, made.n_dropped) == (0, 0, 0)
     assert made.fingerprint == source().fingerprint()
     assert made.describe().startswith(f"3 pairs, {made.n_tokens:,} tokens, ")
@@ -100,12 +106,12 @@ def test_oldest_turns_go_first_and_replies_stay_whole(tokenizer: PreTrainedToken
     assert (len(made), made.n_cut, made.n_dropped) == (2, 2, 0)
     shorter = "Instruction: And the new one?\nResponse: There.<|endoftext|>"
     for index in range(2):
-        chosen, rejected = tokenizer.decode(made.chosen(index)), tokenizer.decode(made.rejected(index))
+        chosen, rejected = (tokenizer.decode(sequence(made, 2 * index + side)) for side in range(2))
         assert shorter in chosen or chosen.count("Instruction") == 1
         assert "old ball" not in chosen + rejected
         assert chosen.endswith("Instruction: Who has it?\nResponse: Tom has it.<|endoftext|>")
         assert rejected == chosen.replace("Tom has it.", "No.")
-    assert "Be kind." in tokenizer.decode(made.chosen(1))
+    assert "Be kind." in tokenizer.decode(sequence(made, 2))
     assert ", 2 with older turns left out" in made.describe()
 
 
@@ -118,7 +124,7 @@ def test_pairs_that_are_too_long(
     assert "own-train: 2 pairs (66.7 %) left out, longer than stage.context_length=40" in caplog.text
     with pytest.raises(UserError, match=r"^a\.jsonl, Who\?: its longer side has \d+ tokens, too many for stage\.con"):
         preference_cache(source(rows, on_bad_row=OnBadRow.fail), tokenizer, 40, tmp_path, progress=False)
-    with pytest.raises(UserError, match=r"no preferences left of a\.jsonl: all 3 pairs are longer than stage\.context"):
+    with pytest.raises(UserError, match=r"no pairs left of a\.jsonl: 3 left out, longer than stage\.context_len"):
         preference_cache(source(rows), tokenizer, 4, tmp_path, progress=False)
 
 
@@ -128,7 +134,7 @@ def test_chunks_change_nothing(
     rows = [*PAIRS, pair("x y z " * 50), *PAIRS[:2]]
     length = 45
     whole = preference_cache(source(rows), tokenizer, length, tmp_path / "a", progress=False)
-    monkeypatch.setattr(module, "CHUNK", 2)
+    monkeypatch.setattr(module, "PAIRS", dataclasses.replace(module.PAIRS, chunk=2))
     parts = preference_cache(source(rows), tokenizer, length, tmp_path / "b", progress=False)
     for name in ("all_ids", "starts", "prompt_lengths", "labels"):
         assert np.array_equal(getattr(whole, name), getattr(parts, name)), name
