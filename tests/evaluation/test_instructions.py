@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -122,16 +121,16 @@ def test_ranks_share_the_rows(model: GPT2LMHeadModel, size: int, monkeypatch: py
     """Each rank makes its share alone; any rank that gets all shares has the whole result."""
     alone, shares = evaluate(model, ROWS), []
 
-    def tell(self: World, own: str) -> list[str]:
+    def tell(self: World, own: Any) -> list[Any]:
         shares.append(own)
         raise Said
 
-    monkeypatch.setattr(World, "texts", tell)
+    monkeypatch.setattr(World, "gather_objects", tell)
     for rank in range(size):
         with pytest.raises(Said):
             evaluate(model, ROWS, World(rank, rank, size, torch.device("cpu")))
-    assert {len(json.loads(share)) for share in shares} <= {len(ROWS) // size, len(ROWS) // size + 1}
-    monkeypatch.setattr(World, "texts", lambda self, own: shares)
+    assert {len(share) for share in shares} <= {len(ROWS) // size, len(ROWS) // size + 1}
+    monkeypatch.setattr(World, "gather_objects", lambda self, own: shares)
     assert evaluate(model, ROWS, World(1, 1, size, torch.device("cpu"))) == alone
 
 
@@ -234,8 +233,8 @@ def test_response_loss_counts_tokens_and_takes_rows_for_the_sample(random_model:
 
 def test_response_loss_gathers_all_ranks(random_model: GPT2LMHeadModel, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = response_loss(random_model, [batch(3, 1), batch(2, 2)], ALONE)
-    said: list[str] = []
-    monkeypatch.setattr(World, "texts", lambda self, own: said.append(own) or said)  # type: ignore[func-returns-value]
+    said: list[Any] = []
+    monkeypatch.setattr(World, "gather_objects", lambda self, own: said.append(own) or said)  # type: ignore[func-returns-value]
     response_loss(random_model, [batch(3, 1)], ALONE)
     assert response_loss(random_model, [batch(2, 2)], ALONE) == pytest.approx(whole)
 

@@ -145,11 +145,11 @@ def test_ranks_share_the_judges_work(monkeypatch: pytest.MonkeyPatch) -> None:
         return [len(reply) / 100 for reply in replies]
 
     alone, shares = judge_replies(ROWS, REPLIES, classify, ALONE), []
-    monkeypatch.setattr(World, "texts", lambda self, own: shares.append(own) or [own])
+    monkeypatch.setattr(World, "gather_objects", lambda self, own: shares.append(own) or [own])
     for rank in range(2):
         judge_replies(ROWS, REPLIES, classify, World(rank, rank, 2, torch.device("cpu")))
-    assert [len(json.loads(share)) for share in shares] == [2, 1]
-    monkeypatch.setattr(World, "texts", lambda self, own: shares)
+    assert [len(share) for share in shares] == [2, 1]
+    monkeypatch.setattr(World, "gather_objects", lambda self, own: shares)
     assert judge_replies(ROWS, REPLIES, classify, World(1, 1, 2, torch.device("cpu"))) == alone
 
 
@@ -168,11 +168,11 @@ def test_ranks_share_the_replies(monkeypatch: pytest.MonkeyPatch) -> None:
     assert alone[3] == ("", False), "no room for a reply"
     assert all(text for text, _ in alone[:3])
     monkeypatch.setattr(
-        World, "texts", lambda self, own: shares.append(own) or [json.dumps({n: ["", False] for n in range(4)})]
+        World, "gather_objects", lambda self, own: shares.append(own) or [dict.fromkeys(range(4), ("", False))]
     )
     for rank in range(2):
         say(World(rank, rank, 2, torch.device("cpu")))
-    monkeypatch.setattr(World, "texts", lambda self, own: shares)
+    monkeypatch.setattr(World, "gather_objects", lambda self, own: shares)
     assert say(World(0, 0, 2, torch.device("cpu"))) == alone
 
 

@@ -110,7 +110,7 @@ class Checkpointer:
             folders.verify_contents(path, own.__contains__)
         except UserError as error:
             problem = str(error)
-        if told := next(filter(None, self.world.texts(problem)), None):
+        if told := next(filter(None, self.world.gather_objects(problem)), None):
             raise UserError(told)
 
     def _together(self, action: Callable[[], None] | None, target: Path) -> None:
@@ -121,7 +121,7 @@ class Checkpointer:
                 action()
         except (OSError, SafetensorError, RuntimeError) as error:
             problem = disk_full(error) or (str(error).splitlines() or [type(error).__name__])[0]
-        reason = next(filter(None, self.world.texts(problem)), None)
+        reason = next(filter(None, self.world.gather_objects(problem)), None)
         if reason is not None:
             last = folders.list_checkpoints(self.run_dir)
             kept = f"{last[-1]} is intact" if last else "no checkpoint was saved before it"

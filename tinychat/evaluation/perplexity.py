@@ -10,10 +10,10 @@ import torch
 
 from tinychat.data.documents.cache import TokenCache
 from tinychat.errors import UserError
+from tinychat.models.logprobs import IGNORED
 from tinychat.runtime.world import World
 
-NOT_COUNTED = -100
-# (input_ids [B, T], targets [B, T]) -> negative log-likelihoods [B, T] in nats, 0 where the target is -100
+# (input_ids [B, T], targets [B, T]) -> negative log-likelihoods [B, T] in nats, 0 where the target is IGNORED
 NllFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -50,7 +50,7 @@ def perplexity(
         end = max(first + 1, min(first + batch_size, windows))
         rows = [window(cache.tokens, row, context_length, last) for row in range(first, end)]
         inputs, targets = (torch.stack(part) for part in zip(*rows, strict=True))
-        targets = targets.masked_fill(torch.isin(targets, given), NOT_COUNTED)
+        targets = targets.masked_fill(torch.isin(targets, given), IGNORED)
         total += nll_fn(inputs.to(world.device), targets.to(world.device)).sum(dtype=torch.float64)
     loss = world.sum(total.item())[0] / max(predicted, 1)
     counted = cache.n_tokens - cache.n_docs * len(cache.beginning)
@@ -66,11 +66,11 @@ def perplexity(
 
 def window(tokens: np.ndarray, index: int, context_length: int, last: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Inputs and targets [context_length] of the `index`-th window over tokens 0 ... last. Past the end
-    targets are -100 (and inputs 0, which no counted position can see)."""
+    targets are IGNORED (and inputs 0, which no counted position can see)."""
     start = index * context_length
     piece = torch.from_numpy(tokens[start : min(start + context_length, last) + 1].astype(np.int64))
     inputs = torch.zeros(context_length, dtype=torch.int64)
-    targets = torch.full((context_length,), NOT_COUNTED, dtype=torch.int64)
+    targets = torch.full((context_length,), IGNORED, dtype=torch.int64)
     counted = max(len(piece) - 1, 0)
     inputs[:counted], targets[:counted] = piece[:-1], piece[1:]
     return inputs, targets

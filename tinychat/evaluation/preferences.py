@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,8 +48,8 @@ def score_pairs(model: Any, batches: Iterable[dict[str, Tensor]], world: World) 
         kept = batch["pair"][::2] != UNKNOWN
         numbers = [batch["pair"][::2, None], batch["safe"].view(-1, 2), batch["category"][::2, None]]
         rows += torch.cat([*(number.double() for number in numbers), scores], 1)[kept].tolist()
-    gathered = [row for part in world.texts(json.dumps(rows)) for row in json.loads(part)]
-    table = np.array(sorted(gathered), dtype=np.float64).reshape(-1, 6)
+    gathered = sorted(row for part in world.gather_objects(rows) for row in part)
+    table = np.array(gathered, dtype=np.float64).reshape(-1, 6)
     labels = table[:, :4].astype(np.int64)
     return PairScores(table[:, 4:], labels[:, 1:3], labels[:, 3])
 

@@ -3,7 +3,6 @@ shared among the ranks."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -48,7 +47,7 @@ def response_loss(model: Any, batches: Iterable[dict[str, Tensor]], world: World
         counts = (inputs["targets"] != IGNORED).sum(1)
         sums = torch.stack([nll.double().sum(1), right.double().sum(1), counts.double()], 1)
         rows += sums[counts > 0].tolist()
-    gathered = np.array([row for part in world.texts(json.dumps(rows)) for row in json.loads(part)]).reshape(-1, 3)
+    gathered = np.array([row for part in world.gather_objects(rows) for row in part]).reshape(-1, 3)
     nats, hits, tokens = gathered.T
     if not len(gathered):
         raise UserError("the conversations to evaluate on have no reply within the context; use a longer one")
@@ -139,9 +138,8 @@ def shared_replies(
     said: dict[int, tuple[str, bool]] = dict.fromkeys(own, ("", False))
     for index, tokens, ended in zip(fitting, done.responses, done.ended, strict=True):
         said[index] = (decode_reply(tokenizer, tokens), ended)
-    parts = world.texts(json.dumps(said))
-    everywhere = {int(index): reply for part in parts for index, reply in json.loads(part).items()}
-    return [(everywhere[index][0], everywhere[index][1]) for index in range(len(prompts))]
+    everywhere = {index: reply for part in world.gather_objects(said) for index, reply in part.items()}
+    return [everywhere[index] for index in range(len(prompts))]
 
 
 SHORT_WORDS = 5  # references of up to so many words can be met word for word

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,9 +72,9 @@ def judge_replies(
     if classifier is not None:
         own = list(range(len(rows)))[world.rank :: world.size]
         found = classifier([rows[index].messages for index in own], [replies[index] for index in own])
-        parts = world.texts(json.dumps(dict(zip(own, found, strict=True))))
-        for index, probability in (item for part in parts for item in json.loads(part).items()):
-            probabilities[int(index)] = probability
+        for part in world.gather_objects(dict(zip(own, found, strict=True))):
+            for index, probability in part.items():
+                probabilities[index] = probability
     judged = []
     for row, reply, probability in zip(rows, replies, probabilities, strict=True):
         oracle = preferences.judge(row.request, reply) if row.request is not None else None

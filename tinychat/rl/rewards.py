@@ -6,7 +6,6 @@ Every rank scores its share of the replies, then all have all scores.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -102,8 +101,7 @@ class Rewards:
                 _check_finite(name, scores[name], rows[own], replies[own])
         except UserError as error:  # told to all ranks: none may be left waiting
             problem = str(error)
-        for said in self._world.texts(json.dumps([problem, scores])):
-            trouble, more = json.loads(said)
+        for trouble, more in self._world.gather_objects((problem, scores)):
             if trouble:
                 raise UserError(trouble)
             for name, values in more.items():

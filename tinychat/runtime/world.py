@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +36,9 @@ def seed_rank(seed: int, rank: int) -> None:
 # How gloo, nccl and the store on node 0 say that a rank did not answer in time, and that its connection is gone.
 TIMED_OUT = ("timed out", "timeout")
 CLOSED = ("connection closed", "connection reset", "broken pipe", "remote process exited", "connection was closed")
+
+
+Said = TypeVar("Said")
 
 
 class LostContact(UserError):
@@ -77,11 +81,11 @@ class World:
         dist.all_gather(parts, rows)
         return torch.cat(parts)
 
-    def texts(self, own: str) -> list[str]:
-        """What every rank has to say, in the order of ranks."""
-        found: list[str] = [own]
+    def gather_objects(self, own: Said) -> list[Said]:
+        """What every rank has to say, in the order of ranks: numbers, texts, and lists and dictionaries of them. Many
+        numbers go faster as tensors."""
+        found = [own] * self.size
         if self.size > 1:
-            found *= self.size
             dist.all_gather_object(found, own)
         return found
 

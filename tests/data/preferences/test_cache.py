@@ -12,10 +12,11 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from tinychat.config.schema import OnBadRow
+from tinychat.data.batching import SeededOrder
 from tinychat.data.chats.rows import BadRow
 from tinychat.data.files.row_sources import Found
 from tinychat.data.preferences import cache as module
-from tinychat.data.preferences.batches import PreferenceBatches, SeededOrder, collate_pairs, eval_pairs
+from tinychat.data.preferences.batches import PreferenceBatches, collate_pairs, eval_pairs
 from tinychat.data.preferences.cache import PreferenceCache, preference_cache
 from tinychat.data.preferences.rows import Labels, PreferenceRow, preference_row
 from tinychat.data.preferences.sources import PreferenceSource

@@ -9,12 +9,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from tinychat.data.batching import Epochs, padded_width, share_of, shared_groups
 from tinychat.data.chats.cache import ChatCache
 from tinychat.errors import UserError
+from tinychat.models.logprobs import IGNORED
 
 WINDOW = 256  # rows packed longest first; the wider, the fuller the bins and the less random what meets in one
-MULTIPLE = 8  # padded batches are as wide as a multiple of it, which suits the matrix kernels
-IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,11 @@ class Epoch:
 
     def __len__(self) -> int:
         return len(self.starts) - 1
+
+    @property
+    def end(self) -> int:
+        """Sequences of all epochs through this one."""
+        return self.first + len(self)
 
 
 class Held(NamedTuple):
@@ -48,12 +53,12 @@ class ChatBatches:
     def __init__(self, cache: ChatCache, length: int, packing: bool, seed: int) -> None:
         """`length`: tokens of a packed sequence, and the most of a padded one. Raises UserError where a
         conversation is longer."""
-        self.cache, self.length, self.packing, self.seed = cache, length, packing, seed
+        self.cache, self.length, self.packing = cache, length, packing
         self._lengths, self._trained = cache.lengths, cache.row_trained
         if (longest := int(self._lengths.max())) > length:
             raise UserError(f"stage.context_length={length}: a conversation has {longest} tokens; raise it to that")
         self._ends: list[int] = []  # for each epoch packed so far, sequences through its end
-        self._epochs: dict[int, Epoch] = {}
+        self._epochs = Epochs(seed, self._draw)
 
     def epoch_of(self, step: int, batch_size: int) -> float:
         """Epochs gone through before `step` (0-based), with the fraction."""
@@ -66,17 +71,12 @@ class ChatBatches:
         Returns int64 tensors [B / world_size, T], as collate does; T is `length` with packing, else that of
         the longest conversation of the global batch, rounded up to a multiple of 8.
         """
-        if batch_size % world_size:
-            raise UserError(
-                f"stage.batch_size={batch_size} does not divide over {world_size} ranks; "
-                f"use {max(1, batch_size // world_size) * world_size} or another multiple of {world_size}"
-            )
-        mine = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+        mine = share_of(batch_size, rank, world_size)
         sequences = self._sequences(step, batch_size)
         width = self.length
         if not self.packing:
             width = padded_width(max(int(self._lengths[rows].max()) for rows in sequences), self.length)
-        return collate(self.cache, sequences[mine], width)
+        return collate(self.cache, sequences[mine.start : mine.stop], width)
 
     def held(self, step: int, batch_size: int) -> Held:
         """What the step's global batch holds, over all ranks."""
@@ -95,27 +95,20 @@ class ChatBatches:
     def _find(self, sequence: int) -> tuple[int, Epoch]:
         """The epoch, and its number, that a sequence (0-based, counted over all epochs) lies in."""
         while not self._ends or sequence >= self._ends[-1]:
-            self._epoch(len(self._ends))
+            self._ends.append(self._epochs[len(self._ends)].end)
         number = int(np.searchsorted(self._ends, sequence, side="right"))
-        return number, self._epoch(number)
+        return number, self._epochs[number]
 
-    def _epoch(self, number: int) -> Epoch:
-        """The latest two are kept, as a batch may lie across an epoch's end. All before it have been packed."""
-        if number not in self._epochs:
-            random = np.random.Generator(np.random.PCG64([self.seed % 2**64, number]))
-            rows = random.permutation(len(self.cache))
-            starts = np.arange(len(rows) + 1)
-            if self.packing:
-                bins = pack(self._lengths, self.length, rows)
-                bins = [bins[index] for index in random.permutation(len(bins))]
-                rows = np.array([row for one in bins for row in one])
-                starts = np.cumsum([0, *map(len, bins)])
-            first = self._ends[number - 1] if number else 0
-            if number == len(self._ends):
-                self._ends.append(first + len(starts) - 1)
-            made = Epoch(first, rows, starts)
-            self._epochs = dict([*self._epochs.items(), (number, made)][-2:])
-        return self._epochs[number]
+    def _draw(self, random: np.random.Generator, number: int) -> Epoch:
+        """All epochs before it have been packed."""
+        rows = random.permutation(len(self.cache))
+        starts = np.arange(len(rows) + 1)
+        if self.packing:
+            bins = pack(self._lengths, self.length, rows)
+            bins = [bins[index] for index in random.permutation(len(bins))]
+            rows = np.array([row for one in bins for row in one])
+            starts = np.cumsum([0, *map(len, bins)])
+        return Epoch(self._ends[number - 1] if number else 0, rows, starts)
 
 
 def pack(lengths: np.ndarray, length: int, order: np.ndarray) -> list[list[int]]:
@@ -141,10 +134,6 @@ def pack(lengths: np.ndarray, length: int, order: np.ndarray) -> list[list[int]]
                 with_room[left].append(index)
                 rooms |= 1 << left
     return bins
-
-
-def padded_width(longest: int, most: int) -> int:
-    return min(-(-longest // MULTIPLE) * MULTIPLE, most)
 
 
 def collate(cache: ChatCache, sequences: Sequence[np.ndarray], width: int) -> dict[str, torch.Tensor]:
@@ -187,22 +176,10 @@ def collate(cache: ChatCache, sequences: Sequence[np.ndarray], width: int) -> di
 def eval_batches(
     cache: ChatCache, batch_size: int, rank: int = 0, world_size: int = 1, max_rows: int | None = None
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """Padded batches of up to batch_size conversations each, the longest first, so that there is little padding
-    and the first batch shows whether memory suffices. Tensors as from collate.
-
-    Over all ranks every conversation comes exactly once, and each rank gets the same number of batches: where
-    they do not divide, some ranks' last is one conversation without targets. `max_rows` takes that many
-    conversations, at even distances.
-    """
-    lengths = cache.lengths
-    rows = np.arange(len(cache))
-    if max_rows is not None and max_rows < len(rows):
-        rows = rows[np.arange(max_rows) * len(rows) // max_rows]
-    rows = rows[np.argsort(-lengths[rows], kind="stable")]
-    groups = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-    for index in range(rank, -(-len(groups) // world_size) * world_size, world_size):
-        group = groups[index] if index < len(groups) else rows[-1:]
-        batch = collate(cache, group[:, None], padded_width(int(lengths[group].max()), cache.length))
-        if index >= len(groups):
+    """Padded batches of up to batch_size conversations each, as collate gives them, shared among the ranks as
+    shared_groups says: what does not count has no targets. `max_rows` takes that many conversations."""
+    for group, counts in shared_groups(cache.lengths, batch_size, rank, world_size, max_rows):
+        batch = collate(cache, group[:, None], padded_width(int(cache.lengths[group].max()), cache.length))
+        if not counts:
             batch["targets"].fill_(IGNORED)
         yield batch

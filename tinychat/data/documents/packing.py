@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from tinychat.data.batching import Epochs, share_of
 from tinychat.errors import UserError
 
 
@@ -43,10 +44,9 @@ class PackedBlocks:
                 f"the training text has {len(tokens):,} tokens, too few for a block of stage.context_length="
                 f"{context_length}; give more text or a context of at most {max(1, len(tokens) - 1)}"
             )
-        self.tokens, self.context_length, self.seed = tokens, context_length, seed
-        self.in_order = in_order
+        self.tokens, self.context_length, self.in_order = tokens, context_length, in_order
         self.n_blocks = len(tokens) // context_length
-        self._orders: dict[int, tuple[int, np.ndarray]] = {}
+        self._orders = Epochs(seed, self._draw)
 
     def epoch_of(self, step: int, batch_size: int) -> float:
         """Epochs gone through before `step` (0-based), with the fraction."""
@@ -59,35 +59,23 @@ class PackedBlocks:
         Returns int64 `input_ids` and `targets`, each [B / world_size, T]; targets[b, t] follows input_ids[b,
         t].
         """
-        if batch_size % world_size:
-            raise UserError(
-                f"stage.batch_size={batch_size} does not divide over {world_size} ranks; "
-                f"use {max(1, batch_size // world_size) * world_size} or another multiple of {world_size}"
-            )
-        rows = batch_size // world_size
-        first = step * batch_size + rank * rows
-        block: np.ndarray = np.empty((rows, self.context_length + 1), np.int64)
-        for row in range(rows):
-            self._read(self._start(first + row), block[row])
+        places = share_of(batch_size, rank, world_size)
+        block: np.ndarray = np.empty((len(places), self.context_length + 1), np.int64)
+        for row, place in zip(block, places, strict=True):
+            self._read(self._start(step * batch_size + place), row)
         both = torch.from_numpy(block)
         return {"input_ids": both[:, :-1].contiguous(), "targets": both[:, 1:].contiguous()}
 
     def _start(self, sample: int) -> int:
         """Where in the stream the sample (0-based, counted over all epochs) begins."""
         epoch, position = divmod(sample, self.n_blocks)
-        offset, order = self._order(epoch)
+        offset, order = self._orders[epoch]
         return (offset + int(order[position]) * self.context_length) % len(self.tokens)
 
-    def _order(self, epoch: int) -> tuple[int, np.ndarray]:
-        """The epoch's offset and permutation; the latest two are kept, as a batch may lie across an epoch's
-        end."""
-        if epoch not in self._orders:
-            random = np.random.Generator(np.random.PCG64([self.seed % 2**64, epoch]))
-            drawn = int(random.integers(len(self.tokens))), random.permutation(self.n_blocks)
-            if self.in_order and epoch == 0:
-                drawn = 0, np.arange(self.n_blocks)
-            self._orders = dict([*self._orders.items(), (epoch, drawn)][-2:])
-        return self._orders[epoch]
+    def _draw(self, random: np.random.Generator, epoch: int) -> tuple[int, np.ndarray]:
+        """The epoch's offset and permutation."""
+        drawn = int(random.integers(len(self.tokens))), random.permutation(self.n_blocks)
+        return (0, np.arange(self.n_blocks)) if self.in_order and epoch == 0 else drawn
 
     def _read(self, start: int, row: np.ndarray) -> None:
         there = self.tokens[start : start + len(row)]

@@ -7,41 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from tinychat.data.chats.batches import padded_width
+from tinychat.data.batching import SeededOrder, padded_width, shared_groups
 from tinychat.data.preferences.cache import LABELS, UNKNOWN, PreferenceCache
-from tinychat.errors import UserError
-
-
-class SeededOrder:
-    """Endless epochs over `count` items, each epoch in an order of its own that depends on seed and epoch
-    alone."""
-
-    def __init__(self, count: int, seed: int) -> None:
-        self.count, self.seed = count, seed
-        self._orders: dict[int, np.ndarray] = {}
-
-    def items(self, step: int, batch_size: int, rank: int = 0, world_size: int = 1) -> np.ndarray:
-        """A rank's share, in order, of the items of a global batch: int64 [B / world_size], those at [rank * B
-        / world_size, (rank + 1) * B / world_size). Raises UserError where B does not divide."""
-        if batch_size % world_size:
-            raise UserError(
-                f"stage.batch_size={batch_size} does not divide over {world_size} ranks; "
-                f"use {max(1, batch_size // world_size) * world_size} or another multiple of {world_size}"
-            )
-        share = batch_size // world_size
-        first = step * batch_size + rank * share
-        return np.array([self._item(index) for index in range(first, first + share)], dtype=np.int64)
-
-    def epoch_of(self, step: int, batch_size: int) -> float:
-        """Epochs gone through before `step` (0-based), with the fraction."""
-        return step * batch_size / self.count
-
-    def _item(self, index: int) -> int:
-        epoch, position = divmod(index, self.count)
-        if epoch not in self._orders:  # the latest two are kept, as a batch may lie across an epoch's end
-            random = np.random.Generator(np.random.PCG64([self.seed % 2**64, epoch]))
-            self._orders = dict([*self._orders.items(), (epoch, random.permutation(self.count))][-2:])
-        return int(self._orders[epoch][position])
 
 
 class PreferenceBatches:
@@ -107,22 +74,11 @@ def collate_pairs(cache: PreferenceCache, pairs: np.ndarray, width: int) -> dict
 def eval_pairs(
     cache: PreferenceCache, batch_size: int, rank: int = 0, world_size: int = 1, max_pairs: int | None = None
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """Batches of up to batch_size pairs each, as collate_pairs gives them, the longest first, so that there is
-    little padding and the first batch shows whether memory suffices.
-
-    Over all ranks every pair comes exactly once, and each rank gets the same number of batches: where they do
-    not divide, some ranks' last is one pair whose `pair` is -1, not to be counted. `max_pairs` takes that many,
-    at even distances.
-    """
+    """Batches of up to batch_size pairs each, as collate_pairs gives them, shared among the ranks as shared_groups
+    says: the `pair` of what does not count is UNKNOWN. `max_pairs` takes that many pairs."""
     longest = cache.lengths.reshape(-1, 2).max(axis=1)
-    pairs = np.arange(len(cache))
-    if max_pairs is not None and max_pairs < len(pairs):
-        pairs = pairs[np.arange(max_pairs) * len(pairs) // max_pairs]
-    pairs = pairs[np.argsort(-longest[pairs], kind="stable")]
-    groups = [pairs[start : start + batch_size] for start in range(0, len(pairs), batch_size)]
-    for index in range(rank, -(-len(groups) // world_size) * world_size, world_size):
-        group = groups[index] if index < len(groups) else pairs[-1:]
+    for group, counts in shared_groups(longest, batch_size, rank, world_size, max_pairs):
         batch = collate_pairs(cache, group, padded_width(int(longest[group].max()), cache.length))
-        if index >= len(groups):
+        if not counts:
             batch["pair"].fill_(UNKNOWN)
         yield batch

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from transformers import PreTrainedTokenizerFast
 
 from tinychat.config.schema import DataConfig, OnBadRow, RewardConfig, RewardKind, Source
+from tinychat.data.batching import SeededOrder
 from tinychat.data.chats.files import READ, prompt_column, prompt_messages
 from tinychat.data.chats.rows import ROLES, BadRow, ChatRow, Columns, LeftOut, Message, as_columns, chat_row, prompt_key
 from tinychat.data.chats.sources import ChatSource, chat_source
@@ -21,7 +22,6 @@ from tinychat.data.files import splits
 from tinychat.data.files.row_sources import Found, RowSource, max_rows, no_path
 from tinychat.data.files.splits import Split, readable, split_files
 from tinychat.data.files.tables import Meter, read_lines, read_rows, short
-from tinychat.data.preferences.batches import SeededOrder
 from tinychat.data.preferences.rows import PreferenceRow, truth
 from tinychat.data.preferences.sources import SOURCES, PreferenceSource, preference_source
 from tinychat.errors import UserError
