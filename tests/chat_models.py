@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from tinychat.config.schema import Arch, ModelConfig
+from tinychat.config.schema import ModelConfig
 from tinychat.models.build import build_model
 from tinychat.models.checkpoints import save_weights, saved_buffers, saved_parameters
 from tinychat.text.chat_template import set_template
@@ -21,13 +21,13 @@ COMMAND = [sys.executable, "-m", "tinychat.chat"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
 
 
-def babbler(arch: Arch = Arch.llama, context: int = 2048) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+def babbler(arch: str = "llama", context: int = 2048) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """A model with random weights whose likeliest token is never an end, and a tokenizer without a chat template."""
     return copy.deepcopy(_babbler(arch, context))
 
 
 @functools.cache
-def _babbler(arch: Arch, context: int) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+def _babbler(arch: str, context: int) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     tokenizer = train_bpe(["the cat and the dog sat on the mat, 从前 🎉. " * 20], 300, progress=False)
     shape = ModelConfig(
         name="tiny",
@@ -36,13 +36,13 @@ def _babbler(arch: Arch, context: int) -> tuple[PreTrainedModel, PreTrainedToken
         n_layer=2,
         n_embd=32,
         n_head=4,
-        n_kv_head=None if arch is Arch.gpt2 else 2,
+        n_kv_head=None if arch == "gpt2" else 2,
         n_inner=48,
         context_length=context,
         vocab_size=None,
         tie_embeddings=False,
         dropout=0.0,
-        rope_theta=None if arch is Arch.gpt2 else 10000.0,
+        rope_theta=None if arch == "gpt2" else 10000.0,
         init_std=0.3,
         position_init_std=None,
     )

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from tests.chat_models import babbler
-from tinychat.config.schema import Arch, PeftConfig, PeftKind
+from tinychat.config.schema import PeftConfig, PeftKind
 from tinychat.config.stages import Pooling, ScoreRange
 from tinychat.models.checkpoints import save_weights, saved_buffers, saved_parameters
 from tinychat.models.reward import set_normalisation, start_reward_model
@@ -31,7 +31,7 @@ def write(model: Any, folder: Path, template: str | None = "instruct") -> Path:
     return folder
 
 
-def language_model(folder: Path, arch: Arch = Arch.llama, template: str | None = "instruct") -> Path:
+def language_model(folder: Path, arch: str = "llama", template: str | None = "instruct") -> Path:
     """A checkpoint with random weights."""
     return write(babbler(arch, context=64)[0], folder, template)
 

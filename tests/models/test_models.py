@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from tinychat.config.schema import Arch, ModelConfig, PeftConfig, PeftKind
+from tinychat.config.schema import ModelConfig, PeftConfig, PeftKind
 from tinychat.errors import UserError
 from tinychat.models.build import (
     build_model,
@@ -39,7 +39,7 @@ from tinychat.text.tokenizer import encode_documents, train_bpe
 CONF = Path(__file__).parents[2] / "conf" / "model"
 
 
-def tiny(arch: Arch, **changes) -> ModelConfig:
+def tiny(arch: str, **changes) -> ModelConfig:
     config = ModelConfig(
         name="tiny",
         arch=arch,
@@ -47,20 +47,20 @@ def tiny(arch: Arch, **changes) -> ModelConfig:
         n_layer=2,
         n_embd=32,
         n_head=4,
-        n_kv_head=None if arch is Arch.gpt2 else 2,
-        n_inner=None if arch is Arch.gpt2 else 48,
+        n_kv_head=None if arch == "gpt2" else 2,
+        n_inner=None if arch == "gpt2" else 48,
         context_length=64,
         vocab_size=None,
         tie_embeddings=True,
         dropout=0.0,
-        rope_theta=None if arch is Arch.gpt2 else 10000.0,
+        rope_theta=None if arch == "gpt2" else 10000.0,
         init_std=0.02,
         position_init_std=None,
     )
     return dataclasses.replace(config, **changes)
 
 
-def built(arch: Arch = Arch.llama, seed: int = 0, vocab: int = 320, **changes):
+def built(arch: str = "llama", seed: int = 0, vocab: int = 320, **changes):
     torch.manual_seed(seed)
     return build_model(tiny(arch, **changes), vocab, pad_token_id=1, eos_token_id=0).eval()
 
@@ -78,7 +78,7 @@ def logits(model, ids: torch.Tensor) -> torch.Tensor:
         return model(ids, use_cache=False).logits
 
 
-SCRATCH = [Arch.gpt2, Arch.llama, Arch.qwen3]
+SCRATCH = ["gpt2", "llama", "qwen3"]
 IDS = torch.arange(40).reshape(2, 20)
 
 
@@ -125,7 +125,7 @@ def test_counted_without_allocation_is_what_is_built(arch, tied):
     config = tiny(arch, tie_embeddings=tied)
     count = count_parameters(build_model(config, 320, 1, 0))
     assert configured_parameters(config, 320) == count
-    positions = 64 * 32 if arch is Arch.gpt2 else 0
+    positions = 64 * 32 if arch == "gpt2" else 0
     assert count.embedding == 320 * 32 * (1 if tied else 2) + positions
 
 
@@ -141,7 +141,7 @@ def test_built_as_configured(arch):
     rates = {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)}
     rates |= {getattr(m, "attention_dropout", 0.1) for m in model.modules()} - {0.1}
     assert rates <= {0.1}
-    if arch is not Arch.gpt2:
+    if arch != "gpt2":
         assert shape.num_key_value_heads == 2
         assert shape.head_dim == 8
         assert shape.rope_parameters["rope_theta"] == 10000.0
@@ -169,9 +169,9 @@ def test_a_later_token_changes_nothing_before_it(arch):
 
 
 def test_gpt2s_fused_activation_is_gelu_new():
-    model = built(Arch.gpt2, init_std=0.5)
+    model = built("gpt2", init_std=0.5)
     assert model.config.activation_function == "gelu_pytorch_tanh"
-    published = built(Arch.gpt2, init_std=0.5)
+    published = built("gpt2", init_std=0.5)
     from transformers.activations import ACT2FN
 
     for block in published.transformer.h:
@@ -182,16 +182,16 @@ def test_gpt2s_fused_activation_is_gelu_new():
 @pytest.mark.parametrize("key", ["n_layer", "n_inner", "n_kv_head", "rope_theta", "tie_embeddings", "init_std"])
 def test_a_null_that_the_architecture_needs_is_named(key):
     with pytest.raises(UserError, match=f"model.{key}=null"):
-        build_model(tiny(Arch.llama, **{key: None}), 320, 1, 0)
+        build_model(tiny("llama", **{key: None}), 320, 1, 0)
 
 
 @pytest.mark.parametrize(
     ("arch", "changes", "words"),
     [
-        (Arch.gpt2, {"n_head": 5}, "model.n_embd=32: must be a multiple of model.n_head=5"),
-        (Arch.gpt2, {"n_kv_head": 2}, "no grouped-query attention"),
-        (Arch.llama, {"n_kv_head": 3}, "must be a multiple of model.n_kv_head=3"),
-        (Arch.qwen3, {"n_head": 32, "n_kv_head": 32}, "even width per head"),
+        ("gpt2", {"n_head": 5}, "model.n_embd=32: must be a multiple of model.n_head=5"),
+        ("gpt2", {"n_kv_head": 2}, "no grouped-query attention"),
+        ("llama", {"n_kv_head": 3}, "must be a multiple of model.n_kv_head=3"),
+        ("qwen3", {"n_head": 32, "n_kv_head": 32}, "even width per head"),
     ],
 )
 def test_shapes_that_no_model_has_are_named(arch, changes, words):
@@ -201,22 +201,22 @@ def test_shapes_that_no_model_has_are_named(arch, changes, words):
 
 def test_a_pretrained_model_needs_a_path():
     with pytest.raises(UserError, match=r"model\.path=null"):
-        pretrained_path(tiny(Arch.pretrained))
+        pretrained_path(tiny("pretrained"))
 
 
 def test_vocabulary_is_rounded_up_kept_or_refused():
-    config = tiny(Arch.llama)
+    config = tiny("llama")
     assert [model_vocab_size(config, size) for size in (4096, 4097, 50260)] == [4096, 4160, 50304]
-    assert model_vocab_size(tiny(Arch.llama, vocab_size=5000), 4097) == 5000
-    assert model_vocab_size(tiny(Arch.pretrained), 50258) == 50258
+    assert model_vocab_size(tiny("llama", vocab_size=5000), 4097) == 5000
+    assert model_vocab_size(tiny("pretrained"), 50258) == 50258
     with pytest.raises(UserError, match=r"model.vocab_size=4096: the tokenizer has 4097 entries"):
-        model_vocab_size(tiny(Arch.llama, vocab_size=4096), 4097)
+        model_vocab_size(tiny("llama", vocab_size=4096), 4097)
 
 
 # --- loading
 
 
-@pytest.fixture(params=SCRATCH, ids=lambda arch: arch.value)
+@pytest.fixture(params=SCRATCH)
 def checkpoint(request, tmp_path):
     model = built(request.param)
     model.save_pretrained(tmp_path / "model")
@@ -252,8 +252,8 @@ def test_weights_in_several_files(tmp_path):
 
 
 def test_dropout_replaces_the_checkpoints_own(tmp_path):
-    built(Arch.gpt2, dropout=0.1).save_pretrained(tmp_path)
-    model = start_model(pretrained_path(tiny(Arch.pretrained, path=str(tmp_path))), NO_ADAPTER, dropout=0.0).train()
+    built("gpt2", dropout=0.1).save_pretrained(tmp_path)
+    model = start_model(pretrained_path(tiny("pretrained", path=str(tmp_path))), NO_ADAPTER, dropout=0.0).train()
     assert torch.equal(model(IDS).logits, model(IDS).logits)
     kept = load_model(str(tmp_path)).train()
     assert not torch.equal(kept(IDS).logits, kept(IDS).logits)
@@ -423,7 +423,7 @@ def tokenizer():
     return train_bpe(["the cat and the dog sat on the mat. " * 20], 300, progress=False)
 
 
-@pytest.fixture(scope="module", params=[Arch.gpt2, Arch.llama], ids=lambda arch: arch.value)
+@pytest.fixture(scope="module", params=["gpt2", "llama"])
 def model(request):
     return built(request.param, init_std=0.3)
 
@@ -635,6 +635,6 @@ def test_options_that_cannot_work_are_named(option, value):
 
 
 def test_learned_positions_start_at_their_own_scale() -> None:
-    quiet = built(Arch.gpt2, position_init_std=0.002).transformer.wpe.weight.std().item()
+    quiet = built("gpt2", position_init_std=0.002).transformer.wpe.weight.std().item()
     assert quiet == pytest.approx(0.002, rel=0.2)
-    assert built(Arch.gpt2).transformer.wpe.weight.std().item() == pytest.approx(0.02, rel=0.2)
+    assert built("gpt2").transformer.wpe.weight.std().item() == pytest.approx(0.02, rel=0.2)

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from tests.reward_models import LORA, NONE, language_model, reward_model, sequences, started, stir, write
-from tinychat.config.schema import Arch, DsConfig, OptimConfig, OptimKind, PeftConfig, Precision
+from tinychat.config.schema import DsConfig, OptimConfig, OptimKind, PeftConfig, Precision
 from tinychat.config.stages import Pooling, ReplyLabel, RewardLoss, RewardStage, ScoreRange, ValueInit, ValueKind
 from tinychat.engine import build_engine
 from tinychat.engine.optim import split_parameters
@@ -36,10 +36,10 @@ from tinychat.stages.reward import batch_loss, labels_of, losses_of
 from tinychat.text.tokenizer import load_saved_tokenizer
 
 WORLD = World(0, 0, 1, torch.device("cpu"))
-ARCHS = [Arch.gpt2, Arch.llama, Arch.qwen3]
+ARCHS = ["gpt2", "llama", "qwen3"]
 
 
-@pytest.fixture(params=ARCHS, ids=lambda arch: arch.value)
+@pytest.fixture(params=ARCHS)
 def base(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return language_model(tmp_path / "base", request.param)
 

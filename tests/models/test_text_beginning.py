@@ -16,7 +16,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tests.data.documents.test_cache import config, write
 from tests.models.test_models import tiny
-from tinychat.config.schema import Arch
 from tinychat.data.documents import cache
 from tinychat.data.documents.cache import TokenCache, token_cache
 from tinychat.data.documents.packing import document_segments
@@ -155,9 +154,9 @@ def test_conversations_and_prompts_begin_alike(tokenizer: PreTrainedTokenizerFas
 
 def test_a_new_model_says_what_its_texts_begin_with(tmp_path: Path) -> None:
     tokenizer = like_llama(tmp_path / "tokenizer")
-    size = model_vocab_size(tiny(Arch.llama), vocabulary_size(tokenizer))
+    size = model_vocab_size(tiny("llama"), vocabulary_size(tokenizer))
     begin = text_beginning(tokenizer)[0]
-    model = build_model(tiny(Arch.llama), size, tokenizer.pad_token_id, tokenizer.eos_token_id, begin)
+    model = build_model(tiny("llama"), size, tokenizer.pad_token_id, tokenizer.eos_token_id, begin)
     assert model.config.bos_token_id == tokenizer.bos_token_id != model.config.eos_token_id
 
 
@@ -169,7 +168,7 @@ def test_ids_beyond_the_number_of_entries_keep_their_width_and_have_rows(tmp_pat
     assert vocabulary_size(tokenizer) == max(tokenizer.get_vocab().values()) + 1 > 70_000 > len(tokenizer)
     tokens = made(tokenizer, tmp_path).tokens
     assert tokens.max() == tokenizer.eos_token_id > 1 << 16
-    assert model_vocab_size(tiny(Arch.llama), vocabulary_size(tokenizer)) >= 70_000
+    assert model_vocab_size(tiny("llama"), vocabulary_size(tokenizer)) >= 70_000
 
 
 def test_a_token_that_would_share_the_id_of_another_is_refused(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from tinychat.config import data_checks, deepspeed, launch_checks, schema, size_checks
-from tinychat.config.schema import Arch, Config, Device, OptimKind, Precision
+from tinychat.config import data_checks, deepspeed, launch_checks, schema, shapes, size_checks
+from tinychat.config.schema import Config, Device, OptimKind, Precision
 from tinychat.config.stages import KLControl, PpoStage, RewardStage, Schedule, SftStage, TrainLoop
 from tinychat.errors import UserError
 from tinychat.runtime.run_files import at_home
@@ -137,20 +137,12 @@ def _schedule(config: Config) -> Iterator[str]:
 
 def _model(config: Config) -> Iterator[str]:
     model, stage = config.model, config.stage
-    if model.arch is Arch.pretrained:
-        if not model.path and config.init_from is None and stage.name == "pretrain":
-            yield "model.path=null: model=pretrained needs a folder or hub id, as model.path=FOLDER"
-    else:
-        for key in ("n_layer", "n_embd", "n_head", "context_length"):
-            value = getattr(model, key)
-            if value is None or value < 1:
-                yield f"model.{key}={value}: must be at least 1"
-                return
-        width, heads, kv_heads = model.n_embd or 1, model.n_head or 1, model.n_kv_head or 1
-        if width % heads:
-            yield f"model.n_embd={width} is not a multiple of model.n_head={heads}"
-        if heads % kv_heads:
-            yield f"model.n_head={heads} is not a multiple of model.n_kv_head={kv_heads}"
+    shape = shapes.shape_of(model)
+    if shape.from_weights and not model.path and config.init_from is None and stage.name == "pretrain":
+        yield "model.path=null: model=pretrained needs a folder or hub id, as model.path=FOLDER"
+    yield from shapes.problems(model)
+    if model.options and not shape.own_code:
+        yield f"model.options={dict(model.options)}: only for a class of your own (model=custom); remove it"
     if not 0 <= model.dropout < 1:
         yield f"model.dropout={model.dropout}: at least 0 and below 1"
     if model.rope_theta is not None and model.rope_theta <= 0:

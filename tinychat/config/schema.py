@@ -122,13 +122,6 @@ class Device(Enum):
     cuda = "cuda"
 
 
-class Arch(Enum):
-    gpt2 = "gpt2"
-    llama = "llama"
-    qwen3 = "qwen3"
-    pretrained = "pretrained"
-
-
 class TokenizerKind(Enum):
     bpe = "bpe"
     gpt2 = "gpt2"
@@ -205,11 +198,12 @@ class PathsConfig:
 
 @dataclass
 class ModelConfig:
-    """A transformers model, built from scratch or (arch=pretrained) taken from a folder or hub id."""
+    """A transformers model, built from scratch (arch=custom: of a class of yours) or (arch=pretrained) taken from a
+    folder or hub id."""
 
     name: str = MISSING
-    arch: Arch = MISSING
-    path: str | None = MISSING  # pretrained: folder, run folder or hub id
+    arch: str = MISSING  # a name in tinychat.config.shapes.SHAPES: gpt2, llama, qwen3, pretrained, custom
+    path: str | None = MISSING  # pretrained: folder, run folder or hub id; custom: FILE.py:CONFIG or MODULE:CONFIG
     n_layer: int | None = MISSING
     n_embd: int | None = MISSING  # hidden size
     n_head: int | None = MISSING
@@ -222,6 +216,7 @@ class ModelConfig:
     rope_theta: float | None = MISSING  # llama, qwen3: base of the rotary position embedding
     init_std: float | None = MISSING  # standard deviation of new weights
     position_init_std: float | None = MISSING  # gpt2: of the learned positions; null: as init_std
+    options: dict[str, Any] = field(default_factory=dict)  # custom: further arguments of the class
 
 
 @dataclass

@@ -13,7 +13,8 @@ from typing import Any
 
 import psutil
 
-from tinychat.config.schema import Arch, Config, Device, LaunchKind, OptimKind, PeftKind, Source
+from tinychat.config import shapes
+from tinychat.config.schema import Config, Device, LaunchKind, OptimKind, PeftKind, Source
 from tinychat.config.stages import PpoStage, TrainLoop
 
 GB = 1e9
@@ -111,17 +112,11 @@ def machine_memory() -> float:
 
 
 def weights_of(config: Config) -> int | None:
-    """The fewest weights that the model can have; None where its shape is a checkpoint's."""
+    """The fewest weights that the model can have; None where that is not known before it is built."""
     model = config.model
-    layers, width, heads = model.n_layer or 0, model.n_embd or 0, model.n_head or 1
-    if model.arch is Arch.pretrained or min(layers, width, heads) < 1:
+    if next(shapes.problems(model), None):  # which are reported themselves
         return None
-    vocabulary = model.vocab_size or config.tokenizer.vocab_size or 0
-    inner = (model.n_inner or 4 * width) * (2 if model.arch is Arch.gpt2 else 3)
-    attention = 2 * width * width + 2 * width * (width // heads) * (model.n_kv_head or heads)
-    tables = vocabulary * (1 if model.tie_embeddings else 2)
-    tables += (model.context_length or 0) if model.arch is Arch.gpt2 else 0
-    return layers * (attention + inner * width) + tables * width
+    return shapes.shape_of(model).weights(model, model.vocab_size or config.tokenizer.vocab_size or 0)
 
 
 def _memory(config: Config) -> Iterator[str]:

@@ -6,20 +6,14 @@ All are transformers' own classes, so that every checkpoint loads wherever trans
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
+import transformers
 from torch import nn
-from transformers import (
-    AutoModelForCausalLM,
-    GPT2Config,
-    LlamaConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-    Qwen3Config,
-)
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from tinychat.config.schema import Arch, ModelConfig
+from tinychat.config.schema import ModelConfig
+from tinychat.config.shapes import SHAPES, problems, shape_of
 from tinychat.errors import UserError
 from tinychat.models.load import quiet
 from tinychat.models.quantized import weights_in
@@ -28,22 +22,6 @@ VOCAB_MULTIPLE = 64  # matrix products over a vocabulary that is a multiple of t
 # A pretrained model's own tokenizer may be given a padding and chat tokens; more new entries mean a wrong
 # tokenizer.
 MOST_ADDED_TOKENS = 8
-RMS_NORM_EPS = 1e-5  # of the RMS norms of Llama-shaped models
-NEEDED = {
-    Arch.gpt2: ("n_layer", "n_embd", "n_head", "context_length", "tie_embeddings", "init_std"),
-    Arch.llama: (
-        "n_layer",
-        "n_embd",
-        "n_head",
-        "n_kv_head",
-        "n_inner",
-        "context_length",
-        "tie_embeddings",
-        "rope_theta",
-        "init_std",
-    ),
-}
-NEEDED[Arch.qwen3] = NEEDED[Arch.llama]
 
 
 @dataclass(frozen=True)
@@ -62,7 +40,7 @@ def model_vocab_size(config: ModelConfig, tokenizer_len: int) -> int:
 
     Raises UserError for a tokenizer with more entries than the model has.
     """
-    if config.arch is Arch.pretrained:
+    if shape_of(config).from_weights:
         return tokenizer_len
     if config.vocab_size is None:
         return -(-tokenizer_len // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
@@ -84,7 +62,7 @@ def build_model(
     """
     shape = hf_config(config, vocab_size, pad_token_id, eos_token_id, bos_token_id)
     model = AutoModelForCausalLM.from_config(shape, attn_implementation="sdpa", dtype=torch.float32)
-    if config.arch is Arch.gpt2 and config.position_init_std is not None:
+    if config.arch == "gpt2" and config.position_init_std is not None:
         torch.nn.init.normal_(model.transformer.wpe.weight, std=config.position_init_std)
     return model.train()
 
@@ -116,10 +94,9 @@ def hf_config(
 ) -> PreTrainedConfig:
     """The configuration in transformers' words. bos_token_id: what a text begins with; None: the end of text, which
     stands between documents."""
-    for key in NEEDED[config.arch]:
-        if getattr(config, key) is None:
-            raise UserError(f"model.{key}=null: model.arch={config.arch.value} needs a value")
-    _check_heads(config)
+    if said := next(problems(config), None):
+        raise UserError(said)
+    shape = shape_of(config)
     common = {
         "vocab_size": vocab_size,
         "tie_word_embeddings": config.tie_embeddings,
@@ -128,49 +105,8 @@ def hf_config(
         "bos_token_id": eos_token_id if bos_token_id is None else bos_token_id,
         "eos_token_id": eos_token_id,
     }
-    if config.arch is Arch.gpt2:
-        return GPT2Config(
-            n_layer=config.n_layer,
-            n_embd=config.n_embd,
-            n_head=config.n_head,
-            n_inner=config.n_inner,  # None: 4 * n_embd
-            n_positions=config.context_length,
-            activation_function="gelu_pytorch_tanh",  # the function of GPT-2's gelu_new in one fused kernel
-            attn_pdrop=config.dropout,
-            resid_pdrop=config.dropout,
-            embd_pdrop=config.dropout,
-            **common,
-        )
-    llama_shaped = {
-        "num_hidden_layers": config.n_layer,
-        "hidden_size": config.n_embd,
-        "num_attention_heads": config.n_head,
-        "num_key_value_heads": config.n_kv_head,
-        "head_dim": cast(int, config.n_embd) // cast(int, config.n_head),
-        "intermediate_size": config.n_inner,
-        "max_position_embeddings": config.context_length,
-        "rms_norm_eps": RMS_NORM_EPS,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
-        "attention_dropout": config.dropout,
-    }
-    return (LlamaConfig if config.arch is Arch.llama else Qwen3Config)(**llama_shaped, **common)
-
-
-def _check_heads(config: ModelConfig) -> None:
-    width, heads = cast(int, config.n_embd), cast(int, config.n_head)
-    if width % heads:
-        raise UserError(f"model.n_embd={width}: must be a multiple of model.n_head={heads}")
-    if config.arch is Arch.gpt2:
-        if config.n_kv_head not in (None, heads):
-            raise UserError(f"model.n_kv_head={config.n_kv_head}: GPT-2 has no grouped-query attention; use null")
-        return
-    if heads % cast(int, config.n_kv_head):
-        raise UserError(f"model.n_head={heads}: must be a multiple of model.n_kv_head={config.n_kv_head}")
-    if width // heads % 2:
-        raise UserError(
-            f"model.n_embd={width}: rotary embeddings need an even width per head, "
-            f"{heads} heads make it {width // heads}"
-        )
+    assert shape.config is not None, f"model.arch={config.arch} is not built from its shape"
+    return getattr(transformers, shape.config)(**shape.arguments(config), **common)
 
 
 def count_parameters(model: nn.Module) -> ParameterCount:
@@ -196,7 +132,8 @@ def configured_parameters(config: ModelConfig, vocab_size: int) -> ParameterCoun
 def describe(model: PreTrainedModel) -> str:
     """One line in plain words: shape, context, vocabulary, parameters with embeddings apart."""
     shape, count = model.config, count_parameters(model)
-    name = {"gpt2": "GPT-2", "llama": "Llama", "qwen3": "Qwen3"}.get(shape.model_type, shape.model_type)
+    known = SHAPES.get(shape.model_type)
+    name = known.title if known else shape.model_type
     heads = f"{shape.num_attention_heads} heads"
     shared = getattr(shape, "num_key_value_heads", None)
     if shared is not None and shared != shape.num_attention_heads:

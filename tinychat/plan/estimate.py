@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from tinychat.config import checks
-from tinychat.config.schema import Arch, Config, OptimKind, Precision, TokenizerKind
+from tinychat.config.schema import Config, OptimKind, Precision, TokenizerKind
+from tinychat.config.shapes import shape_of
 from tinychat.config.stages import PpoStage, PretrainStage, RewardStage, TrainLoop
 from tinychat.engine.base import DTYPES, resolve_precision
 from tinychat.errors import UserError
@@ -110,7 +111,7 @@ def model_shape(config: Config) -> tuple[Any, list[str]]:
     except UserError:
         found = {"init_from": None, "tokenizer": None}
     start = found["init_from"]
-    if start is None and config.model.arch is Arch.pretrained:
+    if start is None and shape_of(config.model).from_weights:
         start = pretrained_path(config.model)
     if start:
         return load_config(start), [f"every model has the shape of {start}"]

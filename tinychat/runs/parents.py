@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import tinychat
-from tinychat.config.schema import Arch, Config, RewardKind, TokenizerKind
+from tinychat.config.schema import Config, RewardKind, TokenizerKind
+from tinychat.config.shapes import shape_of
 from tinychat.config.words import for_shell
 from tinychat.errors import UserError
 from tinychat.runs import folders, trial
@@ -279,7 +280,7 @@ def _command(config: Config, stage: str, said: Sequence[str]) -> str:
 
 def _init_from(config: Config, said: Sequence[str]) -> str | None:
     spec, stage = config.init_from, config.stage.name
-    pretrained = config.model.arch is Arch.pretrained and stage != "eval"
+    pretrained = shape_of(config.model).from_weights and stage != "eval"
     if spec is None or (spec in AUTO and stage in ("sft", "reward", "judge") and pretrained):
         if stage == "ppo" or (stage in NEEDS_CHECKPOINT and not pretrained):
             does = NEEDS_CHECKPOINT.get(stage, "starts from")
@@ -345,7 +346,7 @@ def _tokenizer(config: Config, said: Sequence[str]) -> str | None:
     tokenizer, data = config.tokenizer, config.data
     if tokenizer.kind is not TokenizerKind.bpe or config.stage.name == "tokenizer":
         return None
-    if config.model.arch is Arch.pretrained and config.stage.name != "corpus":
+    if shape_of(config.model).from_weights and config.stage.name != "corpus":
         raise UserError(
             f"tokenizer={tokenizer.name}: a pretrained model needs its own; use tokenizer=pretrained "
             f"tokenizer.path={config.model.path}"

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from tinychat.config.schema import Arch, Config, DataConfig, ResumeData
+from tinychat.config.schema import Config, DataConfig, ResumeData
+from tinychat.config.shapes import shape_of
 from tinychat.data.documents.cache import TokenCache, token_cache
 from tinychat.data.documents.packing import document_segments
 from tinychat.data.documents.sources import Split, text_source
@@ -55,7 +56,7 @@ def get_model(config: Config, context: Context, tokenizer: Any) -> Any:
                 f"init_from={start}: the model has {entries} entries, its tokenizer {size}; "
                 "the folder holds another model's tokenizer"
             )
-    elif config.model.arch is Arch.pretrained:
+    elif shape_of(config.model).from_weights:
         model = start_model(pretrained_path(config.model), config.peft, config.model.dropout, entries=size).train()
     else:
         rows, begin = model_vocab_size(config.model, size), text_beginning(tokenizer)[0]

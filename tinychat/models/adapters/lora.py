@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.pytorch_utils import Conv1D
 
 from tinychat.config.schema import PeftConfig, PeftKind
+from tinychat.config.shapes import SHAPES
 from tinychat.errors import UserError
 from tinychat.models.adapters.adapter_files import (
     ADAPTER_CONFIG,
@@ -45,8 +46,6 @@ from tinychat.models.load import (
 from tinychat.models.quantized import quiet_bitsandbytes
 from tinychat.runs import folders
 
-LLAMA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-TARGETS = {"gpt2": ("c_attn", "c_proj"), "llama": LLAMA_TARGETS, "qwen3": LLAMA_TARGETS}  # by transformers' model_type
 ALL_LINEAR = "all-linear"  # peft's word for every linear layer but the output head
 log = logging.getLogger("tinychat")
 
@@ -80,7 +79,8 @@ def adapter_targets(model: Any, wanted: list[str] | None) -> tuple[str, ...] | s
     """Names of the layers that get an adapter: those wanted, or by architecture. Raises UserError as add_adapter."""
     layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
     if wanted is None:
-        return TARGETS.get(model.config.model_type, ALL_LINEAR)
+        shape = SHAPES.get(model.config.model_type)
+        return (shape and shape.targets) or ALL_LINEAR
     unknown = [target for target in wanted if not any(f".{name}".endswith(f".{target}") for name in layers)]
     if unknown or not wanted:
         there = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
