@@ -20,13 +20,15 @@ from tinychat.config.schema import Config, DsConfig, OptimConfig, Precision, Rew
 from tinychat.config.stages import PpoStage
 from tinychat.data.preferences.prompts import PromptBatch, PromptRow
 from tinychat.engine import Engine, StepStats, build_engine
+from tinychat.models.vocabulary import vocabulary
 from tinychat.rl.rewards import Rewards
 from tinychat.rl.rollout import to_experience
 from tinychat.runs.context import Context, StopFlag
 from tinychat.runtime.process import keep_freed_memory
 from tinychat.runtime.world import World
-from tinychat.stages.policy import WHOLE, Reference, Sampler, get_actor_critic
-from tinychat.stages.ppo import add_advantages, learn, step_seed
+from tinychat.stages.policy import WHOLE, Models, Reference, Sampler
+from tinychat.stages.ppo import algorithm, get_actor_critic
+from tinychat.stages.rollouts import learn, step_seed, with_missing_ends
 from tinychat.text.tokenizer import load_saved_tokenizer
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -62,7 +64,8 @@ def run(task: Task) -> dict[str, Any]:
     reference = Reference(config, context, model.policy, len(tokenizer))
     engine = build_engine(model, config.optim, config.ds, config.stage, config.precision, world)
     rewards = Rewards(config.reward, context.parents, tokenizer, world, engine.dtype, task.batch)
-    sampler = Sampler(config, context, tokenizer, engine, reference, rewards)
+    sampler = Sampler(config.stage, tokenizer, Models(engine, reference, vocabulary(tokenizer)), rewards)
+    ppo = algorithm(config.stage, sampler.models.vocabulary)
     if task.check:
         return {"variant": task.variant, "weights": weights, **said_of(task, sampler, rewards)}
     sampler.end_ids = ()  # every reply has the full length, as PPOTrainer's have
@@ -75,10 +78,11 @@ def run(task: Task) -> dict[str, Any]:
         rollout = sampler.sample(PromptBatch(rows, ids, list(range(len(ids)))), step_seed(task.seed, step))
         clock.lap("rollout")
         experience = sampler.measure(rollout)
-        scored, _ = sampler.score(rollout)
-        add_advantages(config.stage, rollout, experience, scored, config.stage.beta)
+        rewarded, _ = sampler.score(rollout)
+        rollout.scores = with_missing_ends(config.stage, rewarded, rollout)
+        ppo.advantages(rollout, experience, config.stage.beta)
         clock.lap("scoring")
-        learn(config, cast(Any, loop), engine, experience, sampler.vocabulary, step)
+        learn(config, cast(Any, loop), engine, experience, ppo, step, config.stage.beta)
         clock.lap("update")
     memory = peak_memory_gb()
     return {

@@ -22,16 +22,16 @@ import tinychat.stages.policy
 from tests.rl_models import EOS, PAD, VOCABULARY, batch, shape
 from tinychat.config.schema import Device, DsConfig, OptimConfig, OptimKind, PeftConfig, PeftKind, Precision
 from tinychat.data.chats.rows import ChatRow
-from tinychat.engine import build_engine
+from tinychat.engine import Engine, build_engine
 from tinychat.evaluation.replies import InstructionResult
 from tinychat.models.actor_critic import ActorCritic, policy_and_values
 from tinychat.models.adapters.lora import add_adapter
 from tinychat.models.build import count_parameters
 from tinychat.models.vocabulary import WHOLE
-from tinychat.rl.rollout import TOKEN_FIELDS, Rollout, to_experience
+from tinychat.rl.rollout import MEASURES, VALUES, Rollout, to_experience
 from tinychat.runtime.world import World, join_world
 from tinychat.stages.chats import HeldOut
-from tinychat.stages.policy import PolicyAlone, Reference, Sampler
+from tinychat.stages.policy import Models, Reference, Sampler
 
 # One rank's prompts and replies are long, the other's short.
 PROMPTS = [[5, 6, 7, 8, 9, 10], [11, 12], [13, 14, 15, 16], [17]]
@@ -74,21 +74,22 @@ def run(way: str, world: World) -> dict[str, Any]:
         torch.manual_seed(0)
         reference_of._copy = evaluation_engine(language_model(arch), Precision.fp32, world)
     engine = build_engine(model, optim, settings, stage, Precision.fp32, world)
-    config: Any = SimpleNamespace(stage=stage, reward=SimpleNamespace(parts={}))
     tokenizer: Any = SimpleNamespace(pad_token_id=PAD, eos_token_id=EOS)
-    sampler = Sampler(config, cast(Any, SimpleNamespace(world=world)), tokenizer, engine, reference_of, cast(Any, None))
+    models = Models(engine, reference_of, WHOLE)
+    sampler = Sampler(stage, tokenizer, models, cast(Any, None))
     found: dict[str, Any] = {"parameters": count_parameters(model).total, "fields": [], "replies": [], "losses": []}
     for _ in range(3):  # ZeRO-3 records the order of modules in the first passes and relies on it afterwards
         rollout = sampler.sample(batch(PROMPTS), seed=1)
         found["replies"].append(rollout.responses)
         given = Rollout(rollout.rows, rollout.prompts, REPLIES, [[0.0] * len(r) for r in REPLIES], [True] * 4)
         experience = sampler.measure(given)
-        found["fields"].append([experience.fields[name].double().sum().item() for name in TOKEN_FIELDS])
+        found["fields"].append([experience.fields[name].double().sum().item() for name in (*MEASURES, VALUES)])
         own = slice(2 * world.rank, 2 * world.rank + 2) if world.size == 2 else slice(0, 4)
         rows = {"ids": experience.input_ids[own], "targets": experience.targets[own]}
 
         def loss(model: Any, part: dict[str, torch.Tensor]) -> torch.Tensor:
             logprobs, values, *_ = policy_and_values(model, part["ids"], part["targets"], 0.7)
+            assert values is not None
             return -(logprobs.sum() - values[part["targets"] >= 0].sum()) / 60
 
         size = 2 if world.size == 2 else 4
@@ -97,7 +98,7 @@ def run(way: str, world: World) -> dict[str, Any]:
         held_out = HeldOut.__new__(HeldOut)
         held_out.stage, held_out.context = stage, cast(Any, SimpleNamespace(world=world))
         held_out.tokenizer, held_out.chats, held_out.rows = tokenizer, cast(Any, None), [ROW, ROW]
-        found["losses"].append(held_out.measure(PolicyAlone(engine), None)["eval/response_loss"])
+        found["losses"].append(held_out.measure(cast(Engine, models), None)["eval/response_loss"])
     engine.close()
     return found
 
@@ -112,7 +113,6 @@ def batches(_chats: Any, _size: int, rank: int, size: int, _most: int | None) ->
 def patch(put: Callable[[Any, str, Any], None]) -> None:
     """What needs no text: a tokenizer's facts, and held-out conversations."""
     put(tinychat.stages.policy, "end_ids", lambda _tokenizer: ENDS)
-    put(tinychat.stages.policy, "vocabulary", lambda _tokenizer: WHOLE)
     put(tinychat.stages.chats, "end_token_id", lambda _tokenizer: EOS)
     put(tinychat.stages.chats, "eval_batches", batches)
     put(tinychat.stages.chats, "evaluate_replies", lambda *_given: InstructionResult({}))

@@ -31,7 +31,7 @@ from tinychat.evaluation.statistics import calibration, draw_calibration, expect
 from tinychat.models.checkpoints import load_model
 from tinychat.models.reward import load_reward_model, normalise, raw_scores, set_normalisation, settings
 from tinychat.runtime.world import World
-from tinychat.stages.policy import get_actor_critic
+from tinychat.stages.ppo import get_actor_critic
 from tinychat.stages.reward import batch_loss, labels_of, losses_of
 from tinychat.text.tokenizer import load_saved_tokenizer
 

@@ -20,7 +20,7 @@ from tinychat.models.vocabulary import WHOLE, Vocabulary
 from tinychat.rl.kl import kl_from_logits
 from tinychat.rl.rollout import MEASURES, Experience, to_experience, token_measures
 from tinychat.runtime.world import World
-from tinychat.stages.policy import Reference, Sampler
+from tinychat.stages.policy import Models, Reference, Sampler
 
 ARCHITECTURES = ["gpt2", "llama"]
 
@@ -74,12 +74,13 @@ def test_they_are_the_updates_numbers_to_the_last_bit(own: bool, dtype: torch.dt
         hidden, early = hidden_and_values(model, rows.input_ids)
         found = token_measures(hidden, OutputHead(model), hidden, OutputHead(model), rows.targets, 0.7)
     assert torch.equal(found["logprobs"], logprobs)
-    assert torch.equal(early, values)
+    assert values is not None and early is not None and torch.equal(early, values)
     assert torch.equal(found["ref_logprobs"], found["logprobs"])
     assert not found["full_kl"].any(), "a policy is no distance from itself"
 
 
-def test_an_adapter_on_the_head_is_the_policys_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("values", [True, False])
+def test_an_adapter_on_the_head_is_the_policys_alone(values: bool) -> None:
     """As stage=ppo measures: the reference is the policy with its adapter off."""
     rows, base = experience(), policy("llama")
     plain = -token_nll(base, rows.input_ids, rows.targets).detach()
@@ -89,15 +90,11 @@ def test_an_adapter_on_the_head_is_the_policys_alone(monkeypatch: pytest.MonkeyP
         if "lora_B" in name:
             torch.nn.init.normal_(p)
     world = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
-    engine = evaluation_engine(ActorCritic(model, None), Precision.fp32, world)
-    stage = SimpleNamespace(full_kl=True, temperature=1.0)
-    config: Any = SimpleNamespace(stage=stage, reward=SimpleNamespace(parts={}), precision=Precision.fp32)
-    context: Any = SimpleNamespace(world=world)
-    monkeypatch.setattr("tinychat.stages.policy.end_ids", lambda tokenizer: (EOS,))
-    monkeypatch.setattr("tinychat.stages.policy.vocabulary", lambda tokenizer: WHOLE)
-    reference, nothing = Reference(config, context, model, VOCABULARY), cast(Any, None)
-    sampler = Sampler(config, context, nothing, engine, reference, nothing)
-    found = sampler.forward({"input_ids": rows.input_ids, "targets": rows.targets, "mask": rows.mask})
+    engine = evaluation_engine(ActorCritic(model, None) if values else model, Precision.fp32, world)
+    reference = Reference(cast(Any, None), cast(Any, None), model, VOCABULARY)
+    batch = {"input_ids": rows.input_ids, "targets": rows.targets}
+    found = Models(engine, reference, WHOLE).measure(batch, temperature=1.0, full_kl=True)
+    assert ("values" in found) is values
     torch.testing.assert_close(found["ref_logprobs"], plain)
     adapted = -token_nll(model, rows.input_ids, rows.targets).detach()
     torch.testing.assert_close(found["logprobs"], adapted)
@@ -115,26 +112,24 @@ def test_no_id_that_is_no_token_is_drawn_or_has_a_probability(
     known = VOCABULARY - 12
     closed = [*range(known, VOCABULARY), *holes]
     monkeypatch.setattr("tinychat.stages.policy.end_ids", lambda tokenizer: (EOS,))
-    monkeypatch.setattr("tinychat.stages.policy.vocabulary", lambda tokenizer: Vocabulary(known, holes))
     model = actor_critic(arch, own=False)
     with torch.no_grad():
         model.policy.get_output_embeddings().weight[closed] *= 3
     world = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
     engine = evaluation_engine(model, Precision.fp32, world)
-    stage = SimpleNamespace(full_kl=True, temperature=0.7, response_length=12, rollout_batch_size=4)
-    config: Any = SimpleNamespace(stage=stage, reward=SimpleNamespace(parts={}), precision=Precision.fp32)
-    context: Any = SimpleNamespace(world=world)
+    stage: Any = SimpleNamespace(full_kl=True, temperature=0.7, response_length=12, rollout_batch_size=4)
     reference = Reference.__new__(Reference)
     reference._copy = evaluation_engine(policy(arch, seed=5), Precision.fp32, world)
     tokenizer: Any = SimpleNamespace(pad_token_id=PAD)
-    sampler = Sampler(config, context, tokenizer, engine, reference, cast(Any, None))
+    models = Models(engine, reference, Vocabulary(known, holes))
+    sampler = Sampler(stage, tokenizer, models, cast(Any, None))
     rollout = sampler.sample(batch(), seed=1)
     assert not {token for response in rollout.responses for token in response} & set(closed)
     rows = sampler.measure(rollout)
     recorded = torch.cat([torch.tensor(part) for part in rollout.sampled])
     torch.testing.assert_close(rows.fields["logprobs"][rows.mask], recorded, atol=1e-5, rtol=0)
     parts = {"input_ids": rows.input_ids, "targets": rows.targets, "mask": rows.mask}
-    torch.testing.assert_close(sampler.update_logprobs(parts)[rows.mask].detach(), recorded, atol=1e-5, rtol=0)
+    torch.testing.assert_close(models.update_logprobs(parts, 0.7)[rows.mask].detach(), recorded, atol=1e-5, rtol=0)
     own, other = (m(rows.input_ids).logits / 0.7 for m in (model.policy, reference._copy.model))
     own, other = (logits.index_fill(-1, torch.tensor(closed), -torch.inf) for logits in (own, other))
     wanted = {"entropy": entropy_from_logits(own), "full_kl": kl_from_logits(own, other)}

@@ -15,7 +15,8 @@ from tinychat.models.actor_critic import policy_and_values
 from tinychat.models.vocabulary import WHOLE
 from tinychat.rl.rollout import to_experience
 from tinychat.runtime.world import World
-from tinychat.stages.ppo import learn
+from tinychat.stages.ppo import algorithm
+from tinychat.stages.rollouts import learn
 
 ALONE = World(0, 0, 1, torch.device("cpu"))
 
@@ -41,12 +42,14 @@ def updates(settings: Any, own: bool, weight_decay: float = 0.0, steps: int = 3,
     rows = to_experience(PROMPTS, [[3, 4, 1], [2, 2, 2, 2, 2], [1], [7, 8]], PAD)
     with torch.no_grad():
         logprobs, values, _ = policy_and_values(model, rows.input_ids, rows.targets, 0.7, WHOLE)
+        assert values is not None
     torch.manual_seed(0)
     advantages, returns = torch.randn(2, *rows.mask.shape)
     rows.fields |= {"logprobs": logprobs, "values": values, "advantages": advantages, "returns": returns}
     loop: Any = SimpleNamespace(train=lambda parts, loss, _tokens, _samples: engine.train_step(parts, loss))
+    config: Any = SimpleNamespace(stage=settings, seed=0)
     for step in range(first, first + steps):
-        learn(SimpleNamespace(stage=settings, seed=0), loop, engine, rows, WHOLE, step)  # type: ignore[arg-type]
+        learn(config, loop, engine, rows, algorithm(settings, WHOLE), step, beta=0.1)
     return engine, before
 
 

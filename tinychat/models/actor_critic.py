@@ -2,6 +2,8 @@
 
 value=own     a second backbone with a scalar head (a transformers *ForSequenceClassification)
 value=shared  a scalar head on the policy's last hidden states
+
+A policy that learns without a value function is a causal language model by itself; the functions below take both.
 """
 
 from __future__ import annotations
@@ -102,15 +104,20 @@ class ActorCritic(nn.Module):
             save(self.value, parts[VALUE], folder / VALUE_FOLDER)
 
 
-def hidden_and_values(model: Any, input_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """One forward pass of an ActorCritic (possibly wrapped) without its output head.
+def policy_of(model: Any) -> Any:
+    """The causal language model: that of an ActorCritic, or the model itself."""
+    return model.policy if isinstance(model, ActorCritic) else model
+
+
+def hidden_and_values(model: Any, input_ids: Tensor) -> tuple[Tensor, Tensor | None]:
+    """One forward pass of a policy or an ActorCritic (possibly wrapped) without its output head.
 
     input_ids (B, T), whole rows or padded on the right. Returns the policy's last hidden states (B, T, D), from which
-    the head makes logits, and the values (B, T) fp32 of every position.
+    the head makes logits, and the values (B, T) fp32 of every position, None where there is no value function.
     """
     with last_hidden(getattr(model, "module", model)) as seen:
-        values = model(input_ids=input_ids).state_values
-    return seen[0], values
+        out = model(input_ids=input_ids, use_cache=False)
+    return seen[0], getattr(out, "state_values", None)
 
 
 def policy_and_values(
@@ -121,22 +128,24 @@ def policy_and_values(
     vocabulary: Vocabulary = WHOLE,
     entropy: bool = False,
     detach_values: bool = False,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """What one forward pass of an ActorCritic (possibly wrapped) says of each target.
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """What one forward pass of a policy or an ActorCritic (possibly wrapped) says of each target.
 
     input_ids, targets, vocabulary: as for tinychat.models.logprobs.token_nll, whose numbers these are.
-    detach_values: what is learnt from the values does not reach the policy.
+    detach_values: of an ActorCritic; what is learnt from the values does not reach the policy.
 
     Returns:
         logprobs: (B, T) fp32 of the targets, 0 where there is none, at the temperature; with gradient.
-        values: (B, T) fp32 of every position; with gradient.
+        values: (B, T) fp32 of every position; with gradient; None where there is no value function.
         entropy: (B, T) fp32 of the policy's next token where there is a target, else 0, in nats, with
             gradient; None unless asked for.
     """
     inner = getattr(model, "module", model)
+    detach = {"detach_values": True} if detach_values else {}
     with head_returns_nll(inner, targets, temperature, exact=True, vocabulary=vocabulary, entropy=entropy):
-        out = model(input_ids=input_ids, detach_values=detach_values)
+        out = model(input_ids=input_ids, use_cache=False, **detach)
+    values = getattr(out, "state_values", None)
     if entropy:
         nll, spread = out.logits.unbind(-1)
-        return -nll, out.state_values, spread
-    return -out.logits, out.state_values, None
+        return -nll, values, spread
+    return -out.logits, values, None

@@ -21,11 +21,12 @@ from torch import Tensor
 from tinychat.data.preferences.prompts import PromptBatch, PromptRow
 from tinychat.models.generation.decode import Decoded, DecodeOptions, decode
 from tinychat.models.logprobs import IGNORED, OutputHead
-from tinychat.rl.kl import kl_and_entropy
+from tinychat.rl.kl import kl_and_entropy, kl_estimate
 from tinychat.runtime.run_files import write_text_atomic
 from tinychat.runtime.world import World
 
-MEASURES = ("logprobs", "ref_logprobs", "entropy", "full_kl")
+MEASURES = ("logprobs", "ref_logprobs", "entropy", "full_kl")  # of each response token
+VALUES = "values"  # and this, where there is a value function
 
 
 @torch.no_grad()
@@ -71,13 +72,11 @@ def token_measures(
 
 
 WIDTH_MULTIPLE = 8  # rows are padded to a multiple of it
-# Numbers of each response token, (N, T) fp32, 0 elsewhere.
-TOKEN_FIELDS = ("logprobs", "ref_logprobs", "values", "entropy", "full_kl")
 
 
 @dataclass
 class Rollout:
-    """N replies, the same on every rank, in the order of the step's prompts."""
+    """N replies, the same on every rank, in the order of the step's prompts; several to one stand side by side."""
 
     rows: list[PromptRow]
     prompts: list[list[int]]
@@ -104,13 +103,20 @@ class Experience:
     """A rollout as tensors on the CPU: N rows of prompt and response, padded on the right to one width T + 1.
 
     targets[n, t] follows input_ids[n, t]; mask is true where the target belongs to the response, so that there
-    logprobs[n, t] is its log-probability and values[n, t] the value before it was chosen. All (N, T).
+    logprobs[n, t] is its log-probability and values[n, t], where there is a value function, the value before it was
+    chosen. All (N, T).
     """
 
     input_ids: Tensor  # int64
     targets: Tensor  # int64, IGNORED outside the response
     mask: Tensor  # bool
-    fields: dict[str, Tensor] = field(default_factory=dict)  # TOKEN_FIELDS and what is computed from them, fp32
+    # MEASURES, VALUES where there are any, and what is computed from them: fp32, 0 outside the response. What is one
+    # number a reply stands at each of its tokens.
+    fields: dict[str, Tensor] = field(default_factory=dict)
+
+    def kl(self, estimator: str = "k1") -> Tensor:
+        """KL(policy || reference) of each response token as tinychat.rl.kl.kl_estimate has it, 0 elsewhere."""
+        return kl_estimate(self.fields["logprobs"], self.fields["ref_logprobs"], estimator) * self.mask
 
     def rows(self, indices: np.ndarray) -> dict[str, Tensor]:
         """Some rows, as wide as the longest of them needs; every field."""

@@ -1,33 +1,32 @@
-"""What reinforcement learning needs beside its loop: the policy with its value function, the reference, and replies
-sampled and measured with them, in training and on held-out prompts."""
+"""What reinforcement learning needs beside its loop: the policy and its reference, and replies sampled and measured
+with them, in training and on held-out prompts."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from tinychat.config.data_checks import SOURCES_OF
 from tinychat.config.schema import Config, OnBadRow, PeftConfig, PeftKind, Source
-from tinychat.config.stages import ValueInit, ValueKind
+from tinychat.config.stages import RolloutStage
 from tinychat.data.preferences.prompts import PromptBatch, PromptBatches, prompt_shape, prompt_source
-from tinychat.engine import Engine, evaluation_engine
-from tinychat.models.actor_critic import ActorCritic, hidden_and_values, policy_and_values
+from tinychat.engine import Batch, Engine, evaluation_engine
+from tinychat.models.actor_critic import ActorCritic, hidden_and_values, policy_and_values, policy_of
 from tinychat.models.adapters.adapter_files import is_adapter
 from tinychat.models.adapters.lora import trainable_parameters
 from tinychat.models.build import describe
 from tinychat.models.checkpoints import start_model
 from tinychat.models.generation.decode import DecodeOptions
 from tinychat.models.logprobs import OutputHead, last_hidden
-from tinychat.models.reward import start_reward_model
-from tinychat.models.vocabulary import vocabulary
-from tinychat.rl.kl import kl_estimate
+from tinychat.models.vocabulary import Vocabulary
 from tinychat.rl.rewards import Rewards, gold_rewards
 from tinychat.rl.rollout import (
-    TOKEN_FIELDS,
+    MEASURES,
+    VALUES,
     Experience,
     Rollout,
     measure,
@@ -45,9 +44,9 @@ from tinychat.text.tokenizer import vocabulary_size
 WHOLE = PeftConfig("none", PeftKind.none, None, None, None, None)
 
 
-def get_actor_critic(config: Config, context: Context, tokenizer: Any) -> ActorCritic:
-    """The policy of init_from, without dropout, with a value function whose head is zero."""
-    stage, start = config.stage, context.parents["init_from"]
+def get_policy(config: Config, context: Context, tokenizer: Any) -> Any:
+    """The policy of init_from, without dropout."""
+    start = context.parents["init_from"]
     assert start is not None  # tinychat.runs.parents
     entries = vocabulary_size(tokenizer)
     policy = start_model(start, config.peft, 0.0, context.run_dir / "merged_base", entries, new_adapter=True)
@@ -57,20 +56,7 @@ def get_actor_critic(config: Config, context: Context, tokenizer: Any) -> ActorC
     trained, total = trainable_parameters(policy)
     if trained < total:
         log.info("trained: %s of %s parameters (%.2f %%)", f"{trained:,}", f"{total:,}", 100 * trained / total)
-    value = None
-    if stage.value is ValueKind.own:
-        where = _value_start(config, context)
-        value = start_reward_model(where, WHOLE, None, dropout=0.0, entries=entries)
-        log.info("value function: a backbone of its own, from %s", where)
-    return ActorCritic(policy, value, stage.critic_lr_ratio)
-
-
-def _value_start(config: Config, context: Context) -> str:
-    """The checkpoint whose backbone the value function takes."""
-    models = [path for key, path in context.parents.items() if key.startswith("reward.") and path]
-    if config.stage.value_from is ValueInit.reward and models:
-        return models[0]
-    return str(context.parents["init_from"])
+    return policy
 
 
 class Reference:
@@ -93,34 +79,69 @@ class Reference:
                 yield policy
 
 
-class PolicyAlone:
-    """The part of an engine's protocol that evaluation uses, for the policy without its value function."""
+class Models:
+    """The policy in its engine, with a value function or without, and the reference: what a rollout is made and
+    measured with. To an evaluation it is the policy's engine."""
 
-    def __init__(self, engine: Engine):
-        self._engine, self.world, self.dtype = engine, engine.world, engine.dtype
+    def __init__(self, engine: Engine, reference: Reference, vocabulary: Vocabulary):
+        """engine: of a causal language model, or of an ActorCritic."""
+        self.engine, self.reference, self.vocabulary = engine, reference, vocabulary
+        self.world, self.dtype = engine.world, engine.dtype
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """What `measure` says of a token."""
+        return (*MEASURES, VALUES) if isinstance(self.engine.model, ActorCritic) else MEASURES
 
     @contextlib.contextmanager
     def inference(self) -> Iterator[Any]:
-        with self._engine.inference() as model:
-            yield model.policy
+        """The policy, as Engine.inference."""
+        with self.engine.inference() as model:
+            yield policy_of(model)
 
     @contextlib.contextmanager
     def generation(self) -> Iterator[Any]:
-        with self._engine.generation() as model:
-            yield model.policy
+        """The policy, as Engine.generation."""
+        with self.engine.generation() as model:
+            yield policy_of(model)
+
+    def measure(self, batch: Batch, temperature: float, full_kl: bool) -> dict[str, Tensor]:
+        """`measures` (b, t) of a batch of input_ids, targets (b, t); temperature and full_kl as token_measures."""
+        ids = batch["input_ids"]
+        with self.engine.inference() as model:
+            policy = policy_of(model)
+            hidden, values = hidden_and_values(model, ids)
+            with self.reference.model(policy) as reference, last_hidden(reference) as seen:
+                reference(input_ids=ids, use_cache=False)
+            # How often the heads are called depends on a rank's own tokens.
+            with self.engine.whole(policy.get_output_embeddings()):
+                with self.reference.model(policy) as reference:
+                    ref_head = OutputHead(reference, self.vocabulary)
+                found = token_measures(
+                    hidden,
+                    OutputHead(policy, self.vocabulary),
+                    seen[0],
+                    ref_head,
+                    batch["targets"],
+                    temperature,
+                    full_kl,
+                    lambda: self.reference.model(policy),
+                )
+        return found if values is None else found | {VALUES: values}
+
+    def update_logprobs(self, batch: Batch, temperature: float) -> Tensor:
+        """Log-probabilities (b, t) as an update computes them: with the model in training mode."""
+        with self.engine.inference() as model:
+            model.train()
+            return policy_and_values(model, batch["input_ids"], batch["targets"], temperature, self.vocabulary)[0]
 
 
 class Sampler:
     """Replies to prompts, with everything that is known of them before learning."""
 
-    def __init__(
-        self, config: Config, context: Context, tokenizer: Any, engine: Engine, reference: Reference, rewards: Rewards
-    ):
-        self._stage, self._world, self._tokenizer = config.stage, context.world, tokenizer
-        self._engine, self._reference, self._rewards = engine, reference, rewards
-        self.shape = prompt_shape(config.reward)
-        self.end_ids, self.temperature = end_ids(tokenizer), config.stage.temperature
-        self.vocabulary = vocabulary(tokenizer)
+    def __init__(self, stage: RolloutStage, tokenizer: Any, models: Models, rewards: Rewards):
+        self._stage, self._tokenizer, self._rewards = stage, tokenizer, rewards
+        self.models, self.end_ids, self.temperature = models, end_ids(tokenizer), stage.temperature
 
     @contextlib.contextmanager
     def at(self, temperature: float) -> Iterator[None]:
@@ -133,54 +154,22 @@ class Sampler:
 
     def sample(self, batch: PromptBatch, seed: int) -> Rollout:
         """A reply to each prompt of a global batch."""
-        stage = self._stage
-        options = DecodeOptions(stage.response_length, self.end_ids, self.temperature, seed, self.vocabulary)
-        with self._engine.generation() as model:
-            return sample_replies(
-                model.policy,
-                batch,
-                options,
-                self._tokenizer.pad_token_id,
-                stage.rollout_batch_size,
-                self._world,
-                self._engine.dtype,
-            )
+        stage, models = self._stage, self.models
+        options = DecodeOptions(stage.response_length, self.end_ids, self.temperature, seed, models.vocabulary)
+        pad_id, batch_size = self._tokenizer.pad_token_id, stage.rollout_batch_size
+        with models.generation() as policy:
+            return sample_replies(policy, batch, options, pad_id, batch_size, models.world, models.dtype)
 
     def measure(self, rollout: Rollout) -> Experience:
-        """Log-probabilities under policy and reference, values, entropy."""
+        """Log-probabilities under policy and reference, entropy, values where there is a value function."""
         experience = to_experience(rollout.prompts, rollout.responses, self._tokenizer.pad_token_id)
-        measure(experience, self.forward, TOKEN_FIELDS, self._stage.rollout_batch_size, self._world)
+        models = self.models
+        measure(experience, self.forward, models.measures, self._stage.rollout_batch_size, models.world)
         return experience
 
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """TOKEN_FIELDS of a batch of input_ids, targets, mask (b, t)."""
-        ids = batch["input_ids"]
-        with self._engine.inference() as model:
-            hidden, values = hidden_and_values(model, ids)
-            with self._reference.model(model.policy) as reference, last_hidden(reference) as seen:
-                reference(input_ids=ids, use_cache=False)
-            # How often the heads are called depends on a rank's own tokens.
-            with self._engine.whole(model.get_output_embeddings()):
-                with self._reference.model(model.policy) as reference:
-                    ref_head = OutputHead(reference, self.vocabulary)
-                found = token_measures(
-                    hidden,
-                    OutputHead(model, self.vocabulary),
-                    seen[0],
-                    ref_head,
-                    batch["targets"],
-                    self.temperature,
-                    self._stage.full_kl,
-                    lambda: self._reference.model(model.policy),
-                )
-        return found | {"values": values}
-
-    def update_logprobs(self, batch: dict[str, Tensor]) -> Tensor:
-        """Log-probabilities (b, t) as an update computes them: with the model in training mode."""
-        with self._engine.inference() as model:
-            model.train()
-            ids, targets = batch["input_ids"], batch["targets"]
-            return policy_and_values(model, ids, targets, self.temperature, self.vocabulary)[0]
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Models.measures of a batch of input_ids, targets, mask (b, t)."""
+        return self.models.measure(batch, self.temperature, self._stage.full_kl)
 
     def replies(self, rollout: Rollout) -> list[str]:
         """The replies as text."""
@@ -206,7 +195,7 @@ class PolicyEvaluation:
 
     def __init__(self, config: Config, context: Context, tokenizer: Any, length: int, sampler: Sampler):
         self._stage, self._sampler = config.stage, sampler
-        source = prompt_source(config.data, "validation", sampler.shape)
+        source = prompt_source(config.data, "validation", prompt_shape(config.reward))
         prompts = PromptBatches(
             source.rows(), tokenizer, length, config.stage.response_length, config.seed, OnBadRow.skip
         )
@@ -224,7 +213,7 @@ class PolicyEvaluation:
         has = config.data.source in SOURCES_OF["conversations"] and not alone
         self.instructions = HeldOut(tokenizer, length, config, context) if has else None
 
-    def measure(self, engine: Engine, beta: float, last: bool) -> dict[str, float]:
+    def measure(self, beta: float, last: bool) -> dict[str, float]:
         """Reward, KL and objective of sampled replies; safety and instruction accuracy of greedy ones.
 
         beta: weight of the KL penalty now; stage.objective_beta overrules it in the objective, so that runs with
@@ -235,13 +224,12 @@ class PolicyEvaluation:
             rollout = self._sampler.sample(self.prompts, SEED)
             experience = self._sampler.measure(rollout)
         scores, parts = self._sampler.score(rollout)
-        kl = kl_estimate(experience.fields["logprobs"], experience.fields["ref_logprobs"], "k1")
-        per_reply = (kl * experience.mask).sum().item() / len(rollout)
+        per_reply = experience.kl().sum().item() / len(rollout)
         found = {"eval/reward": mean(scores), "eval/kl": per_reply}
         best = mean(parts["gold"]) if "gold" in parts else found["eval/reward"]
         weight = beta if stage.objective_beta is None else stage.objective_beta
         found["eval/objective"] = best - weight * per_reply
-        policy: Any = PolicyAlone(engine)
+        policy = cast(Engine, self._sampler.models)
         if self.requests is not None:
             found |= self.requests.measure(policy)
         if self.instructions is not None:
@@ -259,7 +247,7 @@ def rollout_table(
     context: Context, rollout: Rollout, experience: Experience, replies: list[str], parts: dict[str, list[float]]
 ) -> None:
     """The rollout's replies with reward, what each part of it says, and KL, the best and the worst first."""
-    kl = kl_estimate(experience.fields["logprobs"], experience.fields["ref_logprobs"], "k1") * experience.mask
+    kl = experience.kl()
     columns = ["prompt", "reply", "reward", *parts, "KL (nats)", "ended"]
     rows = []
     for index, row in enumerate(rollout.rows):
