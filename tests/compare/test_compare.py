@@ -24,6 +24,7 @@ from tinychat.compare.report import band_of, groups_table, with_spread
 from tinychat.compare.runs import Run, find
 from tinychat.errors import UserError
 from tinychat.evaluation.statistics import mcnemar, paired
+from tinychat.runtime.run_files import Unreadable
 from tinychat.tracking.metrics_log import MetricsLog
 from tinychat.tracking.vocabulary import LOWER_IS_BETTER, METRICS
 
@@ -199,6 +200,18 @@ def test_runs_by_folder_name_and_mlflow_id_each_once(seeds: Path) -> None:
         find(["expp"], seeds)
     with pytest.raises(UserError, match="nothing of that name, and no folder"):
         find(["exp"], seeds / "nowhere")
+
+
+def test_an_experiment_comes_before_a_folder_of_its_name(
+    seeds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    (here / "exp" / "conf").mkdir(parents=True)
+    (here / "exp" / "conf" / "config.yaml").write_text("defaults: []\n")
+    monkeypatch.chdir(here)
+    assert len(find(["exp"], seeds)) == 8
+    with pytest.raises(Unreadable, match="names no stage"):
+        find(["./exp"], seeds)
 
 
 def test_settings_that_follow_the_seed_or_a_name_make_no_group(tmp_path: Path) -> None:

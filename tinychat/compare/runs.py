@@ -131,7 +131,10 @@ def find(names: Sequence[str], outputs: Path) -> list[Run]:
 def _folders(name: str, outputs: Path) -> list[Path]:
     if name.startswith("runs:/") or _MLFLOW_ID.match(name):
         return _of_mlflow(name.removeprefix("runs:/").split("/")[0], outputs)
-    for path in (at_home(name), outputs / name):
+    places = [at_home(name), outputs / name]
+    if "/" not in name:  # an experiment before a folder that is called alike: a checkout has a folder tinychat
+        places.reverse()
+    for path in places:
         if path.is_dir() and (found := _of_folder(path, outputs)):
             return found
     if found := _trials(outputs, lambda trial: trial.get("study") == name):
