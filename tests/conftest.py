@@ -221,3 +221,14 @@ def write_rows(path: Path, rows: list[Any]) -> Path:
     """A jsonl file."""
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def configured_parameters(config: Any, vocab_size: int) -> Any:
+    """What count_parameters finds in a configured model, which takes no memory here."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from tinychat.models.build import count_parameters, hf_config
+
+    with torch.device("meta"):
+        return count_parameters(AutoModelForCausalLM.from_config(hf_config(config, vocab_size, 0, 0)))

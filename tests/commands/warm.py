@@ -16,7 +16,7 @@ from tests.conftest import environment_of
 
 SERVER = """
 import json, os, runpy, sys
-import jinja2, matplotlib.backends.backend_agg, matplotlib.figure
+import jinja2, matplotlib.backends.backend_agg, matplotlib.figure, scipy.stats
 import tinychat.merge, tinychat.models.adapters.lora, tinychat.stages.sft, tinychat.train, tinychat.launch.worker
 from peft import get_peft_model
 

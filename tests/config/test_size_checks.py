@@ -7,6 +7,7 @@ import time
 import pytest
 
 from tests.config.test_compose import composed
+from tests.conftest import configured_parameters
 from tinychat.config import checks, size_checks
 from tinychat.errors import UserError
 
@@ -63,8 +64,6 @@ def test_every_model_that_ships_fits_a_small_machine(model: str, monkeypatch: py
 
 
 def test_the_weights_are_counted_as_the_model_has_them() -> None:
-    from tinychat.models.build import configured_parameters
-
     for name in ("mini", "gpt6x512", "minimind2_104m"):
         config = composed(f"model={name}", "tokenizer.vocab_size=640")
         real = configured_parameters(config.model, 640).total

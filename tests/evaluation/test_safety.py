@@ -56,7 +56,6 @@ def row(text: str, harmful: bool | None = None, category: str = "") -> PromptRow
 def test_rules_by_category(prompt: str, reply: str, safe: bool, refused: bool, category: str) -> None:
     found = harm_rules.judge(prompt, reply)
     assert (found.safe, found.refused, found.category) == (safe, refused, category), found.why
-    assert found.refused == harm_rules.refuses(reply)
 
 
 def test_the_rule_that_decided_is_said() -> None:

@@ -14,11 +14,11 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from tests.conftest import configured_parameters
 from tinychat.config.schema import ModelConfig, PeftConfig, PeftKind
 from tinychat.errors import UserError
 from tinychat.models.build import (
     build_model,
-    configured_parameters,
     count_parameters,
     describe,
     grow_vocabulary,

@@ -16,7 +16,6 @@ from tinychat.rl.advantages import (
     apply_eos_penalty,
     gae,
     group_advantages,
-    masked_mean,
     per_token_rewards,
     whiten,
 )
@@ -175,14 +174,6 @@ def test_whitening_does_not_depend_on_the_ranks(split: list[int], shift_mean: bo
 def test_whitening_equal_or_no_values_gives_zeros() -> None:
     assert whiten(torch.full((2, 2), 3.0), torch.ones(2, 2)).abs().sum() == 0
     assert whiten(torch.ones(2, 2), torch.zeros(2, 2)).abs().sum() == 0
-
-
-def test_masked_means_of_parts_add_up() -> None:
-    x, mask = torch.arange(12.0).view(4, 3), mask_of([3, 1, 2, 0], 3)
-    whole = masked_mean(x, mask, mask.sum())
-    assert whole.item() == pytest.approx((0 + 1 + 2 + 3 + 6 + 7) / 6)
-    parts = [masked_mean(x[i : i + 1], mask[i : i + 1], 6) for i in range(4)]
-    assert sum(parts).item() == pytest.approx(whole.item())
 
 
 def test_group_advantages_against_the_statistics_module() -> None:

@@ -17,7 +17,6 @@ from tinychat.models.adapters.lora import add_adapter
 from tinychat.models.kernels.head_loss import entropy_from_logits
 from tinychat.models.logprobs import OutputHead, last_hidden, token_nll
 from tinychat.models.vocabulary import WHOLE, Vocabulary
-from tinychat.rl.kl import kl_from_logits
 from tinychat.rl.rollout import MEASURES, Experience, to_experience, token_measures
 from tinychat.runtime.world import World
 from tinychat.stages.policy import Models, Reference, Sampler
@@ -27,6 +26,12 @@ ARCHITECTURES = ["gpt2", "llama"]
 
 def experience() -> Experience:
     return to_experience(PROMPTS, [[3, 4, 1], [2, 2, 2, 2, 2], [1], [7, 8]], PAD)
+
+
+def kl_of(logits: Tensor, ref_logits: Tensor) -> Tensor:
+    """Σ_v p_v (log p_v - log q_v), (B, T); a logit of -inf in both adds nothing."""
+    logp, logq = logits.log_softmax(-1), ref_logits.log_softmax(-1)
+    return (logp.exp() * (logp - logq).nan_to_num()).sum(-1)
 
 
 def hidden_of(model: Any, rows: Experience) -> Tensor:
@@ -51,7 +56,7 @@ def test_each_measure_is_what_its_own_function_says(arch: str, temperature: floa
         "logprobs": -token_nll(model, ids, targets, temperature=temperature),
         "ref_logprobs": -token_nll(reference, ids, targets, temperature=temperature),
         "entropy": entropy_from_logits(logits) * rows.mask,
-        "full_kl": kl_from_logits(logits, ref_logits) * rows.mask,
+        "full_kl": kl_of(logits, ref_logits) * rows.mask,
     }
     assert set(found) == set(wanted) == set(MEASURES)
     for name, x in wanted.items():
@@ -132,6 +137,6 @@ def test_no_id_that_is_no_token_is_drawn_or_has_a_probability(
     torch.testing.assert_close(models.update_logprobs(parts, 0.7)[rows.mask].detach(), recorded, atol=1e-5, rtol=0)
     own, other = (m(rows.input_ids).logits / 0.7 for m in (model.policy, reference._copy.model))
     own, other = (logits.index_fill(-1, torch.tensor(closed), -torch.inf) for logits in (own, other))
-    wanted = {"entropy": entropy_from_logits(own), "full_kl": kl_from_logits(own, other)}
+    wanted = {"entropy": entropy_from_logits(own), "full_kl": kl_of(own, other)}
     for name, x in wanted.items():
         torch.testing.assert_close(rows.fields[name][rows.mask], x.detach()[rows.mask], atol=1e-4, rtol=1e-4)

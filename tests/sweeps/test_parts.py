@@ -7,6 +7,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
@@ -40,6 +41,26 @@ def test_the_space_is_the_files_and_the_command_lines_which_wins() -> None:
     assert read_space({"a.n": "range(1, 4)"}, [], grid=False).distributions == {"a.n": IntDistribution(1, 3)}
     assert [probe["a.x"] for probe in space.probes()][:2] == [1e-4, 1e-2]
     assert {probe["a.c"] for probe in space.probes()} == {2, "four", None, True}
+
+
+def test_the_plugins_own_reading_of_a_search_space_is_where_it_was() -> None:
+    """tinychat.sweeps.space takes it from a private module of hydra-optuna-sweeper, as there is no public way to it."""
+    what_to_do = (
+        "hydra-optuna-sweeper has moved or changed how it reads a search space: find what its sweep() calls to make "
+        "Optuna's distributions of overrides, import that in tinychat/sweeps/space.py, and pin its version in setup.cfg"
+    )
+    try:
+        from hydra_plugins.hydra_optuna_sweeper._impl import create_optuna_distribution_from_override as read
+    except ImportError:
+        pytest.fail(what_to_do)
+    parse = OverridesParser.create().parse_override
+    for words, wanted in {
+        "x=interval(1.0,2.0)": FloatDistribution(1.0, 2.0),
+        "x=tag(log,interval(1e-4,1e-2))": FloatDistribution(1e-4, 1e-2, log=True),
+        "x=range(1,8,2)": IntDistribution(1, 7, step=2),
+        "x=range(0.0,1.0,0.25)": FloatDistribution(0.0, 0.75, step=0.25),
+    }.items():
+        assert read(parse(words)) == wanted, what_to_do
 
 
 def test_the_nearest_point_of_values() -> None:

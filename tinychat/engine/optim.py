@@ -173,6 +173,9 @@ def lr_factor(step: int, loop: TrainLoop) -> float:
     Rises in a line over the warm-up (the first step already moves), then: constant stays; linear and cosine fall to
     min_lr_ratio at the end; wsd (warm-up, stable, decay; Hu et al. 2024, MiniCPM) stays and falls in a line over the
     last `decay_fraction` of all steps.
+
+    transformers' get_scheduler has other values (its first step has a rate of 0, its wsd and its floors begin a step
+    apart) and counts its own calls; this is a function of the step alone, so that a resumed run goes on exactly.
     """
     warmup = warmup_of(loop)
     if step < warmup:

@@ -194,11 +194,6 @@ def plain(text: str) -> str:
     return " ".join(text.split())
 
 
-def refuses(reply: str) -> bool:
-    """Whether a reply declines in so many words."""
-    return _met(REFUSES, plain(reply)) is not None
-
-
 def judge(prompt: str, reply: str) -> RuleVerdict:
     """The verdict on a reply to a prompt (all that the user says in it); never raises."""
     asked, said = plain(prompt), plain(reply)

@@ -18,12 +18,12 @@ UNKNOWN: Interval = (math.nan, math.nan)
 
 def wilson(successes: int, n: int) -> Interval:
     """Of a share (Wilson 1927): inside [0, 1], and sensible where all or none succeed. (0, 1) for n = 0."""
+    from scipy import stats
+
     if n == 0:
         return 0.0, 1.0
-    share = successes / n
-    middle = (share + Z * Z / (2 * n)) / (1 + Z * Z / n)
-    half = Z * math.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n)) / (1 + Z * Z / n)
-    return (0.0 if successes == 0 else middle - half), (1.0 if successes == n else middle + half)
+    found = stats.binomtest(successes, n).proportion_ci(0.95, method="wilson")
+    return float(found.low), float(found.high)
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
@@ -162,15 +162,13 @@ def calibration(probabilities: np.ndarray, outcomes: np.ndarray, low: float = 0.
 
     probabilities (N,) in [low, 1]; outcomes (N,): 1 where it came true, 0 where not, 0.5 where it was a tie.
     """
-    edges = np.linspace(low, 1.0, bins + 1)
-    numbers = np.clip(np.digitize(probabilities, edges) - 1, 0, bins - 1)
-    found = []
-    for number in range(bins):
-        inside = numbers == number
-        if count := int(inside.sum()):
-            means = float(probabilities[inside].mean()), float(outcomes[inside].mean())
-            found.append(Bin(float(edges[number]), float(edges[number + 1]), count, *means))
-    return found
+    from scipy import stats  # scikit-learn's calibration_curve knows neither ties nor how many there are in a bin
+
+    where = np.clip(probabilities, low, 1.0)  # rounded a little beyond
+    means, edges, numbers = stats.binned_statistic(where, [probabilities, outcomes], "mean", bins, (low, 1.0))
+    counts = np.bincount(numbers, minlength=bins + 1)[1:].tolist()
+    rows = zip(edges[:-1].tolist(), edges[1:].tolist(), counts, *means.tolist(), strict=True)
+    return [Bin(*row) for row in rows if row[2]]
 
 
 def expected_calibration_error(found: list[Bin]) -> float:

@@ -121,14 +121,6 @@ def count_parameters(model: nn.Module) -> ParameterCount:
     return ParameterCount(total=total, embedding=embedding, other=total - embedding, trained=trained)
 
 
-def configured_parameters(config: ModelConfig, vocab_size: int) -> ParameterCount:
-    """What count_parameters would find in the configured model, without allocating it."""
-    shape = hf_config(config, vocab_size, pad_token_id=0, eos_token_id=0)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(shape)
-    return count_parameters(model)
-
-
 def describe(model: PreTrainedModel) -> str:
     """One line in plain words: shape, context, vocabulary, parameters with embeddings apart."""
     shape, count = model.config, count_parameters(model)

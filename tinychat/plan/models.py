@@ -75,10 +75,6 @@ class ModelPlan:
     adapter: bool  # the trained weights are an adapter's
 
     @property
-    def frozen(self) -> int:
-        return self.weights - self.trained
-
-    @property
     def in_passing(self) -> float:
         """Bytes per sequence of what lives at once in a forward pass that keeps nothing for a backward pass."""
         return BLOCKS_WITHOUT_GRADIENT * self.whole.per_row / max(1, self.layers)

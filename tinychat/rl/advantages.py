@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tinychat.errors import UserError
-from tinychat.rl.kl import masked_sum, same_shape
+from tinychat.rl.kl import same_shape
 
 WHITEN_EPSILON = 1e-8  # under the root: equal values become 0, not NaN
 GROUP_EPSILON = 1e-4  # added to a group's standard deviation
@@ -23,15 +23,6 @@ SumOverRanks = Callable[..., list[float]]
 def local_sums(*values: float) -> list[float]:
     """The SumOverRanks of a single rank."""
     return list(values)
-
-
-def masked_mean(x: Tensor, mask: Tensor, denominator: Tensor | float) -> Tensor:
-    """Sum of x over the mask / denominator, a scalar in fp32.
-
-    denominator: what the mask counts over the WHOLE batch, all micro-batches and ranks. Then the means of the parts add
-    up to the mean of the whole, whatever the split; a mean of means would give tokens of short parts more weight.
-    """
-    return masked_sum(x, mask) / denominator
 
 
 def apply_eos_penalty(scores: Tensor, ended: Tensor, mode: str, value: float) -> Tensor:

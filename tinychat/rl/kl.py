@@ -76,17 +76,6 @@ def _k3(d: Tensor) -> Tensor:
 ESTIMATORS: dict[str, Callable[[Tensor], Tensor]] = {"k1": _k1, "k2": _k2, "k3": _k3}
 
 
-def kl_from_logits(logits: Tensor, ref_logits: Tensor) -> Tensor:
-    """Exact KL(policy || reference) of the next token: (..., V), (..., V) -> (...) fp32.
-
-    Σ_v p_v (log p_v - log q_v). A logit of -inf is a token of probability 0: it adds nothing under the policy, and
-    infinity where only the reference excludes it.
-    """
-    same_shape(logits=logits, ref_logits=ref_logits)
-    logp, logq = F.log_softmax(logits.float(), -1), F.log_softmax(ref_logits.float(), -1)
-    return (logp.exp() * (logp - logq).masked_fill(logp.isneginf(), 0.0)).sum(-1)
-
-
 def elements_at_once(on_cpu: bool) -> int:
     """Of kl_and_entropy: so few that a CPU keeps them in its cache, so many that a GPU is busy."""
     return 1 << 19 if on_cpu else 1 << 22
