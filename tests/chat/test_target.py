@@ -58,6 +58,12 @@ def test_names_mean_the_newest_finished_run(outputs: Path, spec: str, wanted: st
     assert found.resolve() in (expected, expected / "checkpoints/step-000001")
 
 
+def test_an_experiment_comes_before_a_folder_of_its_name(outputs: Path) -> None:
+    (outputs.parent / "lab" / "conf").mkdir(parents=True)
+    (outputs.parent / "lab" / "conf" / "config.yaml").write_text("defaults: []\n")
+    assert "outputs/lab/sft-mini" in target.find("lab", Path("outputs"))
+
+
 def test_hub_ids_have_an_owner_or_none(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert target.find("owner/name", outputs) == "owner/name"
     asked = []

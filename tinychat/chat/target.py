@@ -34,7 +34,10 @@ def find(spec: str, outputs: Path) -> str:
 
         run_id = spec.removeprefix("runs:/").split("/")[0]
         return str(folders.resolve_checkpoint(run_folder_of(run_id, resolve_uri(None, outputs), outputs)))
-    for folder in (path, outputs / spec):
+    places = [path, outputs / spec]
+    if "/" not in spec:  # an experiment before a folder that is called alike: a checkout has a folder tinychat
+        places.reverse()
+    for folder in places:
         if folder.is_dir() and _holds_runs(folder):
             return _newest(spec, [folder])
     if path.exists():
