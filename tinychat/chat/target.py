@@ -8,9 +8,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from tinychat.config.specs import Made, makers
 from tinychat.errors import UserError
 from tinychat.runs import folders
-from tinychat.runs.next_steps import TALK
 from tinychat.runtime import hub
 from tinychat.runtime.run_files import at_home, if_readable, read_json
 
@@ -67,7 +67,7 @@ def _newest(spec: str, places: list[Path]) -> str:
     if found is None:
         where = ", ".join(map(str, places)) or "there are no runs yet"
         raise UserError(
-            f"checkpoint {spec}: no finished run of stage {', '.join(TALK)} ({where}); make run, or "
+            f"checkpoint {spec}: no finished run of stage {', '.join(makers(Made.language))} ({where}); make run, or "
             "python -m tinychat.train, makes one"
         )
     print(f"note: {spec} is {found}", file=sys.stderr)
@@ -82,7 +82,7 @@ def _talkable(place: Path) -> Iterator[Path]:
         if depth == 1 and run.parent.name != place.name:
             continue
         stage = config.get("stage")
-        talks = isinstance(stage, dict) and stage.get("name") in TALK
+        talks = isinstance(stage, dict) and stage.get("name") in makers(Made.language)
         if talks and (folders.read_result(run) or {}).get("status") == "finished":
             yield run
 

@@ -21,8 +21,6 @@ SWEEPS = "sweeps"  # OUTPUTS/sweeps/STUDY is the folder of a study
 ARTIFACTS = "mlartifacts"  # OUTPUTS/mlartifacts holds MLflow's copies of files of runs
 FINISHED = "finished"
 _MLFLOW_ID = re.compile(r"^[0-9a-f]{32}$")
-# parents.json -> the setting that it resolves, where that says null or auto
-_PARENTS = {"init_from": "init_from", "tokenizer": "tokenizer.path", "judge": "stage.judge"}
 
 
 @dataclass(frozen=True)
@@ -102,8 +100,7 @@ def _parents(folder: Path, settings: dict[str, str]) -> dict[str, str]:
     """What auto and null stood for, so that runs of different parents are not taken for seeds of one setting."""
     found = {}
     for name, path in parents.told(folder).items():
-        kind, _, part = name.partition(".")
-        key = f"reward.parts.{part}.path" if kind == "reward" else _PARENTS.get(name)
+        key = parents.setting_of(name)
         if key and path and settings.get(key, "null") in ("null", *parents.AUTO):
             found[key] = str(path)
     return found

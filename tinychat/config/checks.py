@@ -11,12 +11,11 @@ from pathlib import Path
 
 from tinychat.config import data_checks, deepspeed, launch_checks, schema, shapes, size_checks
 from tinychat.config.schema import Config, Device, OptimKind, Precision
-from tinychat.config.stages import KLControl, PpoStage, RewardStage, Schedule, SftStage, TrainLoop
+from tinychat.config.specs import Made, Start, spec_of
 from tinychat.errors import UserError
 from tinychat.runtime.run_files import at_home
 from tinychat.runtime.terminal import is_plain
 
-MOST_ROWS = 4096  # of a forward pass that an error proposes
 LONGEST_NAME = 200  # bytes; file systems take 255, and names grow by a part or two
 
 
@@ -107,38 +106,14 @@ def plain_name(key: str, name: str) -> Iterator[str]:
         yield f"{key}={name[:20]}...: {len(name.encode())} bytes; a folder's name has at most {LONGEST_NAME}"
 
 
-def _batches(config: Config) -> Iterator[str]:
-    stage = config.stage
-    if not isinstance(stage, TrainLoop) or min(stage.batch_size, stage.micro_batch_size) < 1:
-        return
-    ranks = world_size(config)
-    per_forward = stage.per_forward(ranks) * ranks
-    if stage.batch_size % per_forward:
-        largest = min(stage.batch_size, MOST_ROWS)
-        fits = [size for size in range(1, largest + 1) if stage.batch_size % (size * ranks) == 0]
-        works = f"micro_batch_size may be {', '.join(map(str, fits[-6:]))}"
-        if not fits:
-            works = f"batch_size may be {max(1, round(stage.batch_size / ranks)) * ranks}"
-        yield (
-            f"stage.batch_size={stage.batch_size} does not divide into forward passes of micro_batch_size="
-            f"{stage.micro_batch_size} on {ranks} rank{'s' if ranks > 1 else ''}; {works}"
-        )
-
-
-def _schedule(config: Config) -> Iterator[str]:
-    stage = config.stage
-    if not isinstance(stage, TrainLoop):
-        return
-    if stage.schedule is Schedule.wsd and not 0 <= stage.decay_fraction <= 1:
-        yield f"stage.decay_fraction={stage.decay_fraction}: a share between 0 and 1"
-    if stage.min_lr_ratio > 1:
-        yield f"stage.min_lr_ratio={stage.min_lr_ratio}: at most 1"
+def _stage(config: Config) -> Iterator[str]:
+    yield from config.stage.problems(world_size(config))
 
 
 def _model(config: Config) -> Iterator[str]:
-    model, stage = config.model, config.stage
-    shape = shapes.shape_of(model)
-    if shape.from_weights and not model.path and config.init_from is None and stage.name == "pretrain":
+    model, stage, spec = config.model, config.stage, spec_of(config)
+    shape, own_start = shapes.shape_of(model), spec.trains and spec.start is Start.optional
+    if shape.from_weights and not model.path and config.init_from is None and own_start:
         yield "model.path=null: model=pretrained needs a folder or hub id, as model.path=FOLDER"
     yield from shapes.problems(model)
     if model.options and not shape.own_code:
@@ -159,68 +134,17 @@ def _tokenizer(config: Config) -> Iterator[str]:
     tokenizer = config.tokenizer
     if tokenizer.path and tokenizer.path.startswith((".", "/", "~")) and not at_home(tokenizer.path).exists():
         yield f"tokenizer.path={tokenizer.path}: no such file or folder"
-    if config.stage.name == "tokenizer" and tokenizer.kind is not schema.TokenizerKind.bpe:
-        yield f"stage=tokenizer trains a byte-level BPE; tokenizer={tokenizer.name} is not trained, use tokenizer=bpe"
+    if spec_of(config).makes is Made.tokenizer and tokenizer.kind is not schema.TokenizerKind.bpe:
+        yield (
+            f"stage={config.stage.name} trains a byte-level BPE; tokenizer={tokenizer.name} is not trained, use "
+            "tokenizer=bpe"
+        )
 
 
-def _sft(config: Config) -> Iterator[str]:
-    stage = config.stage
-    if not isinstance(stage, SftStage):
-        return
-    for key, value in (("label_smoothing", stage.label_smoothing), ("dropout", stage.dropout)):
-        if value is not None and not 0 <= value < 1:
-            yield f"stage.{key}={value}: at least 0 and below 1"
-    if not 0 <= stage.length_power <= 1:
-        yield f"stage.length_power={stage.length_power}: from 0 (tokens weigh alike) to 1 (conversations do)"
-
-
-def _reward(config: Config) -> Iterator[str]:
-    stage = config.stage
-    if not isinstance(stage, RewardStage):
-        return
-    if stage.margin < 0:
-        yield f"stage.margin={stage.margin}: by how much the chosen reply should win, 0 or more"
-    if stage.centering < 0:
-        yield f"stage.centering={stage.centering}: a coefficient, 0 or more"
-    if stage.dropout is not None and not 0 <= stage.dropout < 1:
-        yield f"stage.dropout={stage.dropout}: at least 0 and below 1"
-
-
-def _ppo(config: Config) -> Iterator[str]:
-    stage, ranks = config.stage, world_size(config)
-    if not isinstance(stage, PpoStage):
-        return
-    for size, name in ((stage.batch_size, f"stage.batch_size={stage.batch_size}"), (ranks, f"{ranks} ranks")):
-        if stage.rollout_size % max(size, 1):
-            yield (
-                f"stage.rollout_size={stage.rollout_size} is no multiple of {name}; use "
-                f"{max(1, round(stage.rollout_size / size)) * size}"
-            )
-    if stage.temperature <= 0:
-        yield f"stage.temperature={stage.temperature}: above 0; rollouts are sampled"
-    for key, value in (("gamma", stage.gamma), ("lam", stage.lam)):
-        if not 0 <= value <= 1:
-            yield f"stage.{key}={value}: from 0 to 1"
-    for key in ("beta", "value_coef", "entropy_coef", "critic_lr_ratio", "critic_warmup", "clip_high"):
-        if getattr(stage, key) < 0:
-            yield f"stage.{key}={getattr(stage, key)}: must not be negative"
-    if not 0 <= stage.clip_low <= 1:
-        yield f"stage.clip_low={stage.clip_low}: from 0 to 1"
-    if stage.dual_clip is not None and stage.dual_clip <= 1:
-        yield f"stage.dual_clip={stage.dual_clip}: above 1 (3 is usual), or null for none"
-    if stage.objective_beta is not None and stage.objective_beta < 0:
-        yield f"stage.objective_beta={stage.objective_beta}: must not be negative"
-    for key in ("value_clip", "max_kl", "objective_temperature"):
-        value = getattr(stage, key)
-        if value is not None and value <= 0:
-            yield f"stage.{key}={value}: above 0, or null"
-    if stage.kl is KLControl.adaptive and min(stage.beta, stage.kl_target, stage.kl_horizon) <= 0:
-        yield "stage.kl=adaptive needs stage.beta, kl_target and kl_horizon above 0"
-    yield from _reward_parts(config)
-
-
-def _reward_parts(config: Config) -> Iterator[str]:
+def _rewards(config: Config) -> Iterator[str]:
     parts = config.reward.parts
+    if not spec_of(config).rewards:
+        return
     if not parts:
         yield "reward.parts={}: at least one part; reward=model takes the newest reward model"
     for name, part in parts.items():
@@ -233,14 +157,16 @@ def _reward_parts(config: Config) -> Iterator[str]:
 
 
 def _peft(config: Config) -> Iterator[str]:
-    peft = config.peft
+    peft, spec = config.peft, spec_of(config)
     if peft.kind is schema.PeftKind.none:
         return
-    if config.stage.name == "eval":
-        yield f"peft={peft.name}: stage=eval measures a checkpoint as it is, an adapter's too; use peft=none"
+    if not spec.adapters:
+        measures = "measures a checkpoint as it is, an adapter's too"
+        does = (
+            measures if spec.has_model and not spec.trains else "trains all weights" if spec.trains else "has no model"
+        )
+        yield f"peft={peft.name}: stage={spec.name} {does}; use peft=none"
         return
-    if config.stage.name in ("tokenizer", "corpus", "pretrain"):
-        yield f"peft={peft.name}: stage={config.stage.name} trains all weights; use peft=none"
     if peft.r is None or peft.r < 1:
         yield f"peft.r={peft.r}: the rank of an adapter, at least 1"
     if peft.alpha is None or peft.alpha <= 0:
@@ -281,14 +207,11 @@ def _deepspeed(config: Config) -> Iterator[str]:
 CHECKS = (
     _names,
     _positive,
-    _batches,
-    _schedule,
+    _stage,
     _model,
     _tokenizer,
     data_checks.problems,
-    _sft,
-    _reward,
-    _ppo,
+    _rewards,
     _peft,
     _optim,
     launch_checks.problems,

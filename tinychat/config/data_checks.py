@@ -7,18 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tinychat.config.schema import Config, DataConfig, Source
+from tinychat.config.specs import Rows, spec_of
 from tinychat.runtime.run_files import at_home
 
-# What a stage reads, and which sources have it.
-ROWS = {
-    "tokenizer": "documents",
-    "corpus": "documents",
-    "pretrain": "documents",
-    "sft": "conversations",
-    "reward": "preferences",
-    "judge": "preferences",
-    "ppo": "prompts",
-}
 _OWN_CHATS = (Source.alpaca, Source.minimind_sft, Source.chat)
 _OWN_PAIRS = (
     Source.pku_saferlhf,
@@ -27,7 +18,8 @@ _OWN_PAIRS = (
     Source.preference,
 )
 _NEED_PATH = (Source.text, Source.chat, Source.preference, Source.prompts)
-SOURCES_OF = {
+# Which sources have what a stage reads.
+SOURCES_OF: dict[Rows, tuple[Source, ...]] = {
     "documents": (Source.tinyworld, Source.tinystories, Source.text),
     "conversations": (Source.tinyworld, *_OWN_CHATS, *_OWN_PAIRS),  # of pairs: the chosen replies
     "preferences": (Source.tinyworld, *_OWN_PAIRS),
@@ -45,7 +37,7 @@ def problems(config: Config) -> Iterator[str]:
     if data.source in _NEED_PATH and not data.path:
         yield f"data.path=null: data={data.name} needs a file, folder or glob, as data.path=my_files/"
     yield from _mix(data)
-    wanted = ROWS.get(config.stage.name)
+    wanted = spec_of(config).reads
     if wanted and data.source not in SOURCES_OF[wanted]:
         works = ", ".join(source.value for source in SOURCES_OF[wanted])
         yield f"data={data.name} has no {wanted}, which stage={config.stage.name} takes; use data={works}"

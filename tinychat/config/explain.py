@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf.errors import MissingMandatoryValue
 
 from tinychat.config.schema import Config
-from tinychat.config.stages import STAGES
+from tinychat.config.specs import SPECS
 from tinychat.errors import UserError
 
 # What other programs call a key, and its name here: the first that there is.
@@ -110,7 +110,7 @@ def explain(error: BaseException) -> str:
     if "Did you mean" in text:  # Hydra has found it
         return text if not key or key in text else f"{key}: {text}"
     if slip := re.search(r"Could not override '([^']+)'. Key '[^']+' (?:is )?not in '(\w+)'", text):
-        keys = known_keys(next((name for name, stage in STAGES.items() if stage.__name__ == slip[2]), None))
+        keys = known_keys(next((name for name, spec in SPECS.items() if spec.settings.__name__ == slip[2]), None))
         near = nearest_key(slip[1], keys)
         text += f". Did you mean {near}?" if near else "; --cfg job shows all keys"
     return text if not key or key in text else f"{key}: {text}"
@@ -178,8 +178,8 @@ def nearest_key(key: str, keys: Iterable[str]) -> str | None:
 @functools.cache
 def known_keys(stage: str | None = None) -> tuple[str, ...]:
     """Every key of a job, as `stage.lr`; of one stage, or of all."""
-    stages = [STAGES[stage]] if stage else list(STAGES.values())
-    own = [f"stage.{field.name}" for node in stages for field in fields(node) if field.name != "name"]
+    specs = [SPECS[stage]] if stage else list(SPECS.values())
+    own = [f"stage.{field.name}" for spec in specs for field in fields(spec.settings) if field.name != "name"]
     return tuple(dict.fromkeys([*_keys_of(Config), *own]))
 
 

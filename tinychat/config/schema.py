@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from tinychat.config.stages import STAGES
+from tinychat.config.specs import SPECS, spec_named
 
 
 class LaunchKind(Enum):
@@ -369,7 +369,7 @@ class Config:
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     sweep: SweepConfig | None = None  # a search over many jobs; each job itself has none to run
-    stage: Any = MISSING  # one of config.stages.STAGES, by stage.name
+    stage: Any = MISSING  # settings of one of config.specs.SPECS, by stage.name
 
 
 def register() -> None:
@@ -380,13 +380,14 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(name="schema", node=Config, replace=True)
     store.store(group="schema", name="sweep", node=SweepConfig, replace=True)
-    for name, node in STAGES.items():
-        store.store(group="schema/stage", name=name, node=node, replace=True)
+    for spec in SPECS.values():
+        store.store(group="schema/stage", name=spec.name, node=spec.settings, replace=True)
     OmegaConf.register_resolver("tinychat.quotient", lambda a, b: max(1, int(a) // int(b)), replace=True)
 
 
 def to_config(node: DictConfig) -> Config:
-    """The composed (or reloaded) configuration as dataclasses; raises OmegaConf's errors on a wrong key or type."""
+    """The composed (or reloaded) configuration as dataclasses; raises OmegaConf's errors on a wrong key or type,
+    UserError for a stage that there is not."""
     typed = OmegaConf.structured(Config)
-    typed.stage = OmegaConf.structured(STAGES[node.stage.name])
+    typed.stage = OmegaConf.structured(spec_named(node.stage.name).settings)
     return OmegaConf.to_object(OmegaConf.merge(typed, node))  # type: ignore[return-value]

@@ -15,7 +15,7 @@ import psutil
 
 from tinychat.config import shapes
 from tinychat.config.schema import Config, Device, LaunchKind, OptimKind, PeftKind, Source
-from tinychat.config.stages import PpoStage, TrainLoop
+from tinychat.config.specs import spec_of
 
 GB = 1e9
 LAYER_OBJECTS = 20_000  # bytes of Python objects that a layer takes at least, also where its weights take none
@@ -126,7 +126,7 @@ def _memory(config: Config) -> Iterator[str]:
     if ranks * RANK > memory and ranks > 1:
         yield f"launch.nproc={ranks}: as many processes take at least {ranks * RANK / GB:,.0f} GB, {has}"
         return
-    if not isinstance(stage, TrainLoop):
+    if not spec_of(config).trains:
         return
     layers = (model.n_layer or 0) * LAYER_OBJECTS
     if layers > memory:
@@ -148,7 +148,7 @@ def _memory(config: Config) -> Iterator[str]:
     rows = {"batch_size": (stage.batch_size, 8)}  # read at once, as whole numbers of 8 bytes
     if _on_cpu(config):
         rows["micro_batch_size"] = (stage.per_forward(ranks) * ranks, 2 * width * kept)
-    if isinstance(stage, PpoStage):
+    if spec_of(config).rollouts:
         rows["rollout_size"] = (stage.rollout_size, 8)
     for key, (count, size) in rows.items():
         if count * length * size > memory:

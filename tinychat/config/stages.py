@@ -1,11 +1,15 @@
-"""The typed configuration of each stage: the `stage:` part of a job. Defaults live in conf/stage/ alone."""
+"""The typed configuration of each stage: the `stage:` part of a job, and what can be wrong with it. Defaults live in
+conf/stage/ alone; what else there is to know of a stage is in tinychat.config.specs."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
 from omegaconf import MISSING
+
+MOST_ROWS = 4096  # of a forward pass that an error proposes
 
 
 class Schedule(Enum):
@@ -18,7 +22,37 @@ class Schedule(Enum):
 
 
 @dataclass
-class TokenizerStage:
+class StageSettings:
+    """What the settings of every stage can be asked."""
+
+    def problems(self, ranks: int) -> Iterator[str]:
+        """A line for each combination of values that cannot be, as tinychat.config.checks reports them."""
+        yield from ()
+
+
+def _not_negative(stage: StageSettings, *keys: str) -> Iterator[str]:
+    for key in keys:
+        value = getattr(stage, key)
+        if value is not None and value < 0:
+            yield f"stage.{key}={value}: must not be negative"
+
+
+def _above_zero(stage: StageSettings, *keys: str) -> Iterator[str]:
+    for key in keys:
+        value = getattr(stage, key)
+        if value is not None and value <= 0:
+            yield f"stage.{key}={value}: above 0, or null"
+
+
+def _shares(stage: StageSettings, *keys: str) -> Iterator[str]:
+    for key in keys:
+        value = getattr(stage, key)
+        if value is not None and not 0 <= value < 1:
+            yield f"stage.{key}={value}: at least 0 and below 1"
+
+
+@dataclass
+class TokenizerStage(StageSettings):
     """Train a byte-level BPE tokenizer and report how well it fits."""
 
     name: str = MISSING
@@ -26,14 +60,14 @@ class TokenizerStage:
 
 
 @dataclass
-class CorpusStage:
+class CorpusStage(StageSettings):
     """Tokenize into the cache and report; nothing is trained."""
 
     name: str = MISSING
 
 
 @dataclass
-class TrainLoop:
+class TrainLoop(StageSettings):
     """What every stage that trains a model has."""
 
     name: str = MISSING
@@ -54,6 +88,28 @@ class TrainLoop:
         """Sequences per forward pass on one of so many ranks: micro_batch_size, or its whole share of the batch where
         that is less."""
         return max(1, min(self.micro_batch_size, self.batch_size // ranks))
+
+    def problems(self, ranks: int) -> Iterator[str]:
+        if min(self.batch_size, self.micro_batch_size) >= 1:
+            yield from self._batch_problems(ranks)
+        if self.schedule is Schedule.wsd and not 0 <= self.decay_fraction <= 1:
+            yield f"stage.decay_fraction={self.decay_fraction}: a share between 0 and 1"
+        if self.min_lr_ratio > 1:
+            yield f"stage.min_lr_ratio={self.min_lr_ratio}: at most 1"
+
+    def _batch_problems(self, ranks: int) -> Iterator[str]:
+        per_forward = self.per_forward(ranks) * ranks
+        if self.batch_size % per_forward == 0:
+            return
+        largest = min(self.batch_size, MOST_ROWS)
+        fits = [size for size in range(1, largest + 1) if self.batch_size % (size * ranks) == 0]
+        works = f"micro_batch_size may be {', '.join(map(str, fits[-6:]))}"
+        if not fits:
+            works = f"batch_size may be {max(1, round(self.batch_size / ranks)) * ranks}"
+        yield (
+            f"stage.batch_size={self.batch_size} does not divide into forward passes of micro_batch_size="
+            f"{self.micro_batch_size} on {ranks} rank{'s' if ranks > 1 else ''}; {works}"
+        )
 
 
 @dataclass
@@ -89,6 +145,12 @@ class SftStage(TrainLoop, ReplyEvaluation):
     dropout: float | None = MISSING  # null: the checkpoint's own
     eval_first: bool = MISSING  # measure the model it starts from, as step 0
     eval_batch_size: int = MISSING  # conversations per forward pass in evaluation
+
+    def problems(self, ranks: int) -> Iterator[str]:
+        yield from super().problems(ranks)
+        yield from _shares(self, "label_smoothing", "dropout")
+        if not 0 <= self.length_power <= 1:
+            yield f"stage.length_power={self.length_power}: from 0 (tokens weigh alike) to 1 (conversations do)"
 
 
 class RewardLoss(Enum):
@@ -135,6 +197,14 @@ class RewardStage(TrainLoop):
     dropout: float | None = MISSING  # null: the checkpoint's own
     eval_batch_size: int = MISSING  # pairs per forward pass in evaluation
     eval_pairs: int | None = MISSING  # pairs measured during training; the last evaluation takes all
+
+    def problems(self, ranks: int) -> Iterator[str]:
+        yield from super().problems(ranks)
+        if self.margin < 0:
+            yield f"stage.margin={self.margin}: by how much the chosen reply should win, 0 or more"
+        if self.centering < 0:
+            yield f"stage.centering={self.centering}: a coefficient, 0 or more"
+        yield from _shares(self, "dropout")
 
 
 @dataclass
@@ -219,6 +289,25 @@ class RolloutStage(TrainLoop, ReplyEvaluation, SafetyEvaluation):
     eval_batch_size: int = MISSING  # conversations per forward pass in evaluation
     keep_rollouts: bool = MISSING  # write each rollout to rollouts/ in the run folder: any step can be replayed
 
+    def problems(self, ranks: int) -> Iterator[str]:
+        yield from super().problems(ranks)
+        for size, name in ((self.batch_size, f"stage.batch_size={self.batch_size}"), (ranks, f"{ranks} ranks")):
+            if self.rollout_size % max(size, 1):
+                yield (
+                    f"stage.rollout_size={self.rollout_size} is no multiple of {name}; use "
+                    f"{max(1, round(self.rollout_size / size)) * size}"
+                )
+        if self.temperature <= 0:
+            yield f"stage.temperature={self.temperature}: above 0; rollouts are sampled"
+        yield from _not_negative(self, "beta", "entropy_coef", "clip_high", "objective_beta")
+        if not 0 <= self.clip_low <= 1:
+            yield f"stage.clip_low={self.clip_low}: from 0 to 1"
+        if self.dual_clip is not None and self.dual_clip <= 1:
+            yield f"stage.dual_clip={self.dual_clip}: above 1 (3 is usual), or null for none"
+        yield from _above_zero(self, "max_kl", "objective_temperature")
+        if self.kl is KLControl.adaptive and min(self.beta, self.kl_target, self.kl_horizon) <= 0:
+            yield "stage.kl=adaptive needs stage.beta, kl_target and kl_horizon above 0"
+
 
 @dataclass
 class PpoStage(RolloutStage):
@@ -235,9 +324,17 @@ class PpoStage(RolloutStage):
     critic_lr_ratio: float = MISSING  # learning rate of the value function / stage.lr
     critic_warmup: int = MISSING  # first steps in which the value function alone learns
 
+    def problems(self, ranks: int) -> Iterator[str]:
+        yield from super().problems(ranks)
+        for key, value in (("gamma", self.gamma), ("lam", self.lam)):
+            if not 0 <= value <= 1:
+                yield f"stage.{key}={value}: from 0 to 1"
+        yield from _not_negative(self, "value_coef", "critic_lr_ratio", "critic_warmup")
+        yield from _above_zero(self, "value_clip")
+
 
 @dataclass
-class EvalStage(ReplyEvaluation, SafetyEvaluation):
+class EvalStage(ReplyEvaluation, SafetyEvaluation, StageSettings):
     """What a checkpoint is worth: perplexity on text, accuracy on conversations, safety of its replies."""
 
     against: list[str] = MISSING  # other checkpoints that are measured in the same way, for one table
@@ -249,15 +346,3 @@ class EvalStage(ReplyEvaluation, SafetyEvaluation):
     eval_tokens: int | None = MISSING
     samples: list[str] = MISSING
     sample_tokens: int = MISSING
-
-
-STAGES = {
-    "tokenizer": TokenizerStage,
-    "corpus": CorpusStage,
-    "pretrain": PretrainStage,
-    "sft": SftStage,
-    "reward": RewardStage,
-    "judge": JudgeStage,
-    "ppo": PpoStage,
-    "eval": EvalStage,
-}

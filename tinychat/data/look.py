@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tinychat.config.schema import Config, OnBadRow, RewardKind
+from tinychat.config.specs import Rows, spec_of
 from tinychat.data.chats.rows import BadRow
 from tinychat.data.chats.sources import ChatSource, chat_source
 from tinychat.data.documents.sources import TextSource, text_source
@@ -17,14 +18,14 @@ from tinychat.data.files.row_sources import RowSource
 from tinychat.data.files.splits import Split
 from tinychat.data.files.tables import Meter
 from tinychat.data.preferences.prompts import PromptSource, check_answers, prompt_shape, prompt_source
-from tinychat.data.preferences.sources import Part, PreferenceSource, preference_source
+from tinychat.data.preferences.sources import PreferenceSource, preference_source
 
 WHOLE = 4 << 20  # bytes: files up to this size are read as a whole,
 FIRST = 1000  # of larger ones so many rows
 SPLITS: tuple[Split, ...] = ("train", "validation")
 
 
-def fingerprints(config: Config, rows: str) -> dict[Split, str]:
+def fingerprints(config: Config, rows: Rows) -> dict[Split, str]:
     """Of the splits that are files, as a stage writes them into its lineage. Raises UserError as finding them does."""
     found: dict[Split, str] = {}
     for split in SPLITS:
@@ -33,14 +34,14 @@ def fingerprints(config: Config, rows: str) -> dict[Split, str]:
         if _size(source) is None:
             continue
         if isinstance(source, PreferenceSource):
-            part = _part(config) if split == "train" else None
+            part = spec_of(config).part if split == "train" else None
             found[split] = source.fingerprint(memo_dir, part)
         else:
             found[split] = source.fingerprint(memo_dir)
     return found
 
 
-def look(config: Config, rows: str) -> None:
+def look(config: Config, rows: Rows) -> None:
     """Find both splits of the job's data, and read those that are files: whole where they are small, else the first
     rows. `rows`: documents, conversations, preferences or prompts. Raises UserError as the reading does, and for
     prompts that a verifier could not judge. Says nothing else: the job itself will."""
@@ -54,7 +55,7 @@ def look(config: Config, rows: str) -> None:
                 _read(source, config)
 
 
-def _find(config: Config, rows: str, split: Split) -> TextSource | RowSource[Any] | PromptSource:
+def _find(config: Config, rows: Rows, split: Split) -> TextSource | RowSource[Any] | PromptSource:
     if rows == "documents":
         return text_source(config.data, split)
     if rows == "conversations":
@@ -71,10 +72,6 @@ def _size(source: TextSource | RowSource[Any] | PromptSource) -> int | None:
     return source.rows_of.found.size if isinstance(source, PromptSource) else source.found.size
 
 
-def _part(config: Config) -> Part:
-    return "judge" if config.stage.name == "judge" else "reward"
-
-
 def _read(source: TextSource | RowSource[Any], config: Config) -> None:
     if isinstance(source, ChatSource):
         for part in source.added.values():
@@ -88,8 +85,8 @@ def _read(source: TextSource | RowSource[Any], config: Config) -> None:
         first_rows = itertools.islice(source.found.read(), FIRST)
         if source.on_bad_row is OnBadRow.fail and (bad := next((r for r in first_rows if isinstance(r, BadRow)), None)):
             raise bad
-    elif isinstance(source, PreferenceSource) and config.stage.name in ("reward", "judge"):
-        _exhaust(source.rows(_part(config)))
+    elif isinstance(source, PreferenceSource) and (part := spec_of(config).part):
+        _exhaust(source.rows(part))
     else:
         _exhaust(RowSource.rows(source))
 

@@ -10,8 +10,8 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
-from tinychat.config.data_checks import ROWS
 from tinychat.config.schema import Config, PeftKind, TokenizerKind
+from tinychat.config.specs import spec_of
 from tinychat.errors import UserError
 from tinychat.runs import folders, parents
 from tinychat.runtime import hub
@@ -28,7 +28,7 @@ def check(config: Config, said: Sequence[str]) -> None:
         from tinychat.text.tokenizer import load_tokenizer
 
         load_tokenizer(config.tokenizer, None)  # from the hub, or the line that says what works
-    if rows := ROWS.get(config.stage.name):
+    if rows := spec_of(config).reads:
         from tinychat.data.look import look
 
         look(config, rows)
@@ -36,7 +36,7 @@ def check(config: Config, said: Sequence[str]) -> None:
 
 def changed_data(config: Config, run_dir: Path) -> list[str]:
     """The splits whose files are not those that a finished run learnt from; what cannot be read now is none of them."""
-    rows = ROWS.get(config.stage.name)
+    rows = spec_of(config).reads
     then = (folders.read_json(run_dir / folders.LINEAGE) or {}).get("data")
     if not rows or not isinstance(then, dict):
         return []

@@ -20,7 +20,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from tinychat.config.schema import Config, Device, Precision, RewardKind, TokenizerKind, to_config
-from tinychat.config.stages import TrainLoop
+from tinychat.config.specs import spec_of
 from tinychat.engine.base import resolve_precision
 from tinychat.engine.optim import warmup_of
 from tinychat.errors import UserError
@@ -36,21 +36,19 @@ from tinychat.runtime.run_files import disk_full, said_of
 from tinychat.runtime.world import LostContact, World, answering, join_world, seed_everything
 from tinychat.tracking import STATUS_OF, RunInfo, Tracker, make_tracker, run_tags
 
-_WITHOUT_MODEL = ("tokenizer", "corpus")
-
 
 def choices(config: Config, found: Mapping[str, str | None], world: World) -> Iterator[str]:
     """Lines for the log of a run. found: its parents (tinychat.runs.parents)."""
     for key, path in _parents(config, found):
         yield f"{key} took {_from(path)}" if path else f"{key} found none"
-    stage = config.stage
-    if stage.name not in _WITHOUT_MODEL:
+    stage, spec = config.stage, spec_of(config)
+    if spec.has_model:
         if config.device is Device.auto:
             yield f"device=auto took {world.device}"
         if config.precision is Precision.auto:
             name = str(resolve_precision(config.precision, world.device)).removeprefix("torch.")
             yield f"precision=auto took {name}"
-    if isinstance(stage, TrainLoop) and warmup_of(stage) != stage.warmup_steps:
+    if spec.trains and warmup_of(stage) != stage.warmup_steps:
         yield (
             f"stage.warmup_steps={stage.warmup_steps} is more than stage.max_steps={stage.max_steps}: "
             f"the warm-up takes {warmup_of(stage)} steps"
@@ -66,7 +64,7 @@ def _parents(config: Config, found: Mapping[str, str | None]) -> Iterator[tuple[
     judge = getattr(config.stage, "judge", None)
     if judge in parents.AUTO:
         yield f"stage.judge={judge}", found.get("judge")
-    if config.stage.name == "ppo":
+    if spec_of(config).rewards:
         for name, part in config.reward.parts.items():
             if part.kind is RewardKind.model and (part.path is None or part.path in parents.AUTO):
                 yield f"reward.parts.{name}.path={part.path or 'null'}", found.get(f"reward.{name}")
@@ -146,9 +144,10 @@ def _run_stage(config: Config, run_dir: Path, world: World, stop: StopFlag) -> i
         log.info("%s", line)
     status, result, problem = "failed", StageResult(), None
     try:
-        stage = importlib.import_module(f"tinychat.stages.{config.stage.name}")
+        module, _, function = spec_of(config).run.partition(":")
+        stage = getattr(importlib.import_module(module), function)
         stop.patient = False  # a stage that can save says so
-        result = stage.run(config, context)
+        result = stage(config, context)
         status = "pruned" if result.stopped and context.pruning else "stopped" if result.stopped else "finished"
         problem = context.pruned if status == "pruned" else None
     except Interrupted:

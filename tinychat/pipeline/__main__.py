@@ -22,6 +22,7 @@ from typing import Any
 
 from tinychat import train
 from tinychat.config.schema import Config, TrackerKind
+from tinychat.config.specs import SPECS, Made, makers
 from tinychat.errors import UserError
 from tinychat.launch import job as launch
 from tinychat.launch import outer_launcher
@@ -37,6 +38,7 @@ from tinychat.runtime.terminal import error_line, masked, say
 from tinychat.tracking import RunInfo, Status, Tracker, make_tracker, run_tags
 from tinychat.tracking.mlflow_run import HEADLINE, NOTE
 
+_SETTING_OF = {Made.tokenizer: "tokenizer.path", Made.reward: "reward.parts.model.path"}
 _ANSWER_SECONDS = 60.0  # the first run of all makes the database
 
 
@@ -168,7 +170,7 @@ def _refuse_missing_parents(pipeline: Pipeline) -> None:
         if stage in pipeline.chosen:
             for name in needs(pipeline.jobs[stage], pipeline.recipe):
                 if name not in pipeline.chosen and not pipeline.found.get(name):
-                    key = {"tokenizer": "tokenizer.path", "reward": "reward.parts.model.path"}.get(name, "init_from")
+                    key = _SETTING_OF.get(SPECS[name].makes, "init_from")
                     raise UserError(
                         f"stages={','.join(pipeline.chosen)}: stage {stage} needs stage {name}, of which no run "
                         f"with these settings has finished; add it to stages=, or name a folder: {stage}:{key}=FOLDER"
@@ -285,7 +287,7 @@ def _conclude(pipeline: Pipeline, verdicts: Sequence[Verdict], written: bool) ->
     minutes = (time.time() - pipeline.began) / 60
     assert pipeline.folder is not None
     say(f"{minutes:.1f} minutes; report: {pipeline.folder / 'report.html' if written else 'none was written'}")
-    policy = next((folder for stage in reversed(next_steps.TALK) if (folder := pipeline.found.get(stage))), None)
+    policy = next((folder for stage in reversed(makers(Made.language)) if (folder := pipeline.found.get(stage))), None)
     if policy:
         say(f"talk to it: {next_steps.talk(policy)}")
     if failed:

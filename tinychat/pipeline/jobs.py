@@ -20,20 +20,13 @@ from omegaconf.errors import OmegaConfBaseException
 from tinychat import train
 from tinychat.config import checks, schema
 from tinychat.config.explain import check_tuned, explain, nearest_key
+from tinychat.config.specs import SPECS, Made, makers, spec_of
 from tinychat.config.words import as_value
 from tinychat.errors import UserError
 from tinychat.pipeline.recipe import Recipe, Request
 from tinychat.runs import folders, parents
 from tinychat.runtime.terminal import masked
 
-_ORIGIN = {
-    "sft": ("pretrain",),
-    "reward": ("sft",),
-    "judge": ("sft",),
-    "ppo": ("sft",),
-    "eval": ("ppo", "sft", "pretrain"),
-}
-_POLICIES = ("pretrain", "sft", "ppo")
 _EVERYWHERE = {field.name for field in fields(schema.Config)}  # keys and groups that every job has
 
 Value = str | list[str] | None  # of what a job is handed on
@@ -156,46 +149,58 @@ def hand_on(job: Job, recipe: Recipe, found: Found) -> dict[str, Value]:
     """The settings that give a job its parents among `found`; what its own settings name already stays as it is."""
     config, stage = job.config, job.stage
     handed: dict[str, Value] = {}
-    if _wants_tokenizer(job) and found.get("tokenizer"):
-        handed["tokenizer.path"] = str(found["tokenizer"])
+    if _wants_tokenizer(job) and (run := _last(Made.tokenizer, found)):
+        handed["tokenizer.path"] = str(run)
     origin = origin_of(stage, recipe, found)
     if config.init_from in parents.AUTO and origin:
         handed["init_from"] = _handed(found[origin], config.init_from)
-    if run := found.get("reward"):
+    if run := _last(Made.reward, found):
         handed |= {f"reward.parts.{name}.path": _handed(run, spec) for name, spec in _open_rewards(job).items()}
     judge = getattr(config.stage, "judge", None)
     if judge in parents.AUTO:  # without a judge of its own none: never another pipeline's
-        handed["stage.judge"] = _handed(found["judge"], judge) if found.get("judge") else None
-    if stage == "eval" and not config.stage.against:
-        handed["stage.against"] = [str(found[name]) for name in _POLICIES if found.get(name) and name != origin]
+        run = _last(Made.judge, found)
+        handed["stage.judge"] = _handed(run, judge) if run else None
+    if getattr(config.stage, "against", None) == []:
+        policies = makers(Made.language)
+        handed["stage.against"] = [str(found[name]) for name in policies if found.get(name) and name != origin]
     return handed
 
 
 def needs(job: Job, recipe: Recipe) -> list[str]:
     """The stages of the recipe without whose runs a job cannot start."""
-    wanted = ["tokenizer"] if _wants_tokenizer(job) else []
+    wanted = [name for name in makers(Made.tokenizer) if name in recipe.stages][-1:] if _wants_tokenizer(job) else []
     if job.config.init_from in parents.AUTO:
-        wanted += [name for name in _ORIGIN.get(job.stage, ()) if name in recipe.stages][:1]
+        wanted += [name for name in _origins(job.stage) if name in recipe.stages][:1]
     if _open_rewards(job):
-        wanted.append("reward")
-    return [name for name in wanted if name in recipe.stages]
+        wanted += [name for name in makers(Made.reward) if name in recipe.stages][-1:]
+    return wanted
+
+
+def _origins(stage: str) -> list[str]:
+    """The stages whose checkpoints it may start from, but for itself: in a recipe it runs once."""
+    return [name for name in SPECS[stage].origins if name != stage]
+
+
+def _last(made: Made, found: Found) -> Path | None:
+    """The run of the last stage that has made such a checkpoint."""
+    return next((run for name in reversed(makers(made)) if (run := found.get(name))), None)
 
 
 def origin_of(stage: str, recipe: Recipe, found: Found) -> str | None:
     """The stage whose checkpoint another one starts from."""
-    return next((name for name in _ORIGIN.get(stage, ()) if name in recipe.stages and found.get(name)), None)
+    return next((name for name in _origins(stage) if name in recipe.stages and found.get(name)), None)
 
 
 def _wants_tokenizer(job: Job) -> bool:
     """Whether it starts from no checkpoint, which would bring one, and names none."""
     tokenizer = job.config.tokenizer
     named = tokenizer.path or job.config.init_from
-    return job.stage == "pretrain" and tokenizer.kind is schema.TokenizerKind.bpe and not named
+    return spec_of(job.config).needs_tokenizer and tokenizer.kind is schema.TokenizerKind.bpe and not named
 
 
 def _open_rewards(job: Job) -> dict[str, str]:
     """The parts of its reward that are a reward model, the newest there is; and which checkpoint of that."""
-    parts = job.config.reward.parts.items() if job.stage == "ppo" else ()
+    parts = job.config.reward.parts.items() if spec_of(job.config).rewards else ()
     models = {name: part.path for name, part in parts if part.kind is schema.RewardKind.model}
     return {name: path for name, path in models.items() if path in parents.AUTO}
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tinychat.config.specs import SPECS, recipe_order
 from tinychat.report.curves import Series, mark, series_of, style_axes, title_of
 from tinychat.report.headline import figures_of
 from tinychat.report.run import CURRICULUM
@@ -25,17 +26,6 @@ if TYPE_CHECKING:
 
 FILE = "recipe.png"
 logger = logging.getLogger(__name__)
-
-# (stage, what may stand together in a panel): of a panel's choices the first one with a curve is drawn.
-PANELS: tuple[tuple[str, tuple[tuple[str, ...], ...]], ...] = (
-    ("pretrain", (("train/loss", "eval/loss"),)),
-    ("sft", (("eval/instruction_accuracy",), ("eval/response_loss",))),
-    ("reward", (("train/loss", "eval/loss"),)),
-    ("ppo", (("eval/safe_rate", "eval/over_refusal"), ("eval/objective",))),
-    ("ppo", (("rl/reward", "rl/gold_reward"),)),
-    ("ppo", (("rl/kl",),)),
-)
-_NAMES = {"pretrain": "pretraining", "sft": "SFT", "reward": "reward model", "ppo": "PPO"}
 _COLORS = ("#3b76af", "#d1602c")
 _COLUMNS = 3
 _WIDTH, _PANEL_HEIGHT = 9.6, 2.1  # inches
@@ -82,10 +72,10 @@ def write_picture(
 
 
 def panels_of(runs: Mapping[str, Path]) -> list[Panel]:
-    """In the order of PANELS, without those that have no curve."""
+    """In the order of a recipe, without those that have no curve."""
     logged = {stage: series_of(MetricsLog(run / "metrics.jsonl").read()) for stage, run in runs.items()}
     found: list[Panel] = []
-    for stage, choices in PANELS:
+    for stage, choices in ((stage, panel) for stage in recipe_order() for panel in SPECS[stage].panels):
         series = logged.get(stage, {})
         curves = ({name: series[name] for name in names if name in series} for names in choices)
         chosen = next((one for one in curves if any(len(points) > 1 for points in one.values())), None)
@@ -140,7 +130,7 @@ def _panel(axes: Axes, panel: Panel) -> None:
     mark(axes, panel.marks)
     titles = dict.fromkeys(title_of(name, panel.stage) for name in panel.curves)
     what = next(iter(titles)) if len(titles) == 1 else ", ".join(label_of(n, panel.stage)[0] for n in panel.curves)
-    axes.set_title(f"{_NAMES[panel.stage]}: {what}", fontsize=9, loc="left")
+    axes.set_title(f"{SPECS[panel.stage].title}: {what}", fontsize=9, loc="left")
     if len(panel.curves) > 1 or panel.headline:
         shown = [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
         more = {"title": panel.headline, "title_fontsize": 8} if panel.headline else {}

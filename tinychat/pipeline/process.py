@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from types import FrameType
 
+from tinychat.config.specs import SPECS
 from tinychat.errors import UserError
 from tinychat.launch.job import Stopped
 from tinychat.runtime import process
@@ -29,7 +30,7 @@ def preload(stages: Iterable[str], mlflow: bool) -> None:
         importlib.import_module(name)
     for stage in stages:
         with contextlib.suppress(ImportError):  # the stage itself says what is missing
-            importlib.import_module(f"tinychat.stages.{stage}")
+            importlib.import_module(SPECS[stage].run.partition(":")[0])
     if mlflow:
         from tinychat.tracking.store import load_mlflow
 

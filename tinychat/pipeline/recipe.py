@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from tinychat.config.specs import recipe_order
 from tinychat.config.words import quoted
 from tinychat.errors import UserError
 from tinychat.runtime.run_files import at_home
@@ -132,7 +133,6 @@ def judge(gate: Gate, measured: Measured) -> Verdict:
     return Verdict(gate, None if value is None or other is None else value - other)
 
 
-ORDER = ("tokenizer", "pretrain", "sft", "reward", "judge", "ppo", "eval")  # in which stages run
 DEFAULT = "tinyworld"
 _KEYS = {"name", "common", "stages", "gates", "samples", "sample_tokens"}
 _PREFIXED = re.compile(r"^([A-Za-z_]\w*):(.+)$")
@@ -200,13 +200,13 @@ def parse_request(words: Sequence[str]) -> Request:
         elif not equals and not (word.startswith("~") or (prefix and prefix.group(2).startswith("~"))):
             raise UserError(f"{word}: not of the form KEY=VALUE (see python -m tinychat.pipeline --help)")
         elif prefix:
-            stage = known(prefix.group(1), ORDER, f"{word}: stage")
+            stage = known(prefix.group(1), recipe_order(), f"{word}: stage")
             request.of_stage.setdefault(stage, []).append(quoted(word[len(prefix.group(1)) + 1 :], sweeps=False))
         elif key == "pipeline":
             request.recipe = value
         elif key == "stages":
             names = [name.strip() for name in value.strip("[]").split(",") if name.strip()]
-            request.stages = [known(name, ORDER, f"stages={value}:") for name in names]
+            request.stages = [known(name, recipe_order(), f"stages={value}:") for name in names]
         elif key == "resume":
             request.resume = _choice(word, {"auto": True, "never": False})
         elif key == "strict":
@@ -257,8 +257,12 @@ def load_recipe(spec: str, folder: Path) -> Recipe:
     for key in content:
         known(str(key), _KEYS, f"{path}: key")
     for stage in content["stages"]:
-        known(str(stage), ORDER, f"{path}: stage")
-    stages = {stage: _overrides(path, stage, content["stages"][stage]) for stage in ORDER if stage in content["stages"]}
+        known(str(stage), recipe_order(), f"{path}: stage")
+    stages = {
+        stage: _overrides(path, stage, content["stages"][stage])
+        for stage in recipe_order()
+        if stage in content["stages"]
+    }
     gates = [parse_gate(str(name), text, tuple(stages)) for name, text in (content.get("gates") or {}).items()]
     return Recipe(
         name=str(content.get("name") or path.stem),

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tinychat.config.specs import SPECS, Made, makers
 from tinychat.pipeline import picture
 from tinychat.pipeline import recipe as gates
 from tinychat.pipeline.jobs import Job
@@ -90,8 +91,6 @@ def _replies(checkpoint: Path, template: str | None, prompts: Sequence[str], max
 
 
 PIPELINE = "pipeline.json"  # which pipeline a folder is of
-POLICIES = {"pretrain": "pretrained", "sft": "SFT", "ppo": "PPO"}  # whose replies stand side by side
-_JUDGED = ("pretrain", "sft", "reward", "ppo")  # whose first figure stands at the top
 _BOUNDS = ("_low", "_high")
 
 
@@ -130,7 +129,8 @@ class PipelineReport:
 
 def make_samples(folder: Path, recipe: Recipe, stages: Sequence[StageRun]) -> None:
     """Let the policies answer the recipe's prompts, unless those very checkpoints have. Raises UserError."""
-    policies = {POLICIES[run.stage]: run.folder for run in stages if run.stage in POLICIES and run.folder}
+    able = makers(Made.language)
+    policies = {SPECS[run.stage].policy: run.folder for run in stages if run.stage in able and run.folder}
     if not policies or not recipe.samples:
         return
     known = read_samples(folder)
@@ -222,9 +222,10 @@ def _gate_row(verdict: Verdict) -> tuple[str, str, str, str, str]:
 
 
 def _headline(values: Mapping[str, Mapping[str, float]]) -> list[Figure]:
-    """The first figure of each of the stages that make a model, the last of them where two have the same."""
+    """The first figure of each of the stages that make a policy or what it learns from, the last of them where two
+    have the same."""
     figures: dict[str, Figure] = {}
-    for stage in _JUDGED:
+    for stage in makers(Made.language, Made.reward):
         found = values.get(stage, {})
         for metric in headlines_of(stage, found)[:1]:
             bounds = {f"{metric}_{end}" for end in ("low", "high")}

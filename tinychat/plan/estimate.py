@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ import torch
 from tinychat.config import checks
 from tinychat.config.schema import Config, OptimKind, Precision, TokenizerKind
 from tinychat.config.shapes import shape_of
-from tinychat.config.stages import PpoStage, PretrainStage, RewardStage, TrainLoop
+from tinychat.config.specs import SPECS, spec_of
 from tinychat.engine.base import DTYPES, resolve_precision
 from tinychat.errors import UserError
 from tinychat.models.build import hf_config, model_vocab_size
@@ -65,10 +65,9 @@ class Plan:
 def estimate(config: Config) -> Plan:
     """Raises UserError for a stage that trains no model, an unknown device, a precision that it does not have, and a
     model that cannot be read."""
-    if not isinstance(config.stage, TrainLoop):
-        raise UserError(
-            f"plan={config.plan}: stage={config.stage.name} trains no model; plan pretrain, sft, reward or ppo"
-        )
+    if not spec_of(config).trains:
+        able = ", ".join(spec.name for spec in SPECS.values() if spec.trains)
+        raise UserError(f"plan={config.plan}: stage={config.stage.name} trains no model; there are {able}")
     device = hardware(config)
     dtype = _arithmetic(config, device)
     shape, assumed = model_shape(config)
@@ -164,23 +163,25 @@ def split_of(config: Config, models: list[ModelPlan], device: Hardware) -> Split
 
 
 def work_of(config: Config, length: int, on_cpu: bool) -> Work:
-    stage, ranks = config.stage, checks.world_size(config)
+    stage, ranks, spec = config.stage, checks.world_size(config), spec_of(config)
     rows = stage.per_forward(ranks)
     accumulation = stage.batch_size // (rows * ranks)
     more: dict[str, int] = {}
-    targets, eval_rows = length, stage.eval_batch_size
-    if isinstance(stage, RewardStage):  # pairs
-        rows, eval_rows, targets = 2 * rows, 2 * eval_rows, 0
-    elif isinstance(stage, PpoStage):
+    rows, eval_rows = spec.sequences * rows, spec.sequences * stage.eval_batch_size
+    targets = 0 if spec.scores else length
+    exact = spec.reference  # what is compared with a reference are the log-probabilities of single tokens
+    if spec.rollouts:
         targets = min(stage.response_length, length - 1)
         measured = min(stage.rollout_batch_size, max(1, stage.rollout_size // ranks))
         more = {"sampled_rows": measured, "measured_rows": measured, "kl_elements": elements_at_once(on_cpu)}
         more |= {"prompt": length - targets, "response": targets}
-    elif not isinstance(stage, PretrainStage):
+    elif spec.answers:
         response = min(stage.generate_tokens, length - 1)
         more = {"sampled_rows": stage.generate_batch_size, "prompt": length - response, "response": response}
+    if spec.reference and not spec.rollouts:  # it passes over the same rows as the policy
+        more["measured_rows"] = rows
     checkpointing = stage.activation_checkpointing
-    return Work(rows, accumulation, length, targets, isinstance(stage, PpoStage), checkpointing, eval_rows, **more)
+    return Work(rows, accumulation, length, targets, exact, checkpointing, eval_rows, **more)
 
 
 def step_seconds(
@@ -194,8 +195,11 @@ def step_seconds(
 ) -> dict[str, float]:
     rate = device.peak(dtype) * device.mfu
     update = update_seconds(models, split, work, stored, device, rate)
-    stage = config.stage
-    if not isinstance(stage, PpoStage):
+    stage, spec = config.stage, spec_of(config)
+    if spec.reference and not spec.rollouts:
+        again = [replace(models[0], name="reference")] if len(models) == 1 else models[1:]  # the adapter switched off
+        return update | {"reference": measuring_seconds(again, work.rows * work.accumulation, work, rate)}
+    if not spec.rollouts:
         return update
     replies, updates = stage.rollout_size // split.ranks, stage.epochs * stage.rollout_size // stage.batch_size
     found = {"sampling": sampling_seconds(models[0], replies, work, dtype.itemsize, device, rate)}

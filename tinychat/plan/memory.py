@@ -318,7 +318,7 @@ def _without_gradient(
             Item("weights gathered from the ranks", gathered, phase=phase),
         ]
     if work.measured_rows:
-        phase = "measuring rollouts"
+        phase = "measuring without gradients"
         rows = work.measured_rows
         hidden = 2 * rows * work.length * first.width * 4
         elements = rows * work.targets * first.vocabulary

@@ -22,7 +22,8 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from tinychat.config.schema import Config, PeftConfig, PeftKind, RewardKind
-from tinychat.config.stages import PpoStage, RewardStage, ValueKind
+from tinychat.config.specs import spec_of
+from tinychat.config.stages import ValueKind
 from tinychat.engine.optim import split_parameters
 from tinychat.models.adapters.lora import add_adapter
 from tinychat.models.flops import training_flops_per_token
@@ -98,25 +99,25 @@ def stage_models(config: Config, shape: Any, length: int, numbers: Numbers) -> l
 
     length: tokens of a sequence. Raises UserError for an adapter's targets that the model does not have.
     """
-    stage, peft = config.stage, config.peft
-    if isinstance(stage, RewardStage):
+    stage, peft, spec = config.stage, config.peft, spec_of(config)
+    if spec.scores:
         return [_reward(shape, length, numbers, peft, stage.train_last_layers)]
     trained = _language(shape, length, numbers, peft)
-    if not isinstance(stage, PpoStage):
-        return [trained]
-    found = [replace(trained, name="policy")]
     whole = trained if peft.kind is PeftKind.none else None  # a backbone without an adapter: traced already
-    parts = [name for name, part in config.reward.parts.items() if part.kind is RewardKind.model]
+    parts = (
+        [name for name, part in config.reward.parts.items() if part.kind is RewardKind.model] if spec.rewards else []
+    )
     scorers = ["reward model" if len(parts) == 1 else f"reward model {name}" for name in parts]
-    if stage.value is ValueKind.own:
-        value = _reward(shape, length, numbers, like=whole)
-        found.append(replace(value, name="value function"))
-    else:
+    found = [replace(trained, name="policy")] if spec.reference else [trained]
+    if spec.value and stage.value is ValueKind.shared:
         found[0] = replace(found[0], weights=trained.weights + trained.width, trained=trained.trained + trained.width)
-        value = _reward(shape, length, numbers, like=whole or trained)
-    if whole:
+    own = spec.value and stage.value is ValueKind.own
+    if own or scorers:
+        scalar = _reward(shape, length, numbers, like=whole or (None if own else trained))
+        found += [replace(scalar, name="value function")] if own else []
+    if spec.reference and whole:  # an adapter switched off is the policy that it began with
         found.append(replace(whole, name="reference", trained=0, orthogonal=0))
-    return found + [replace(value, name=name, trained=0, orthogonal=0) for name in scorers]
+    return found + [replace(scalar, name=name, trained=0, orthogonal=0) for name in scorers]
 
 
 def _language(shape: Any, length: int, numbers: Numbers, peft: PeftConfig | None = None) -> ModelPlan:

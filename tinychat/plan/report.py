@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tinychat.config.schema import Config
-from tinychat.config.stages import PpoStage
+from tinychat.config.specs import spec_of
 from tinychat.plan.estimate import Plan, estimate, remedies
 from tinychat.plan.memory import ALWAYS, GB
 from tinychat.runtime.console import format_duration
@@ -44,7 +44,7 @@ def _a_step(plan: Plan) -> str:
     work, ranks = plan.work, plan.split.ranks
     what = f"{work.rows} sequences of {work.length:,} tokens in a forward pass x {work.accumulation}"
     what += f" x {ranks} ranks" if ranks > 1 else ""
-    if isinstance(plan.config.stage, PpoStage):
+    if spec_of(plan.config).rollouts:
         stage = plan.config.stage
         updates = stage.epochs * stage.rollout_size // stage.batch_size
         replies = f"{stage.rollout_size} replies of {work.response:,} tokens to prompts of {work.prompt:,}"

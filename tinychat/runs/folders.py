@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tinychat.config.schema import Config
+from tinychat.config.specs import spec_of
 from tinychat.errors import UserError
 from tinychat.runtime import manifest, run_files
 from tinychat.runtime.manifest import TRAINER_STATE as TRAINER_STATE
@@ -253,7 +254,7 @@ def new_run_dir(outputs: Path, experiment: str, run_name: str) -> Path:
 
 def default_run_name(config: Config) -> str:
     """STAGE-MODEL-DATA; stages without a model name their tokenizer."""
-    subject = config.tokenizer.name if config.stage.name in ("tokenizer", "corpus") else config.model.name
+    subject = config.model.name if spec_of(config).has_model else config.tokenizer.name
     return f"{config.stage.name}-{subject}-{config.data.name}"
 
 

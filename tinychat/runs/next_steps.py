@@ -8,22 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from tinychat.config.schema import Config
+from tinychat.config.specs import Made, spec_of
 from tinychat.config.words import for_shell
 from tinychat.runtime.terminal import say
 
-_NEXT = {  # the stage that builds on a stage's checkpoint
-    "tokenizer": "pretrain",
-    "corpus": "pretrain",
-    "pretrain": "sft",
-    "sft": "reward",
-    "reward": "ppo",
-    "judge": "ppo",
-    "ppo": "eval",
-}
-TALK = ("pretrain", "sft", "ppo")  # stages whose checkpoint can be talked to
 _KEPT = ("model=", "model.", "tokenizer=", "tokenizer.", "experiment_name=", "paths.", "tracker")
 _DATA = ("data=", "data.")
-_OTHER_DATA = ("pretrain", "sft")  # stages whose data are not what the next one learns from or is measured on
 _parts: list[str] = []  # at most one: what the runs of this process are a part of
 
 
@@ -47,22 +37,22 @@ def tell_stopped() -> None:
 def lines(config: Config, run_dir: Path, result: Mapping[str, Any], said: Sequence[str]) -> Iterator[tuple[str, str]]:
     """(name, path or command). said: the overrides of the run's command, of which those that the next one needs are
     repeated."""
-    stage = config.stage.name
+    stage = spec_of(config)
     if result.get("checkpoint"):
         yield "checkpoint", str(run_dir / result["checkpoint"])
     report = run_dir / "report.html"
     yield "report", str(report) if report.exists() else f"none could be written, see {run_dir / 'log.txt'}"
     if _parts:
         return
-    if stage in TALK:
+    if stage.makes is Made.language:
         yield "talk to it", talk(run_dir)
-    if stage in _NEXT:
-        kept = _KEPT if stage in _OTHER_DATA else (*_KEPT, *_DATA)
+    if stage.next:
+        kept = (*_KEPT, *_DATA) if stage.next_data else _KEPT
         words = [word for word in said if word.lstrip("+").startswith(kept)]
-        yield "next", for_shell(["python", "-m", "tinychat.train", f"stage={_NEXT[stage]}", *words])
-    if stage == "eval":
+        yield "next", for_shell(["python", "-m", "tinychat.train", f"stage={stage.next}", *words])
+    else:
         elsewhere = [] if config.paths.outputs == "outputs" else ["--outputs", config.paths.outputs]
-        words = ["python", "-m", "tinychat.compare", config.experiment_name, "--stage", stage, *elsewhere]
+        words = ["python", "-m", "tinychat.compare", config.experiment_name, "--stage", stage.name, *elsewhere]
         yield "next", shlex.join(words)
 
 

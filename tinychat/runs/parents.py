@@ -22,6 +22,7 @@ from typing import Any
 import tinychat
 from tinychat.config.schema import Config, RewardKind, TokenizerKind
 from tinychat.config.shapes import shape_of
+from tinychat.config.specs import SPECS, Made, Start, makers, spec_of
 from tinychat.config.words import for_shell
 from tinychat.errors import UserError
 from tinychat.runs import folders, trial
@@ -125,19 +126,17 @@ def describe(
 
 FILE = "parents.json"
 _PATH = (str, type(None))
-# Which stages' checkpoints `init_from=auto` takes, the most wanted first.
-AUTO_PARENTS: dict[str, tuple[str, ...]] = {
-    "eval": ("ppo", "sft", "pretrain"),
-    "pretrain": ("pretrain",),
-    "sft": ("pretrain",),
-    "reward": ("sft", "pretrain"),
-    "judge": ("sft", "pretrain"),
-    "ppo": ("sft",),
-}
 # Words for the newest finished run of the stage before: auto takes the checkpoint it ended with, best the one with the
 # best score. The same of a named run: its folder, and FOLDER/best.
 AUTO = ("auto", folders.BEST)
-NEEDS_CHECKPOINT = {"eval": "measures", "sft": "starts from", "reward": "starts from", "judge": "starts from"}
+_SETTINGS = {"init_from": "init_from", "tokenizer": "tokenizer.path", "judge": "stage.judge"}
+
+
+def setting_of(parent: str) -> str | None:
+    """The setting that stands for a parent of find_parents: reward.mine -> reward.parts.mine.path; None: there is none
+    that null or auto could stand in."""
+    kind, _, part = parent.partition(".")
+    return f"reward.parts.{part}.path" if kind == "reward" else _SETTINGS.get(parent)
 
 
 def write(run_dir: Path, found: dict[str, str | None], outputs: Path) -> None:
@@ -215,8 +214,8 @@ def find_parents(config: Config, said: Sequence[str] = ()) -> dict[str, str | No
 
 
 def _find_parents(config: Config, said: Sequence[str]) -> dict[str, str | None]:
-    if config.stage.name == "ppo":
-        _check_ppo_parents(config, said)
+    if spec_of(config).rewards:
+        _check_several(config, said)
     init_from = _init_from(config, said)
     found = {"init_from": init_from, "tokenizer": None if init_from else _tokenizer(config, said)}
     named = config.tokenizer.path or config.tokenizer.kind is TokenizerKind.gpt2
@@ -230,15 +229,15 @@ def _scorers(config: Config) -> dict[str, str | None]:
     """The checkpoints that score or are compared, by their keys in find_parents."""
     stage = config.stage
     found: dict[str, str | None] = {}
-    if stage.name == "ppo":
+    if spec_of(config).rewards:
         for name, part in config.reward.parts.items():
             if part.kind is RewardKind.model:
                 spec = part.path or "auto"
-                newest = _newest(config, "reward", which=spec) if spec in AUTO else None
+                newest = _newest(config, *makers(Made.reward), which=spec) if spec in AUTO else None
                 found[f"reward.{name}"] = str(newest) if newest else _resolve(spec, config)
     judge = getattr(stage, "judge", None)
     if judge in AUTO:
-        newest = _newest(config, "judge", which=judge)
+        newest = _newest(config, *makers(Made.judge), which=judge)
         found["judge"] = str(newest) if newest else None
     elif judge is not None:
         found["judge"] = _resolve(judge, config)
@@ -247,44 +246,52 @@ def _scorers(config: Config) -> dict[str, str | None]:
     return found
 
 
-def _check_ppo_parents(config: Config, said: Sequence[str]) -> None:
-    """Raise one UserError with the command for each parent of PPO that is missing, in their order."""
-    missing = []
-    if config.init_from in AUTO and not _newest(config, "sft"):
-        if not _newest(config, "pretrain"):
-            missing.append("pretrain")
-        missing.append("sft")
+def _check_several(config: Config, said: Sequence[str]) -> None:
+    """Of a stage with a policy and a reward: raise one UserError with the command for each parent that is missing, in
+    their order."""
+    spec = spec_of(config)
+    wanted: list[str] = []
+    missing: list[str] = []
+    if config.init_from in AUTO and not _newest(config, *spec.origins):
+        wanted.append(spec.origins[0])
+        missing += _chain(config, spec.origins[0])
     models = [part for part in config.reward.parts.values() if part.kind is RewardKind.model]
-    if any((part.path or "auto") in AUTO for part in models) and not _newest(config, "reward"):
-        missing.append("reward")
-    if not missing:
+    if any((part.path or "auto") in AUTO for part in models) and not _newest(config, *makers(Made.reward)):
+        wanted.append(makers(Made.reward)[0])
+        missing.append(makers(Made.reward)[0])
+    if not wanted:
         return
     commands = [_command(config, stage, said) for stage in missing]
-    if "pretrain" in missing and config.tokenizer.kind is TokenizerKind.bpe:
-        commands.insert(0, _command(config, "tokenizer", said))
-    what = " and ".join(
-        "a fine-tuned policy" if stage == "sft" else "a reward model" for stage in missing[-2:] if stage != "pretrain"
-    )
+    if config.tokenizer.kind is TokenizerKind.bpe and any(SPECS[stage].needs_tokenizer for stage in missing):
+        commands.insert(0, _command(config, makers(Made.tokenizer)[0], said))
     raise UserError(
-        f"stage=ppo needs {what} of model={config.model.name} in experiment {config.experiment_name!r}, and there is "
-        f"none yet; make what is missing, in this order: {'; '.join(commands)}; or name folders: init_from=FOLDER "
-        "reward.parts.model.path=FOLDER"
+        f"stage={spec.name} needs {' and '.join(SPECS[name].called for name in wanted)} of model={config.model.name} "
+        f"in experiment {config.experiment_name!r}, and there is none yet; make what is missing, in this order: "
+        f"{'; '.join(commands)}; or name folders: init_from=FOLDER reward.parts.model.path=FOLDER"
     )
+
+
+def _chain(config: Config, stage: str) -> list[str]:
+    """The stages to run, in order, until there is a checkpoint of one that has none."""
+    spec = SPECS[stage]
+    if spec.start is Start.optional or _newest(config, *spec.origins):
+        return [stage]
+    return [*_chain(config, spec.origins[-1]), stage]
 
 
 def _command(config: Config, stage: str, said: Sequence[str]) -> str:
     words = "".join(f" {for_shell([word])}" for word in said if word.startswith(("data=", "tokenizer=")))
-    model = "" if stage == "tokenizer" else f" model={config.model.name}"
+    model = f" model={config.model.name}" if SPECS[stage].has_model else ""
     return f"python -m tinychat.train stage={stage}{model}{words}{_same(said)}"
 
 
 def _init_from(config: Config, said: Sequence[str]) -> str | None:
-    spec, stage = config.init_from, config.stage.name
-    pretrained = shape_of(config.model).from_weights and stage != "eval"
-    if spec is None or (spec in AUTO and stage in ("sft", "reward", "judge") and pretrained):
-        if stage == "ppo" or (stage in NEEDS_CHECKPOINT and not pretrained):
-            does = NEEDS_CHECKPOINT.get(stage, "starts from")
-            raise UserError(f"init_from=null: stage={stage} {does} a checkpoint; give init_from=FOLDER or auto")
+    spec, stage = config.init_from, spec_of(config)
+    weights = stage.start is Start.weights and shape_of(config.model).from_weights
+    if spec is None or (spec in AUTO and weights):
+        if stage.start is not Start.optional and not weights:
+            does = "starts from" if stage.trains else "measures"
+            raise UserError(f"init_from=null: stage={stage.name} {does} a checkpoint; give init_from=FOLDER or auto")
         return None
     if spec in AUTO:
         return str(_newest_checkpoint(config, said))
@@ -313,7 +320,9 @@ def _looks_like_hub_id(spec: str) -> bool:
 
 
 def _newest_checkpoint(config: Config, said: Sequence[str]) -> Path:
-    stages = AUTO_PARENTS.get(config.stage.name, ())
+    stages = spec_of(config).origins
+    if not stages:
+        raise UserError(f"init_from={config.init_from}: stage={config.stage.name} starts from no checkpoint; use null")
     if found := _newest(config, *stages, which=config.init_from):
         return found
     raise UserError(
@@ -343,10 +352,10 @@ def _finished(config: Config, wanted: Callable[[dict], bool]) -> Iterator[Path]:
 
 
 def _tokenizer(config: Config, said: Sequence[str]) -> str | None:
-    tokenizer, data = config.tokenizer, config.data
-    if tokenizer.kind is not TokenizerKind.bpe or config.stage.name == "tokenizer":
+    tokenizer, data, spec = config.tokenizer, config.data, spec_of(config)
+    if tokenizer.kind is not TokenizerKind.bpe or spec.makes is Made.tokenizer:
         return None
-    if shape_of(config.model).from_weights and config.stage.name != "corpus":
+    if shape_of(config.model).from_weights and spec.has_model:
         raise UserError(
             f"tokenizer={tokenizer.name}: a pretrained model needs its own; use tokenizer=pretrained "
             f"tokenizer.path={config.model.path}"
@@ -356,7 +365,7 @@ def _tokenizer(config: Config, said: Sequence[str]) -> str | None:
 
     def wanted(other: dict) -> bool:
         return (
-            other["stage"]["name"] == "tokenizer"
+            other["stage"]["name"] in makers(Made.tokenizer)
             and other["tokenizer"]["vocab_size"] == tokenizer.vocab_size
             and (other["data"]["name"], other["data"]["path"]) == (data.name, data.path)
         )
@@ -365,8 +374,8 @@ def _tokenizer(config: Config, said: Sequence[str]) -> str | None:
         return str(found.resolve())
     raise UserError(
         f"tokenizer=bpe: none of {tokenizer.vocab_size} entries was trained on data={data.name} yet in experiment "
-        f"{config.experiment_name!r}; train it: python -m tinychat.train stage=tokenizer data={data.name} "
-        f"tokenizer.vocab_size={tokenizer.vocab_size}{_same(said)}; or give tokenizer.path=FOLDER"
+        f"{config.experiment_name!r}; train it: python -m tinychat.train stage={makers(Made.tokenizer)[0]} "
+        f"data={data.name} tokenizer.vocab_size={tokenizer.vocab_size}{_same(said)}; or give tokenizer.path=FOLDER"
     )
 
 

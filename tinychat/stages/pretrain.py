@@ -1,4 +1,4 @@
-"""stage=pretrain: next-token prediction on packed documents."""
+"""stage=pretrain: next-token prediction on packed documents; and stage=corpus, which makes the token cache alone."""
 
 from __future__ import annotations
 
@@ -83,3 +83,19 @@ def run(config: Config, context: Context) -> StageResult:
     }
     entries = vocabulary_size(tokenizer)
     return loop.result("eval/loss", facts, (math.log(entries), f"guessing among {entries:,} tokens"))
+
+
+def make_corpus(config: Config, context: Context) -> StageResult:
+    """stage=corpus: tokenize both splits into the cache and report sizes, so that a training job later starts at
+    once."""
+    tokenizer = get_tokenizer(config, context)
+    caches = {split: get_tokens(config.data, split, tokenizer, config, context) for split in ("train", "validation")}
+    train = caches["train"]
+    metrics = {
+        "data/tokens": float(train.n_tokens),
+        "data/documents": float(train.n_docs),
+        "data/bytes": float(train.n_bytes),
+    }
+    context.log(0, metrics)
+    facts = {f"{split} cache": str(cache.path) for split, cache in caches.items()}
+    return StageResult(metrics, "data/tokens", facts=facts)

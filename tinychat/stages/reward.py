@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from tinychat.config.schema import Config
+from tinychat.config.specs import spec_of
 from tinychat.config.stages import ReplyLabel, RewardLoss, RewardStage, ScoreRange
 from tinychat.data.files.splits import Split
 from tinychat.data.preferences.batches import PreferenceBatches, eval_pairs
 from tinychat.data.preferences.cache import UNKNOWN, PreferenceCache, preference_cache
-from tinychat.data.preferences.sources import Part, preference_source
+from tinychat.data.preferences.sources import preference_source
 from tinychat.engine import Batch, Engine, build_engine
 from tinychat.errors import UserError
 from tinychat.evaluation.preferences import (
@@ -124,9 +125,7 @@ def get_reward_start(config: Config, context: Context, tokenizer: Any) -> Any:
 def get_pairs(split: Split, tokenizer: Any, length: int, config: Config, context: Context) -> PreferenceCache:
     """The split's pairs as tokens (of the training split this stage's part of the prompts); built by whichever rank or
     run comes first."""
-    part: Part | None = None
-    if split == "train":
-        part = "judge" if config.stage.name == "judge" else "reward"
+    part = spec_of(config).part if split == "train" else None
     source = preference_source(config.data, split)
     pairs = preference_cache(source, tokenizer, length, Path(config.paths.cache), context.world.is_main, part)
     log.info("%s: %s", split, pairs.describe())

@@ -17,10 +17,11 @@ from omegaconf.errors import OmegaConfBaseException
 from tinychat.config import checks, schema
 from tinychat.config.explain import explain, nearest_key
 from tinychat.config.schema import Config, KeepCheckpoints, PrunerKind, SamplerKind, SweepConfig
+from tinychat.config.specs import spec_of
 from tinychat.errors import UserError
 from tinychat.runs import folders, parents
 from tinychat.sweeps.space import Space, overrides_of, read_space
-from tinychat.tracking.vocabulary import OBJECTIVES, goal_of, metrics_of, without_bounds
+from tinychat.tracking.vocabulary import goal_of, metrics_of, without_bounds
 
 FOLDER = "sweeps"  # under the outputs
 ALARMS = ("kl", "entropy", "eos", "length", "clip", "sampler", "gold")
@@ -156,7 +157,7 @@ def _compose_all(
 
 
 def _objective(settings: SweepConfig, config: Config) -> tuple[list[str], list[str]]:
-    objective = list(settings.objective) if settings.objective is not None else [OBJECTIVES[config.stage.name]]
+    objective = list(settings.objective) if settings.objective is not None else [spec_of(config).objective]
     if settings.direction is not None:
         return objective, list(settings.direction)
     return objective, [goal_of(name) for name in objective]

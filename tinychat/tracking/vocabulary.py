@@ -6,6 +6,8 @@ from collections.abc import Collection, Iterable
 from fnmatch import fnmatchcase
 from typing import Literal
 
+from tinychat.config.specs import SPECS
+
 
 def with_bounds(metrics: dict[str, str]) -> dict[str, str]:
     """The metrics, each followed by NAME_low and NAME_high, the bounds of its 95 % confidence interval."""
@@ -116,39 +118,9 @@ def goal_of(metric: str) -> Literal["minimize", "maximize"]:
     return "minimize" if metric in LOWER_IS_BETTER else "maximize"
 
 
-_TRAINING = ("train/*", "schedule/lr", "data/epoch", "perf/*_per_s", "perf/step_seconds", "perf/memory_gb", "perf/mfu")
-_DOCUMENTS = ("eval/loss", "eval/ppl", "eval/bits_per_byte", "eval/tokens")
-_ANSWERS = ("eval/instruction*", "eval/rouge_l*", "eval/exact_match*", "eval/open_rows", "eval/reply_ended")
-_REPLIES = (*_ANSWERS, "eval/response_*", "eval/token_*")
-_REQUESTS = ("eval/safe_rate*", "eval/over_refusal*", "eval/gold_reward")
-_REWARD = ("eval/loss", "eval/reward_*", "eval/safety_accuracy*")
-# The final metrics of each stage, as patterns; which of them a run has depends on its data.
-_OF_STAGE: dict[str, tuple[str, ...]] = {
-    "tokenizer": ("tokenizer/*",),
-    "corpus": ("data/tokens", "data/documents", "data/bytes"),
-    "pretrain": (*_TRAINING, *_DOCUMENTS, "data/tokens"),
-    "sft": (*_TRAINING, *_REPLIES, "data/trained_tokens"),
-    "reward": (*_TRAINING, *_REWARD),
-    "judge": (*_TRAINING, *_REWARD),
-    "ppo": (*_TRAINING, *_REPLIES, *_REQUESTS, "rl/*", "eval/reward", "eval/kl", "eval/objective", "perf/*_seconds"),
-    "eval": (*_DOCUMENTS, *_REPLIES, *_REQUESTS),
-}
-# What a sweep looks at where nothing else is said.
-OBJECTIVES = {
-    "tokenizer": "tokenizer/bytes_per_token",
-    "corpus": "data/tokens",
-    "pretrain": "eval/loss",
-    "sft": "eval/response_loss",
-    "reward": "eval/loss",
-    "judge": "eval/loss",
-    "ppo": "eval/objective",
-    "eval": "eval/loss",
-}
-
-
 def metrics_of(stage: str) -> list[str]:
     """The names of the final metrics that a stage can have, as in METRICS."""
-    return [name for name in METRICS if any(fnmatchcase(name, pattern) for pattern in _OF_STAGE[stage])]
+    return [name for name in METRICS if any(fnmatchcase(name, pattern) for pattern in SPECS[stage].metrics)]
 
 
 def without_bounds(names: Iterable[str]) -> list[str]:
@@ -210,51 +182,14 @@ TECHNICAL: dict[str, tuple[str, str]] = {
     "memory_gb": ("peak memory", "GB"),
     "mfu": ("model FLOPs utilisation", SHARE),
 }
-_LOSSES = {  # of the stages whose loss is not one of tokens
-    "reward": ("loss", "nats per pair"),
-    "judge": ("loss", "nats per reply"),
-    "ppo": ("loss of policy and value", "per token"),
-}
-# What a stage is judged by, the most telling first; which of them a run has depends on its data.
-HEADLINES: dict[str, tuple[str, ...]] = {
-    "tokenizer": (
-        "tokenizer/bytes_per_token",
-        "tokenizer/tokens_per_word",
-        "tokenizer/vocabulary_used",
-        "tokenizer/documents_exact",
-    ),
-    "corpus": ("data/tokens", "data/documents", "data/bytes"),
-    "pretrain": ("eval/ppl", "eval/bits_per_byte", "data/tokens", "perf/tokens_per_s"),
-    "sft": (
-        "eval/instruction_accuracy",
-        "eval/rouge_l",
-        "eval/response_ppl",
-        "eval/token_accuracy",
-        "eval/reply_ended",
-    ),
-    "reward": ("eval/reward_accuracy", "eval/safety_accuracy", "eval/reward_ece", "eval/loss"),
-    "judge": ("eval/safety_accuracy", "eval/reward_accuracy", "eval/reward_ece", "eval/loss"),
-    "ppo": (
-        "eval/safe_rate",
-        "eval/over_refusal",
-        "eval/instruction_accuracy",
-        "eval/kl",
-        "eval/gold_reward",
-        "eval/objective",
-        "eval/reward",
-        "rl/reward",
-        "rl/kl",
-    ),
-    "eval": ("eval/ppl", "eval/instruction_accuracy", "eval/safe_rate", "eval/over_refusal", "eval/response_ppl"),
-}
 N_HEADLINES = 4
 
 
 def label_of(metric: str, stage: str = "") -> tuple[str, str]:
     """How people say a metric and its unit ("" where it has none): eval/loss of reward -> ("loss", "nats per pair")."""
     quantity = metric.rpartition("/")[2]
-    if quantity == "loss" and stage in _LOSSES:
-        return _LOSSES[stage]
+    if quantity == "loss" and stage in SPECS:
+        return SPECS[stage].loss
     known = QUANTITIES.get(quantity) or TECHNICAL.get(quantity)
     return known or (quantity.replace("_", " "), SHARE if is_share(metric) else "")
 
@@ -269,4 +204,5 @@ def is_share(metric: str) -> bool:
 
 def headlines_of(stage: str, measured: Collection[str]) -> list[str]:
     """The up to four metrics among those measured that say what a run of a stage is worth, the first the most."""
-    return [name for name in HEADLINES.get(stage, ()) if name in measured][:N_HEADLINES]
+    headlines = SPECS[stage].headlines if stage in SPECS else ()
+    return [name for name in headlines if name in measured][:N_HEADLINES]
