@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from tests.conftest import REPOSITORY, environment_of
 from tinychat.config import checks, schema
-from tinychat.config.stages import STAGES
+from tinychat.config.specs import SPECS
 from tinychat.errors import UserError
 
 CONF = REPOSITORY / "conf"
@@ -187,7 +187,7 @@ def test_tab_completion_offers_options() -> None:
 
 def test_no_default_hides_in_the_dataclasses() -> None:
     groups = (schema.ModelConfig, schema.DataConfig, schema.OptimConfig, schema.PeftConfig, schema.RewardConfig)
-    for node in (*STAGES.values(), *groups):
+    for node in (*(spec.settings for spec in SPECS.values()), *groups):
         missing = OmegaConf.structured(node)
         # A mapping whose keys are the user's own begins empty: OmegaConf could not merge into a missing one.
         values = [key for key in missing if OmegaConf.is_missing(missing, key) or missing[key] != {}]

@@ -19,6 +19,7 @@ import yaml
 
 from tests.conftest import REPOSITORY, environment_of
 from tinychat import train
+from tinychat.config.specs import recipe_order
 from tinychat.errors import UserError
 from tinychat.launch.job import Stopped
 from tinychat.pipeline import recipe
@@ -32,11 +33,12 @@ from tinychat.pipeline.__main__ import (
 )
 from tinychat.pipeline.jobs import Composer, Job, hand_on, needs
 from tinychat.pipeline.process import run_forked
-from tinychat.pipeline.recipe import ORDER, Recipe, Request, judge, load_recipe, parse_gate, parse_request
+from tinychat.pipeline.recipe import Recipe, Request, judge, load_recipe, parse_gate, parse_request
 from tinychat.pipeline.report import StageRun, headline, measured, verdict_lines
 from tinychat.runs import folders
 
 CONF = REPOSITORY / "conf" / "pipeline"
+ORDER = recipe_order()
 SMALL = Recipe(
     "small",
     Path("small.yaml"),
@@ -430,7 +432,7 @@ def test_a_signal_is_passed_on_and_the_handlers_come_back() -> None:
 
 @pytest.mark.parametrize("words", [["--help"], ["--help", "pipeline=real"]])
 def test_help_shows_stages_and_gates_and_loads_no_torch(words: list[str]) -> None:
-    code = "import sys; from tinychat import pipeline; pipeline.run(sys.argv[1:]); assert 'torch' not in sys.modules"
+    code = "import sys; from tinychat.pipeline import __main__ as pipeline; pipeline.run(sys.argv[1:]); assert 'torch' not in sys.modules"
     command = [sys.executable, "-c", code, *words]
     done = subprocess.run(command, env=environment_of(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -10,6 +10,7 @@ import pytest
 
 from tests.conftest import REPOSITORY
 from tinychat import errors
+from tinychat.config.specs import SPECS
 from tinychat.runs import next_steps
 
 
@@ -59,10 +60,8 @@ def test_a_stage_of_a_recipe_leaves_what_is_next_to_the_recipe(tmp_path: Path, m
 
 
 def test_every_stage_with_a_checkpoint_says_what_is_next() -> None:
-    from tinychat.config.stages import STAGES
-
-    assert set(next_steps._NEXT) == set(STAGES) - {"eval"}
-    assert set(next_steps._NEXT.values()) <= set(STAGES)
+    assert [spec.name for spec in SPECS.values() if spec.next is None] == ["eval"]
+    assert {spec.next for spec in SPECS.values() if spec.next} <= set(SPECS)
 
 
 def test_the_command_that_installs_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

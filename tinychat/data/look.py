@@ -85,8 +85,8 @@ def _read(source: TextSource | RowSource[Any], config: Config) -> None:
         first_rows = itertools.islice(source.found.read(), FIRST)
         if source.on_bad_row is OnBadRow.fail and (bad := next((r for r in first_rows if isinstance(r, BadRow)), None)):
             raise bad
-    elif isinstance(source, PreferenceSource) and (part := spec_of(config).part):
-        _exhaust(source.rows(part))
+    elif isinstance(source, PreferenceSource) and (share := spec_of(config).part):
+        _exhaust(source.rows(share))
     else:
         _exhaust(RowSource.rows(source))
 

@@ -38,7 +38,7 @@ from tinychat.runtime.terminal import error_line, masked, say
 from tinychat.tracking import RunInfo, Status, Tracker, make_tracker, run_tags
 from tinychat.tracking.mlflow_run import HEADLINE, NOTE
 
-_SETTING_OF = {Made.tokenizer: "tokenizer.path", Made.reward: "reward.parts.model.path"}
+_SETTING_OF: dict[Made | None, str] = {Made.tokenizer: "tokenizer.path", Made.reward: "reward.parts.model.path"}
 _ANSWER_SECONDS = 60.0  # the first run of all makes the database
 
 

@@ -75,7 +75,8 @@ def panels_of(runs: Mapping[str, Path]) -> list[Panel]:
     """In the order of a recipe, without those that have no curve."""
     logged = {stage: series_of(MetricsLog(run / "metrics.jsonl").read()) for stage, run in runs.items()}
     found: list[Panel] = []
-    for stage, choices in ((stage, panel) for stage in recipe_order() for panel in SPECS[stage].panels):
+    wanted = [(spec.name, panel) for spec in map(SPECS.__getitem__, recipe_order()) for panel in spec.panels]
+    for stage, choices in wanted:
         series = logged.get(stage, {})
         curves = ({name: series[name] for name in names if name in series} for names in choices)
         chosen = next((one for one in curves if any(len(points) > 1 for points in one.values())), None)
