@@ -432,7 +432,7 @@ def test_a_signal_is_passed_on_and_the_handlers_come_back() -> None:
 
 @pytest.mark.parametrize("words", [["--help"], ["--help", "pipeline=real"]])
 def test_help_shows_stages_and_gates_and_loads_no_torch(words: list[str]) -> None:
-    code = "import sys; from tinychat.pipeline import __main__ as pipeline; pipeline.run(sys.argv[1:]); assert 'torch' not in sys.modules"
+    code = "import sys, tinychat.pipeline.__main__ as it; it.run(sys.argv[1:]); assert 'torch' not in sys.modules"
     command = [sys.executable, "-c", code, *words]
     done = subprocess.run(command, env=environment_of(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
