@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -68,13 +70,22 @@ def tiny_but_model(tokenizer_folder: Path) -> tuple[str, ...]:
     return (*TINY_DATA, *TINY_STAGE, f"tokenizer.path={tokenizer_folder}", "tracker=none")
 
 
-@pytest.fixture(scope="session")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A tests.commands.warm.WarmPython: commands without the seconds that imports take."""
-    from tests.commands.warm import WarmPython
+@functools.cache
+def warm_python() -> Any:
+    """The tests.warm.WarmPython of this process of pytest."""
+    from tests.warm import WarmPython
 
-    with WarmPython(tmp_path_factory.mktemp("warm")) as warm:
-        yield warm
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    warm = WarmPython(Path(folder.name)).__enter__()
+    atexit.register(warm.__exit__)
+    return warm
+
+
+@pytest.fixture(scope="session")
+def warm() -> Any:
+    """A tests.warm.WarmPython: commands without the seconds that imports take."""
+    return warm_python()
 
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -93,21 +104,22 @@ def train(tmp_path: Path) -> Command:
 def run_train(
     folder: Path, *overrides: str, timeout: float = 300, largest_file: int | None = None, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run `python -m tinychat.train` in a folder to its end. largest_file: bytes a file may have, as on a full disk."""
-
-    def limit() -> None:
-        if largest_file is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
-
+    """Run `python -m tinychat.train` in a folder to its end, as a fork of a process that has the imports, or in a new
+    process where the environment has something that is read before them. largest_file: bytes a file may have, as on a
+    full disk."""
+    variables = environment_of(**environment)
+    if (warm := warm_python()).can_run(variables):
+        options = {"environment": variables, "timeout": timeout, "largest_file": largest_file}
+        return warm.run("tinychat.train", folder, *overrides, **options)
+    assert largest_file is None
     return subprocess.run(
         [sys.executable, "-m", "tinychat.train", *overrides],
         cwd=folder,
-        env=environment_of(**environment),
+        env=variables,
         capture_output=True,
         text=True,
         timeout=timeout,
         check=False,
-        preexec_fn=limit,
     )
 
 

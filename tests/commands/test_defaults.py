@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.warm import WarmPython
 from tests.conftest import curve, result_of
+from tests.warm import WarmPython
 
 # What the stages have by default (conf/tuned), divided by ten; nothing else is changed but what is measured.
 TENTH = (

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.commands.warm import WarmPython
 from tests.conftest import curve, error_line, result_of, run_train, save_base, write_rows
+from tests.warm import WarmPython
 
 STEPS = 4
 SAME = (

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.warm import WarmPython
 from tests.conftest import (
     STARTED,
     TINY_DATA,
@@ -25,6 +24,7 @@ from tests.conftest import (
     rows,
     wait_until,
 )
+from tests.warm import WarmPython
 from tinychat.runs import parents
 
 SETTINGS = (

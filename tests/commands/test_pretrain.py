@@ -14,8 +14,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.commands.warm import WarmPython
 from tests.conftest import TORCHRUN, curve, result_of, run_train
+from tests.warm import WarmPython
 from tinychat.runs import folders
 from tinychat.tinyworld import stories
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.commands.warm import WarmPython
 from tests.conftest import TORCHRUN, curve, error_line, result_of, save_base, write_rows
 from tests.reward_models import score_texts
+from tests.warm import WarmPython
 from tinychat.models.reward import load_reward_model, settings
 from tinychat.models.scorer import Scorer
 from tinychat.runs import folders

@@ -17,8 +17,8 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.commands.warm import WarmPython
 from tests.conftest import TORCHRUN, curve, result_of, rows, run_train, start_train, wait_until, write_rows
+from tests.warm import WarmPython
 from tinychat.runs import folders
 from tinychat.tinyworld.tasks import instructions
 

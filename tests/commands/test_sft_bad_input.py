@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.commands.warm import WarmPython
 from tests.conftest import Command, error_line, result_of, run_train, save_base, write_rows
+from tests.warm import WarmPython
 from tinychat.text.tokenizer import train_bpe
 from tinychat.tinyworld import stories
 

@@ -1,0 +1,102 @@
+"""Commands from a process that has imported what they import: `python -m` without its seconds of start-up.
+
+Each command is a fork of that process that runs the module as `python -m` does, with its own arguments, environment,
+folder, output and exit status. DeepSpeed is not imported before, so that ds=none runs without it, as it should.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import select
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import environment_of
+
+SERVER = """
+import json, os, resource, runpy, sys
+import jinja2, matplotlib.backends.backend_agg, matplotlib.figure, scipy.stats
+import tinychat.merge, tinychat.models.adapters.lora, tinychat.stages.sft, tinychat.train, tinychat.launch.worker
+from peft import get_peft_model
+
+for line in sys.stdin:
+    job = json.loads(line)
+    child = os.fork()
+    if not child:
+        os.chdir(job["folder"])
+        os.environ.clear()
+        os.environ.update(job["environment"])
+        os.dup2(os.open(job["stdin"], os.O_RDONLY), 0)
+        sys.stdin = open(0, closefd=False)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(os.open(job[stream.name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream.fileno())
+        if job["largest_file"] is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (job["largest_file"],) * 2)
+        sys.argv = [job["module"], *job["arguments"]]
+        for name in ("tinychat.train", "tinychat.merge"):
+            del sys.modules[name]
+        runpy.run_module(job["module"], run_name="__main__", alter_sys=True)
+        sys.exit()
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+# Read when Python starts or a library is imported: a command with another value of these needs a process of its own.
+AT_START = re.compile("PYTHON|HF_|TRANSFORMERS_|OMP_|GOMP_|MKL_|ONEDNN_|CUDA_|LD_")
+
+
+class WarmPython:
+    """Runs commands one after the other; a context manager. What a command says goes through files in `folder`."""
+
+    def __init__(self, folder: Path):
+        self.out, self.err, self.given = folder / "stdout.txt", folder / "stderr.txt", folder / "stdin.txt"
+        self.environment = environment_of()
+
+    def __enter__(self) -> WarmPython:
+        self._server = subprocess.Popen(
+            [sys.executable, "-c", SERVER],
+            env=self.environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        return self
+
+    def __exit__(self, *problem: Any) -> None:
+        self._server.communicate()  # the end of its input ends it
+
+    def can_run(self, environment: dict[str, str]) -> bool:
+        """Whether a command with this environment finds all that it says."""
+        differs = {name for name, _ in self.environment.items() ^ environment.items()}
+        return not any(AT_START.match(name) for name in differs)
+
+    def train(self, folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+        """`python -m tinychat.train OVERRIDES` in a folder."""
+        return self.run("tinychat.train", folder, *overrides)
+
+    def run(
+        self,
+        module: str,
+        folder: Path,
+        *arguments: str,
+        stdin: bytes = b"",
+        environment: dict[str, str] | None = None,
+        timeout: float = 300,
+        largest_file: int | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        """`python -m MODULE ARGUMENTS` in a folder, to its end. largest_file: bytes a file may have, as on
+        a full disk."""
+        self.given.write_bytes(stdin)
+        files = {"stdin": str(self.given), "<stdout>": str(self.out), "<stderr>": str(self.err)}
+        where = {"folder": str(folder), "environment": environment or environment_of()}
+        job = {"module": module, "arguments": arguments, "largest_file": largest_file, **where, **files}
+        assert self._server.stdin and self._server.stdout
+        self._server.stdin.write(json.dumps(job) + "\n")
+        self._server.stdin.flush()
+        if not select.select([self._server.stdout], [], [], timeout)[0]:
+            raise subprocess.TimeoutExpired([module, *arguments], timeout, stderr=self.err.read_bytes())
+        status = self._server.stdout.readline()
+        assert status, "the process that commands are forked from has ended; its standard error says why"
+        said, complained = (file.read_text(encoding="utf-8") for file in (self.out, self.err))
+        return subprocess.CompletedProcess([module, *arguments], int(status), said, complained)
