@@ -1,0 +1,193 @@
+"""The loop of stages that learn from rollouts: without a value function, and written out in examples/ppo_loop.py."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from tests.chat_models import babbler
+from tests.conftest import REPOSITORY
+from tests.reward_models import started, stir, write
+from tinychat.config import schema
+from tinychat.config.schema import Config, Precision
+from tinychat.engine import Batch, StepStats
+from tinychat.models.actor_critic import policy_and_values
+from tinychat.models.vocabulary import vocabulary
+from tinychat.rl.advantages import group_advantages
+from tinychat.rl.kl import kl_estimate
+from tinychat.rl.losses import Sums, grpo_weights, ppo_policy_loss
+from tinychat.rl.rollout import Experience, Rollout, to_experience
+from tinychat.runs.context import Context, StageResult, StopFlag
+from tinychat.runtime.world import World
+from tinychat.stages import ppo
+from tinychat.stages.policy import get_policy
+from tinychat.stages.rollouts import Algorithm, learn, learn_from_rollouts
+from tinychat.text.tokenizer import load_saved_tokenizer
+
+ALONE = World(0, 0, 1, torch.device("cpu"))
+GROUP = 4
+PROMPTS = [f"{start} {end}" for start in ("the cat", "the dog and", "mat") for end in ("sat", "and", "on", "the mat")]
+STEP = (
+    "stage=ppo", "tuned=none", "tracker=none", "data=prompts", "data.on_bad_row=fail", "precision=fp32", "device=cpu",
+    "stage.rollout_size=8", "stage.rollout_batch_size=8", "stage.batch_size=4", "stage.micro_batch_size=4",
+    "stage.response_length=8", "stage.epochs=2", "stage.max_steps=2", "stage.schedule=constant",
+    "stage.warmup_steps=0", "stage.eval_first=false", "stage.safety_prompts=0", "stage.eval_prompts=2",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a policy (`sft`), a reward model (`reward`), prompts and a reward function."""
+    folder = tmp_path_factory.mktemp("rollouts")
+    model, _ = babbler(context=64)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(0.4 if p.dim() > 1 else 1.0)  # near enough to uniform that replies differ
+    write(model, folder / "sft")
+    rewarding = started(folder / "sft")
+    stir(rewarding)
+    write(rewarding, folder / "reward")
+    (folder / "train.txt").write_text("\n".join(PROMPTS))
+    (folder / "held_out.txt").write_text("the dog sat\nthe mat and the cat\n")
+    (folder / "length.py").write_text("def score(prompts, replies): return [float(len(reply)) for reply in replies]")
+    return folder
+
+
+def surroundings(made: Path, run_dir: Path, *overrides: str) -> tuple[Config, Context]:
+    schema.register()
+    data = (f"data.path={made / 'train.txt'}", f"data.val_path={made / 'held_out.txt'}")
+    with initialize_config_dir(str(REPOSITORY / "conf")):
+        node = compose("config", [*STEP, *data, *overrides])
+    run_dir.mkdir()
+    OmegaConf.save(node, run_dir / "config.yaml")
+    parents: dict[str, str | None] = {"init_from": str(made / "sft"), "reward.model": str(made / "reward")}
+    return schema.to_config(node), Context(run_dir, ALONE, None, parents, StopFlag(run_dir))
+
+
+def better_than_its_group(config: Config, words: Any) -> Algorithm:
+    """Advantages over the mean of a group, the KL in the loss, every reply weighing alike."""
+    stage = config.stage
+
+    def advantages(rollout: Rollout, experience: Experience, _beta: float) -> dict[str, float]:
+        found, _ = group_advantages(rollout.scores, GROUP)
+        experience.fields["advantages"] = found[:, None] * experience.mask
+        return {}
+
+    def loss(model: Any, batch: Batch, _step: int, beta: float) -> tuple[Tensor, Sums]:
+        logprobs, values, _ = policy_and_values(model, batch["input_ids"], batch["targets"], stage.temperature, words)
+        assert values is None
+        mask = batch["mask"]
+        losses, sums = ppo_policy_loss(logprobs, batch["logprobs"], batch["advantages"], mask, 0.2, 0.2)
+        losses = losses + beta * kl_estimate(logprobs, batch["ref_logprobs"], "k3") * mask
+        weights, _ = grpo_weights(mask, "grpo", stage.response_length)
+        return (weights * losses).sum(), sums | {"policy_loss": losses.sum()}
+
+    return Algorithm(advantages, loss, count=lambda batch: len(batch["mask"]))
+
+
+def without_values(made: Path, run_dir: Path, *overrides: str) -> StageResult:
+    reward = ("reward=python", f"reward.parts.python.path={made / 'length.py'}:score")
+    config, context = surroundings(made, run_dir, *reward, *overrides)
+    tokenizer = load_saved_tokenizer(str(made / "sft"))
+    policy = get_policy(config, context, tokenizer)
+    algorithm = better_than_its_group(config, vocabulary(tokenizer))
+    return learn_from_rollouts(config, context, tokenizer, policy, algorithm)
+
+
+@pytest.mark.parametrize("peft", ["none", "lora"])
+def test_a_policy_learns_without_a_value_function(made: Path, tmp_path: Path, peft: str) -> None:
+    done = without_values(made, tmp_path / "run", f"peft={peft}", "stage.lr=1e-3")
+    assert done.checkpoint is not None
+    assert not (done.checkpoint / "value").exists()
+    assert done.metrics["rl/updates"] == 4
+    assert done.metrics["rl/kl"] != 0, "the second rollout is measured by a policy that has learnt"
+    assert {"eval/objective", "eval/kl", "rl/policy_loss", "rl/clip_frac", "rl/entropy"} <= set(done.metrics)
+    assert not {"rl/value_loss", "rl/value_clip_frac", "rl/explained_variance"} & set(done.metrics)
+    _, *replies = map(json.loads, (tmp_path / "run" / "rollouts" / "step-000002.jsonl").read_text().splitlines())
+    assert "advantages" in replies[0]
+    assert "values" not in replies[0]
+    if peft == "none":
+        after, before = AutoModelForCausalLM.from_pretrained(done.checkpoint), load_file(made / "sft/model.safetensors")
+        assert any(not torch.equal(weight, before[name]) for name, weight in after.state_dict().items())
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 2])
+def test_an_updates_loss_is_divided_by_what_the_algorithm_counts(micro_batch_size: int) -> None:
+    """In all its replies, however they are split into micro-batches."""
+    experience = to_experience([[5, 6], [7], [8], [9, 10, 11]], [[1], [1, 2, 3], [1, 2], [4] * 9], pad_id=0)
+    losses: list[float] = []
+
+    def loss(_model: Any, batch: Batch, _step: int, _beta: float) -> tuple[Tensor, Sums]:
+        tokens = batch["mask"].sum().float()
+        return 10 * tokens, {"tokens": tokens, "kl_k3": 0.5 * tokens, "ratio": 2 * tokens}
+
+    def train(parts: list[Batch], loss_fn: Any, _tokens: int, _samples: int) -> StepStats:
+        losses.append(sum(loss_fn(None, part).item() for part in parts))
+        return StepStats(losses[-1], 0.0)
+
+    stage = SimpleNamespace(
+        rollout_size=4, batch_size=2, micro_batch_size=micro_batch_size, epochs=1, max_kl=None, temperature=1.0
+    )
+    config, loop, engine = (
+        SimpleNamespace(stage=stage, seed=0),
+        SimpleNamespace(train=train),
+        SimpleNamespace(world=ALONE),
+    )
+    algorithm = Algorithm(lambda *_: {}, loss, count=lambda batch: len(batch["mask"]))
+    given: Any = (config, loop, engine)
+    _, found = learn(*given, experience, algorithm, step=1, beta=0.1)
+    assert sum(losses) == 10 * 15 / 2  # 15 reply tokens in updates of two replies
+    assert found == {"rl/approx_kl": 0.5, "rl/ratio": 2.0, "rl/updates": 2.0, "rl/first_kl": 0.5}
+    stage.max_kl = 0.4
+    assert learn(*given, experience, algorithm, step=1, beta=0.1)[1]["rl/updates"] == 1
+
+
+def test_the_example_makes_the_updates_of_the_stage(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Same prompts, seed and settings: the same weights after two rollouts of four updates each, bit for bit."""
+    spec = importlib.util.spec_from_file_location("ppo_loop", REPOSITORY / "examples" / "ppo_loop.py")
+    assert spec is not None and spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    values: dict[str, Any] = {"SEED": 3, "STEPS": 2, "ROLLOUT": 8, "BATCH": 4, "EPOCHS": 2, "RESPONSE": 8, "LR": 1e-3}
+    for name, value in values.items():
+        monkeypatch.setattr(example, name, value)
+    monkeypatch.setattr(example, "PRECISION", Precision.fp32)
+    same = {
+        "lr": example.LR, "temperature": example.TEMPERATURE, "beta": example.BETA, "eos_penalty": example.EOS_PENALTY,
+        "gamma": example.GAMMA, "lam": example.LAM, "clip_low": example.CLIP, "clip_high": example.CLIP,
+        "value_clip": example.VALUE_CLIP, "value_coef": example.VALUE_COEF, "max_kl": "null",
+    }  # fmt: skip
+    config, context = surroundings(made, tmp_path / "run", "seed=3", *(f"stage.{key}={x}" for key, x in same.items()))
+    done = ppo.run(config, context)
+    assert done.checkpoint is not None
+    capsys.readouterr()
+    asked = [[{"role": "user", "content": text}] for text in PROMPTS]
+    model = example.ppo(str(made / "sft"), str(made / "reward"), asked, asked[:2])
+    said, found = capsys.readouterr().out, done.metrics
+    for part in (
+        f"reward {done.metrics['rl/reward']:6.3f}",
+        f"KL {done.metrics['rl/kl']:6.3f}",
+        "before: ",
+        "after:  ",
+    ):
+        assert part in said.split("step   2 | ")[1], part
+    assert f"loss {found['train/loss']:7.4f}" in said
+    for part, folder in ((model.policy, done.checkpoint), (model.value, done.checkpoint / "value")):
+        wanted = load_file(folder / "model.safetensors")
+        weights = {name: p for name, p in part.named_parameters() if name in wanted}
+        assert len(weights) > 10
+        for name, weight in weights.items():
+            assert torch.equal(weight, wanted[name]), name
