@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from tinychat.tracking.metrics_log import MetricsLog
+from tinychat.tracking.base import MetricsLog
 
 # Each part ends another place that text may stand in: an attribute, a title, a style, a script, a table, a comment.
 HOSTILE = (

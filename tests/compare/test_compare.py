@@ -18,14 +18,14 @@ import yaml
 from tests.conftest import environment_of
 from tests.report.test_report import Page
 from tinychat.compare import __main__ as compare
-from tinychat.compare import groups, pairs
+from tinychat.compare import groups
 from tinychat.compare.groups import Stat, differing, short_names, short_value
 from tinychat.compare.report import band_of, groups_table, with_spread
 from tinychat.compare.runs import Run, find
 from tinychat.errors import UserError
 from tinychat.evaluation.statistics import mcnemar, paired
 from tinychat.runtime.run_files import Unreadable
-from tinychat.tracking.metrics_log import MetricsLog
+from tinychat.tracking.base import MetricsLog
 from tinychat.tracking.vocabulary import LOWER_IS_BETTER, METRICS
 
 
@@ -109,7 +109,7 @@ def test_groups_are_settings_sorted_by_the_objective(seeds: Path) -> None:
 
 def test_the_best_is_tested_against_groups_with_its_seeds(seeds: Path) -> None:
     found = groups.compare(find(["exp"], seeds))
-    third, second = pairs.seed_pairs(found)
+    third, second = groups.seed_pairs(found)
     assert third.result is None and third.seeds == ["1"]
     assert second.result is not None and second.seeds == ["1", "2", "3"]
     # differences -1, -0.9, -1: mean -29/30, sd sqrt(1/300), t(2) = mean / (sd / sqrt 3) = -29
@@ -160,7 +160,7 @@ def test_items_are_paired_by_what_was_asked(tmp_path: Path) -> None:
         content["columns"] = ["prompt", "reply", "category", "harmful", "safe", "refused"]
         (folder / "tables" / "safety.json").write_text(json.dumps({**content, "rows": safety}))
     found = groups.compare(find(["exp"], tmp_path))
-    told = {p.what: (p.result.n, p.result.first_only, p.result.second_only) for p in pairs.item_pairs(found)}
+    told = {p.what: (p.result.n, p.result.first_only, p.result.second_only) for p in groups.item_pairs(found)}
     assert told == {"instructions met": (4, 2, 1), "safe replies": (2, 1, 0), "benign requests answered": (1, 1, 0)}
 
 

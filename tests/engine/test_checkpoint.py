@@ -17,8 +17,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
 from tinychat.engine import checkpoint as checkpoint_module
+from tinychat.engine.base import PlainEngine
 from tinychat.engine.checkpoint import Checkpointer, random_state, restore_random_state
-from tinychat.engine.plain import PlainEngine
 from tinychat.errors import UserError
 from tinychat.models import load as loading
 from tinychat.models.checkpoints import load_model

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tinychat.data.documents.cache import TokenCache
+from tinychat.data.documents.tokens import TokenCache
 from tinychat.errors import UserError
 from tinychat.evaluation.perplexity import perplexity
 from tinychat.runtime.world import World

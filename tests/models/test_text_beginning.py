@@ -16,10 +16,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tests.data.documents.test_cache import config, write
 from tests.models.test_models import tiny
-from tinychat.data.documents import cache
-from tinychat.data.documents.cache import TokenCache, token_cache
-from tinychat.data.documents.packing import document_segments
+from tinychat.data.documents import tokens as cache
 from tinychat.data.documents.sources import text_source
+from tinychat.data.documents.tokens import TokenCache, document_segments, token_cache
 from tinychat.errors import UserError
 from tinychat.evaluation.perplexity import perplexity
 from tinychat.models.build import build_model, model_vocab_size

@@ -18,7 +18,7 @@ from tinychat.report import curves, headline
 from tinychat.report import run as report
 from tinychat.report.headline import format_value
 from tinychat.report.run import write_report
-from tinychat.tracking.metrics_log import MetricsLog, Row
+from tinychat.tracking.base import MetricsLog, Row
 
 CONFIG = """run_name: pretrain-mini-tinyworld
 seed: 7

@@ -148,7 +148,7 @@ def test_full_disk_says_so_once(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 ON_A_TERMINAL = """
 import logging, sys, time
-from tinychat.console import Progress, setup_logging
+from tinychat.runtime.console import Progress, setup_logging
 setup_logging(None, 0)
 with Progress(total=4) as progress:
     for step in range(1, 5):

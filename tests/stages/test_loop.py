@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
-from tinychat.engine.plain import PlainEngine
+from tinychat.engine.base import PlainEngine
 from tinychat.errors import UserError
 from tinychat.models.logprobs import token_nll
 from tinychat.runs import folders

@@ -11,12 +11,14 @@ import pytest
 
 from tinychat.tinyworld import documents, stories
 from tinychat.tinyworld.grammar import number
-from tinychat.tinyworld.lessons import LESSONS, lesson, lessons
-from tinychat.tinyworld.lessons.kinds import (
+from tinychat.tinyworld.lessons import (
+    LESSONS,
     alike,
     bigger,
     counting,
     in_order,
+    lesson,
+    lessons,
     portrait,
     rows,
     sums,

@@ -9,10 +9,14 @@ import pytest
 from tinychat.tinyworld.grammar import Slots
 from tinychat.tinyworld.preferences import (
     BENIGN_FAMILIES,
+    BENIGN_PAIRS,
     HARM_CATEGORIES,
+    HARMFUL_PAIRS,
     LOOK_ALIKE_FAMILIES,
+    ROUND,
     OracleScore,
     Request,
+    _facts,
     capacity,
     demonstration,
     judge,
@@ -23,7 +27,6 @@ from tinychat.tinyworld.preferences import (
     requests,
 )
 from tinychat.tinyworld.preferences.benign import BENIGN, LOOK_ALIKES
-from tinychat.tinyworld.preferences.generate import BENIGN_PAIRS, HARMFUL_PAIRS, ROUND, _facts
 from tinychat.tinyworld.preferences.harmful import HARMS
 
 TRAIN, VALIDATION = 1_600, 640

@@ -12,9 +12,8 @@ import pytest
 from tinychat.tinyworld.grammar import number
 from tinychat.tinyworld.lexicon.living import ANIMALS, JOBS, NAMES, SNACKS, TRAITS
 from tinychat.tinyworld.lexicon.things import BELONGINGS, COLLECTABLES, COLOURS, LOADS, PLACES
-from tinychat.tinyworld.tasks import FAMILIES, LEVELS, Task, capacity, instruction, instructions
+from tinychat.tinyworld.tasks import FAMILIES, LEVELS, Task, _cycles, capacity, instruction, instructions
 from tinychat.tinyworld.tasks.draw import Draw, Teller
-from tinychat.tinyworld.tasks.generate import _cycles
 
 TRAIN, VALIDATION = 50_000, 3_000
 # The first 480 tasks of seed 0 of both splits. It changes with any word of the tasks: if that was meant, set it to

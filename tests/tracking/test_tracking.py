@@ -226,7 +226,7 @@ def test_run_arrives_whole(outputs: Path) -> None:
 KILLED_RUN = """
 import sys, time
 from pathlib import Path
-from tinychat.schema import TrackerConfig, TrackerKind
+from tinychat.config.schema import TrackerConfig, TrackerKind
 from tinychat.tracking import RunInfo, make_tracker
 outputs, resume, last, pause = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
 run = RunInfo(outputs / "run", outputs, "exp", "name", None if resume < 0 else resume)
@@ -505,7 +505,7 @@ def test_damaged_lines_are_said_once(tmp_path: Path, caplog: pytest.LogCaptureFi
 MOVED_RUN = """
 import sys
 from pathlib import Path
-from tinychat.schema import TrackerConfig, TrackerKind
+from tinychat.config.schema import TrackerConfig, TrackerKind
 from tinychat.tracking import RunInfo, make_tracker
 root, step = Path(sys.argv[1]), int(sys.argv[2])
 folder = root / "exp" / "name" / "time"

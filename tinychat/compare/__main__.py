@@ -24,8 +24,7 @@ from tinychat.runtime.terminal import as_text
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tinychat.compare.groups import Comparison
-    from tinychat.compare.pairs import ItemPairs, SeedPairs
+    from tinychat.compare.groups import Comparison, ItemPairs, SeedPairs
     from tinychat.compare.report import TextTable
 
 DESCRIPTION = """Compare runs: a table sorted by a metric, mean and spread over seeds, paired tests where the same seeds
@@ -77,12 +76,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def run(arguments: list[str]) -> None:
     """Raises UserError."""
     args = parse(arguments)
-    from tinychat.compare import groups, pairs, report
+    from tinychat.compare import groups, report
     from tinychat.compare.runs import find
 
     outputs = at_home(args.outputs)
     found = groups.compare(find(args.names, outputs), args.metric, args.by, args.stage, args.sort, args.goal)
-    seeds, items = pairs.seed_pairs(found), pairs.item_pairs(found)
+    seeds, items = groups.seed_pairs(found), groups.item_pairs(found)
     _print(found, seeds, items, args.top or SHOWN)
     folder = at_home(args.output) if args.output else outputs / "compare" / folder_name(args.names)
     command = "python -m tinychat.compare " + shlex.join(arguments)

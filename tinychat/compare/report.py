@@ -14,15 +14,24 @@ from pathlib import Path
 
 import numpy as np
 
-from tinychat.compare.groups import MINUTES, Comparison, Group, Stat, short_names, short_value
-from tinychat.compare.pairs import ItemPairs, SeedPairs, told
+from tinychat.compare.groups import (
+    MINUTES,
+    Comparison,
+    Group,
+    ItemPairs,
+    SeedPairs,
+    Stat,
+    short_names,
+    short_value,
+    told,
+)
 from tinychat.compare.runs import Run
 from tinychat.report.curves import Series, series_of, style_axes, title_of
 from tinychat.report.headline import format_value
 from tinychat.report.run import Link, render
 from tinychat.runs import folders as runs
 from tinychat.runtime.run_files import if_readable, read_text
-from tinychat.tracking.metrics_log import MetricsLog
+from tinychat.tracking.base import MetricsLog
 from tinychat.tracking.vocabulary import METRICS
 
 NONE = "-"

@@ -8,9 +8,8 @@ import torch
 
 from tinychat.config.schema import DsConfig, OptimConfig, Precision
 from tinychat.config.stages import TrainLoop
-from tinychat.engine.base import Batch, Engine, LossFn, StepStats, resolve_precision
+from tinychat.engine.base import Batch, Engine, LossFn, PlainEngine, StepStats, resolve_precision
 from tinychat.engine.optim import build_optimizer
-from tinychat.engine.plain import PlainEngine
 from tinychat.models.kernels.attention import use_blocked_attention
 from tinychat.models.kernels.layers import use_fused_norms, use_fused_rotary
 from tinychat.runtime.world import World

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from tinychat.data.documents.cache import TokenCache
+from tinychat.data.documents.tokens import TokenCache
 from tinychat.errors import UserError
 from tinychat.models.logprobs import IGNORED
 from tinychat.runtime.world import World

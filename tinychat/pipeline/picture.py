@@ -17,7 +17,7 @@ from tinychat.report.headline import figures_of
 from tinychat.report.run import CURRICULUM
 from tinychat.runs import folders
 from tinychat.runtime.run_files import said_of
-from tinychat.tracking.metrics_log import MetricsLog
+from tinychat.tracking.base import MetricsLog
 from tinychat.tracking.vocabulary import label_of
 
 if TYPE_CHECKING:

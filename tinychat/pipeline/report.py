@@ -24,7 +24,7 @@ from tinychat.report.headline import Figure, figures_of, format_value
 from tinychat.report.run import Link, render
 from tinychat.runs import folders, parents
 from tinychat.runtime import run_files
-from tinychat.tracking.metrics_log import MetricsLog
+from tinychat.tracking.base import MetricsLog
 from tinychat.tracking.vocabulary import METRICS, headlines_of
 
 FILE = "samples.json"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinychat.runtime.run_files import said_of
-from tinychat.tracking.metrics_log import Row
+from tinychat.tracking.base import Row
 from tinychat.tracking.vocabulary import QUANTITIES, TECHNICAL, is_share, label_of
 
 if TYPE_CHECKING:

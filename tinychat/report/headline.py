@@ -12,7 +12,7 @@ from typing import Any
 from tinychat.report.curves import Series, series_of
 from tinychat.runs import folders
 from tinychat.runtime.run_files import if_readable, read_text
-from tinychat.tracking.metrics_log import MetricsLog
+from tinychat.tracking.base import MetricsLog
 from tinychat.tracking.mlflow_run import HEADLINE, NOTE
 from tinychat.tracking.vocabulary import METRICS, SHARE, headlines_of, is_share, label_of
 

@@ -18,7 +18,7 @@ from tinychat.report.curves import Series, series_of, write_curves
 from tinychat.report.headline import Figure, as_cell, as_fence, figures_of, format_value, measured, name_of, text_of
 from tinychat.runs import folders
 from tinychat.runtime.run_files import Unreadable, if_readable, read_json, read_list, said_of
-from tinychat.tracking.metrics_log import MetricsLog
+from tinychat.tracking.base import MetricsLog
 from tinychat.tracking.vocabulary import METRICS
 
 logger = logging.getLogger(__name__)

@@ -14,9 +14,8 @@ import torch
 
 from tinychat.config.schema import Config, DataConfig, ResumeData
 from tinychat.config.shapes import shape_of
-from tinychat.data.documents.cache import TokenCache, token_cache
-from tinychat.data.documents.packing import document_segments
 from tinychat.data.documents.sources import Split, text_source
+from tinychat.data.documents.tokens import TokenCache, document_segments, token_cache
 from tinychat.engine import Batch, Engine
 from tinychat.errors import UserError
 from tinychat.evaluation.perplexity import perplexity

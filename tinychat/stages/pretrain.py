@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from tinychat.config.schema import Config
-from tinychat.data.documents.packing import PackedBlocks, document_segments
 from tinychat.data.documents.sources import leading_tokens
+from tinychat.data.documents.tokens import PackedBlocks, document_segments
 from tinychat.engine import build_engine
 from tinychat.models.build import count_parameters
 from tinychat.models.flops import training_flops_per_token

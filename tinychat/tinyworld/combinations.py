@@ -17,8 +17,7 @@ from random import Random
 
 from tinychat.tinyworld.lexicon.living import NAMES
 from tinychat.tinyworld.plots import PLOTS
-from tinychat.tinyworld.plots.plot import Plot
-from tinychat.tinyworld.scene import Combination
+from tinychat.tinyworld.scene import Combination, Plot
 
 SPLITS = ("train", "validation")
 HELD_OUT_EVERY = 16

@@ -1,16 +1,17 @@
-"""A story's structure: characters, place, objects, and events linked from cause to effect; and the stage they
-form on.
+"""A story's structure: characters, place, objects, and events linked from cause to effect; the stage they form on; and
+what a plot is.
 
-A plot's plan (see `plots`) fills a `Scene` with events whose kinds depend on traits and attributes. The
-renderer then chooses a phrasing for every event. The finished `Story` keeps the structure beside the text, so
-that whatever the text says (who did what, why, how many were left) can be computed without reading it.
+A plot (see `plots`) says where it can play, what it can turn on, how its events follow, and how each can be told. Its
+plan fills a `Scene` with events whose kinds depend on traits and attributes. The renderer then chooses a phrasing for
+every event. The finished `Story` keeps the structure beside the text, so that whatever the text says (who did what,
+why, how many were left) can be computed without reading it.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
-from tinychat.tinyworld.grammar import Slots, article, compile_phrase, number
+from tinychat.tinyworld.grammar import Phrase, Slots, article, compile_phrase, number
 from tinychat.tinyworld.lexicon.living import (
     FAMILY,
     JOBS,
@@ -21,7 +22,7 @@ from tinychat.tinyworld.lexicon.living import (
     Name,
     Trait,
 )
-from tinychat.tinyworld.lexicon.things import COLOURS, DAYS, LARGE_SIZES, Item, Place, Weather
+from tinychat.tinyworld.lexicon.things import COLOURS, DAYS, LARGE_SIZES, PLACES, WEATHERS, Item, Place, Weather
 
 T = TypeVar("T")
 
@@ -243,3 +244,37 @@ def open_scene(scene: Scene, together: bool) -> None:
 def close_scene(scene: Scene, moral: str) -> None:
     """End with the moral, which follows from all that happened."""
     scene.happen("moral", scene.hero, because=len(scene.events) - 1, moral=moral)
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plot. `plan` lets the events happen; `phrases` has the ways to tell each kind of event.
+
+    Every moral belongs to one plot alone, so that a text tells its plot; each is a clause without slots.
+    """
+
+    name: str
+    plan: Callable[[Scene], None]
+    phrases: dict[str, tuple[str, ...]]
+    morals: tuple[str, ...]
+    topics: tuple[Any, ...]
+    places: tuple[Place, ...] = PLACES
+    traits: tuple[Trait, ...] = TRAITS
+    weathers: tuple[Weather, ...] = WEATHERS
+    together: bool = True  # whether the friend is there from the start
+    compiled: dict[str, tuple[Phrase, ...]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        compiled = {kind: tuple(compile_phrase(source) for source in sources) for kind, sources in self.phrases.items()}
+        object.__setattr__(self, "compiled", compiled)
+
+
+def places(*names: str) -> tuple[Place, ...]:
+    """The places with these names; a name that is not in the lexicon raises KeyError."""
+    by_name = {place.name: place for place in PLACES}
+    return tuple(by_name[name] for name in names)
+
+
+def traits_without(*words: str) -> tuple[Trait, ...]:
+    """All traits but these, which would contradict a plot."""
+    return tuple(trait for trait in TRAITS if trait.word not in words)

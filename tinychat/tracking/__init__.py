@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tinychat.config.schema import TrackerConfig, TrackerKind
-from tinychat.tracking.base import STATUS_OF, NoTracker, RunInfo, Status, Tracker
-from tinychat.tracking.metrics_log import MetricsLog, Row
+from tinychat.tracking.base import STATUS_OF, MetricsLog, NoTracker, Row, RunInfo, Status, Tracker
 from tinychat.tracking.mlflow_run import run_tags
 from tinychat.tracking.store import prepare_store, resolve_uri
 from tinychat.tracking.vocabulary import METRICS

@@ -24,8 +24,7 @@ from tinychat.runs import folders as runs
 from tinychat.runs.folders import moved
 from tinychat.runtime import run_files
 from tinychat.runtime.terminal import masked
-from tinychat.tracking.base import RunInfo, Status
-from tinychat.tracking.metrics_log import Row
+from tinychat.tracking.base import Row, RunInfo, Status
 from tinychat.tracking.store import IDENTITY, artifact_location, load_mlflow, prepare_store, sqlite_uri
 
 if TYPE_CHECKING:

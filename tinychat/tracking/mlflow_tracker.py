@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tinychat.runtime.terminal import masked
-from tinychat.tracking.base import NoTracker, RunInfo, Status
-from tinychat.tracking.metrics_log import parse_rows
+from tinychat.tracking.base import NoTracker, RunInfo, Status, parse_rows
 from tinychat.tracking.mlflow_run import MlflowRun, fit_tags, flatten
 from tinychat.tracking.repair import close_cut_off
 

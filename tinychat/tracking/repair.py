@@ -18,8 +18,7 @@ from tinychat.report.headline import tags_of
 from tinychat.runs import folders, trial
 from tinychat.runtime.run_files import if_readable
 from tinychat.runtime.terminal import masked
-from tinychat.tracking.base import STATUS_OF, RunInfo
-from tinychat.tracking.metrics_log import MetricsLog
+from tinychat.tracking.base import STATUS_OF, MetricsLog, RunInfo
 from tinychat.tracking.mlflow_run import MlflowRun, fit_tags, flatten, read_identity, run_tags
 from tinychat.tracking.store import IDENTITY, resolve_uri
 

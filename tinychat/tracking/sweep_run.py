@@ -15,8 +15,7 @@ from typing import Any
 from filelock import FileLock
 
 from tinychat.runtime.terminal import masked
-from tinychat.tracking.base import RunInfo, Status
-from tinychat.tracking.metrics_log import Row
+from tinychat.tracking.base import Row, RunInfo, Status
 from tinychat.tracking.mlflow_run import MlflowRun, fit_tags, flatten, read_identity
 from tinychat.tracking.mlflow_tracker import reason
 from tinychat.tracking.store import IDENTITY

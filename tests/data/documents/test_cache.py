@@ -18,9 +18,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from tinychat.config.schema import DataConfig, Source
-from tinychat.data.documents import cache
-from tinychat.data.documents.cache import token_cache
+from tinychat.data.documents import tokens as cache
 from tinychat.data.documents.sources import TextSource, text_source
+from tinychat.data.documents.tokens import token_cache
 from tinychat.data.files import caches
 from tinychat.errors import UserError
 from tinychat.runtime import manifest

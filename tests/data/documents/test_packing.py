@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tinychat.data.documents.packing import PackedBlocks, document_segments
+from tinychat.data.documents.tokens import PackedBlocks, document_segments
 from tinychat.errors import UserError
 
 N, T, B = 1_003, 10, 8  # 100 blocks an epoch, 3 tokens over

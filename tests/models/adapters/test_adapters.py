@@ -20,10 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from tests.conftest import REPOSITORY, environment_of
 from tinychat.config.schema import ModelConfig, OptimConfig, OptimKind, PeftConfig, PeftKind
-from tinychat.engine.base import StepStats
+from tinychat.engine.base import PlainEngine, StepStats
 from tinychat.engine.checkpoint import Checkpointer
 from tinychat.engine.optim import build_optimizer
-from tinychat.engine.plain import PlainEngine
 from tinychat.errors import UserError
 from tinychat.merge import main
 from tinychat.models.adapters.adapter_files import ADAPTER_BASE, ADAPTER_CONFIG, ADAPTER_WEIGHTS, weights_fingerprint

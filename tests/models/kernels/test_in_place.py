@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
-from tinychat.engine.plain import PlainEngine
+from tinychat.engine.base import PlainEngine
 from tinychat.models.kernels import in_place
 from tinychat.models.kernels import in_place as scratch_module
 from tinychat.models.kernels.in_place import GradientsInPlace, Scratch, adds_in_place

@@ -5,8 +5,7 @@ from tinychat.tinyworld.grammar import counted
 from tinychat.tinyworld.lexicon.living import DISHES, JOBS, Dish, Job
 from tinychat.tinyworld.lexicon.things import BELONGINGS, FAIR_WEATHERS, OUTDOORS, SMALL_SIZES, SPOILERS, Spoiler, Thing
 from tinychat.tinyworld.lexicon.trials import SKILLS, Skill
-from tinychat.tinyworld.plots.plot import Plot, places, traits_without
-from tinychat.tinyworld.scene import Scene
+from tinychat.tinyworld.scene import Plot, Scene, places, traits_without
 
 
 def plan_race(scene: Scene) -> None:

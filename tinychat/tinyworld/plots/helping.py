@@ -11,8 +11,7 @@ from tinychat.tinyworld.lexicon.things import (
     SMALL_SIZES,
     Thing,
 )
-from tinychat.tinyworld.plots.plot import Plot, places, traits_without
-from tinychat.tinyworld.scene import Scene
+from tinychat.tinyworld.scene import Plot, Scene, places, traits_without
 
 
 def plan_sharing(scene: Scene) -> None:

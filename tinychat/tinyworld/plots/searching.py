@@ -11,8 +11,7 @@ from tinychat.tinyworld.lexicon.things import (
     Collectable,
     Thing,
 )
-from tinychat.tinyworld.plots.plot import Plot
-from tinychat.tinyworld.scene import Scene
+from tinychat.tinyworld.scene import Plot, Scene
 
 
 def plan_lost(scene: Scene) -> None:

@@ -4,8 +4,7 @@ and an apology, a quarrel and turns)."""
 from tinychat.tinyworld.grammar import article
 from tinychat.tinyworld.lexicon.things import BELONGINGS, CALM_WEATHERS, MATERIALS, OUTDOORS, SMALL_SIZES, Thing
 from tinychat.tinyworld.lexicon.trials import DANGERS, FEARS, Danger, Fear
-from tinychat.tinyworld.plots.plot import Plot, traits_without
-from tinychat.tinyworld.scene import Scene
+from tinychat.tinyworld.scene import Plot, Scene, traits_without
 
 
 def plan_fear(scene: Scene) -> None:
