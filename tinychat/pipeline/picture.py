@@ -134,8 +134,10 @@ def _panel(axes: Axes, panel: Panel) -> None:
     axes.set_title(f"{SPECS[panel.stage].title}: {what}", fontsize=9, loc="left")
     if len(panel.curves) > 1 or panel.headline:
         shown = [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
-        more = {"title": panel.headline, "title_fontsize": 8} if panel.headline else {}
-        legend = axes.legend(handles=shown, fontsize=7.5, frameon=False, labelspacing=0.2, **more)
+        title = panel.headline or None
+        legend = axes.legend(
+            handles=shown, title=title, title_fontsize=8, fontsize=7.5, frameon=False, labelspacing=0.2
+        )
         legend.get_title().set_fontweight("bold")
 
 
