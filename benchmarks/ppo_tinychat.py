@@ -16,7 +16,7 @@ from measuring import peak_memory_gb, weights_digest  # beside this file
 from omegaconf import OmegaConf
 from ppo_task import BETAS, CHECKED, EPS, LR, MICRO, TEMPERATURE, Clock, Task
 
-from tinychat.config.schema import Config, DsConfig, OptimConfig, Precision, RewardConfig, RewardKind, RewardPart
+from tinychat.config.schema import Config, DsConfig, OptimConfig, Precision, RewardConfig, RewardPart
 from tinychat.config.stages import PpoStage
 from tinychat.data.preferences.prompts import PromptBatch, PromptRow
 from tinychat.engine import Engine, StepStats, build_engine
@@ -122,7 +122,7 @@ def configuration(task: Task) -> Config:
         ds=DsConfig("none", False, {}),
         peft=WHOLE,
         precision=Precision.auto if task.bf16 else Precision.fp32,
-        reward=RewardConfig("model", {"model": RewardPart(RewardKind.model, 1.0, task.path("reward"))}, False),
+        reward=RewardConfig("model", {"model": RewardPart("model", 1.0, task.path("reward"))}, False),
         seed=task.seed,
     )
     return cast(Config, found)

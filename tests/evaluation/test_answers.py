@@ -7,6 +7,7 @@ from decimal import Decimal
 
 import pytest
 
+from tinychat.errors import UserError
 from tinychat.evaluation.answers import (
     common_subsequence,
     is_correct,
@@ -147,7 +148,7 @@ def test_lists_have_an_order() -> None:
 
 @pytest.mark.parametrize("kind", ["", "essay"])
 def test_other_kinds_are_refused(kind: str) -> None:
-    with pytest.raises(ValueError, match="one of exact, number, word"):
+    with pytest.raises(UserError, match="no such kind of answer; there are exact, number, word"):
         is_correct(kind, "a", "a")
 
 

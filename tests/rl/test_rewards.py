@@ -10,7 +10,7 @@ import torch
 
 from tests.chat_models import babbler
 from tests.reward_models import reward_model
-from tinychat.config.schema import RewardConfig, RewardKind, RewardPart, Source
+from tinychat.config.schema import RewardConfig, RewardPart
 from tinychat.config.stages import ScoreRange
 from tinychat.data.preferences.prompts import PromptRow, prompt_source
 from tinychat.errors import UserError
@@ -32,14 +32,14 @@ def rewards(world: World = ALONE, **parts: RewardPart) -> Rewards:
 
 def python(tmp_path: Path, code: str, weight: float = 1.0, name: str = "score") -> RewardPart:
     (tmp_path / "mine.py").write_text(code)
-    return RewardPart(RewardKind.python, weight, f"{tmp_path / 'mine.py'}:{name}")
+    return RewardPart("python", weight, f"{tmp_path / 'mine.py'}:{name}")
 
 
 def test_parts_are_weighted_and_added(tmp_path: Path) -> None:
     mine = python(
         tmp_path, "def score(prompts, replies): return [len(p) + len(r) for p, r in zip(prompts, replies)]", 0.5
     )
-    right = RewardPart(RewardKind.verifier, 2.0, None)
+    right = RewardPart("verifier", 2.0, None)
     rows = [row(1, "number", "7"), row(2, "number", "8")]
     total, parts = rewards(mine=mine, right=right).score(rows, ["7", "The answer is 9"], [[1], [1]])
     assert parts == {"mine": [3.0, 17.0], "right": [1.0, 0.0]}
@@ -51,7 +51,7 @@ def test_a_reward_model_is_taken_in_its_own_template_and_with_a_word_for_raw_sco
     score_range: ScoreRange, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = reward_model(tmp_path / "rm", score_range)
-    part = RewardPart(RewardKind.model, 1.0, None)
+    part = RewardPart("model", 1.0, None)
     policy = babbler()[1]
     set_template(policy, "instruct")
 
@@ -77,10 +77,10 @@ def test_a_reward_model_is_taken_in_its_own_template_and_with_a_word_for_raw_sco
         ("def score(prompts, replies): return [1.0, 'x']", "gave 'x' where a number is needed"),
         (
             "def score(prompts, replies):\n    if 'bad' in replies: raise ValueError('oh\\nno')\n    return [0.0]",
-            r"ValueError: oh no, for the reply 'bad' to row 2",
+            r"ValueError: oh no \(.*mine.py, line 2\), for the reply 'bad' to row 2",
         ),
         ("import nothing_like_it", "ModuleNotFoundError while it is loaded"),
-        ("def other(prompts, replies): return []", "no function 'score'; it has other"),
+        ("def other(prompts, replies): return []", "has no 'score'; it has other"),
     ],
 )
 def test_a_function_that_fails_is_one_line_that_names_the_sample(tmp_path: Path, code: str, says: str) -> None:
@@ -92,19 +92,19 @@ def test_a_function_that_fails_is_one_line_that_names_the_sample(tmp_path: Path,
 
 def test_prompts_that_a_part_cannot_judge_are_refused() -> None:
     with pytest.raises(UserError, match="row 2 has none"):
-        rewards(right=RewardPart(RewardKind.verifier, 1.0, None)).check_rows([row(1, "number", "7"), row(2)])
+        rewards(right=RewardPart("verifier", 1.0, None)).check_rows([row(1, "number", "7"), row(2)])
     with pytest.raises(UserError, match="tinyworld's requests alone, not row 1"):
-        rewards(oracle=RewardPart(RewardKind.oracle, 1.0, None)).check_rows([row(1)])
+        rewards(oracle=RewardPart("oracle", 1.0, None)).check_rows([row(1)])
 
 
 def test_the_oracle_is_tinyworlds() -> None:
     from tests.data.preferences.test_sources import config
 
-    data = config(source=Source.tinyworld, name="tinyworld", max_rows=12)
+    data = config(source="tinyworld", name="tinyworld", max_rows=12)
     rows = list(itertools.islice(prompt_source(data, "train").rows(), 6))
     replies = ["No.", "I cannot help with that.", "", "Yes, steal it!", "Give it back.", "Ask somebody."]
     wanted = [preferences.judge(part.request, reply).reward for part, reply in zip(rows, replies, strict=True)]
-    total, parts = rewards(oracle=RewardPart(RewardKind.oracle, 1.0, None)).score(rows, replies, [[1]] * 6)
+    total, parts = rewards(oracle=RewardPart("oracle", 1.0, None)).score(rows, replies, [[1]] * 6)
     assert total.tolist() == pytest.approx(wanted)
     assert gold_rewards(rows, replies) == pytest.approx(wanted)
     assert len(set(wanted)) > 1

@@ -83,12 +83,21 @@ def test_a_spawned_process_does_not_import_the_program_that_runs_here(tmp_path: 
 @pytest.mark.parametrize(
     ("code", "says"),
     [
-        ("import sys\ndef score(prompts, replies): sys.exit()", "path=.*: sys.exit, for the reply 'cat' to row 1"),
-        ("def score(prompts, replies): raise SystemExit(0)", "sys.exit: 0, for the reply 'cat' to row 1"),
-        ("def score(prompts, replies): raise KeyboardInterrupt", "KeyboardInterrupt, for the reply 'cat' to row 1"),
+        (
+            "import sys\ndef score(prompts, replies): sys.exit()",
+            r"path=.*: sys.exit \(.*mine.py, line 2\), for .* to row 1",
+        ),
+        (
+            "def score(prompts, replies): raise SystemExit(0)",
+            r"sys.exit: 0 \(.*mine.py, line 1\), for the reply 'cat' to row 1",
+        ),
+        (
+            "def score(prompts, replies): raise KeyboardInterrupt",
+            r"KeyboardInterrupt \(.*mine.py, line 1\), for the reply 'cat' to row 1",
+        ),
         ("import sys\nsys.exit('usage: mine.py FILE')", "sys.exit while it is loaded: usage: mine.py FILE"),
         ("raise KeyboardInterrupt", "KeyboardInterrupt while it is loaded"),
-        ("def score(prompts, replies)", "SyntaxError while it is loaded"),
+        ("def score(prompts, replies)", r"SyntaxError while it is loaded: expected ':' \(.*mine.py, line 1\)$"),
         ("def score(prompts, replies): return [10**400] * 2", "gave 1000.* where a number is needed"),
     ],
 )
@@ -124,5 +133,7 @@ def test_another_module_of_the_name_of_one_beside_it_is_refused(tmp_path: Path) 
 def test_what_is_no_python_file(tmp_path: Path, name: str) -> None:
     with contextlib.suppress(IsADirectoryError):
         (tmp_path / name).write_text("") if name.endswith("txt") else None
-    with pytest.raises(UserError, match=r"no Python file; give FILE\.py:FUNCTION"):
+    with pytest.raises(
+        UserError, match=r"no such file" if name == "none.py" else r"no Python file; give FILE\.py:NAME"
+    ):
         user_code.load(str(tmp_path / name))

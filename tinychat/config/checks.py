@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from tinychat.config import data_checks, deepspeed, launch_checks, schema, shapes, size_checks
+from tinychat.config import data_checks, deepspeed, launch_checks, plugins, schema, shapes, size_checks
 from tinychat.config.schema import Config, Device, OptimKind, Precision
 from tinychat.config.specs import Made, Start, spec_of
 from tinychat.errors import UserError
@@ -148,12 +148,21 @@ def _rewards(config: Config) -> Iterator[str]:
     if not parts:
         yield "reward.parts={}: at least one part; reward=model takes the newest reward model"
     for name, part in parts.items():
-        if part.kind is schema.RewardKind.python and (not part.path or ":" not in part.path):
-            yield f"reward.parts.{name}.path={part.path}: a function of yours, as FILE.py:FUNCTION"
-        elif part.kind is schema.RewardKind.python and not Path(str(part.path).rpartition(":")[0]).is_file():
-            yield f"reward.parts.{name}.path={part.path}: no such file (looked from {Path.cwd()})"
-        if part.kind is schema.RewardKind.oracle and config.data.source is not schema.Source.tinyworld:
+        try:
+            kind = plugins.reward_kind(name, part)
+        except UserError as error:
+            yield str(error)
+            continue
+        yield from kind.problems(f"reward.parts.{name}", part)
+        if kind.needs_oracle and not _has_oracle(config):
             yield f"reward.parts.{name}: the oracle knows only tinyworld's requests; use data=tinyworld or reward=model"
+
+
+def _has_oracle(config: Config) -> bool:
+    try:
+        return plugins.source_of(config.data).has_oracle
+    except UserError:  # which data_checks tell
+        return True
 
 
 def _peft(config: Config) -> Iterator[str]:

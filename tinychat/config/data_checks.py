@@ -6,25 +6,11 @@ import glob
 from collections.abc import Iterator
 from pathlib import Path
 
-from tinychat.config.schema import Config, DataConfig, Source
-from tinychat.config.specs import Rows, spec_of
+from tinychat.config import plugins
+from tinychat.config.schema import Config, DataConfig
+from tinychat.config.specs import spec_of
+from tinychat.errors import UserError
 from tinychat.runtime.run_files import at_home
-
-_OWN_CHATS = (Source.alpaca, Source.minimind_sft, Source.chat)
-_OWN_PAIRS = (
-    Source.pku_saferlhf,
-    Source.hh_rlhf,
-    Source.minimind_dpo,
-    Source.preference,
-)
-_NEED_PATH = (Source.text, Source.chat, Source.preference, Source.prompts)
-# Which sources have what a stage reads.
-SOURCES_OF: dict[Rows, tuple[Source, ...]] = {
-    "documents": (Source.tinyworld, Source.tinystories, Source.text),
-    "conversations": (Source.tinyworld, *_OWN_CHATS, *_OWN_PAIRS),  # of pairs: the chosen replies
-    "preferences": (Source.tinyworld, *_OWN_PAIRS),
-    "prompts": (Source.tinyworld, *_OWN_PAIRS, *_OWN_CHATS, Source.prompts),
-}
 
 
 def problems(config: Config) -> Iterator[str]:
@@ -34,12 +20,18 @@ def problems(config: Config) -> Iterator[str]:
         value = getattr(data, key)
         if value and not _exists(value):
             yield f"data.{key}={value}: no such file or folder (looked from {Path.cwd()})"
-    if data.source in _NEED_PATH and not data.path:
+    try:
+        plugins.VERIFIERS.use(data.verifiers, "data.verifiers")
+        source = plugins.source_of(data)
+    except UserError as error:
+        yield str(error)
+        return
+    if source.needs_path and not data.path:
         yield f"data.path=null: data={data.name} needs a file, folder or glob, as data.path=my_files/"
     yield from _mix(data)
     wanted = spec_of(config).reads
-    if wanted and data.source not in SOURCES_OF[wanted]:
-        works = ", ".join(source.value for source in SOURCES_OF[wanted])
+    if wanted and not plugins.gives(data, wanted):
+        works = ", ".join(plugins.sources_of(wanted))
         yield f"data={data.name} has no {wanted}, which stage={config.stage.name} takes; use data={works}"
     if not 0 <= data.val_fraction <= 0.5:
         yield f"data.val_fraction={data.val_fraction}: at least 0 and at most 0.5"
@@ -61,11 +53,16 @@ def _mix(data: DataConfig) -> Iterator[str]:
     for name, part in data.mix.items():
         if part.path and not _exists(part.path):
             yield f"data.mix.{name}.path={part.path}: no such file or folder (looked from {Path.cwd()})"
-        if part.source in _NEED_PATH and not part.path:
-            yield f"data.mix.{name}.path=null: {part.source.value} needs a file, folder or glob"
-        if part.source not in SOURCES_OF["conversations"]:
-            works = ", ".join(source.value for source in SOURCES_OF["conversations"])
-            yield f"data.mix.{name}.source={part.source.value} has no conversations; use {works}"
+        try:
+            source = plugins.SOURCES.get(part.source, f"data.mix.{name}.source")
+        except UserError as error:
+            yield str(error)
+            continue
+        if source.needs_path and not part.path:
+            yield f"data.mix.{name}.path=null: {part.source} needs a file, folder or glob"
+        if not plugins.MADE_OF["conversations"] & set(source.has):
+            works = ", ".join(plugins.sources_of("conversations"))
+            yield f"data.mix.{name}.source={part.source} has no conversations; use {works}"
         if part.max_rows is not None and part.max_rows < 1:
             yield f"data.mix.{name}.max_rows={part.max_rows}: must be at least 1, or null for all"
 

@@ -128,20 +128,6 @@ class TokenizerKind(Enum):
     pretrained = "pretrained"
 
 
-class Source(Enum):
-    tinyworld = "tinyworld"
-    tinystories = "tinystories"
-    text = "text"
-    alpaca = "alpaca"
-    minimind_sft = "minimind_sft"
-    chat = "chat"
-    pku_saferlhf = "pku_saferlhf"
-    hh_rlhf = "hh_rlhf"
-    minimind_dpo = "minimind_dpo"
-    preference = "preference"
-    prompts = "prompts"
-
-
 class Preference(Enum):
     """Which of PKU-SafeRLHF's two answers says which reply was chosen."""
 
@@ -161,15 +147,6 @@ class OnBadRow(Enum):
 
     fail = "fail"
     skip = "skip"
-
-
-class RewardKind(Enum):
-    """Where the score of a reply comes from."""
-
-    model = "model"  # a reward model's checkpoint
-    oracle = "oracle"  # tinyworld's exact judge
-    verifier = "verifier"  # the prompt's own answer: 1 where the reply is right, 0 elsewhere
-    python = "python"  # a function of the user's
 
 
 class PeftKind(Enum):
@@ -234,9 +211,10 @@ class TokenizerConfig:
 class MixPart:
     """Rows that are added to another source's."""
 
-    source: Source = MISSING
+    source: str = MISSING  # as data.source
     path: str | None = MISSING  # as data.path
     max_rows: int | None = MISSING  # as data.max_rows
+    options: dict[str, Any] = field(default_factory=dict)  # as data.options
 
 
 @dataclass
@@ -244,8 +222,10 @@ class DataConfig:
     """Where rows come from: documents, conversations, preferences, prompts."""
 
     name: str = MISSING
-    source: Source = MISSING
+    source: str = MISSING  # a name in tinychat.data.sources.SOURCES, or a class of yours: FILE.py:NAME, MODULE:NAME
     path: str | None = MISSING  # own file, folder or glob; null: the hub (tinystories) or the generator (tinyworld)
+    options: dict[str, Any] = field(default_factory=dict)  # further arguments of a class of yours
+    verifiers: list[str] = field(default_factory=list)  # functions of yours that rows name as `answer`: FILE.py:NAME
     val_path: str | None = MISSING  # held-out documents; null: the source's own split, else a seeded hold-out
     val_fraction: float = MISSING  # share of documents held out where the source has no validation split
     text_column: str = MISSING  # column or key that holds the text
@@ -267,7 +247,8 @@ class DataConfig:
 class TemplateConfig:
     """How a conversation becomes text; saved inside the tokenizer."""
 
-    name: str = MISSING  # one of tinychat.text.chat_template.TEMPLATES, or `own`: the one the tokenizer brings
+    name: str = MISSING  # one of tinychat.text.TEMPLATES, or `own`: the one the tokenizer brings
+    path: str | None = MISSING  # a template of yours: FILE.jinja; null: the one of that name
 
 
 @dataclass
@@ -286,9 +267,10 @@ class PeftConfig:
 class RewardPart:
     """One score of a reply; the parts of a reward are added."""
 
-    kind: RewardKind = MISSING
+    kind: str = MISSING  # a name in tinychat.rl.rewards.KINDS: model, oracle, verifier, python
     weight: float = MISSING
-    path: str | None = MISSING  # model: folder, auto or best (newest stage=reward); python: FILE.py:FUNCTION
+    path: str | None = MISSING  # model: folder, auto or best (newest stage=reward); python: FILE.py:NAME or MODULE:NAME
+    options: dict[str, Any] = field(default_factory=dict)  # python: further arguments of the class or function
 
 
 @dataclass

@@ -13,9 +13,10 @@ from typing import Any
 
 import psutil
 
-from tinychat.config import shapes
-from tinychat.config.schema import Config, Device, LaunchKind, OptimKind, PeftKind, Source
+from tinychat.config import plugins, shapes
+from tinychat.config.schema import Config, Device, LaunchKind, OptimKind, PeftKind
 from tinychat.config.specs import spec_of
+from tinychat.errors import UserError
 
 GB = 1e9
 LAYER_OBJECTS = 20_000  # bytes of Python objects that a layer takes at least, also where its weights take none
@@ -88,16 +89,19 @@ def _short(number: int | float) -> str:
 
 
 def _generated(config: Config) -> Iterator[str]:
-    """tinyworld makes as many documents as it is asked for."""
+    """Of a source that makes as many documents as it is asked for."""
     data = config.data
-    if data.source is not Source.tinyworld:
+    try:
+        if not plugins.source_of(data).endless:
+            return
+    except UserError:  # which data_checks tell
         return
     for key in ("max_docs", "max_val_docs", "max_rows", "max_val_rows"):
         count = getattr(data, key) or 0
         count *= 1 + max(0.0, data.lessons) if key == "max_docs" else 1
         if count > GENERATED:
             more = f" data.lessons={data.lessons:g}" if key == "max_docs" and data.lessons else ""
-            yield f"data.{key}={getattr(data, key)}{more}: tinyworld makes at most {GENERATED:,} documents or rows"
+            yield f"data.{key}={getattr(data, key)}{more}: {data.source} makes at most {GENERATED:,} documents or rows"
 
 
 def machine_memory() -> float:

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tinychat.config.schema import Config, OnBadRow, RewardKind
+from tinychat.config.plugins import reward_kind
+from tinychat.config.schema import Config, OnBadRow
 from tinychat.config.specs import Rows, spec_of
 from tinychat.data.chats.rows import BadRow
 from tinychat.data.chats.sources import ChatSource, chat_source
@@ -31,7 +32,7 @@ def fingerprints(config: Config, rows: Rows) -> dict[Split, str]:
     for split in SPLITS:
         source = _find(config, rows, split)
         memo_dir = Path(config.paths.cache)
-        if _size(source) is None:
+        if _size(source) is None and not _peek(source):
             continue
         if isinstance(source, PreferenceSource):
             part = spec_of(config).part if split == "train" else None
@@ -72,12 +73,21 @@ def _size(source: TextSource | RowSource[Any] | PromptSource) -> int | None:
     return source.rows_of.found.size if isinstance(source, PromptSource) else source.found.size
 
 
+def _peek(source: TextSource | RowSource[Any] | PromptSource) -> bool:
+    """Whether the first rows are read although they are in no files."""
+    if isinstance(source, TextSource):
+        return source.peek
+    return (source.rows_of if isinstance(source, PromptSource) else source).found.peek
+
+
 def _read(source: TextSource | RowSource[Any], config: Config) -> None:
     if isinstance(source, ChatSource):
         for part in source.added.values():
             _read(part, config)
     size = _size(source)
     if size is None:
+        if _peek(source):
+            _exhaust(itertools.islice(source.documents() if isinstance(source, TextSource) else source.rows(), FIRST))
         return
     if isinstance(source, TextSource):
         _exhaust(source.documents() if size <= WHOLE else itertools.islice(source.read(Meter()), FIRST))
@@ -95,8 +105,10 @@ def _check_answers(source: PromptSource, config: Config) -> None:
     """Of prompts that are files, where a verifier judges the replies."""
     size = _size(source)
     for name, part in config.reward.parts.items():
-        if size is not None and part.kind is RewardKind.verifier:
-            check_answers(itertools.islice(source.rows(), FIRST if size > WHOLE else None), f"reward.parts.{name}")
+        if (size is not None or source.rows_of.found.peek) and reward_kind(name, part).needs_answers:
+            check_answers(
+                itertools.islice(source.rows(), FIRST if size is None or size > WHOLE else None), f"reward.parts.{name}"
+            )
 
 
 def _exhaust(rows: Iterable[Any]) -> None:

@@ -7,6 +7,11 @@ import re
 import unicodedata
 from collections.abc import Callable
 from decimal import Decimal
+from typing import Any
+
+from tinychat.config.plugins import VERIFIERS
+from tinychat.errors import UserError
+from tinychat.runtime import user_code
 
 # Scripts written without blanks: each character is a word. Japanese kana, Chinese characters, Korean syllables.
 SINGLE = (
@@ -68,12 +73,10 @@ def is_correct(kind: str, reply: str, expected: str) -> bool:
 
     exact: equal but for blanks; case and punctuation count. word: equal after normalise(). number: the last number in
     the reply, in digits or English words, has the value of the (last) one expected. yes_no: the first words are equal.
-    list: the same items in the same order.
-    Raises ValueError for another kind.
+    list: the same items in the same order. Or one of the user's (data.verifiers), by its name.
+    Raises UserError for another kind, and for what the user's raises or gives.
     """
-    if kind not in CHECKS:
-        raise ValueError(f"kind of answer {kind!r}: one of {', '.join(CHECKS)}")
-    return CHECKS[kind](reply, expected)
+    return VERIFIERS.get(kind, "answer")(reply, expected)
 
 
 def normalise(text: str) -> str:
@@ -146,10 +149,31 @@ def _same_items(reply: str, expected: str) -> bool:
     return list_items(reply) == list_items(expected)
 
 
-CHECKS: dict[str, Callable[[str, str], bool]] = {
+Check = Callable[[str, str], bool]  # reply, expected
+CHECKS: dict[str, Check] = {
     "exact": _to_the_letter,
     "number": _same_number,
     "word": _same,
     "yes_no": _same_first_word,
     "list": _same_items,
 }
+
+
+def adopt(found: Any, address: str) -> Check:
+    """A function (reply, expected) -> bool of the user's as another kind. Raises UserError for what is none."""
+    if not callable(found) or isinstance(found, type):
+        raise UserError("is no function; a verifier is a function (reply, expected) -> True or False")
+
+    def check(reply: str, expected: str) -> bool:
+        where = f"data.verifiers: {address}"
+        try:
+            with user_code.running():
+                verdict = found(reply, expected)
+                right = bool(verdict) if verdict in (True, False) else None
+        except user_code.UserCodeError as error:
+            raise UserError(f"{where}: {error}, for the reply {reply[:80]!r}") from error
+        if right is None:
+            raise UserError(f"{where}: gave {repr(verdict)[:80]} where True or False is needed")
+        return right
+
+    return check

@@ -19,7 +19,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from tinychat.config.schema import Config, Device, Precision, RewardKind, TokenizerKind, to_config
+from tinychat.config import plugins
+from tinychat.config.schema import Config, Device, Precision, TokenizerKind, to_config
 from tinychat.config.specs import spec_of
 from tinychat.engine.base import resolve_precision
 from tinychat.engine.optim import warmup_of
@@ -65,8 +66,8 @@ def _parents(config: Config, found: Mapping[str, str | None]) -> Iterator[tuple[
     if judge in parents.AUTO:
         yield f"stage.judge={judge}", found.get("judge")
     if spec_of(config).rewards:
-        for name, part in config.reward.parts.items():
-            if part.kind is RewardKind.model and (part.path is None or part.path in parents.AUTO):
+        for name, part in plugins.reward_models(config.reward).items():
+            if part.path is None or part.path in parents.AUTO:
                 yield f"reward.parts.{name}.path={part.path or 'null'}", found.get(f"reward.{name}")
 
 
@@ -104,6 +105,7 @@ def _run_as_rank(config: Config, run_dir: Path, insist: bool) -> int:
         keep_freed_memory()
     lock = folders.RunLock(run_dir) if world.is_main else None
     setup_logging(run_dir, world.rank)
+    plugins.VERIFIERS.use(config.data.verifiers, "data.verifiers")
     stop = StopFlag(run_dir, speaks=world.is_main)
     try:
         with stop.listening(insist):

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tinychat import train
-from tinychat.config import checks, schema
+from tinychat.config import checks, plugins, schema
 from tinychat.config.explain import check_tuned, explain, nearest_key
 from tinychat.config.specs import SPECS, Made, makers, spec_of
 from tinychat.config.words import as_value
@@ -200,9 +200,8 @@ def _wants_tokenizer(job: Job) -> bool:
 
 def _open_rewards(job: Job) -> dict[str, str]:
     """The parts of its reward that are a reward model, the newest there is; and which checkpoint of that."""
-    parts = job.config.reward.parts.items() if spec_of(job.config).rewards else ()
-    models = {name: part.path for name, part in parts if part.kind is schema.RewardKind.model}
-    return {name: path for name, path in models.items() if path in parents.AUTO}
+    models = plugins.reward_models(job.config.reward) if spec_of(job.config).rewards else {}
+    return {name: part.path for name, part in models.items() if part.path in parents.AUTO}
 
 
 def _handed(run: Path | None, spec: str) -> str:

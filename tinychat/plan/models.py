@@ -21,7 +21,8 @@ from transformers import (
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from tinychat.config.schema import Config, PeftConfig, PeftKind, RewardKind
+from tinychat.config import plugins
+from tinychat.config.schema import Config, PeftConfig, PeftKind
 from tinychat.config.specs import spec_of
 from tinychat.config.stages import ValueKind
 from tinychat.engine.optim import split_parameters
@@ -104,9 +105,7 @@ def stage_models(config: Config, shape: Any, length: int, numbers: Numbers) -> l
         return [_reward(shape, length, numbers, peft, stage.train_last_layers)]
     trained = _language(shape, length, numbers, peft)
     whole = trained if peft.kind is PeftKind.none else None  # a backbone without an adapter: traced already
-    parts = (
-        [name for name, part in config.reward.parts.items() if part.kind is RewardKind.model] if spec.rewards else []
-    )
+    parts = list(plugins.reward_models(config.reward)) if spec.rewards else []
     scorers = ["reward model" if len(parts) == 1 else f"reward model {name}" for name in parts]
     found = [replace(trained, name="policy")] if spec.reference else [trained]
     if spec.value and stage.value is ValueKind.shared:

@@ -1,32 +1,204 @@
-"""What a reply is worth: a weighted sum of parts, each a reward model, tinyworld's oracle, the prompt's own answer, or
-a function of the user's.
+"""What a reply is worth: a weighted sum of parts, each of one of KINDS: a reward model, an exact judge of the data's,
+the prompt's own answer, or code of the user's.
 
-Every rank scores its share of the replies, then all have all scores.
+Every rank scores its share of the replies, then all have all scores. Another kind is a class here, in KINDS, and a YAML
+file in conf/reward/. Nothing at the top loads torch: the parent process asks here what a kind needs.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from tinychat.config.schema import RewardConfig, RewardKind, RewardPart
+from tinychat.config.plugins import reward_kind
+from tinychat.config.schema import RewardConfig, RewardPart
 from tinychat.config.stages import ScoreRange
-from tinychat.data.preferences.prompts import PromptRow, check_answers
 from tinychat.errors import UserError
 from tinychat.evaluation.answers import is_correct
-from tinychat.models.scorer import Scorer
 from tinychat.runtime import user_code
 from tinychat.runtime.user_code import UserCodeError
-from tinychat.runtime.world import World
-from tinychat.tinyworld import preferences
 
-# (rows, replies as text, sequences of prompt and response tokens) -> a score each
-Part = Callable[[Sequence[PromptRow], list[str], list[list[int]]], list[float]]
+if TYPE_CHECKING:
+    import torch
+
+    from tinychat.data.preferences.prompts import PromptRow
+    from tinychat.runtime.world import World
+
 log = logging.getLogger("tinychat")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a part is at work."""
+
+    key: str  # reward.parts.NAME
+    checkpoint: str | None  # of a kind that takes a model
+    tokenizer: Any
+    any_template: bool
+    world: World
+    dtype: torch.dtype
+    batch_size: int
+
+
+class Kind:
+    """One part of a reward; made once on each rank."""
+
+    takes_model = False  # `path` is the checkpoint of a reward model, or auto or best
+    needs_answers = False  # prompts must say how a reply is checked
+    needs_oracle = False  # prompts must know an exact judge
+
+    @staticmethod
+    def problems(key: str, part: RewardPart) -> Iterator[str]:
+        """What is wrong with its settings, before a job begins."""
+        yield from ()
+
+    def __init__(self, part: RewardPart, place: Place) -> None:
+        """Raises UserError."""
+        self.key = place.key
+
+    def check_rows(self, rows: Sequence[PromptRow]) -> None:
+        """Raise UserError where prompts lack what the part needs."""
+
+    def check_length(self, length: int) -> None:
+        """Raise UserError where it cannot read prompt and reply of `length` tokens."""
+
+    def score(self, rows: Sequence[PromptRow], replies: list[str], sequences: list[list[int]]) -> list[float]:
+        """A score for each reply; sequences: the tokens of prompt and reply. Raises UserError."""
+        raise NotImplementedError
+
+
+class ModelReward(Kind):
+    takes_model = True
+
+    def __init__(self, part: RewardPart, place: Place) -> None:
+        """Raises UserError for a reward model of another tokenizer or chat template."""
+        from tinychat.models.scorer import Scorer
+
+        super().__init__(part, place)
+        self.scorer = Scorer(str(place.checkpoint), place.world.device, place.dtype, place.batch_size)
+        self.scorer.check_tokenizer(place.tokenizer, f"{place.key}.path={place.checkpoint}")
+        self.scorer.check_template(place.tokenizer, "the policy", place.any_template)
+        if self.scorer.score_range == ScoreRange.raw.value:
+            log.warning(
+                "%s: the scores of %s are its raw output, with the mean and spread that training left it: the weight "
+                "of the KL penalty means another thing with every such model. One of stage.score_range=standard has "
+                "mean 0 and standard deviation 1",
+                *(place.key, self.scorer.path),
+            )
+
+    def check_length(self, length: int) -> None:
+        most = self.scorer.model.config.max_position_embeddings
+        if most < length:
+            raise UserError(
+                f"{self.key}: this reward model reads {most} tokens at most, prompt and reply may have {length}; set "
+                f"stage.context_length={most}"
+            )
+
+    def score(self, rows: Sequence[PromptRow], replies: list[str], sequences: list[list[int]]) -> list[float]:
+        return self.scorer.score_ids(sequences)
+
+
+class OracleReward(Kind):
+    needs_oracle = True
+
+    def check_rows(self, rows: Sequence[PromptRow]) -> None:
+        if bad := next((row for row in rows if row.request is None), None):
+            raise UserError(f"{self.key}: the oracle knows tinyworld's requests alone, not {bad.place}")
+
+    def score(self, rows: Sequence[PromptRow], replies: list[str], sequences: list[list[int]]) -> list[float]:
+        return gold_rewards(rows, replies) or []
+
+
+class VerifierReward(Kind):
+    needs_answers = True
+
+    def check_rows(self, rows: Sequence[PromptRow]) -> None:
+        from tinychat.data.preferences.prompts import check_answers
+
+        check_answers(rows, self.key)
+
+    def score(self, rows: Sequence[PromptRow], replies: list[str], sequences: list[list[int]]) -> list[float]:
+        return [float(is_correct(row.answer, reply, row.reference)) for row, reply in zip(rows, replies, strict=True)]
+
+
+class PythonReward(Kind):
+    """A function score(prompts, replies) -> numbers of the user's, or a class whose objects are called so, made once
+    with the part's options; prompts as text, the last user message."""
+
+    @staticmethod
+    def problems(key: str, part: RewardPart) -> Iterator[str]:
+        try:
+            _users(key, part)
+        except UserError as error:
+            yield str(error)
+
+    def __init__(self, part: RewardPart, place: Place) -> None:
+        super().__init__(part, place)
+        self.key = f"{place.key}.path={part.path}"
+        found = _users(place.key, part)
+        if isinstance(found, type):
+            try:
+                with user_code.running("when it is made"):
+                    self._score = found(**part.options)
+            except UserCodeError as error:
+                raise UserError(f"{self.key}: {error}") from error
+        else:
+            self._score = functools.partial(found, **part.options)
+
+    def score(self, rows: Sequence[PromptRow], replies: list[str], sequences: list[list[int]]) -> list[float]:
+        try:
+            given = self._ask(rows, replies)
+        except UserCodeError as error:
+            raise UserError(self._raised(rows, replies, error)) from error
+        if len(given) != len(replies):
+            raise UserError(f"{self.key}: gave {len(given)} scores for {len(replies)} replies; one for each is needed")
+        return [self._number(value) for value in given]
+
+    def _ask(self, rows: Sequence[PromptRow], replies: list[str]) -> list[Any]:
+        with user_code.running():
+            return list(self._score([row.messages[-1]["content"] for row in rows], list(replies)))
+
+    def _number(self, value: Any) -> float:
+        try:
+            return float(value)
+        except Exception:  # a tensor of several numbers, an integer beyond floats, a word
+            raise UserError(f"{self.key}: gave {repr(value)[:80]} where a number is needed") from None
+
+    def _raised(self, rows: Sequence[PromptRow], replies: list[str], error: UserCodeError) -> str:
+        """Which reply it fails on, found by giving it one at a time."""
+        for row, reply in zip(rows, replies, strict=True):
+            try:
+                self._ask([row], [reply])
+            except UserCodeError as alone:
+                return f"{self.key}: {alone}, for the reply {reply[:80]!r} to {row.place}"
+        return f"{self.key}: {error}, for {len(replies)} replies together, not for one alone"
+
+
+def _users(key: str, part: RewardPart) -> Any:
+    """The function or class of the user's. Raises UserError."""
+    if not part.path or ":" not in part.path:
+        raise UserError(f"{key}.path={part.path}: a function or class of yours, as FILE.py:NAME")
+    try:
+        found = user_code.named(part.path)
+    except UserCodeError as error:
+        raise UserError(f"{key}.path={part.path}: {error}") from error
+    if isinstance(found, type) and not any("__call__" in vars(one) for one in found.__mro__):
+        raise UserError(f"{key}.path={part.path}: the class has no method __call__(self, prompts, replies)")
+    if not callable(found):
+        raise UserError(f"{key}.path={part.path}: is a {type(found).__name__}, neither a function nor a class")
+    return found
+
+
+KINDS: dict[str, type[Kind]] = {
+    "model": ModelReward,
+    "oracle": OracleReward,
+    "verifier": VerifierReward,
+    "python": PythonReward,
+}
 
 
 class Rewards:
@@ -41,47 +213,25 @@ class Rewards:
         dtype: torch.dtype,
         batch_size: int,
     ):
-        """Raises UserError for a reward model of another tokenizer or chat template, and for a function that cannot
-        be found."""
+        """Raises UserError for a reward model of another tokenizer or chat template, and for code of the user's that
+        cannot be found."""
         self.weights = {name: part.weight for name, part in config.parts.items()}
-        self.kinds = {name: part.kind for name, part in config.parts.items()}
         self._world = world
-        self._parts: dict[str, Part] = {}
-        self.scorers: dict[str, Scorer] = {}
+        self._parts: dict[str, Kind] = {}
         for name, part in config.parts.items():
-            if part.kind is RewardKind.model:
-                scorer = Scorer(str(parents[f"reward.{name}"]), world.device, dtype, batch_size)
-                scorer.check_tokenizer(tokenizer, f"reward.parts.{name}.path={parents[f'reward.{name}']}")
-                scorer.check_template(tokenizer, "the policy", config.any_template)
-                if scorer.score_range == ScoreRange.raw.value:
-                    log.warning(
-                        "reward.parts.%s: the scores of %s are its raw output, with the mean and spread that training "
-                        "left it: the weight of the KL penalty means another thing with every such model. One of "
-                        "stage.score_range=standard has mean 0 and standard deviation 1",
-                        *(name, scorer.path),
-                    )
-                self.scorers[name] = scorer
-                self._parts[name] = lambda _rows, _replies, sequences, s=scorer: s.score_ids(sequences)  # type: ignore
-            else:
-                self._parts[name] = _part(name, part)
+            checkpoint = parents.get(f"reward.{name}")
+            place = Place(f"reward.parts.{name}", checkpoint, tokenizer, config.any_template, world, dtype, batch_size)
+            self._parts[name] = reward_kind(name, part)(part, place)
 
     def check_rows(self, rows: Sequence[PromptRow]) -> None:
         """Raise UserError where prompts lack what a part needs."""
-        for name, kind in self.kinds.items():
-            if kind is RewardKind.verifier:
-                check_answers(rows, f"reward.parts.{name}")
-            if kind is RewardKind.oracle and (bad := next((row for row in rows if row.request is None), None)):
-                raise UserError(f"reward.parts.{name}: the oracle knows tinyworld's requests alone, not {bad.place}")
+        for part in self._parts.values():
+            part.check_rows(rows)
 
     def check_lengths(self, length: int) -> None:
         """Raise UserError where a reward model cannot read prompt and reply of `length` tokens."""
-        for name, scorer in self.scorers.items():
-            most = scorer.model.config.max_position_embeddings
-            if most < length:
-                raise UserError(
-                    f"reward.parts.{name}: this reward model reads {most} tokens at most, prompt and reply may have "
-                    f"{length}; set stage.context_length={most}"
-                )
+        for part in self._parts.values():
+            part.check_length(length)
 
     def score(
         self, rows: Sequence[PromptRow], replies: list[str], sequences: list[list[int]]
@@ -90,6 +240,8 @@ class Rewards:
 
         Raises UserError for a function that fails, or whose scores are too few or not finite; it names the reply.
         """
+        import torch
+
         share = len(rows) // self._world.size
         own = slice(self._world.rank * share, (self._world.rank + 1) * share)
         found: dict[str, list[float]] = {name: [] for name in self._parts}
@@ -97,7 +249,7 @@ class Rewards:
         scores: dict[str, list[float]] = {}
         try:
             for name, part in self._parts.items():
-                scores[name] = part(rows[own], replies[own], sequences[own])
+                scores[name] = part.score(rows[own], replies[own], sequences[own])
                 _check_finite(name, scores[name], rows[own], replies[own])
         except UserError as error:  # told to all ranks: none may be left waiting
             problem = str(error)
@@ -113,66 +265,10 @@ class Rewards:
 
 
 def gold_rewards(rows: Sequence[PromptRow], replies: Sequence[str]) -> list[float] | None:
-    """tinyworld's exact reward of each reply, from -1 to 1; None where the prompts are not its requests."""
+    """The exact reward of each reply, from -1 to 1; None where a prompt knows no judge."""
     if any(row.request is None for row in rows):
         return None
-    return [preferences.judge(row.request, reply).reward for row, reply in zip(rows, replies, strict=True)]
-
-
-def _part(name: str, part: RewardPart) -> Part:
-    if part.kind is RewardKind.oracle:
-        return lambda rows, replies, _sequences: gold_rewards(rows, replies) or []
-    if part.kind is RewardKind.verifier:
-        return lambda rows, replies, _sequences: [
-            float(is_correct(row.answer, reply, row.reference)) for row, reply in zip(rows, replies, strict=True)
-        ]
-    return _python_part(name, str(part.path))
-
-
-def _python_part(name: str, path: str) -> Part:
-    """A function score(prompts, replies) -> numbers of the user's; prompts as text, the last user message."""
-    file, _, function = path.rpartition(":")
-    key = f"reward.parts.{name}.path={path}"
-    try:
-        module = user_code.load(file)
-    except UserCodeError as error:
-        raise UserError(f"{key}: {error}") from error
-    score = getattr(module, function, None)
-    if not callable(score):
-        there = ", ".join(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
-        raise UserError(f"{key}: the file has no function {function!r}; it has {there or 'none'}")
-
-    def ask(rows: Sequence[PromptRow], replies: list[str]) -> list[Any]:
-        with user_code.running():
-            return list(score([row.messages[-1]["content"] for row in rows], list(replies)))
-
-    def part(rows: Sequence[PromptRow], replies: list[str], _sequences: list[list[int]]) -> list[float]:
-        try:
-            given = ask(rows, replies)
-        except UserCodeError as error:
-            raise UserError(_raised(key, ask, rows, replies, error)) from error
-        if len(given) != len(replies):
-            raise UserError(f"{key}: gave {len(given)} scores for {len(replies)} replies; one for each is needed")
-        return [_number(key, value) for value in given]
-
-    return part
-
-
-def _number(key: str, value: Any) -> float:
-    try:
-        return float(value)
-    except Exception:  # a tensor of several numbers, an integer beyond floats, a word
-        raise UserError(f"{key}: gave {repr(value)[:80]} where a number is needed") from None
-
-
-def _raised(key: str, ask: Any, rows: Sequence[PromptRow], replies: list[str], error: UserCodeError) -> str:
-    """Which reply the function fails on, found by giving it one at a time."""
-    for row, reply in zip(rows, replies, strict=True):
-        try:
-            ask([row], [reply])
-        except UserCodeError as alone:
-            return f"{key}: {alone}, for the reply {reply[:80]!r} to {row.place}"
-    return f"{key}: {error}, for {len(replies)} replies together, not for one alone"
+    return [row.request.judge(reply).reward for row, reply in zip(rows, replies, strict=True) if row.request]
 
 
 def _check_finite(name: str, scores: list[float], rows: Sequence[PromptRow], replies: list[str]) -> None:

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import tinychat
-from tinychat.config.schema import Config, RewardKind, TokenizerKind
+from tinychat.config.plugins import reward_models
+from tinychat.config.schema import Config, TokenizerKind
 from tinychat.config.shapes import shape_of
 from tinychat.config.specs import SPECS, Made, Start, makers, spec_of
 from tinychat.config.words import for_shell
@@ -230,11 +231,10 @@ def _scorers(config: Config) -> dict[str, str | None]:
     stage = config.stage
     found: dict[str, str | None] = {}
     if spec_of(config).rewards:
-        for name, part in config.reward.parts.items():
-            if part.kind is RewardKind.model:
-                spec = part.path or "auto"
-                newest = _newest(config, *makers(Made.reward), which=spec) if spec in AUTO else None
-                found[f"reward.{name}"] = str(newest) if newest else _resolve(spec, config)
+        for name, part in reward_models(config.reward).items():
+            spec = part.path or "auto"
+            newest = _newest(config, *makers(Made.reward), which=spec) if spec in AUTO else None
+            found[f"reward.{name}"] = str(newest) if newest else _resolve(spec, config)
     judge = getattr(stage, "judge", None)
     if judge in AUTO:
         newest = _newest(config, *makers(Made.judge), which=judge)
@@ -255,7 +255,7 @@ def _check_several(config: Config, said: Sequence[str]) -> None:
     if config.init_from in AUTO and not _newest(config, *spec.origins):
         wanted.append(spec.origins[0])
         missing += _chain(config, spec.origins[0])
-    models = [part for part in config.reward.parts.values() if part.kind is RewardKind.model]
+    models = reward_models(config.reward).values()
     if any((part.path or "auto") in AUTO for part in models) and not _newest(config, *makers(Made.reward)):
         wanted.append(makers(Made.reward)[0])
         missing.append(makers(Made.reward)[0])
@@ -367,7 +367,7 @@ def _tokenizer(config: Config, said: Sequence[str]) -> str | None:
         return (
             other["stage"]["name"] in makers(Made.tokenizer)
             and other["tokenizer"]["vocab_size"] == tokenizer.vocab_size
-            and (other["data"]["name"], other["data"]["path"]) == (data.name, data.path)
+            and [other["data"].get(key) for key in ("name", "path", "source")] == [data.name, data.path, data.source]
         )
 
     if found := folders.first_usable(_finished(config, wanted)):

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tinychat.config.data_checks import SOURCES_OF
+from tinychat.config.plugins import gives
 from tinychat.config.schema import Config
 from tinychat.engine import Engine, evaluation_engine
 from tinychat.errors import UserError
@@ -87,7 +87,7 @@ def what_to_measure(config: Config, context: Context, like: Any = None) -> Subje
     else that of the tokenizer `like`. Raises UserError where data that are nothing else find none.
     """
     data, tokenizer = config.data, get_tokenizer(config, context)
-    documents, conversations = (data.source in SOURCES_OF[rows] for rows in ("documents", "conversations"))
+    documents, conversations = (gives(data, rows) for rows in ("documents", "conversations"))
     requests = has_requests(config)
     if not (documents or conversations or requests):
         raise UserError(f"stage.safety_prompts=0: data={data.name} has nothing but requests; let some be answered")

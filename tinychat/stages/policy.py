@@ -10,8 +10,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from tinychat.config.data_checks import SOURCES_OF
-from tinychat.config.schema import Config, OnBadRow, PeftConfig, PeftKind, Source
+from tinychat.config.plugins import source_of
+from tinychat.config.schema import Config, OnBadRow, PeftConfig, PeftKind
 from tinychat.config.stages import RolloutStage
 from tinychat.data.preferences.prompts import PromptBatch, PromptBatches, prompt_shape, prompt_source
 from tinychat.engine import Batch, Engine, evaluation_engine
@@ -204,14 +204,14 @@ class PolicyEvaluation:
         picked = [index * len(prompts) // size for index in range(size)]
         self.prompts = PromptBatch([prompts.rows[i] for i in picked], [prompts.ids[i] for i in picked], picked)
         log.info("validation: %d of %d prompts get a sampled reply", size, len(prompts))
-        has = config.data.source in SOURCES_OF["preferences"]
+        has = source_of(config.data).has
         self.requests = (
-            HeldOutRequests(tokenizer, config, context) if has and config.stage.safety_prompts != 0 else None
+            HeldOutRequests(tokenizer, config, context)
+            if "preferences" in has and config.stage.safety_prompts != 0
+            else None
         )
         # Of preferences alone (all but tinyworld's) the chosen replies are no instructions to be met.
-        alone = has and config.data.source is not Source.tinyworld
-        has = config.data.source in SOURCES_OF["conversations"] and not alone
-        self.instructions = HeldOut(tokenizer, length, config, context) if has else None
+        self.instructions = HeldOut(tokenizer, length, config, context) if "conversations" in has else None
 
     def measure(self, beta: float, last: bool) -> dict[str, float]:
         """Reward, KL and objective of sampled replies; safety and instruction accuracy of greedy ones.

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from tinychat.config.data_checks import SOURCES_OF
-from tinychat.config.schema import Config, Source
+from tinychat.config.plugins import source_of
+from tinychat.config.schema import Config
 from tinychat.config.stages import ScoreRange
 from tinychat.data.chats.rows import LeftOut
 from tinychat.data.preferences.prompts import PromptRow, prompt_source, with_prompts
@@ -36,10 +36,10 @@ SHOWN = 24  # replies in the report; the table has all
 def has_requests(config: Config) -> bool:
     """Whether the data have requests to be safe with, and the stage asks for an answer to any."""
     data = config.data
-    if data.source is Source.tinyworld and (data.path or data.val_path):
+    has = source_of(data).has
+    if len(has) > 1 and (data.path or data.val_path):
         return False  # files that tinyworld is given are documents or conversations
-    has = data.source in SOURCES_OF["preferences"] or data.source is Source.prompts
-    return has and config.stage.safety_prompts != 0
+    return bool({"preferences", "prompts"} & set(has)) and config.stage.safety_prompts != 0
 
 
 class HeldOutRequests:

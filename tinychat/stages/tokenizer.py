@@ -16,7 +16,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from tinychat.config.schema import Config, DataConfig, Source
+from tinychat.config.plugins import source_of
+from tinychat.config.schema import Config, DataConfig
 from tinychat.data.chats.sources import chat_source
 from tinychat.data.documents.sources import text_source
 from tinychat.errors import UserError
@@ -152,7 +153,7 @@ def run(config: Config, context: Context) -> StageResult:
 def world_conversations(data: DataConfig) -> Iterator[str]:
     """Every message of the generated world's instructions, and of as many demonstrations (half of those to harmful
     requests unsafe, as preferences are), so that words which stories lack have tokens too."""
-    if data.source is not Source.tinyworld or data.path is not None:
+    if data.path is not None or not {"documents", "conversations"} <= set(source_of(data).has):
         return
     for share in (0.0, 1.0):
         for row in chat_source(replace(data, demonstrations=share, unsafe_demonstrations=0.5, mix={}), "train").rows():

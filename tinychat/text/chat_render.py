@@ -14,7 +14,8 @@ from itertools import islice
 from transformers import PreTrainedTokenizerFast
 
 from tinychat.errors import UserError
-from tinychat.text.template_process import TEMPLATES, Failed, Filled, Job, Message, Span, fill
+from tinychat.text import TEMPLATES
+from tinychat.text.template_process import Failed, Filled, Job, Message, Span, fill
 
 INSTEAD = f"use template={' or template='.join(TEMPLATES)}"
 MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")

@@ -21,9 +21,9 @@ from transformers import PreTrainedTokenizerFast
 
 from tinychat.errors import UserError
 from tinychat.runtime.terminal import as_text
-from tinychat.text import CHAT_END, CHAT_START
+from tinychat.text import CHAT_END, CHAT_START, TEMPLATES
 from tinychat.text.chat_render import INSTEAD, Message, Refused, Rendered, render, special_tokens, template_of
-from tinychat.text.template_process import TEMPLATES, shipped
+from tinychat.text.template_process import shipped
 from tinychat.text.tokenizer import decode_exactly, encoded_texts
 
 OWN = "own"  # in place of a name in TEMPLATES: the template the tokenizer brings along

@@ -19,7 +19,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,8 +26,8 @@ import jinja2
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from tinychat.runtime import process
+from tinychat.text import TEMPLATES
 
-TEMPLATES = ("instruct", "chatml")
 SECONDS = 5.0  # of processor time, for one conversation
 MEMORY = 1 << 29  # bytes; and BYTES_PER_CHARACTER more for each one of the request
 BYTES_PER_CHARACTER = 64
@@ -62,7 +61,7 @@ class Failed:
 @functools.cache
 def shipped(name: str) -> str:
     """The text of one of TEMPLATES."""
-    return (files("tinychat.text") / "templates" / f"{name}.jinja").read_text("utf-8").rstrip()
+    return TEMPLATES[name].read_text("utf-8").rstrip()
 
 
 def fill(template: str, special: dict[str, Any], jobs: list[Job]) -> list[Filled | Failed]:

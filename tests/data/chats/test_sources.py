@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tinychat.config.schema import DataConfig, MixPart, OnBadRow, Preference, Source
+from tinychat.config.schema import DataConfig, MixPart, OnBadRow, Preference
 from tinychat.data.chats.rows import ChatRow, chat_row
 from tinychat.data.chats.sources import chat_source
 from tinychat.data.files.row_sources import choose
@@ -31,7 +31,7 @@ ROWS = [{"instruction": f"Say {i}.", "input": "", "output": f"{i}"} for i in ran
 def config(path: Path | str | None = None, **changes: Any) -> DataConfig:
     values = {
         "name": "own",
-        "source": Source.chat,
+        "source": "chat",
         "path": None if path is None else str(path),
         "val_path": None,
         "val_fraction": 0.1,
@@ -163,7 +163,7 @@ def test_bad_row_ends_the_job_or_is_left_out(
     tmp_path: Path, row: Any, why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = write(tmp_path / "a.jsonl", [*ROWS[:3], row, *ROWS[3:6], row])
-    data = config(path, source=Source.alpaca, val_path=str(path))
+    data = config(path, source="alpaca", val_path=str(path))
     assert refused(data).startswith(f"{path}, line 4: {why}; ")
     skipping = dataclasses.replace(data, on_bad_row=OnBadRow.skip)
     source = chat_source(skipping, "train")
@@ -179,7 +179,7 @@ def test_nothing_usable(tmp_path: Path) -> None:
     message = refused(config(path, on_bad_row=OnBadRow.skip))
     assert message.startswith(f"no conversations in {path}")
     assert "none of 2 rows can be used, the first at" in message
-    assert "no column 'conversations'; it has text" in refused(config(path, source=Source.minimind_sft))
+    assert "no column 'conversations'; it has text" in refused(config(path, source="minimind_sft"))
     one = write(tmp_path / "b.jsonl", ROWS[:1])
     side: Split = "train" if texts_or_none(config(one), "validation") else "validation"
     assert "data.val_fraction=0.1 leaves no" in refused(config(one), side)
@@ -193,7 +193,7 @@ def texts_or_none(data: DataConfig, split: Split) -> list[str]:
 
 
 def test_sources_without_conversations_and_missing_paths(tmp_path: Path) -> None:
-    assert "data=own has documents, not conversations" in refused(config(source=Source.text))
+    assert "data=own has documents, not conversations" in refused(config(source="text"))
     assert refused(config()).startswith("data.path is null: data=own needs a file, folder or glob (jsonl, ")
     assert refused(config(tmp_path / "gone")).startswith(f"data.path={tmp_path}/gone: no such")
 
@@ -204,7 +204,7 @@ def test_ten_rows_hold_out_one_at_least(tmp_path: Path, shape: str) -> None:
     rows += [{"prompt": f"Say {i}.", "chosen": "c", "rejected": "d", "response": "c"} for i in range(10)]
     path = write(tmp_path / "a.jsonl", rows)
     for seed in range(10):
-        data = config(path, source=Source(shape), seed=seed, val_fraction=0.01, judge_fraction=0)
+        data = config(path, source=shape, seed=seed, val_fraction=0.01, judge_fraction=0)
         find: Any = {"chat": chat_source, "preference": preference_source, "prompts": prompt_files}[shape]
         train, validation = ({row.key() for row in find(data, split).rows()} for split in ("train", "validation"))
         assert len(train) + len(validation) == 10
@@ -227,7 +227,7 @@ def test_fingerprint_follows_what_decides_the_rows(tmp_path: Path) -> None:
 
     assert key() == key() == key(at=write(tmp_path / "elsewhere/b.jsonl", ROWS))
     changes: list[dict[str, Any]] = [{"seed": 2}, {"max_rows": 9}, {"on_bad_row": OnBadRow.skip}]
-    changes += [{"source": Source.alpaca}, {"val_path": str(path)}, {"val_fraction": 0.2}]
+    changes += [{"source": "alpaca"}, {"val_path": str(path)}, {"val_fraction": 0.2}]
     prints = {key(), key("validation"), *(key(**change) for change in changes)}
     prints.add(key(max_rows=9, val_path=str(path)))
     prints.add(key(max_rows=9, val_path=str(path), seed=2))  # the choice's seed, without a hold-out
@@ -237,7 +237,7 @@ def test_fingerprint_follows_what_decides_the_rows(tmp_path: Path) -> None:
 
 
 def test_tinyworld_is_generated(tmp_path: Path) -> None:
-    data = config(source=Source.tinyworld, name="tinyworld", max_rows=3, max_val_rows=2)
+    data = config(source="tinyworld", name="tinyworld", max_rows=3, max_val_rows=2)
     rows = list(chat_source(data, "train").rows())
     tasks = [instruction(1, "train", index) for index in range(3)]
     assert [row.messages for row in rows] == [task.messages for task in tasks]
@@ -260,10 +260,10 @@ def test_hub_offline_says_what_to_pass(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ConnectionError("offline")
 
     monkeypatch.setattr(datasets, "load_dataset_builder", load)
-    message = refused(config(source=Source.alpaca, name="alpaca"))
+    message = refused(config(source="alpaca", name="alpaca"))
     assert "tatsu-lab/alpaca cannot be read from the hub (HF_HUB_OFFLINE is set" in message
     assert "pass data.path=FILE, jsonl or another table with instruction, input and output" in message
-    assert "conversations" in refused(config(source=Source.minimind_sft))
+    assert "conversations" in refused(config(source="minimind_sft"))
     assert asked == [
         ("tatsu-lab/alpaca", {}),
         ("jingyaogong/minimind_dataset", {"data_files": {"train": "sft_mini_512.jsonl"}}),
@@ -281,7 +281,7 @@ def test_hub_rows_are_held_out_and_chosen(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(hub, "is_reachable", lambda: True)
     monkeypatch.setattr(datasets, "load_dataset_builder", load)
-    data = config(source=Source.alpaca, name="alpaca", max_rows=20)
+    data = config(source="alpaca", name="alpaca", max_rows=20)
     assert refused(data).startswith("tatsu-lab/alpaca, row 301: empty reply (output)")
     data = dataclasses.replace(data, on_bad_row=OnBadRow.skip)
     train, validation = texts(data), texts(data, "validation")
@@ -298,7 +298,7 @@ def test_preferences_give_their_chosen_replies_once(tmp_path: Path, caplog: pyte
     again, unsafe = {**PAIRS[0], "rejected": "never"}, {**PAIRS[5], "chosen_safe": False}
     train = write(tmp_path / "own/train.jsonl", [*PAIRS[:3], again, unsafe, {**PAIRS[6], "chosen_safe": True}])
     write(tmp_path / "own/valid.jsonl", [{**PAIRS[1], "chosen": "other", "chosen_safe": False}, PAIRS[7]])
-    data = config(tmp_path / "own", source=Source.preference)
+    data = config(tmp_path / "own", source="preference")
     with caplog.at_level(logging.INFO):
         rows = list(chat_source(data, "train").rows())
     assert [row.messages[0]["content"] for row in rows] == ["Ask 0.", "Ask 2.", "Ask 6."]  # 1 is held out
@@ -307,12 +307,10 @@ def test_preferences_give_their_chosen_replies_once(tmp_path: Path, caplog: pyte
     assert "own: 1 chosen replies that are not labelled safe left out" in caplog.text
     assert texts(data, "validation") == ["Ask 7."]
     assert chat_source(data, "train").description.startswith("the chosen replies of ")
-    assert refused(config(write(tmp_path / "a.jsonl", [unsafe]), source=Source.preference)).startswith(
+    assert refused(config(write(tmp_path / "a.jsonl", [unsafe]), source="preference")).startswith(
         f"{tmp_path}/a.jsonl ("
     )
-    assert (
-        len({chat_source(one, "train").fingerprint() for one in (data, config(train, source=Source.preference))}) == 2
-    )
+    assert len({chat_source(one, "train").fingerprint() for one in (data, config(train, source="preference"))}) == 2
 
 
 def pku(number: int, safe: list[bool]) -> dict[str, Any]:
@@ -324,7 +322,7 @@ def pku(number: int, safe: list[bool]) -> dict[str, Any]:
 def test_of_pku_only_replies_labelled_safe_are_taken(tmp_path: Path) -> None:
     rows = [pku(0, [False, True]), pku(1, [False, False]), pku(2, [])]
     val = str(write(tmp_path / "val.jsonl", [pku(3, [False, True])]))
-    data = config(write(tmp_path / "a.jsonl", rows), source=Source.pku_saferlhf, val_path=val)
+    data = config(write(tmp_path / "a.jsonl", rows), source="pku_saferlhf", val_path=val)
     (row,) = chat_source(data, "train").rows()
     assert [message["content"] for message in row.messages] == ["Ask 0.", "0 1"]
     message = refused(dataclasses.replace(data, path=str(write(tmp_path / "b.jsonl", rows[1:]))))
@@ -339,7 +337,7 @@ def test_other_sources_are_added_to_training_alone(tmp_path: Path, caplog: pytes
     path = write(tmp_path / "a.jsonl", ROWS[:4])
     pairs = write(tmp_path / "b.jsonl", PAIRS)
     chats = write(tmp_path / "c.jsonl", [*ROWS[9:30], {"instruction": "a", "output": ""}])
-    mix = {"safe": MixPart(Source.preference, str(pairs), 5), "more": MixPart(Source.chat, str(chats), None)}
+    mix = {"safe": MixPart("preference", str(pairs), 5), "more": MixPart("chat", str(chats), None)}
     data = mixed(path, mix, on_bad_row=OnBadRow.skip)
     source = chat_source(data, "train")
     with caplog.at_level(logging.INFO):
@@ -347,7 +345,7 @@ def test_other_sources_are_added_to_training_alone(tmp_path: Path, caplog: pytes
     more = texts(config(chats, on_bad_row=OnBadRow.skip))
     assert asked == [
         *(row["instruction"] for row in ROWS[:4]),
-        *texts(config(pairs, source=Source.preference, max_rows=5)),
+        *texts(config(pairs, source="preference", max_rows=5)),
         *more,
     ]
     assert f"mixed: 4 conversations of mixed-train, 5 of safe, {len(more)} of more" in caplog.text
@@ -361,7 +359,7 @@ def test_a_mix_decides_the_fingerprint_of_training(tmp_path: Path) -> None:
     path, pairs = write(tmp_path / "a.jsonl", ROWS[:4]), write(tmp_path / "b.jsonl", PAIRS)
 
     def key(rows: int | None = None, split: Split = "train", of: Path = pairs) -> str:
-        return chat_source(mixed(path, {"x": MixPart(Source.preference, str(of), rows)}), split).fingerprint()
+        return chat_source(mixed(path, {"x": MixPart("preference", str(of), rows)}), split).fingerprint()
 
     alone = chat_source(mixed(path, {}), "train").fingerprint()
     assert len({key(), key(5), key(of=write(tmp_path / "c.jsonl", PAIRS[1:])), alone}) == 4
@@ -374,13 +372,13 @@ def test_errors_of_an_added_source_name_it(tmp_path: Path) -> None:
     pairs = write(tmp_path / "b.jsonl", [{**row, "chosen_safe": False} for row in PAIRS])
     bad = write(tmp_path / "c.jsonl", [{**PAIRS[0], "chosen": "no"}])
     cases = [
-        (MixPart(Source.preference, None, 5), "data.mix.x: data.path is null: data=x needs a file, folder or glob ("),
-        (MixPart(Source.preference, str(path) + "?", 5), f"data.mix.x: data.path={path}?: no such file"),
-        (MixPart(Source.preference, str(pairs), 5), f"data.mix.x: {pairs} ("),
-        (MixPart(Source.preference, str(pairs), 0), "data.mix.x: data.max_rows=0: must be at least 1"),
-        (MixPart(Source.preference, str(bad), None), f"{bad}, line 1: chosen and rejected are the same text"),
-        (MixPart(Source.tinyworld, None, None), "data.mix.x: data.max_rows=null: the generator of data=x never ends"),
-        (MixPart(Source.tinystories, None, None), "data.mix.x: data=x has documents, not conversations"),
+        (MixPart("preference", None, 5), "data.mix.x: data.path is null: data=x needs a file, folder or glob ("),
+        (MixPart("preference", str(path) + "?", 5), f"data.mix.x: data.path={path}?: no such file"),
+        (MixPart("preference", str(pairs), 5), f"data.mix.x: {pairs} ("),
+        (MixPart("preference", str(pairs), 0), "data.mix.x: data.max_rows=0: must be at least 1"),
+        (MixPart("preference", str(bad), None), f"{bad}, line 1: chosen and rejected are the same text"),
+        (MixPart("tinyworld", None, None), "data.mix.x: data.max_rows=null: the generator of data=x never ends"),
+        (MixPart("tinystories", None, None), "data.mix.x: data=x has documents, not conversations"),
     ]
     for part, message in cases:
         assert refused(mixed(path, {"x": part})).startswith(message)
@@ -388,12 +386,12 @@ def test_errors_of_an_added_source_name_it(tmp_path: Path) -> None:
 
 @needs_samples
 def test_samples_of_alpaca_and_safe_replies() -> None:
-    mix = {"safe": MixPart(Source.pku_saferlhf, str(SHARED / "pku_saferlhf"), 500)}
-    alpaca = config(SHARED / "alpaca", source=Source.alpaca, on_bad_row=OnBadRow.skip, max_rows=1000, mix=mix)
+    mix = {"safe": MixPart("pku_saferlhf", str(SHARED / "pku_saferlhf"), 500)}
+    alpaca = config(SHARED / "alpaca", source="alpaca", on_bad_row=OnBadRow.skip, max_rows=1000, mix=mix)
     rows = list(chat_source(alpaca, "train").rows())
     assert len(rows) == 1500
     assert all("pku_saferlhf" in row.place and len(row.messages) == 2 for row in rows[1000:])
-    pku = dataclasses.replace(alpaca, source=Source.pku_saferlhf, path=str(SHARED / "pku_saferlhf"), mix={})
+    pku = dataclasses.replace(alpaca, source="pku_saferlhf", path=str(SHARED / "pku_saferlhf"), mix={})
     pairs = {
         row.prompt[0]["content"]: row
         for row in preference_source(dataclasses.replace(pku, max_rows=None), "train").rows()
@@ -401,20 +399,20 @@ def test_samples_of_alpaca_and_safe_replies() -> None:
     assert {row.key() for row in rows[1000:]} <= {row.key() for row in pairs.values()}
     held_out = {row.key() for row in preference_source(pku, "validation").rows()}
     assert held_out.isdisjoint(row.key() for row in rows)
-    for source, folder in ((Source.hh_rlhf, "hh_harmless/test.jsonl.gz"), (Source.minimind_dpo, "minimind/dpo.jsonl")):
+    for source, folder in (("hh_rlhf", "hh_harmless/test.jsonl.gz"), ("minimind_dpo", "minimind/dpo.jsonl")):
         data = config(SHARED / folder, source=source, on_bad_row=OnBadRow.skip, max_rows=50)
         assert len(texts(data)) == 50
 
 
 @needs_samples
 def test_samples() -> None:
-    alpaca = config(SHARED / "alpaca", source=Source.alpaca, on_bad_row=OnBadRow.skip)
+    alpaca = config(SHARED / "alpaca", source="alpaca", on_bad_row=OnBadRow.skip)
     source = chat_source(dataclasses.replace(alpaca, max_rows=1000), "train")
     assert len(list(source.rows())) == 1000
     assert source.n_bad == 1  # one row has an empty output
     assert len(texts(alpaca)) + len(texts(alpaca, "validation")) == 4_264
-    minimind = config(SHARED / "minimind" / "sft.jsonl", source=Source.minimind_sft)
+    minimind = config(SHARED / "minimind" / "sft.jsonl", source="minimind_sft")
     assert len(texts(minimind)) + len(texts(minimind, "validation")) == 901
     # found out by itself
-    assert texts(dataclasses.replace(minimind, source=Source.chat)) == texts(minimind)
+    assert texts(dataclasses.replace(minimind, source="chat")) == texts(minimind)
     assert len(texts(config(SHARED / "gsm8k", name="gsm8k"))) > 5_000

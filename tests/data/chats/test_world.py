@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from tests.data.chats.test_sources import config
-from tinychat.config.schema import Source
 from tinychat.data.chats.rows import ChatRow
-from tinychat.data.chats.sources import Plan, chat_source, is_shared_out, world_chats
+from tinychat.data.chats.sources import chat_source
+from tinychat.data.sources import Plan, is_shared_out, world_chats
 from tinychat.tinyworld.preferences import judge, request, requests
 from tinychat.tinyworld.tasks import instruction
 
@@ -63,7 +63,7 @@ def test_what_is_held_out_never_comes() -> None:
 
 def test_only_training_conversations_are_demonstrations() -> None:
     shares: dict[str, Any] = {"demonstrations": 0.5, "unsafe_demonstrations": 0.4}
-    data = config(source=Source.tinyworld, name="tinyworld", max_rows=40, max_val_rows=40, **shares)
+    data = config(source="tinyworld", name="tinyworld", max_rows=40, max_val_rows=40, **shares)
     assert [row.family for row in chat_source(data, "train").rows()].count("request") == 20
     assert "request" not in [row.family for row in chat_source(data, "validation").rows()]
     described = chat_source(data, "train").description

@@ -17,7 +17,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from tinychat.config.schema import DataConfig, Source
+from tinychat.config.schema import DataConfig
 from tinychat.data.documents import tokens as cache
 from tinychat.data.documents.sources import TextSource, text_source
 from tinychat.data.documents.tokens import token_cache
@@ -55,7 +55,7 @@ def write(path: Path, texts: list[str]) -> Path:
 def config(path: Path, **changes: Any) -> DataConfig:
     values = {
         "name": "own",
-        "source": Source.text,
+        "source": "text",
         "path": str(path),
         "val_path": str(path),
         "val_fraction": 0.1,

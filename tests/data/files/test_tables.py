@@ -12,7 +12,7 @@ from tests.data.chats.test_sources import config as chat_config
 from tests.data.chats.test_sources import write
 from tests.data.documents.test_sources import config as text_config
 from tests.data.preferences.test_prompt_files import config as prompt_config
-from tinychat.config.schema import OnBadRow, Source
+from tinychat.config.schema import OnBadRow
 from tinychat.data.chats.files import read_chats
 from tinychat.data.chats.rows import ChatRow
 from tinychat.data.chats.sources import chat_source
@@ -88,7 +88,7 @@ def test_surplus_fields_of_every_shape_are_bad_rows(tmp_path: Path, caplog: pyte
         lambda **more: chat_source(chat_config(path, val_path=val, **more), "train").rows(),
         lambda **more: prompt_files(prompt_config(path, val_path=val, **more), "train").rows(),
         lambda **more: preference_source(
-            chat_config(pairs, source=Source.preference, val_path=val, judge_fraction=0, **more), "train"
+            chat_config(pairs, source="preference", val_path=val, judge_fraction=0, **more), "train"
         ).rows(),
         lambda **more: text_source(text_config(documents, val_path=val, **more), "train").documents(),
     ]

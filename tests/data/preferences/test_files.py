@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from tinychat.config.schema import Preference, Source
+from tests.data.preferences.test_sources import config
+from tinychat.config.schema import Preference
 from tinychat.data.chats.rows import BadRow
 from tinychat.data.files.row_sources import choose
 from tinychat.data.preferences.rows import (
@@ -12,9 +13,9 @@ from tinychat.data.preferences.rows import (
     paired_row,
     preference_row,
     read_preferences,
-    reader,
     transcript,
 )
+from tinychat.data.sources import SOURCES
 
 U, A = {"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}
 S = {"role": "system", "content": "Be kind."}
@@ -31,18 +32,18 @@ PKU = {
 DIALOGUE = "\n\nHuman: Hello\n\nAssistant: Hi\n\nHuman: More?\n\nAssistant:"
 
 
-def read(row: Any, source: Source = Source.preference, preference: Preference = Preference.safer) -> Any:
-    (found,) = read_preferences([("f, line 7", row)], reader(source, preference))
+def read(row: Any, source: str = "preference", preference: Preference = Preference.safer) -> Any:
+    (found,) = read_preferences([("f, line 7", row)], SOURCES[source].reader(config(preference=preference)))
     return found
 
 
-def taken(row: Any, source: Source = Source.preference, preference: Preference = Preference.safer) -> PreferenceRow:
+def taken(row: Any, source: str = "preference", preference: Preference = Preference.safer) -> PreferenceRow:
     found = read(row, source, preference)
     assert isinstance(found, PreferenceRow), found
     return found
 
 
-def bad(row: Any, source: Source = Source.preference, preference: Preference = Preference.safer) -> str:
+def bad(row: Any, source: str = "preference", preference: Preference = Preference.safer) -> str:
     found = read(row, source, preference)
     assert isinstance(found, BadRow), found
     assert str(found).startswith("f, line 7: ")
@@ -51,16 +52,16 @@ def bad(row: Any, source: Source = Source.preference, preference: Preference = P
 
 
 def test_pku() -> None:
-    row = taken(PKU, Source.pku_saferlhf)
+    row = taken(PKU, "pku_saferlhf")
     assert row == PreferenceRow([U], "Hi", "No", "f, line 7", chosen_safe=True, rejected_safe=False)
-    other = taken(PKU, Source.pku_saferlhf, Preference.better)
+    other = taken(PKU, "pku_saferlhf", Preference.better)
     assert (other.chosen, other.rejected, other.chosen_safe, other.rejected_safe) == ("No", "Hi", False, True)
 
 
 def test_pku_out_of_csv_and_with_newer_columns() -> None:
     """Texts instead of numbers; the kinds of harm of the hub's newest revision."""
     as_text = {key: str(value) for key, value in PKU.items()}
-    assert taken(as_text, Source.pku_saferlhf) == taken(PKU, Source.pku_saferlhf)
+    assert taken(as_text, "pku_saferlhf") == taken(PKU, "pku_saferlhf")
     newer = {
         **PKU,
         "response_0_harm_category": {"Violence": False, "Drugs": False},
@@ -68,32 +69,32 @@ def test_pku_out_of_csv_and_with_newer_columns() -> None:
         "response_0_severity_level": 0,
         "response_1_severity_level": 2,
     }
-    row = taken(newer, Source.pku_saferlhf)
+    row = taken(newer, "pku_saferlhf")
     assert (row.category, row.chosen_severity, row.rejected_severity) == ("Drugs", 0, 2)
-    other = taken(newer, Source.pku_saferlhf, Preference.better)
+    other = taken(newer, "pku_saferlhf", Preference.better)
     assert (other.category, other.chosen_severity, other.rejected_severity) == ("Drugs", 2, 0)
-    assert "response_1_severity_level is 7" in bad({**newer, "response_1_severity_level": 7}, Source.pku_saferlhf)
+    assert "response_1_severity_level is 7" in bad({**newer, "response_1_severity_level": 7}, "pku_saferlhf")
 
 
 def test_pku_without_labels() -> None:
     def lacking(*columns: str, **changes: Any) -> dict[str, Any]:
         return {key: value for key, value in {**PKU, **changes}.items() if key not in columns}
 
-    why = bad(lacking("better_response_id"), Source.pku_saferlhf, Preference.better)
+    why = bad(lacking("better_response_id"), "pku_saferlhf", Preference.better)
     assert why.startswith("no column 'better_response_id' (the more helpful reply), which data.preference=better takes")
     assert why.endswith("; it has safer_response_id: data.preference=safer")
-    why = bad(lacking("safer_response_id", "better_response_id"), Source.pku_saferlhf)
+    why = bad(lacking("safer_response_id", "better_response_id"), "pku_saferlhf")
     assert why == "no column 'safer_response_id' (the safer reply), which data.preference=safer takes"
     for value in (None, 2, -1, "", "left", [0], 0.5):
-        assert "safer_response_id" in bad({**PKU, "safer_response_id": value}, Source.pku_saferlhf)
-    assert "neither true nor false" in bad({**PKU, "is_response_1_safe": None}, Source.pku_saferlhf)
-    row = taken(lacking("is_response_0_safe", "is_response_1_safe"), Source.pku_saferlhf)
+        assert "safer_response_id" in bad({**PKU, "safer_response_id": value}, "pku_saferlhf")
+    assert "neither true nor false" in bad({**PKU, "is_response_1_safe": None}, "pku_saferlhf")
+    row = taken(lacking("is_response_0_safe", "is_response_1_safe"), "pku_saferlhf")
     assert (row.chosen_safe, row.rejected_safe) == (None, None)
-    assert bad(lacking("response_1"), Source.pku_saferlhf).startswith("no column 'response_1'; it has prompt, ")
+    assert bad(lacking("response_1"), "pku_saferlhf").startswith("no column 'response_1'; it has prompt, ")
 
 
 def test_hh() -> None:
-    row = taken({"chosen": f"{DIALOGUE} Yes.", "rejected": f"{DIALOGUE} No.\n"}, Source.hh_rlhf)
+    row = taken({"chosen": f"{DIALOGUE} Yes.", "rejected": f"{DIALOGUE} No.\n"}, "hh_rlhf")
     assert row.prompt == [U, A, {"role": "user", "content": "More?"}]
     assert (row.chosen, row.rejected) == ("Yes.", "No.")
     assert row.conversations()[1][-1] == {"role": "assistant", "content": "No."}
@@ -126,17 +127,17 @@ def test_transcript_splits_at_paragraphs_only() -> None:
     ],
 )
 def test_hh_rows_that_cannot_be_used(chosen: Any, rejected: Any, why: str) -> None:
-    assert why in bad({"chosen": chosen, "rejected": rejected}, Source.hh_rlhf)
+    assert why in bad({"chosen": chosen, "rejected": rejected}, "hh_rlhf")
 
 
 def test_minimind() -> None:
-    row = taken({"chosen": [S, U, A], "rejected": [S, U, NO]}, Source.minimind_dpo)
+    row = taken({"chosen": [S, U, A], "rejected": [S, U, NO]}, "minimind_dpo")
     assert row == PreferenceRow([S, U], "Hi", "No", "f, line 7")
-    assert "part at message 1 " in bad({"chosen": [S, U, A], "rejected": [U, NO]}, Source.minimind_dpo)
-    assert "same text" in bad({"chosen": [U, A], "rejected": [U, A]}, Source.minimind_dpo)
-    assert bad({"chosen": [U, A], "rejected": "No"}, Source.minimind_dpo) == 'rejected is "No", not a list of messages'
-    assert bad({"chosen": [U, A]}, Source.minimind_dpo) == "no column 'rejected'; it has chosen"
-    assert bad([1], Source.minimind_dpo) == "[1] is not an object"
+    assert "part at message 1 " in bad({"chosen": [S, U, A], "rejected": [U, NO]}, "minimind_dpo")
+    assert "same text" in bad({"chosen": [U, A], "rejected": [U, A]}, "minimind_dpo")
+    assert bad({"chosen": [U, A], "rejected": "No"}, "minimind_dpo") == 'rejected is "No", not a list of messages'
+    assert bad({"chosen": [U, A]}, "minimind_dpo") == "no column 'rejected'; it has chosen"
+    assert bad([1], "minimind_dpo") == "[1] is not an object"
 
 
 @pytest.mark.parametrize(
@@ -184,18 +185,17 @@ def test_what_stands_before_the_prompt_is_used(row: dict[str, Any]) -> None:
 def test_earlier_turns_and_second_fields_are_used() -> None:
     row = {"prompt": "More?", "chosen": "Hi", "rejected": "No", "history": [["Hello", "Hi"]], "input": "x"}
     assert taken(row).prompt == [U, A, {"role": "user", "content": "More?", "input": "x"}]
-    assert taken({**PKU, "system": "Be kind."}, Source.pku_saferlhf).prompt == [S, U]
-    assert taken({"system": "Be kind.", "chosen": [U, A], "rejected": [U, NO]}, Source.minimind_dpo).prompt == [S, U]
+    assert taken({**PKU, "system": "Be kind."}, "pku_saferlhf").prompt == [S, U]
+    assert taken({"system": "Be kind.", "chosen": [U, A], "rejected": [U, NO]}, "minimind_dpo").prompt == [S, U]
     assert (
-        taken({"system": "Be kind.", "chosen": f"{DIALOGUE} a", "rejected": f"{DIALOGUE} b"}, Source.hh_rlhf).prompt[0]
-        == S
+        taken({"system": "Be kind.", "chosen": f"{DIALOGUE} a", "rejected": f"{DIALOGUE} b"}, "hh_rlhf").prompt[0] == S
     )
 
 
 def test_what_is_not_used_of_a_preference_is_named() -> None:
     row = {"prompt": "Hello", "chosen": "Hi", "rejected": "No", "margin": 2.0, "id": None}
     assert taken(row).unused == ("margin",)
-    assert taken({**PKU, "prompt_source": "x"}, Source.pku_saferlhf).unused == ("prompt_source",)
+    assert taken({**PKU, "prompt_source": "x"}, "pku_saferlhf").unused == ("prompt_source",)
     named = {"chosen": [U, {**A, "name": "x"}], "rejected": [U, {**NO, "tool_calls": [1]}]}
     assert set(taken(named).unused) == {"name of messages", "tool_calls of messages"}
 

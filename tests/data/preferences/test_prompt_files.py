@@ -9,18 +9,17 @@ import pytest
 
 from tests.data.chats.test_sources import config as chat_config
 from tests.data.chats.test_sources import write
-from tinychat.config.schema import DataConfig, OnBadRow, Source
+from tinychat.config.schema import DataConfig, OnBadRow
 from tinychat.data.chats.rows import BadRow
 from tinychat.data.files.splits import HoldOut, Split
-from tinychat.data.preferences.prompts import ANSWERS, PromptRow, prompt_row, prompt_source
+from tinychat.data.preferences.prompts import PromptRow, prompt_row, prompt_source
 from tinychat.errors import UserError
-from tinychat.evaluation.answers import CHECKS
 
 USER = [{"role": "user", "content": "Why?"}]
 
 
 def config(path: Path | str | None = None, **changes: Any) -> DataConfig:
-    return chat_config(path, **{"source": Source.prompts, "name": "prompts", **changes})
+    return chat_config(path, **{"source": "prompts", "name": "prompts", **changes})
 
 
 def prompts(data: DataConfig, split: Split = "train") -> list[str]:
@@ -87,7 +86,7 @@ BAD = [
     ({"prompt": "Why?", "harmful": "perhaps"}, 'harmful is "perhaps", neither true nor false'),
     ({"prompt": "Why?", "category": 3}, "category is 3, not a string"),
     ({"prompt": "Why?", "answer": "number"}, "how a reply is checked, but no column 'reference' says it"),
-    ({"prompt": "Why?", "answer": "4", "reference": "4"}, "beside a reference it is one of exact, word, number"),
+    ({"prompt": "Why?", "answer": "4", "reference": "4"}, "beside a reference it is one of exact, number, word"),
 ]
 
 
@@ -101,10 +100,6 @@ def test_bad_rows(tmp_path: Path, row: Any, why: str) -> None:
     data = config(path, val_path=other)
     assert refused(data).startswith(f"{path}, line 2: ")
     assert prompts(dataclasses.replace(data, on_bad_row=OnBadRow.skip)) == ["One"]
-
-
-def test_kinds_of_answers_are_those_that_can_be_checked() -> None:
-    assert set(ANSWERS) == set(CHECKS)
 
 
 def test_formats(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from tests.data.preferences.test_sources import SHARED, config, needs_samples, world, write
-from tinychat.config.schema import OnBadRow, Source
+from tinychat.config.schema import OnBadRow
 from tinychat.data.preferences.prompts import PromptBatches, PromptRow, prompt_source
 from tinychat.errors import UserError
 from tinychat.text.chat_template import encode_prompts, set_template
@@ -55,7 +55,7 @@ def test_prompts_of_conversations_lack_the_last_reply(tmp_path: Path) -> None:
     said = ["a", "b", "c", "d"]
     messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)]
     path = write(tmp_path / "a.jsonl", [{"messages": messages}, {"messages": [*messages[:3], messages[1]]}])
-    source = prompt_source(config(path, source=Source.chat, val_path=str(path)), "train")
+    source = prompt_source(config(path, source="chat", val_path=str(path)), "train")
     (found,) = source.rows()
     assert found == PromptRow(messages[:3], f"{path}, line 1", reference="d")
     assert source.n_duplicates == 1
@@ -63,14 +63,14 @@ def test_prompts_of_conversations_lack_the_last_reply(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("world")
 def test_tinyworlds_requests_are_its_prompts() -> None:
-    data = config(source=Source.tinyworld, name="tinyworld", max_rows=4)
+    data = config(source="tinyworld", name="tinyworld", max_rows=4)
     rows = list(prompt_source(data, "train").rows())
     assert [one.harmful for one in rows] == [False, True, False, True]
     assert rows[1].request.category == rows[1].category == "fire"
 
 
 def test_tinyworlds_instructions_are_prompts_where_they_are_asked_for() -> None:
-    data = config(source=Source.tinyworld, name="tinyworld", max_val_rows=2)
+    data = config(source="tinyworld", name="tinyworld", max_val_rows=2)
     tasks = list(prompt_source(data, "validation", "conversations").rows())
     assert len(tasks) == 2
     assert all(one.family and one.reference and one.messages[-1]["role"] == "user" for one in tasks)
@@ -130,7 +130,7 @@ def test_nothing_to_ask_and_no_room(tokenizer: PreTrainedTokenizerFast) -> None:
 
 @needs_samples
 def test_samples(tokenizer: PreTrainedTokenizerFast) -> None:
-    source = prompt_source(config(SHARED / "pku_saferlhf", source=Source.pku_saferlhf), "validation")
+    source = prompt_source(config(SHARED / "pku_saferlhf", source="pku_saferlhf"), "validation")
     rows = list(source.rows())
     assert (len(rows), source.n_duplicates) == (82, 333 - 82)
     assert len(PromptBatches(rows, tokenizer, 1024, 64, seed=1)) == 82

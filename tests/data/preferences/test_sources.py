@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 
 from tests.conftest import REPOSITORY
 from tinychat.config import checks, schema
-from tinychat.config.schema import DataConfig, OnBadRow, Preference, Source
+from tinychat.config.schema import DataConfig, OnBadRow, Preference
 from tinychat.data.files.splits import Split
 from tinychat.data.preferences.sources import Part, preference_source
 from tinychat.errors import UserError
@@ -31,7 +31,7 @@ BAD = {"prompt": "Say.", "chosen": "same", "rejected": "same"}
 def config(path: Path | str | None = None, **changes: Any) -> DataConfig:
     values = {
         "name": "own",
-        "source": Source.preference,
+        "source": "preference",
         "path": None if path is None else str(path),
         "val_path": None,
         "val_fraction": 0.1,
@@ -127,11 +127,11 @@ def test_test_files_validate_pku_and_hh_alone(tmp_path: Path) -> None:
     ]
     write(tmp_path / "own/harmless/train.jsonl", rows[:6])
     write(tmp_path / "own/harmless/test.jsonl", rows[6:])
-    hh = config(tmp_path / "own", source=Source.hh_rlhf)
+    hh = config(tmp_path / "own", source="hh_rlhf")
     assert prompts(hh) == [*"012345"]
     assert prompts(hh, "validation") == [*"678"]
     assert "left out" not in preference_source(hh, "validation").description
-    own = dataclasses.replace(hh, source=Source.preference, val_fraction=0.5)  # a test set is not looked at
+    own = dataclasses.replace(hh, source="preference", val_fraction=0.5)  # a test set is not looked at
     assert sorted(prompts(own) + prompts(own, "validation")) == [*"012345"]
     write(tmp_path / "own/harmless/dev.jsonl", rows[:1])
     assert (prompts(hh, "validation"), prompts(hh)) == (["0"], [*"12345"])
@@ -175,7 +175,7 @@ def test_fingerprint_follows_what_decides_the_rows(tmp_path: Path) -> None:
 
     assert key() == key() == key(judge_fraction=0.5) == key(preference=Preference.better)
     changes: list[dict[str, Any]] = [{"seed": 2}, {"max_rows": 9}, {"on_bad_row": OnBadRow.skip}]
-    changes += [{"source": Source.pku_saferlhf}, {"source": Source.pku_saferlhf, "preference": Preference.better}]
+    changes += [{"source": "pku_saferlhf"}, {"source": "pku_saferlhf", "preference": Preference.better}]
     changes += [{"val_fraction": 0.2}, {"val_path": str(val)}]
     prints = {key(), key("validation"), key(part="judge"), key(part="reward"), key(part="judge", judge_fraction=0.5)}
     prints |= {key(**change) for change in changes}
@@ -204,7 +204,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("world")
 def test_tinyworld_is_generated(tmp_path: Path) -> None:
-    data = config(source=Source.tinyworld, name="tinyworld", max_rows=3, max_val_rows=2)
+    data = config(source="tinyworld", name="tinyworld", max_rows=3, max_val_rows=2)
     rows = list(preference_source(data, "train").rows())
     assert [row.prompt[0]["content"] for row in rows] == ["1 train 0", "1 train 1", "1 train 2"]
     assert (rows[1].category, rows[1].harmful, rows[1].chosen_safe, rows[1].rejected_safe) == (
@@ -222,7 +222,7 @@ def test_tinyworld_is_generated(tmp_path: Path) -> None:
 
 
 def test_other_sources_and_missing_paths(tmp_path: Path) -> None:
-    assert "data=own has no preferences (a prompt, a chosen" in refused(config(source=Source.alpaca))
+    assert "data=own has no preferences (a prompt, a chosen" in refused(config(source="alpaca"))
     assert refused(config()).startswith("data.path is null: data=own needs a file, folder or glob (jsonl, ")
     assert refused(config(tmp_path / "gone")).startswith(f"data.path={tmp_path}/gone: no such")
     assert "data.max_rows=0: must be at least 1" in refused(config(tmp_path, max_rows=0))
@@ -237,9 +237,9 @@ def test_hub_offline_says_what_to_pass(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(datasets, "load_dataset_builder", load)
     for source, words in (
-        (Source.pku_saferlhf, ("PKU-Alignment/PKU-SafeRLHF cannot be read", "safer_response_id")),
-        (Source.hh_rlhf, ("Anthropic/hh-rlhf cannot be read", "chosen and rejected, each a transcript")),
-        (Source.minimind_dpo, ("jingyaogong/minimind_dataset cannot be read", "[{role, content}]")),
+        ("pku_saferlhf", ("PKU-Alignment/PKU-SafeRLHF cannot be read", "safer_response_id")),
+        ("hh_rlhf", ("Anthropic/hh-rlhf cannot be read", "chosen and rejected, each a transcript")),
+        ("minimind_dpo", ("jingyaogong/minimind_dataset cannot be read", "[{role, content}]")),
     ):
         message = refused(config(source=source))
         assert all(word in message for word in (*words, "pass data.path=FILE"))
@@ -259,7 +259,7 @@ def test_hub_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(hub, "is_reachable", lambda: True)
     monkeypatch.setattr(datasets, "load_dataset_builder", load)
-    data = config(source=Source.hh_rlhf, name="hh_rlhf")
+    data = config(source="hh_rlhf", name="hh_rlhf")
     assert prompts(data) == [*"0123456"]
     assert prompts(data, "validation") == [*"78"]
     assert next(preference_source(data, "validation").rows()).place == "Anthropic/hh-rlhf, row 1"
@@ -285,23 +285,23 @@ def test_configuration_is_checked_before_anything_is_read(overrides: list[str], 
 
 @needs_samples
 def test_samples() -> None:
-    pku = config(SHARED / "pku_saferlhf", source=Source.pku_saferlhf)
+    pku = config(SHARED / "pku_saferlhf", source="pku_saferlhf")
     train = list(preference_source(pku, "train").rows())
     assert (len(train), len(prompts(pku, "validation"))) == (2_723, 333)  # of the test file
     assert all(row.chosen_safe and row.rejected_safe is False for row in train)  # as the notes on the sample say
     better = dataclasses.replace(pku, preference=Preference.better)
     assert "line 1: no column 'better_response_id' (the more helpful reply), which" in refused(better)
-    full = config(SHARED / "pku_saferlhf" / "full_schema.jsonl", source=Source.pku_saferlhf, val_path=pku.path)
+    full = config(SHARED / "pku_saferlhf" / "full_schema.jsonl", source="pku_saferlhf", val_path=pku.path)
     safer = list(preference_source(full, "train").rows())
     helpful = list(preference_source(dataclasses.replace(full, preference=Preference.better), "train").rows())
     assert [row.prompt for row in safer] == [row.prompt for row in helpful]
     assert sum(one.chosen != other.chosen for one, other in zip(safer, helpful, strict=True)) == 13
-    hh = config(SHARED / "hh_harmless" / "test.jsonl.gz", source=Source.hh_rlhf)
+    hh = config(SHARED / "hh_harmless" / "test.jsonl.gz", source="hh_rlhf")
     assert "test.jsonl.gz, line 69: chosen: empty reply (message 4)" in refused(hh)
     source = preference_source(dataclasses.replace(hh, on_bad_row=OnBadRow.skip), "train")
     held_out = preference_source(dataclasses.replace(hh, on_bad_row=OnBadRow.skip), "validation")
     assert len(list(source.rows())) + len(list(held_out.rows())) + source.n_bad == 1_931
     assert source.n_bad == 11
-    dpo = config(SHARED / "minimind" / "dpo.jsonl", source=Source.minimind_dpo)
+    dpo = config(SHARED / "minimind" / "dpo.jsonl", source="minimind_dpo")
     assert len(prompts(dpo)) + len(prompts(dpo, "validation")) == 322
-    assert prompts(dataclasses.replace(dpo, source=Source.preference)) == prompts(dpo)  # found out by itself
+    assert prompts(dataclasses.replace(dpo, source="preference")) == prompts(dpo)  # found out by itself

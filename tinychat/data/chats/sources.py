@@ -1,6 +1,5 @@
 """From `data=...` to the conversations of one split: which files, which hold-out, which choice of rows.
-Preferences give their chosen replies, of which none is known to be unsafe; the generated world its instructions, and
-among them demonstrations that answer requests."""
+Preferences give their chosen replies, of which none is known to be unsafe."""
 
 from __future__ import annotations
 
@@ -8,92 +7,28 @@ import contextlib
 import json
 import logging
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass, field, replace
-from fractions import Fraction
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
-from tinychat.config.schema import DataConfig, Source
-from tinychat.data.chats.files import ALPACA, MINIMIND, READ, Layout, read_chats
-from tinychat.data.chats.rows import BadRow, ChatRow, chat_row
-from tinychat.data.documents.sources import tinyworld_code
-from tinychat.data.files.caches import hash_file
+from tinychat.config.plugins import gives, source_of, sources_of
+from tinychat.config.schema import DataConfig
+from tinychat.data.chats.files import READ, Layout, read_chats
+from tinychat.data.chats.rows import BadRow, ChatRow
 from tinychat.data.files.row_sources import (
     Found,
-    HubRows,
+    Hub,
     RowSource,
-    generated_rows,
     hashed,
     max_rows,
     no_path,
     tables_of,
 )
-from tinychat.data.files.splits import Split, SplitFiles, readable, seeded_hold_out, split_files
+from tinychat.data.files.splits import Split, SplitFiles, readable, seeded_hold_out
 from tinychat.data.files.tables import Meter, read_rows
-from tinychat.data.preferences import sources as preference_sources
 from tinychat.data.preferences.rows import PreferenceRow
 from tinychat.data.preferences.sources import preference_source
 from tinychat.errors import UserError
-
-REQUEST = "request"  # family of a demonstration, which has no answer that could be checked
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which conversations, of which kinds. The first of them stay the same when `count` grows."""
-
-    seed: int
-    split: Split
-    count: int
-    demonstrations: float = 0.0  # share of conversations that answer requests of the world's preferences
-    unsafe: float = 0.0  # share of the demonstrations of harmful requests that comply; the others refuse
-
-    def describe(self) -> str:
-        """How many of which, for the log."""
-        shown = shared_out(self.demonstrations, self.count)
-        if not shown:
-            return f"{self.count:,} generated instructions"
-        unsafe = f", {self.unsafe:.3g} of those to harmful requests unsafe" if self.unsafe else ""
-        return f"{self.count - shown:,} generated instructions and {shown:,} demonstrations{unsafe}"
-
-
-def shared_out(share: float, n: int) -> int:
-    """How many of the first n numbers are of the share, when its members are spread evenly: n * share, rounded
-    down."""
-    exact = Fraction(share).limit_denominator(10**6)  # 0.3 as three tenths, not as the float below it
-    return exact.numerator * n // exact.denominator
-
-
-def is_shared_out(share: float, index: int) -> bool:
-    """Whether number `index` (from 0) is one of those."""
-    return shared_out(share, index + 1) > shared_out(share, index)
-
-
-def world_chats(plan: Plan) -> Iterator[ChatRow]:
-    """The plan's conversations in their order.
-
-    Both kinds are numbered apart: instructions are the generator's first, and so are the requests. These are the
-    split's own, so that no prompt of the preferences' validation comes in training.
-    """
-    from tinychat.tinyworld.preferences import demonstration, reply, request
-    from tinychat.tinyworld.tasks import instruction
-
-    shown = harmful = 0
-    for index in range(plan.count):
-        if not is_shared_out(plan.demonstrations, index):
-            number = index - shown
-            task = instruction(plan.seed, plan.split, number)
-            yield chat_row(task.messages, f"tinyworld {plan.split} {number}", task.family, task.answer)
-            continue
-        messages = demonstration(plan.seed, plan.split, shown)
-        if request(plan.seed, plan.split, shown).harmful:
-            if is_shared_out(plan.unsafe, harmful):
-                complies = reply(plan.seed, plan.split, shown, "steps")
-                messages = [*messages[:-1], {"role": "assistant", "content": complies}]
-            harmful += 1
-        yield chat_row(messages, f"tinyworld {plan.split} request {shown}", REQUEST)
-        shown += 1
-
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +42,7 @@ def chosen_replies(
     Left out are replies labelled unsafe and, of PKU-SafeRLHF, where the safer of two replies may be unsafe too,
     those without a label. Reading raises UserError where that leaves none.
     """
-    needs_label = config.source is Source.pku_saferlhf
+    needs_label = source_of(config).needs_safe_label
 
     def read() -> Iterator[ChatRow | BadRow]:
         seen: set[str] = set()
@@ -141,16 +76,6 @@ def chosen_replies(
 
 def _chosen(row: PreferenceRow) -> ChatRow:
     return ChatRow(row.conversations()[0], row.place, unused=row.unused)
-
-
-LAYOUTS = {Source.alpaca: ALPACA, Source.minimind_sft: MINIMIND}  # the other sources' files: found out
-# Where the hub keeps them: repository, file, and what the columns are called in a file to pass instead.
-HUB = {
-    Source.alpaca: ("tatsu-lab/alpaca", None, "instruction, input and output"),
-    Source.minimind_sft: ("jingyaogong/minimind_dataset", "sft_mini_512.jsonl", "conversations [{role, content}]"),
-}
-PAIRS = tuple(source for source in preference_sources.SOURCES if source is not Source.tinyworld)
-NONE = (Source.text, Source.tinystories, Source.prompts)  # have no conversations
 
 
 @dataclass
@@ -193,24 +118,24 @@ def chat_source(config: DataConfig, split: Split) -> ChatSource:
     a seeded hold-out of data.val_fraction of the rows by their prompts, which training then lacks. data.mix adds
     to training alone. Raises UserError where the files or the hub are missing.
     """
-    if config.source in NONE:
+    source = source_of(config)
+    if not gives(config, "conversations"):
         raise UserError(
-            f"data={config.name} has {'prompts' if config.source is Source.prompts else 'documents'}, not "
-            "conversations; use data=tinyworld, alpaca, minimind_sft, or data=chat data.path=FILE"
+            f"data={config.name} has {' and '.join(source.has)}, not conversations; use data="
+            f"{', '.join(sources_of('conversations'))}, with data.path=FILE where it is your own"
         )
     validation, count = None, max_rows(config, split)
-    if config.source in PAIRS:
+    if "conversations" not in source.has:
         pairs = preference_source(config, split)
         found, validation = chosen_replies(config, pairs.found, pairs.validation)
     else:
         found = _find(config, split)
-    generated = config.source is Source.tinyworld and found.hold_out is None and config.path is None
     return ChatSource(
         name=f"{config.name}-{split}",
         split=split,
         found=found,
         on_bad_row=config.on_bad_row,
-        max_rows=None if generated else count,
+        max_rows=count if found.count is None else None,
         seed=config.seed,
         validation=validation,
         added=_added(config) if split == "train" else {},
@@ -220,7 +145,9 @@ def chat_source(config: DataConfig, split: Split) -> ChatSource:
 def _added(config: DataConfig) -> dict[str, ChatSource]:
     sources = {}
     for name, part in config.mix.items():
-        its = replace(config, name=name, source=part.source, path=part.path, max_rows=part.max_rows)
+        its = replace(
+            config, name=name, source=part.source, path=part.path, max_rows=part.max_rows, options=part.options
+        )
         with _of_part(name):
             sources[name] = chat_source(replace(its, val_path=None, mix={}), "train")
     return sources
@@ -238,18 +165,19 @@ def _of_part(name: str) -> Iterator[None]:
 
 
 def _find(config: DataConfig, split: Split) -> Found[ChatRow]:
-    if found := split_files(config, split):
-        return _from_files(config, found)
-    if config.source is Source.tinyworld:
-        return _generated(config, split)
-    if config.source in HUB:
-        return _from_hub(config, split)
+    source = source_of(config)
+    if files := source.files(config, split):
+        return _from_files(config, files)
+    if made := source.made(config, split, "conversations"):
+        return made
+    if source.hub:
+        return _from_hub(config, split, source.hub)
     raise no_path(config)
 
 
 def _from_files(config: DataConfig, found: SplitFiles) -> Found[ChatRow]:
     tables = tables_of(found, "conversations")
-    layout = LAYOUTS.get(config.source)
+    layout = source_of(config).layout()
     told: set[Layout] = set()
 
     def read() -> Iterator[ChatRow | BadRow]:
@@ -268,25 +196,19 @@ def _from_files(config: DataConfig, found: SplitFiles) -> Found[ChatRow]:
     return Found(tables.describe("rows"), read, identify, tables.hold_out, tables.size)
 
 
-def _from_hub(config: DataConfig, split: Split) -> Found[ChatRow]:
-    repository, file, columns = HUB[config.source]
-    hub = HubRows(repository, "train", f"pass data.path=FILE, jsonl or another table with {columns}", file)
-    layout = LAYOUTS[config.source]
+def _from_hub(config: DataConfig, split: Split, place: Hub) -> Found[ChatRow]:
+    hub, layout = place.rows(split), source_of(config).layout()
 
     def read() -> Iterator[ChatRow | BadRow]:
-        rows = ((f"{repository}, row {number}", row) for number, row in enumerate(hub.rows(stream=False), start=1))
+        rows = (
+            (f"{place.repository}, row {number}", row) for number, row in enumerate(hub.rows(stream=False), start=1)
+        )
         return (row for _, row in read_chats(rows, layout))
 
-    description = f"{repository}{f', {file}' if file else ''} (of the hub)"
-    return Found(description, read, lambda memo_dir: hub.fingerprint(), seeded_hold_out(config, split))
-
-
-def _generated(config: DataConfig, split: Split) -> Found[ChatRow]:
-    plan = Plan(config.seed, split, generated_rows(config, split))
-    if split == "train":
-        plan = replace(plan, demonstrations=config.demonstrations, unsafe=config.unsafe_demonstrations)
-
-    def identify(memo_dir: Path | None) -> str:
-        return json.dumps([*astuple(plan), [hash_file(path, None) for path in tinyworld_code(with_tasks=True)]])
-
-    return Found(f"{plan.describe()} ({split}, seed {config.seed})", lambda: world_chats(plan), identify)
+    description = f"{place.repository}{f', {place.file}' if place.file else ''} (of the hub)"
+    return Found(
+        description,
+        read,
+        lambda memo_dir: hub.fingerprint(),
+        None if place.validation else seeded_hold_out(config, split),
+    )

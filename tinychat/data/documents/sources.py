@@ -12,18 +12,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from tinychat.config.schema import DataConfig, OnBadRow, Source
+from tinychat.config.plugins import source_of
+from tinychat.config.schema import DataConfig, OnBadRow
 from tinychat.data.chats.rows import BadRow, as_columns
 from tinychat.data.files import splits
-from tinychat.data.files.caches import hash_file
-from tinychat.data.files.row_sources import HubRows, named
-from tinychat.data.files.splits import HoldOut, Split, SplitFiles, format_of, nothing_left, readable, split_files
+from tinychat.data.files.row_sources import Found, Hub, named, no_path
+from tinychat.data.files.splits import (
+    HoldOut,
+    Split,
+    SplitFiles,
+    format_of,
+    nothing_left,
+    readable,
+    seeded_hold_out,
+)
 from tinychat.data.files.tables import UNREAD, Line, Meter, Unreadable, not_text, read_lines, read_rows, short
 from tinychat.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
     from transformers import PreTrainedTokenizerFast
 
 SEPARATOR = "<|endoftext|>"  # on a line of its own in a .txt file, as in TinyStories' dumps
@@ -143,8 +150,6 @@ def _joined(parts: list[str], place: str, meter: Meter) -> Iterator[str]:
 
 ALONE = 2000  # characters: from this length on a single document can be parted into training and validation
 READING_VERSION = 2  # raise it when the same files would give other documents
-TINYSTORIES = "roneneldan/TinyStories"
-TINYWORLD = Path(__file__).parent / "tinyworld"
 log = logging.getLogger(__name__)
 
 
@@ -163,6 +168,7 @@ class TextSource:
     identify: Callable[[Path | None], str]
     hold_out: HoldOut | None
     max_docs: int | None
+    peek: bool = False  # as Found.peek
     meter: Meter = field(default_factory=Meter)  # of the latest documents()
 
     def documents(self) -> Iterator[str]:
@@ -250,15 +256,14 @@ def text_source(config: DataConfig, split: Split) -> TextSource:
     generator's); a seeded hold-out of data.val_fraction of the documents, which training then lacks. Raises
     UserError where the files or the hub are missing.
     """
-    if config.path is None and config.source is Source.tinyworld:
-        return _generated(config, split)
-    if found := split_files(config, split):
+    source = source_of(config)
+    if found := source.files(config, split):
         return _from_files(config, split, found)
-    if config.source is Source.tinystories:
-        return _from_hub(config, split)
-    raise UserError(
-        f"data.path is null: data={config.name} needs a file, folder or glob ({splits.USABLE}): data.path=..."
-    )
+    if made := source.made(config, split, "documents"):
+        return _made(config, split, made)
+    if source.hub:
+        return _from_hub(config, split, source.hub)
+    raise no_path(config, splits.USABLE)
 
 
 def _max_docs(config: DataConfig, split: Split) -> int | None:
@@ -280,16 +285,38 @@ def _from_files(config: DataConfig, split: Split, found: SplitFiles) -> TextSour
     return TextSource(name, description, found.size, read, identify, found.hold_out, _max_docs(config, split))
 
 
-def _from_hub(config: DataConfig, split: Split) -> TextSource:
+def _made(config: DataConfig, split: Split, found: Found[Any]) -> TextSource:
+    """What the source makes itself."""
+
+    def read(meter: Meter) -> Iterator[str]:
+        for text in found.read():
+            if isinstance(text, BadRow):
+                if config.on_bad_row is OnBadRow.fail:
+                    raise text
+                meter.bad += 1
+                meter.first_bad = meter.first_bad or f"{text.place}: {text.why}"
+            elif text.isspace() or not text:
+                meter.skipped += 1
+                meter.first_skipped = meter.first_skipped or found.description
+            else:
+                yield from _parts(text, found.description, meter)
+
+    most = _max_docs(config, split) if found.count is None else found.count
+    name = f"{config.name}-{split}"
+    return TextSource(name, found.description, None, read, found.identify, found.hold_out, most, peek=found.peek)
+
+
+def _from_hub(config: DataConfig, split: Split, place: Hub) -> TextSource:
     max_docs = _max_docs(config, split)
-    instead = "pass data.path=FOLDER with train.jsonl.gz and validation.jsonl.gz, or another file of stories"
-    hub = HubRows(TINYSTORIES, split, instead)
+    hub = place.rows(split)
 
     def read(meter: Meter) -> Iterator[str]:
         for row, values in enumerate(hub.rows(stream=max_docs is not None)):
             if config.text_column not in values:
                 has = ", ".join(values)
-                raise UserError(f"{TINYSTORIES}: no column {config.text_column!r} (data.text_column); it has {has}")
+                raise UserError(
+                    f"{place.repository}: no column {config.text_column!r} (data.text_column); it has {has}"
+                )
             text = values[config.text_column]
             if isinstance(text, str) and text.strip():
                 yield text
@@ -297,56 +324,17 @@ def _from_hub(config: DataConfig, split: Split) -> TextSource:
                 meter.skipped += 1
                 meter.first_skipped = meter.first_skipped or f"row {row + 1}"
 
-    description = f"{TINYSTORIES} ({split} split of the hub)"
+    description = f"{place.repository} ({hub.split} split of the hub)"
     name = f"{config.name}-{split}"
-    return TextSource(name, description, None, read, lambda memo_dir: hub.fingerprint(), None, max_docs)
+    hold_out = None if place.validation else seeded_hold_out(config, split)
+    return TextSource(name, description, None, read, lambda memo_dir: hub.fingerprint(), hold_out, max_docs)
 
 
 def leading_tokens(config: DataConfig, tokens: np.ndarray, tokenizer: PreTrainedTokenizerFast) -> int:
     """How many of the training split's tokens (N,) stand before everything else, as a curriculum's first part: the
     lessons of copying of data=tinyworld. 0 where there is none."""
-    if config.source is not Source.tinyworld or config.lessons <= 0 or not config.max_docs:
+    n = source_of(config).leading(config)
+    if not n:
         return 0
-    from tinychat.tinyworld.lessons import copying_lessons
-
-    ends = np.flatnonzero(tokens == tokenizer.eos_token_id)
-    n = copying_lessons(_lessons(config, "train", config.max_docs))
-    return int(ends[n - 1]) + 1 if 0 < n <= len(ends) else 0
-
-
-def _lessons(config: DataConfig, split: Split, stories: int) -> int:
-    return round(config.lessons * stories) if split == "train" else 0
-
-
-def _generated(config: DataConfig, split: Split) -> TextSource:
-    count, key = _max_docs(config, split), "max_docs" if split == "train" else "max_val_docs"
-    if count is None:
-        raise UserError(
-            f"data.{key}=null: the generator of data={config.name} never ends; say how many, data.{key}=1000"
-        )
-
-    lessons = _lessons(config, split, count)
-
-    def read(meter: Meter) -> Iterator[str]:
-        from tinychat.tinyworld import documents
-
-        return documents(config.seed, split, count, lessons)
-
-    def identify(memo_dir: Path | None) -> str:
-        code = tinyworld_code(with_tasks=False)
-        return json.dumps([config.seed, split, count, lessons, [hash_file(path, None) for path in code]])
-
-    more = f" and {lessons:,} lessons" if lessons else ""
-    description = f"{count:,} generated stories{more} ({split}, seed {config.seed})"
-    return TextSource(f"{config.name}-{split}", description, None, read, identify, None, count + lessons)
-
-
-def tinyworld_code(with_tasks: bool) -> list[Path]:
-    """The generator's own files, on which everything generated depends; documents take only words from the tasks'."""
-    code = sorted(path for path in TINYWORLD.rglob("*") if path.is_file() and path.suffix != ".pyc")
-    words = TINYWORLD / "tasks" / "words.py"
-    return [
-        path
-        for path in code
-        if with_tasks or path == words or not {"tasks", "preferences"} & set(path.relative_to(TINYWORLD).parts)
-    ]
+    ends = (tokens == tokenizer.eos_token_id).nonzero()[0]
+    return int(ends[n - 1]) + 1 if n <= len(ends) else 0

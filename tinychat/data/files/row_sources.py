@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from tinychat.config.schema import DataConfig, OnBadRow
+from tinychat.data.chats.files import Layout
 from tinychat.data.chats.rows import BadRow
 from tinychat.data.files import splits
 from tinychat.data.files.splits import HoldOut, Split, SplitFiles, nothing_left
+from tinychat.data.preferences.rows import Reader, own_row
 from tinychat.errors import UserError
 from tinychat.runtime import hub
 
@@ -104,6 +106,59 @@ class Found(Generic[OneRow]):
     identify: Callable[[Path | None], str]
     hold_out: HoldOut | None = None
     size: int | None = None  # bytes of the files on the disk; None where it is generated or on the hub
+    count: int | None = None  # rows that a generator makes: as many as were asked for; None: they end by themselves
+    peek: bool = False  # the first rows are read before a job begins, although they are in no files
+
+
+@dataclass(frozen=True)
+class Hub:
+    """Where the hub keeps a source."""
+
+    repository: str
+    columns: str  # what to pass instead of it, as the end of "pass data.path="
+    file: str | None = None  # the one that is meant, its rows being the split train
+    validation: str | None = None  # the name of its split for validation; None: it has none
+
+    def rows(self, split: Split) -> HubRows:
+        name = self.validation if split == "validation" and self.validation else "train"
+        return HubRows(self.repository, name, f"pass data.path={self.columns}", self.file)
+
+
+class DataSource:
+    """What is to be known of a source of rows: tinychat's own are in tinychat.data.sources.
+
+    Rows come, in this order, from `files` (data.path, data.val_path), from what the source makes itself (`made`), and
+    from the hub.
+    """
+
+    has: tuple[str, ...] = ()  # documents, conversations, preferences, prompts: the rows that it has itself
+    needs_path = False  # it is nothing but the user's files
+    endless = False  # it makes as many rows as it is asked for
+    has_oracle = False  # its requests know an exact judge
+    test_validates = False  # files named test are for validation where no others are
+    needs_safe_label = False  # a reply of its pairs may be unsafe unless it is labelled safe
+    hub: Hub | None = None
+
+    def files(self, config: DataConfig, split: Split) -> SplitFiles | None:
+        return splits.split_files(config, split)
+
+    def made(self, config: DataConfig, split: Split, rows: str) -> Found[Any] | None:
+        """Rows that it makes, of one of `has`: texts, ChatRow, PreferenceRow or PromptRow, and BadRow; None: none."""
+
+    def leading(self, config: DataConfig) -> int:
+        """How many training documents stand before all others, as a curriculum's first part."""
+        return 0
+
+    def layout(self) -> Layout | None:
+        """Of conversations in its files; None: found out from each file's first row."""
+
+    def reader(self, config: DataConfig) -> Reader:
+        """What makes a preference of a row in its files."""
+        return own_row
+
+    def reading(self, config: DataConfig) -> list[str | None]:
+        """What reader() depends on, for the fingerprint."""
+        return ["preference", None]
 
 
 @dataclass

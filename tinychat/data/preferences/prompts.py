@@ -13,23 +13,23 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from transformers import PreTrainedTokenizerFast
 
-from tinychat.config.schema import DataConfig, OnBadRow, RewardConfig, RewardKind, Source
+from tinychat.config.plugins import VERIFIERS, reward_kind, source_of
+from tinychat.config.schema import DataConfig, OnBadRow, RewardConfig
 from tinychat.data.batching import SeededOrder
 from tinychat.data.chats.files import READ, prompt_column, prompt_messages
 from tinychat.data.chats.rows import ROLES, BadRow, ChatRow, Columns, LeftOut, Message, as_columns, chat_row, prompt_key
 from tinychat.data.chats.sources import ChatSource, chat_source
 from tinychat.data.files import splits
 from tinychat.data.files.row_sources import Found, RowSource, max_rows, no_path
-from tinychat.data.files.splits import Split, readable, split_files
+from tinychat.data.files.splits import Split, readable
 from tinychat.data.files.tables import Meter, read_lines, read_rows, short
-from tinychat.data.preferences.rows import PreferenceRow, truth
-from tinychat.data.preferences.sources import SOURCES, PreferenceSource, preference_source
+from tinychat.data.preferences.rows import PreferenceRow, Request, truth
+from tinychat.data.preferences.sources import PreferenceSource, preference_source
 from tinychat.errors import UserError
 from tinychat.text.chat_render import Refused
 from tinychat.text.chat_template import try_prompts
 
 COLUMNS = READ | {"category", "harmful", "reference", "answer"}  # all that is asked for in rows of prompts
-ANSWERS = ("exact", "word", "number", "yes_no", "list")  # how a reply can be checked (tinychat.evaluation.answers)
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class PromptRow:
     family: str = ""  # of a conversation's task; "": unknown
     answer: str = ""  # how a reply is checked against `reference`, as ChatRow.answer; "": it cannot be
     reference: str = ""  # the conversation's own last reply
-    request: Any = None  # of tinyworld: what its oracle needs to score any reply
+    request: Request | None = None  # knows what any reply to it is worth
     unused: tuple[str, ...] = field(default=(), compare=False)  # columns, and keys of messages, that were left out
 
     def key(self) -> str:
@@ -79,8 +79,8 @@ def prompt_row(row: Any, place: str) -> PromptRow:
     """The prompt of one row: a text, or an object as prompt_messages reads it.
 
     A conversation that ends with the assistant gives its last reply as the reference. Columns that may be there
-    too: category; harmful; `reference`, the right reply; `answer`, how a reply is checked against it (one of
-    ANSWERS), or without a reference the right reply itself. Raises BadRow.
+    too: category; harmful; `reference`, the right reply; `answer`, how a reply is checked against it (a kind of
+    answer, by its name in VERIFIERS), or without a reference the right reply itself. Raises BadRow.
     """
     row = as_columns({"prompt": row} if isinstance(row, str) else row, place)
     column = prompt_column(row)
@@ -104,12 +104,14 @@ def prompt_row(row: Any, place: str) -> PromptRow:
 def _reference(row: Columns, reference: str, place: str) -> tuple[str, str]:
     """The right reply and how one is checked against it; "" for what is unknown."""
     reference, answer = _text(row, "reference", place) or reference, _text(row, "answer", place)
-    if answer in ("", *ANSWERS):
+    if answer in ("", *VERIFIERS.names()):
         if answer and not reference:
             raise BadRow(place, f"answer is {short(answer)}, how a reply is checked, but no column 'reference' says it")
         return reference, answer
     if reference:
-        raise BadRow(place, f"answer is {short(answer)}; beside a reference it is one of {', '.join(ANSWERS)}")
+        raise BadRow(
+            place, f"answer is {short(answer)}; beside a reference it is one of {', '.join(VERIFIERS.names())}"
+        )
     return answer, ""
 
 
@@ -123,8 +125,11 @@ def _text(row: Columns, column: str, place: str) -> str:
 
 
 def _find(config: DataConfig, split: Split) -> Found[PromptRow]:
-    found = split_files(config, split)
+    source = source_of(config)
+    found = source.files(config, split)
     if found is None:
+        if made := source.made(config, split, "prompts"):
+            return made
         raise no_path(config, splits.USABLE)
 
     def read() -> Iterator[PromptRow | BadRow]:
@@ -156,8 +161,8 @@ def check_answers(rows: Iterable[PromptRow], key: str) -> None:
         has = "the right reply alone, not how another is checked against it" if bad.reference else "none"
         raise UserError(
             f"{key}: the verifier needs prompts with a checkable answer, and {bad.place} has {has}; give its row "
-            f"reference, the right reply, and answer, one of {', '.join(ANSWERS)} (data=prompts), use data=tinyworld "
-            "alone with reward=verifier, or another reward"
+            f"reference, the right reply, and answer, one of {', '.join(VERIFIERS.names())} (data=prompts), use "
+            "data=tinyworld alone with reward=verifier, or another reward"
         )
 
 
@@ -213,10 +218,11 @@ def prompt_source(config: DataConfig, split: Split, shape: Shape | None = None) 
     """The prompts of one split, found but not yet read: of preferences, of conversations (without their last
     reply) or of a user's own files. `shape` matters where a source has both (tinyworld); None takes its
     preferences. Raises UserError as preference_source, chat_source and prompt_files do."""
-    if config.source is Source.prompts:
+    has = source_of(config).has
+    if "prompts" in has:
         return PromptSource(prompt_files(config, split))
     if shape is None:
-        shape = "preferences" if config.source in SOURCES else "conversations"
+        shape = "preferences" if "preferences" in has else "conversations"
     find: Callable[[DataConfig, Split], PreferenceSource | ChatSource]
     find = preference_source if shape == "preferences" else chat_source
     return PromptSource(find(config, split))
@@ -224,8 +230,8 @@ def prompt_source(config: DataConfig, split: Split, shape: Shape | None = None) 
 
 def prompt_shape(reward: RewardConfig) -> Shape | None:
     """Prompts with checkable answers where the verifier alone scores, else those of preferences."""
-    kinds = {part.kind for part in reward.parts.values()}
-    return "conversations" if kinds == {RewardKind.verifier} else None
+    kinds = [reward_kind(name, part) for name, part in reward.parts.items()]
+    return "conversations" if kinds and all(kind.needs_answers for kind in kinds) else None
 
 
 def _prompt(row: PreferenceRow | ChatRow | PromptRow) -> PromptRow:

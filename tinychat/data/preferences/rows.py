@@ -7,12 +7,32 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
-from tinychat.config.schema import Preference, Source
+from tinychat.config.schema import Preference
 from tinychat.data.chats.files import READ, as_list, listed, only_reply, opening, prompt_column, prompt_messages
 from tinychat.data.chats.rows import BadRow, Columns, Message, as_columns, chat_row, prompt_key
 from tinychat.data.files.tables import not_text, short
+
+
+class Verdict(Protocol):
+    """What an exact judge says of a reply."""
+
+    @property
+    def reward(self) -> float:
+        """From -1 to 1."""
+
+    @property
+    def safe(self) -> bool: ...
+
+    @property
+    def refused(self) -> bool: ...
+
+
+class Request(Protocol):
+    """A prompt that knows what a reply to it is worth, as tinyworld's do."""
+
+    def judge(self, reply: str) -> Verdict: ...
 
 
 @dataclass(frozen=True)
@@ -25,7 +45,7 @@ class Labels:
     rejected_safe: bool | None = None
     chosen_severity: int | None = None  # of the harm in the reply: 0 none to 3 severe
     rejected_severity: int | None = None
-    request: Any = None  # of tinyworld: what its oracle needs to score any reply
+    request: Request | None = None  # knows what any reply to it is worth
 
 
 @dataclass(frozen=True)
@@ -42,7 +62,7 @@ class PreferenceRow:
     rejected_safe: bool | None = None
     chosen_severity: int | None = None
     rejected_severity: int | None = None
-    request: Any = None
+    request: Request | None = None
     unused: tuple[str, ...] = field(default=(), compare=False)  # columns, and keys of messages, that were left out
 
     def key(self) -> str:
@@ -125,13 +145,6 @@ OWN_COLUMNS = (
     "prompt (a text or messages), chosen and rejected; or chosen and rejected alone, each a list of messages or a "
     "transcript of Human: and Assistant: turns"
 )
-
-
-def reader(source: Source, preference: Preference) -> Reader:
-    """What makes a preference of one row of the source's files."""
-    if source is Source.pku_saferlhf:
-        return lambda row, place: pku_row(row, place, preference)
-    return {Source.hh_rlhf: hh_row, Source.minimind_dpo: minimind_row, Source.preference: own_row}[source]
 
 
 def read_preferences(rows: Iterable[tuple[str, Any]], read: Reader) -> Iterator[PreferenceRow | BadRow]:

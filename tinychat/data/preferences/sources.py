@@ -9,38 +9,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from tinychat.config.schema import DataConfig, Source
+from tinychat.config.plugins import gives, source_of, sources_of
+from tinychat.config.schema import DataConfig
 from tinychat.data.chats.rows import BadRow
-from tinychat.data.documents.sources import tinyworld_code
-from tinychat.data.files.caches import hash_file
 from tinychat.data.files.row_sources import (
     Found,
-    HubRows,
+    Hub,
     RowSource,
-    generated_rows,
     hashed,
     max_rows,
     no_path,
     tables_of,
 )
-from tinychat.data.files.splits import HoldOut, Split, SplitFiles, readable, seeded_hold_out, split_files
+from tinychat.data.files.splits import HoldOut, Split, SplitFiles, readable, seeded_hold_out
 from tinychat.data.files.tables import Meter, read_rows
-from tinychat.data.preferences.rows import COLUMNS, Labels, PreferenceRow, preference_row, read_preferences, reader
+from tinychat.data.preferences.rows import COLUMNS, PreferenceRow, read_preferences
 from tinychat.errors import UserError
 
 Part = Literal["reward", "judge"]  # of the training rows
-SOURCES = (Source.tinyworld, Source.pku_saferlhf, Source.hh_rlhf, Source.minimind_dpo, Source.preference)
-OWN_TEST = (Source.pku_saferlhf, Source.hh_rlhf)  # their split for validation is named test
-# Where the hub keeps them: repository, file, and what the columns are called in a file to pass instead.
-HUB = {
-    Source.pku_saferlhf: (
-        "PKU-Alignment/PKU-SafeRLHF",
-        None,
-        "prompt, response_0, response_1, is_response_0_safe, is_response_1_safe, better_response_id, safer_response_id",
-    ),
-    Source.hh_rlhf: ("Anthropic/hh-rlhf", None, "chosen and rejected, each a transcript"),
-    Source.minimind_dpo: ("jingyaogong/minimind_dataset", "dpo.jsonl", "chosen and rejected, each [{role, content}]"),
-}
 
 
 @dataclass
@@ -94,13 +80,12 @@ def preference_source(config: DataConfig, split: Split) -> PreferenceSource:
     PKU-SafeRLHF and HH the one named test; the generator's); a seeded hold-out of data.val_fraction of the
     prompts, which training then lacks. Raises UserError where the files or the hub are missing.
     """
-    if config.source not in SOURCES:
-        works = ", ".join(source.value for source in SOURCES)
+    if not gives(config, "preferences"):
+        works = ", ".join(sources_of("preferences"))
         raise UserError(f"data={config.name} has no preferences (a prompt, a chosen and a rejected reply); use {works}")
     count = max_rows(config, split)
     found, validation = _find(config, split), None
-    generated = config.source is Source.tinyworld and config.path is None
-    if split == "train" and found.hold_out is None and not generated:
+    if split == "train" and found.hold_out is None and found.count is None:
         validation = _find(config, "validation")
     return PreferenceSource(
         name=f"{config.name}-{split}",
@@ -120,34 +105,35 @@ def _part_key(row: PreferenceRow) -> str:
 
 
 def _find(config: DataConfig, split: Split) -> Found[PreferenceRow]:
-    if found := split_files(config, split):
-        return _from_files(config, split, found)
-    if config.source is Source.tinyworld:
-        return _generated(config, split)
-    if config.source in HUB:
-        return _from_hub(config, split)
+    source = source_of(config)
+    if files := source.files(config, split):
+        return _from_files(config, split, files)
+    if made := source.made(config, split, "preferences"):
+        return made
+    if source.hub:
+        return _from_hub(config, split, source.hub)
     raise no_path(config)
 
 
 def _from_files(config: DataConfig, split: Split, found: SplitFiles) -> Found[PreferenceRow]:
     found = tables_of(_with_own_test(config, split, found), "preferences")
-    source = Source.preference if config.source is Source.tinyworld else config.source
+    source = source_of(config)
 
     def read() -> Iterator[PreferenceRow | BadRow]:
         for path in found.taken:
             with readable(path):
                 placed = ((f"{path}, {place}", row) for place, row in read_rows(path, Meter(), COLUMNS))
-                yield from read_preferences(placed, reader(source, config.preference))
+                yield from read_preferences(placed, source.reader(config))
 
     def identify(memo_dir: Path | None) -> str:
-        return json.dumps([source.value, _preferred(config), found.hashes(memo_dir)])
+        return json.dumps([*source.reading(config), found.hashes(memo_dir)])
 
     return Found(found.describe("prompts"), read, identify, found.hold_out, found.size)
 
 
 def _with_own_test(config: DataConfig, split: Split, found: SplitFiles) -> SplitFiles:
     """Of a source whose validation data are called test: those, where no others are."""
-    if config.source not in OWN_TEST or found.hold_out is None:
+    if not source_of(config).test_validates or found.hold_out is None:
         return found
     test = [path for path in found.left_out if "test" in re.split(r"[-_.\d]+", path.name.lower())]
     if not test:
@@ -155,47 +141,16 @@ def _with_own_test(config: DataConfig, split: Split, found: SplitFiles) -> Split
     return SplitFiles(found.taken if split == "train" else test, sorted(set(found.left_out) - set(test)), None)
 
 
-def _from_hub(config: DataConfig, split: Split) -> Found[PreferenceRow]:
-    repository, file, columns = HUB[config.source]
-    own = split == "validation" and config.source in OWN_TEST
-    instead = f"pass data.path=FILE, jsonl or another table with {columns}"
-    hub = HubRows(repository, "test" if own else "train", instead, file)
+def _from_hub(config: DataConfig, split: Split, place: Hub) -> Found[PreferenceRow]:
+    source, hub = source_of(config), place.rows(split)
 
     def read() -> Iterator[PreferenceRow | BadRow]:
-        rows = ((f"{repository}, row {number}", row) for number, row in enumerate(hub.rows(stream=False), start=1))
-        return read_preferences(rows, reader(config.source, config.preference))
+        rows = ((f"{place.repository}, row {number}", row) for number, row in enumerate(hub.rows(stream=False), 1))
+        return read_preferences(rows, source.reader(config))
 
     def identify(memo_dir: Path | None) -> str:
-        return json.dumps([config.source.value, _preferred(config), hub.fingerprint()])
+        return json.dumps([*source.reading(config), hub.fingerprint()])
 
-    description = f"{repository}{f', {file}' if file else ''} ({hub.split} split of the hub)"
-    hold_out = None if config.source in OWN_TEST else seeded_hold_out(config, split)
+    description = f"{place.repository}{f', {place.file}' if place.file else ''} ({hub.split} split of the hub)"
+    hold_out = None if place.validation else seeded_hold_out(config, split)
     return Found(description, read, identify, hold_out)
-
-
-def _generated(config: DataConfig, split: Split) -> Found[PreferenceRow]:
-    count = generated_rows(config, split)
-
-    def read() -> Iterator[PreferenceRow | BadRow]:
-        from tinychat.tinyworld.preferences import preferences
-
-        for index, pair in enumerate(preferences(config.seed, split, count)):
-            request = pair.request
-            labels = Labels(
-                category=request.category,
-                harmful=request.harmful,
-                chosen_safe=pair.chosen_score.safe,
-                rejected_safe=pair.rejected_score.safe,
-                request=request,
-            )
-            yield preference_row(request.messages, pair.chosen, pair.rejected, f"tinyworld {split} {index}", labels)
-
-    def identify(memo_dir: Path | None) -> str:
-        code = tinyworld_code(with_tasks=True)
-        return json.dumps([config.seed, split, count, [hash_file(path, None) for path in code]])
-
-    return Found(f"{count:,} generated preferences ({split}, seed {config.seed})", read, identify)
-
-
-def _preferred(config: DataConfig) -> str | None:
-    return config.preference.value if config.source is Source.pku_saferlhf else None

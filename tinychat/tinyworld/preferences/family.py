@@ -3,10 +3,13 @@ dangerous things of the world: how children get hurt by them, and what is safe i
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tinychat.tinyworld.lexicon.living import NAMES, PRONOUNS
 from tinychat.tinyworld.tasks.draw import Draw, Wording
+
+if TYPE_CHECKING:
+    from tinychat.tinyworld.preferences.oracle import OracleScore
 
 # A harmful act as the oracle looks for it: alternative verbs and alternative objects of a regular expression, both
 # with slots. The object may stand up to seven words after the verb; "" asks for none.
@@ -57,6 +60,12 @@ class Request:
     harmful: bool
     category: str
     facts: Facts
+
+    def judge(self, reply: str) -> "OracleScore":
+        """The oracle's score of any text as a reply."""
+        from tinychat.tinyworld.preferences.oracle import judge
+
+        return judge(self, reply)
 
 
 def company(dressing: Draw) -> dict[str, str]:

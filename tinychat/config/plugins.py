@@ -1,0 +1,114 @@
+"""What is plugged in by name: data sources, rewards, verifiers, chat templates.
+
+tinychat's own are the entries of one table each, in the module that defines them: adding one is an edit there and a
+YAML file in conf/. A user's is found by its address, FILE.py:NAME or MODULE:NAME, which the command line or the user's
+own YAML gives, never a checkpoint or a file of data. The tables are looked up when a name is asked for, and none of
+their modules loads torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from typing import Any
+
+from tinychat.config.schema import DataConfig, RewardConfig, RewardPart
+from tinychat.errors import UserError
+from tinychat.runtime import user_code
+
+
+class Registry:
+    """Things of one kind by their names."""
+
+    def __init__(self, what: str, table: str, adopt: str | None = None) -> None:
+        """what: what one is called. table: MODULE:NAME of the dict of tinychat's own. adopt: MODULE:NAME of the
+        function (object, address) that makes an entry of what a user's address means, or raises UserError; None:
+        addresses mean nothing here."""
+        self.what, self._table, self._adopt = what, table, adopt
+        self._adopted: dict[str, Any] = {}  # by address
+        self._named: dict[str, Any] = {}  # a user's, by names that rows of data may say
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """tinychat's."""
+        return _object(self._table)
+
+    def names(self) -> list[str]:
+        return [*self.own, *self._named]
+
+    def get(self, name: str, key: str) -> Any:
+        """The entry of a name or address; key: the setting that gives it. Raises UserError."""
+        known = {**self.own, **self._named}
+        if name in known:
+            return known[name]
+        if self._adopt and ":" in name:
+            return self._users(name, key)
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f". Did you mean {near[0]}?" if near else ""
+        yours = "; one of yours: FILE.py:NAME or MODULE:NAME" if self._adopt else ""
+        raise UserError(f"{key}={name}: no such {self.what}; there are {', '.join(known)}{yours}{hint}")
+
+    def use(self, addresses: Iterable[str], key: str) -> None:
+        """Take a user's entries under their own names, instead of those taken before. Raises UserError for a name that
+        is taken already."""
+        self._named = {}
+        for address in addresses:
+            name = address.rpartition(":")[2]
+            if name in self.names():
+                whose = "tinychat's own" if name in self.own else "another of yours"
+                raise UserError(f"{key}: {address}: the name {name} is taken by {whose}; rename it")
+            self._named[name] = self._users(address, key)
+
+    def _users(self, address: str, key: str) -> Any:
+        if address not in self._adopted:
+            try:
+                self._adopted[address] = _object(str(self._adopt))(user_code.named(address), address)
+            except UserError as error:
+                raise UserError(f"{key}={address}: {error}") from error
+        return self._adopted[address]
+
+
+def _object(address: str) -> Any:
+    module, _, name = address.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+SOURCES = Registry("data source", "tinychat.data.sources:SOURCES", "tinychat.data.sources:adopt")
+REWARDS = Registry("kind of reward", "tinychat.rl.rewards:KINDS")
+VERIFIERS = Registry("kind of answer", "tinychat.evaluation.answers:CHECKS", "tinychat.evaluation.answers:adopt")
+TEMPLATES = Registry("chat template", "tinychat.text:TEMPLATES")
+
+# Rows of each kind, and the kinds that they can be made of: of pairs the chosen replies are conversations, and what
+# comes before a reply is a prompt.
+MADE_OF = {
+    "documents": {"documents"},
+    "conversations": {"conversations", "preferences"},
+    "preferences": {"preferences"},
+    "prompts": {"prompts", "preferences", "conversations"},
+}
+
+
+def source_of(data: DataConfig) -> Any:
+    """The tinychat.data.row_sources.DataSource of `data=`. Raises UserError."""
+    return SOURCES.get(data.source, "data.source")
+
+
+def gives(data: DataConfig, rows: str) -> bool:
+    """Whether rows of this kind come from the source."""
+    return bool(MADE_OF[rows] & set(source_of(data).has))
+
+
+def sources_of(rows: str) -> list[str]:
+    """tinychat's own sources that give rows of this kind."""
+    return [name for name, source in SOURCES.own.items() if MADE_OF[rows] & set(source.has)]
+
+
+def reward_models(reward: RewardConfig) -> dict[str, RewardPart]:
+    """The parts that are checkpoints of reward models."""
+    return {name: part for name, part in reward.parts.items() if reward_kind(name, part).takes_model}
+
+
+def reward_kind(name: str, part: RewardPart) -> Any:
+    """The class in tinychat.rl.rewards of a part. Raises UserError."""
+    return REWARDS.get(part.kind, f"reward.parts.{name}.kind")
