@@ -225,7 +225,6 @@ class DataConfig:
     source: str = MISSING  # a name in tinychat.data.sources.SOURCES, or a class of yours: FILE.py:NAME, MODULE:NAME
     path: str | None = MISSING  # own file, folder or glob; null: the hub (tinystories) or the generator (tinyworld)
     options: dict[str, Any] = field(default_factory=dict)  # further arguments of a class of yours
-    verifiers: list[str] = field(default_factory=list)  # functions of yours that rows name as `answer`: FILE.py:NAME
     val_path: str | None = MISSING  # held-out documents; null: the source's own split, else a seeded hold-out
     val_fraction: float = MISSING  # share of documents held out where the source has no validation split
     text_column: str = MISSING  # column or key that holds the text
@@ -241,6 +240,7 @@ class DataConfig:
     preference: Preference = MISSING  # pku_saferlhf: the chosen reply is the safer or the better (more helpful) one
     judge_fraction: float = MISSING  # preferences: share of training prompts for a judge, unseen by the reward model
     seed: int = MISSING  # of the hold-out, the choice of rows and of what is generated
+    verifiers: list[str] = MISSING  # kinds of answer of yours, as rows may name them: FILE.py:NAME or MODULE:NAME
 
 
 @dataclass

@@ -401,7 +401,7 @@ def _document(row: Any, place: str) -> str:
     text = row.get("text") if isinstance(row, dict) else row
     if wrong := not_text(text):
         raise BadRow(place, f'{short(row)} is no document, a text or {{"text": ...}}: it {wrong}')
-    return text
+    return str(text)
 
 
 def _conversation(row: Any, place: str) -> ChatRow:
@@ -413,4 +413,5 @@ def _conversation(row: Any, place: str) -> ChatRow:
     if known.get("answer", "exact") not in VERIFIERS.names():
         raise BadRow(place, f"answer is {short(known['answer'])}; the kinds are {', '.join(VERIFIERS.names())}")
     rest = {key: value for key, value in row.items() if key not in known}
-    return replace(find_layout(rest, place).row(rest, place), **known)
+    found = find_layout(rest, place).row(rest, place)
+    return replace(found, family=known.get("family", ""), answer=known.get("answer", ""))

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from tinychat.data.preferences.prompts import PromptRow
+    from tinychat.models.scorer import Scorer
     from tinychat.runtime.world import World
 
 log = logging.getLogger("tinychat")
@@ -222,6 +223,11 @@ class Rewards:
             checkpoint = parents.get(f"reward.{name}")
             place = Place(f"reward.parts.{name}", checkpoint, tokenizer, config.any_template, world, dtype, batch_size)
             self._parts[name] = reward_kind(name, part)(part, place)
+
+    @property
+    def scorers(self) -> dict[str, Scorer]:
+        """The reward models, by their parts."""
+        return {name: part.scorer for name, part in self._parts.items() if isinstance(part, ModelReward)}
 
     def check_rows(self, rows: Sequence[PromptRow]) -> None:
         """Raise UserError where prompts lack what a part needs."""

@@ -183,7 +183,13 @@ def pku_row(row: Columns, place: str, preference: Preference) -> PreferenceRow:
     safe = [truth(row, f"is_response_{side}_safe", place, needed=True) for side in order]
     severity = [_severity(row, f"response_{side}_severity_level", place) for side in order]
     harms = [_first_harm(row.get(f"response_{side}_harm_category")) for side in order]
-    labels = Labels(harms[1] or harms[0], None, *safe, *severity)
+    labels = Labels(
+        category=harms[1] or harms[0],
+        chosen_safe=safe[0],
+        rejected_safe=safe[1],
+        chosen_severity=severity[0],
+        rejected_severity=severity[1],
+    )
     prompt = prompt_messages(row, place)
     return preference_row(prompt, row[f"response_{first}"], row[f"response_{1 - first}"], place, labels)
 
@@ -257,10 +263,8 @@ def _labels(row: Columns, place: str) -> Labels:
     category = row.get("category") or ""
     if not isinstance(category, str):
         raise BadRow(place, f"category is {short(category)}, not a string")
-    return Labels(
-        category.strip(),
-        *(truth(row, name, place, needed=False) for name in LABELS[1:]),
-    )
+    known = {name: truth(row, name, place, needed=False) for name in LABELS[1:]}
+    return Labels(category.strip(), known["harmful"], known["chosen_safe"], known["rejected_safe"])
 
 
 def truth(row: Columns, column: str, place: str, needed: bool) -> bool | None:
