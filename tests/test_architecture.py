@@ -51,6 +51,8 @@ PROGRAMS = (
     "launch.guard",
     "launch.agents",
 )
+# Tables of what is plugged in by name (config/plugins.py), where the parent process asks what a name means.
+TABLES = ("data.sources", "rl.rewards", "evaluation.answers", "text")
 HYDRA = {"train.py", "config/schema.py", "config/words.py", "launch/job.py", "pipeline/jobs.py", "sweeps"}
 
 
@@ -118,15 +120,21 @@ def test_inside_models_imports_go_one_way_and_stand_at_the_top() -> None:
     assert wrong == []
 
 
+def test_the_embedded_world_is_a_source_of_data_among_others() -> None:
+    """Its stories, its instructions and its exact judge come with the rows of data/."""
+    users = {room(path) for path in files() if any("tinychat.tinyworld" in name for name in imports(path, True))}
+    assert users == {"tinyworld", "data"}
+
+
 def test_the_parent_process_imports_nothing_heavy() -> None:
     for path in files():
         if room(path) in LIGHT and str(path.relative_to(PACKAGE)) not in NOT_LIGHT:
             loaded = {module.split(".")[0] for module in imports(path, inside_functions=False)}
             assert not loaded & HEAVY, path
-    for program in PROGRAMS:
+    for program in (*PROGRAMS, *TABLES):
         seen: dict[str, set[str]] = {}
         loaded_with(program, seen)
-        assert len(seen) > 3
+        assert len(seen) > 3 or program == "text"
         for module, names in seen.items():
             assert not {name.split(".")[0] for name in names} & HEAVY, f"{program} loads {module}"
 
