@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import time
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +54,13 @@ EOS_PENALTY = 1.0  # taken from the score of a reply that did not end in time
 GAMMA, LAM = 1.0, 0.95  # discount of later rewards; how far advantages trust rewards (1) or the value function (0)
 CLIP, VALUE_CLIP, VALUE_COEF = 0.2, 0.2, 0.5
 PRECISION = Precision.auto  # bf16 where the machine has it
-SHOWN = 4  # held-out requests that are answered before and after
+HELD_OUT, SHOWN = 200, 5  # requests that are answered before and after; how many of those are printed
 
 Conversation = list[dict[str, str]]  # [{"role": "user", "content": ...}]
 NO_ADAPTER = PeftConfig("none", PeftKind.none, None, None, None, None)
 
 
-def ppo(policy: str, reward: str, asked: list[Conversation], shown: list[Conversation]) -> ActorCritic:
+def ppo(policy: str, reward: str, asked: list[Conversation], held_out: list[Conversation]) -> ActorCritic:
     """Train the policy of a checkpoint folder against a reward model's; returns it with its value function."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     world = World(rank=0, local_rank=0, size=1, device=device)
@@ -83,10 +82,10 @@ def ppo(policy: str, reward: str, asked: list[Conversation], shown: list[Convers
     scorer.check_tokenizer(tokenizer, policy)  # it reads the policy's tokens as they are
 
     def answers() -> list[str]:
-        """The likeliest reply to each of the requests that are shown."""
+        """The likeliest reply to each of the held-out requests."""
         greedy = DecodeOptions(RESPONSE, ends, temperature=0.0, vocabulary=words)
         with engine.generation() as whole:
-            done = decode(whole.policy, encode_prompts(tokenizer, shown), greedy, pad, ROLLOUT, engine.dtype)
+            done = decode(whole.policy, encode_prompts(tokenizer, held_out), greedy, pad, ROLLOUT, engine.dtype)
         return [reply_text(tokenizer, reply) for reply in done.responses]
 
     def measured(batch: Batch) -> Batch:
@@ -100,7 +99,7 @@ def ppo(policy: str, reward: str, asked: list[Conversation], shown: list[Convers
         return {"logprobs": logprobs_BT, "ref_logprobs": ref_BT, "values": values_BT}
 
     def loss(model: Any, batch: Batch) -> Tensor:
-        """Summed over the reply tokens of an update."""
+        """The mean over an update's reply tokens: each weighs alike, whichever reply it stands in."""
         mask_BT = batch["mask"]
         logprobs_BT, values_BT, _ = policy_and_values(model, batch["input_ids"], batch["targets"], TEMPERATURE, words)
         # ratio = exp(new log-probability - old one): 1 in the first update. A token with a positive advantage becomes
@@ -109,7 +108,7 @@ def ppo(policy: str, reward: str, asked: list[Conversation], shown: list[Convers
         policy_BT, _ = ppo_policy_loss(logprobs_BT, batch["logprobs"], batch["advantages"], mask_BT, CLIP, CLIP)
         assert values_BT is not None
         value_BT, _ = value_loss(values_BT, batch["values"], batch["returns"], mask_BT, VALUE_CLIP)
-        return policy_BT.sum() + VALUE_COEF * value_BT.sum()
+        return (policy_BT.sum() + VALUE_COEF * value_BT.sum()) / mask_BT.sum()
 
     at_first = answers()
     order = SeededOrder(len(prompts), SEED)  # each prompt once an epoch, shuffled
@@ -143,13 +142,11 @@ def ppo(policy: str, reward: str, asked: list[Conversation], shown: list[Convers
         # To mean 0 and standard deviation 1 over the rollout: the size of a step does not depend on the rewards' unit.
         replies.fields |= {"advantages": whiten(advantages_NT, mask_NT), "returns": returns_NT}
 
-        # 5. Learn. Each reply EPOCHS times, in a new order each time. Divided by the tokens of the whole update: every
-        # token weighs alike, whichever reply it stands in.
+        # 5. Learn. Each reply EPOCHS times, in a new order each time.
         for epoch in range(EPOCHS):
             for rows in minibatches(ROLLOUT, BATCH, SEED, step, epoch):
                 batch = {name: part.to(device) for name, part in replies.rows(rows).items()}
-                tokens = batch["mask"].sum().item()
-                done = engine.train_step([batch], lambda model, batch, n=tokens: loss(model, batch) / n)
+                done = engine.train_step([batch], loss)
 
         print(
             f"step {step:3d} | reward {reward_N.mean():6.3f} | KL {kl_NT.sum() / ROLLOUT:6.3f} nats a reply | ended "
@@ -157,7 +154,9 @@ def ppo(policy: str, reward: str, asked: list[Conversation], shown: list[Convers
             flush=True,
         )
 
-    for messages, before, after in zip(shown, at_first, answers(), strict=True):
+    both = [pair for pair in zip(held_out, at_first, answers(), strict=True) if pair[1] != pair[2]]
+    print(f"\n{len(both)} of {len(held_out)} held-out requests get another reply than before. The first of them:")
+    for messages, before, after in both[:SHOWN]:
         print(f"\nasked:  {messages[-1]['content']}\nbefore: {before}\nafter:  {after}")
     return model
 
@@ -182,8 +181,8 @@ def main() -> None:
     )
     print(f"policy: {policy}\nreward: {reward}")
     asked = [request.messages for request in requests(1, "train", STEPS * ROLLOUT)]
-    shown = [request.messages for request in islice(requests(1, "validation", 100), SHOWN)]
-    ppo(policy, reward, asked, shown)
+    held_out = [request.messages for request in requests(1, "validation", HELD_OUT)]
+    ppo(policy, reward, asked, held_out)
 
 
 if __name__ == "__main__":
