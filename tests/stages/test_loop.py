@@ -44,6 +44,7 @@ def train(
     the loop and the evaluations: (step, rows)."""
     settings = {"max_steps": 6, "eval_every": 2, "every": 5, "keep_last": 1, "keep_best": 1, "first": False} | settings
     stage = SimpleNamespace(
+        name="pretrain",
         max_steps=settings["max_steps"],
         eval_every=settings["eval_every"],
         log_every=1,
@@ -98,7 +99,7 @@ def test_the_best_of_all_evaluations_is_kept_wherever_saves_fall(tokenizer: Any,
     assert scores(tmp_path) == {2: 1.0, 6: 3.0}
     best = folders.list_checkpoints(tmp_path)[0]
     assert folders.best_checkpoint(tmp_path) == best
-    assert loop.result("eval/loss", {}).facts["best checkpoint"] == "step-000002, eval/loss 1"
+    assert loop.result({}).facts["best checkpoint"] == "step-000002, eval/loss 1"
     assert seen == [(2, 5), (4, 5), (6, 5), (6, None)], "the last score is of as many rows as the others"
     assert loop.metrics["eval/loss"] == 9.0, "the stage's result is of all rows"
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tinychat.config.schema import Config
+from tinychat.config.specs import spec_named
 from tinychat.engine import Batch, Engine, LossFn, StepStats
 from tinychat.engine.checkpoint import Checkpointer
 from tinychat.engine.optim import lr_factor
@@ -208,9 +209,11 @@ class TrainingLoop:
         """Stopped before the last step."""
         return self.stopped and not self.last
 
-    def result(self, objective: str, facts: dict[str, Any], chance: tuple[float, str] | None = None) -> StageResult:
-        """What the stage ends with. chance: the objective of a model that knows nothing, and what that one does; where
-        the stage is no better than that, or than it began, its log and report say so."""
+    def result(self, facts: dict[str, Any], chance: tuple[float, str] | None = None) -> StageResult:
+        """What the stage ends with; its objective is the one that its description names. chance: that of a model that
+        knows nothing, and what that one does; where the stage is no better than that, or than it began, its log and
+        report say so."""
+        objective = spec_named(self.stage.name).objective
         if self.unfinished and self.context.pruning:
             return StageResult(self.metrics, objective, self.checkpoint, stopped=True, facts=facts)
         if self.unfinished:

@@ -82,7 +82,7 @@ def run(config: Config, context: Context) -> StageResult:
         **describe_engine(engine),
     }
     entries = vocabulary_size(tokenizer)
-    return loop.result("eval/loss", facts, (math.log(entries), f"guessing among {entries:,} tokens"))
+    return loop.result(facts, (math.log(entries), f"guessing among {entries:,} tokens"))
 
 
 def make_corpus(config: Config, context: Context) -> StageResult:

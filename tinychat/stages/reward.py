@@ -96,7 +96,7 @@ def run(config: Config, context: Context) -> StageResult:
         "scores": ", ".join(f"{key} {value}" for key, value in settings(engine.model.config).items()),
         **describe_engine(engine),
     }
-    return loop.result("eval/loss", facts, (math.log(2), "a coin"))
+    return loop.result(facts, (math.log(2), "a coin"))
 
 
 def get_reward_start(config: Config, context: Context, tokenizer: Any) -> Any:

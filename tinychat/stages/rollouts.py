@@ -158,7 +158,7 @@ def learn_from_rollouts(
         "steps whose first ratio was not 1": ratios.count,
         **describe_engine(engine),
     }
-    return loop.result("eval/objective", facts)
+    return loop.result(facts)
 
 
 def kl_controller(stage: RolloutStage) -> FixedKL | AdaptiveKL:

@@ -81,7 +81,7 @@ def run(config: Config, context: Context) -> StageResult:
         "conversations cut": train.n_cut,
         **describe_engine(engine),
     }
-    return loop.result("eval/response_loss", facts)
+    return loop.result(facts)
 
 
 def reply_nll(model: Any, batch: Batch, stage: SftStage) -> torch.Tensor:
