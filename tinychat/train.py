@@ -14,13 +14,15 @@ import sys
 from pathlib import Path
 
 import hydra
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tinychat.config import checks, schema, words
-from tinychat.config.explain import explain
+from tinychat.config.explain import check_taken, explain
 from tinychat.errors import UserError
 from tinychat.launch import job as launch
 from tinychat.launch import outer_launcher
@@ -39,13 +41,36 @@ def config_folder() -> str:
     return str(folder.resolve())
 
 
+def users_folder() -> Path | None:
+    """conf/ in the folder where one works, where that is another one than tinychat's."""
+    folder = Path.cwd() / "conf"
+    return folder if folder.is_dir() and folder.resolve() != Path(config_folder()) else None
+
+
+class UsersConfig(SearchPathPlugin):
+    """What tinychat's conf/ has not is looked for in the user's: `data=poems` in conf/data/poems.yaml."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        if folder := users_folder():
+            search_path.append("yours", f"file://{folder}")
+
+
+def register() -> None:
+    """What Hydra is to know before it composes."""
+    schema.register()
+    OmegaConf.register_resolver("tinychat.groups", groups, replace=True)
+    for plugin in (StudySweeper, UsersConfig):
+        Plugins.instance().register(plugin)
+
+
 def groups() -> str:
     """A line for each config group: its options, and the words that conf/config.yaml has for it."""
-    folder = Path(config_folder())
+    folder, users = Path(config_folder()), users_folder()
     defaults = (folder / "config.yaml").read_text(encoding="utf-8")
     lines = []
     for group, said in re.findall(r"^  - (\w+): \S+ # (.+)$", defaults, re.M):
-        options = sorted(path.stem for path in (folder / group).glob("*.yaml"))
+        found = [folder / group, *([users / group] if users else [])]
+        options = sorted({path.stem for place in found for path in place.glob("*.yaml")})
         lines.append(f"  {group:<11}{said}\n             {', '.join(options)}")
     return "\n".join(lines)
 
@@ -83,15 +108,14 @@ def main() -> None:
     """Console entry. Exit status: 0 done, 1 an error that was explained, 129, 130 or 143 stopped by a signal."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us; explain() prints them
     console.take_library_output()
-    schema.register()
-    OmegaConf.register_resolver("tinychat.groups", groups, replace=True)
-    Plugins.instance().register(StudySweeper)
+    register()
     try:
         outer_launcher.refuse("tinychat.train", sys.argv[1:])
         if (script := words.script(sys.argv[1:])) is not None:
             print(script, flush=True)
             return
         sys.argv[1:] = words.ready(sys.argv[1:], Path(config_folder()))
+        check_taken(sys.argv[1:], Path(config_folder()), users_folder())
         hydra.main(config_path=config_folder(), config_name="config")(single_or_multi)()
         if errors:
             raise errors[0]

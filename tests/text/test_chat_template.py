@@ -13,10 +13,10 @@ import pytest
 from tokenizers import AddedToken, processors
 from transformers import AutoTokenizer
 
+from tinychat.config.plugins import OWN_TEMPLATE
 from tinychat.errors import UserError
 from tinychat.text import CHAT_END, CHAT_START, END_OF_TEXT, PAD, chat_template
 from tinychat.text.chat_template import (
-    OWN,
     PROBE,
     TEMPLATES,
     EncodedChat,
@@ -363,7 +363,7 @@ def test_spans_of_a_template_without_marks(tokenizer, pieces):
         for row in random_conversations(60, 6, pieces)
     ]
     tokenizer.chat_template = UNMARKED
-    set_template(tokenizer, OWN)
+    set_template(tokenizer, OWN_TEMPLATE)
     assert tokenizer.chat_template == UNMARKED
     unmarked, end = encode_chats(tokenizer, conversations), end_token_id(tokenizer)
     set_template(tokenizer, "chatml")
@@ -433,7 +433,7 @@ def test_chatml_needs_its_tokens():
 def test_unknown_names_and_missing_templates(tokenizer):
     with pytest.raises(UserError, match=r"^template.name=alpaca: unknown; one of instruct, chatml, own$"):
         set_template(tokenizer, "alpaca")
-    for call in (lambda: set_template(tokenizer, OWN), lambda: encode_prompts(tokenizer, [PROBE[:1]])):
+    for call in (lambda: set_template(tokenizer, OWN_TEMPLATE), lambda: encode_prompts(tokenizer, [PROBE[:1]])):
         with pytest.raises(UserError, match=r"has no chat template.* use template=instruct or template=chatml"):
             call()
 

@@ -6,6 +6,8 @@ imports torch; what needs the model, the tokenizer or the device is checked by t
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -158,6 +160,39 @@ def _rewards(config: Config) -> Iterator[str]:
             yield f"reward.parts.{name}: the oracle knows only tinyworld's requests; use data=tinyworld or reward=model"
 
 
+def _template(config: Config) -> Iterator[str]:
+    name, path = config.template.name, config.template.path
+    ours = [*plugins.TEMPLATES.names(), plugins.OWN_TEMPLATE]
+    if path is None:
+        if name not in ours:
+            near = difflib.get_close_matches(name, ours, n=1)
+            hint = f". Did you mean template={near[0]}?" if near else ""
+            there = f"there are {', '.join(ours)}; template=jinja takes a file of yours"
+            yield f"template.name={name}: no such chat template; {there}{hint}"
+    elif name in ours:
+        yield f"template.path={path}: the name {name} is taken by tinychat's own; template=jinja template.path={path}"
+    elif not at_home(path).is_file():
+        yield f"template.path={path}: no such file (looked from {Path.cwd()})"
+    else:
+        yield from _jinja(path)
+
+
+def _jinja(path: str) -> Iterator[str]:
+    """What a template's file lacks; that it can be used is found out where the tokenizer is."""
+    from jinja2 import Environment, TemplateSyntaxError
+
+    try:
+        text = at_home(path).read_text("utf-8")
+        # The marks of trained replies are an extension of transformers, which is not loaded here.
+        Environment(extensions=["jinja2.ext.loopcontrols"]).parse(re.sub(r"{%-?\s*(end)?generation\s*-?%}", "", text))
+        if not text.strip():
+            yield f"template.path={path}: the file is empty"
+    except TemplateSyntaxError as error:
+        yield f"template.path={path}: {path}, line {error.lineno}: {error.message}"
+    except (OSError, UnicodeDecodeError) as error:
+        yield f"template.path={path}: cannot be read ({error})"
+
+
 def _has_oracle(config: Config) -> bool:
     try:
         return plugins.source_of(config.data).has_oracle
@@ -220,6 +255,7 @@ CHECKS = (
     _model,
     _tokenizer,
     data_checks.problems,
+    _template,
     _rewards,
     _peft,
     _optim,

@@ -78,6 +78,7 @@ SOURCES = Registry("data source", "tinychat.data.sources:SOURCES", "tinychat.dat
 REWARDS = Registry("kind of reward", "tinychat.rl.rewards:KINDS")
 VERIFIERS = Registry("kind of answer", "tinychat.evaluation.answers:CHECKS", "tinychat.evaluation.answers:adopt")
 TEMPLATES = Registry("chat template", "tinychat.text:TEMPLATES")
+OWN_TEMPLATE = "own"  # in place of a name in TEMPLATES: the template that the tokenizer brings along
 
 # Rows of each kind, and the kinds that they can be made of: of pairs the chosen replies are conversations, and what
 # comes before a reply is a prompt.

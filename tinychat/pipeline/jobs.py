@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tinychat import train
 from tinychat.config import checks, plugins, schema
-from tinychat.config.explain import check_tuned, explain, nearest_key
+from tinychat.config.explain import check_taken, check_tuned, explain, nearest_key
 from tinychat.config.specs import SPECS, Made, makers, spec_of
 from tinychat.config.words import as_value
 from tinychat.errors import UserError
@@ -78,7 +78,7 @@ class Composer:
         self._initialised = initialize_config_dir(self._folder)
 
     def __enter__(self) -> Composer:
-        schema.register()
+        train.register()
         self._initialised.__enter__()
         return self
 
@@ -107,6 +107,7 @@ class Composer:
         own = self._recipe.stages[stage]
         overrides = _last_of_each([f"stage={stage}", *own, *plain, *self._request.of_stage.get(stage, ())])
         check_tuned(overrides, Path(self._folder))
+        check_taken(overrides, Path(self._folder), train.users_folder())
         node = self._compose(overrides)
         try:
             config = schema.to_config(node)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from tinychat.config.plugins import OWN_TEMPLATE
 from tinychat.config.schema import Config
 from tinychat.data.chats.batches import eval_batches
 from tinychat.data.chats.cache import ChatCache, chat_cache
@@ -23,12 +24,11 @@ from tinychat.models.adapters.lora import trainable_parameters
 from tinychat.models.build import describe
 from tinychat.models.checkpoints import pretrained_path, start_model
 from tinychat.models.generation.decode import DecodeOptions
+from tinychat.runs import folders
 from tinychat.runs.context import Context
 from tinychat.stages.common import get_tokenizer, log, write_table
 from tinychat.text.chat_template import EncodedChat, coloured_example, end_ids, set_template, template_name
-from tinychat.text.tokenizer import load_tokenizer, tokenizer_fingerprint, vocabulary_size
-
-OWN_TEMPLATE = "own"
+from tinychat.text.tokenizer import load_saved_tokenizer, load_tokenizer, tokenizer_fingerprint, vocabulary_size
 
 
 def get_chat_tokenizer(config: Config, context: Context) -> Any:
@@ -47,7 +47,8 @@ def get_chat_tokenizer(config: Config, context: Context) -> Any:
             )
     if config.template.name != OWN_TEMPLATE:
         brought, its_name = tokenizer.chat_template, template_name(tokenizer)
-        set_template(tokenizer, config.template.name)
+        set_template(tokenizer, config.template.name, config.template.path)
+        _refuse_changed(config, context, tokenizer)
         if brought not in (None, tokenizer.chat_template):
             log.warning(
                 "template=%s takes the place of %s, in which %s was trained (template=own keeps that)",
@@ -58,6 +59,16 @@ def get_chat_tokenizer(config: Config, context: Context) -> Any:
     elif not tokenizer.chat_template:
         raise UserError("template=own: this tokenizer brings no chat template; use template=instruct or chatml")
     return tokenizer
+
+
+def _refuse_changed(config: Config, context: Context, tokenizer: Any) -> None:
+    """A run does not go on in another template than it began in."""
+    newest = folders.resumable_checkpoints(context.run_dir)[-1:] if config.template.path else []
+    if newest and load_saved_tokenizer(str(newest[0])).chat_template != tokenizer.chat_template:
+        raise UserError(
+            f"template.path={config.template.path}: the file changed since {newest[0]}; put it back, or begin a run of "
+            "its own: resume=never"
+        )
 
 
 def get_start_model(config: Config, context: Context, tokenizer: Any) -> Any:

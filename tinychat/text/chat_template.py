@@ -19,14 +19,15 @@ import numpy as np
 from rich.text import Text
 from transformers import PreTrainedTokenizerFast
 
+from tinychat.config.plugins import OWN_TEMPLATE
 from tinychat.errors import UserError
+from tinychat.runtime.run_files import at_home
 from tinychat.runtime.terminal import as_text
 from tinychat.text import CHAT_END, CHAT_START, TEMPLATES
 from tinychat.text.chat_render import INSTEAD, Message, Refused, Rendered, render, special_tokens, template_of
 from tinychat.text.template_process import shipped
 from tinychat.text.tokenizer import decode_exactly, encoded_texts
 
-OWN = "own"  # in place of a name in TEMPLATES: the template the tokenizer brings along
 BATCH = 2048  # conversations per call of the tokenizer: bounds the memory that its encodings take
 NOTHING_TRAINED = f"no token would be trained: the chat template marks no reply in it; {INSTEAD}"
 Found = TypeVar("Found")
@@ -46,21 +47,38 @@ class EncodedChat:
     prompt_length: int  # tokens before the last reply; T where there is no reply
 
 
-def set_template(tokenizer: PreTrainedTokenizerFast, name: str) -> None:
-    """Give the tokenizer one of TEMPLATES; OWN keeps what it has. Raises UserError for a name or a tokenizer
-    with which that does not work."""
-    if name == OWN:
+def set_template(tokenizer: PreTrainedTokenizerFast, name: str, path: str | None = None) -> None:
+    """Give the tokenizer one of TEMPLATES, or the one in a file of the user's; OWN_TEMPLATE keeps what it has. Raises
+    UserError for a name or a tokenizer with which that does not work."""
+    if name == OWN_TEMPLATE:
         template_of(tokenizer)
         return
-    if name not in TEMPLATES:
-        raise UserError(f"template.name={name}: unknown; one of {', '.join((*TEMPLATES, OWN))}")
-    missing = [token for token in (CHAT_START, CHAT_END) if token not in special_tokens(tokenizer)]
-    if name == "chatml" and missing:
+    text = read_template(path) if path else shipped(name) if name in TEMPLATES else None
+    if text is None:
+        raise UserError(f"template.name={name}: unknown; one of {', '.join((*TEMPLATES, OWN_TEMPLATE))}")
+    known = special_tokens(tokenizer)
+    if missing := [token for token in (CHAT_START, CHAT_END) if token in text and token not in known]:
         raise UserError(
-            f"template=chatml: the tokenizer has no special token {' and no '.join(missing)}; use "
+            f"template={name}: the tokenizer has no special token {' and no '.join(missing)}; use "
             "template=instruct, or a model with tokenizer=bpe or tokenizer=gpt2, which hold them"
         )
-    tokenizer.chat_template = shipped(name)
+    tokenizer.chat_template = text
+    if path:
+        try:
+            end_token_id(tokenizer)
+        except UserError as error:
+            raise UserError(f"template.path={path}: {error}") from None
+
+
+def read_template(path: str) -> str:
+    """The text of a template file. Raises UserError."""
+    try:
+        text = at_home(path).read_text("utf-8").rstrip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"template.path={path}: cannot be read ({error})") from None
+    if not text.strip():
+        raise UserError(f"template.path={path}: the file is empty")
+    return text
 
 
 def template_name(tokenizer: PreTrainedTokenizerFast) -> str:

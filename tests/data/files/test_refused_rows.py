@@ -14,6 +14,7 @@ from tests.data.chats.test_cache import conversation
 from tests.data.chats.test_cache import source as chat_source
 from tests.data.preferences.test_cache import pair
 from tests.data.preferences.test_cache import source as preference_source
+from tinychat.config.plugins import OWN_TEMPLATE
 from tinychat.config.schema import OnBadRow
 from tinychat.data.chats.cache import chat_cache
 from tinychat.data.chats.rows import BadRow, LeftOut, chat_row
@@ -21,7 +22,7 @@ from tinychat.data.preferences.cache import preference_cache
 from tinychat.data.preferences.prompts import PromptBatches, PromptRow, with_prompts
 from tinychat.errors import UserError
 from tinychat.models.generation.generate import prompt_ids
-from tinychat.text.chat_template import OWN, encode_chats, end_token_id, set_template
+from tinychat.text.chat_template import encode_chats, end_token_id, set_template
 from tinychat.text.tokenizer import encode_documents, load_saved_tokenizer
 
 SYSTEM = {"role": "system", "content": "Be kind."}
@@ -136,7 +137,7 @@ def test_of_several_templates_the_default_one_is_used(tokenizer_folder: Path, tm
     plain = load_saved_tokenizer(str(tokenizer_folder))
     plain.save_pretrained(tmp_path)
     tokenizer = named(tmp_path, {"tool_use": "{{ raise_exception('no tools') }}", "default": CHATML})
-    set_template(tokenizer, OWN)
+    set_template(tokenizer, OWN_TEMPLATE)
     plain.chat_template = CHATML
     assert encode_chats(tokenizer, [GOOD])[0].ids.tolist() == encode_chats(plain, [GOOD])[0].ids.tolist()
     assert end_token_id(tokenizer) == end_token_id(plain)
@@ -148,7 +149,7 @@ def test_of_several_templates_the_default_one_is_used(tokenizer_folder: Path, tm
 def test_several_templates_without_a_default_are_one_line(tokenizer_folder: Path, tmp_path: Path) -> None:
     load_saved_tokenizer(str(tokenizer_folder)).save_pretrained(tmp_path)
     tokenizer = named(tmp_path, {"tool_use": CHATML, "rag": CHATML})
-    for call in (lambda: set_template(tokenizer, OWN), lambda: encode_chats(tokenizer, [GOOD])):
+    for call in (lambda: set_template(tokenizer, OWN_TEMPLATE), lambda: encode_chats(tokenizer, [GOOD])):
         with pytest.raises(UserError, match=r"has tool_use, rag, and none named default; use template=instruct"):
             call()
     set_template(tokenizer, "chatml")
