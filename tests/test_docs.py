@@ -22,11 +22,12 @@ PAGES = [*(REPOSITORY / name for name in ROOTS), *sorted((REPOSITORY / "docs").g
 PRESENT = [page for page in PAGES if page.name != "CHANGELOG.md"]  # a changelog may name what is gone
 FOLDERS = ("tinychat", "conf", "docs", "tests", "launchers", "benchmarks", "examples", *set.union(*ROWS))
 FILE = re.compile(rf"(?:[\w.-]+/)*[\w-]+\.(?:py|sh|sbatch|j2|jinja|cfg|toml)|(?:{'|'.join(FOLDERS)})/[\w./-]*")
-OF_A_USER = re.compile(r"(?:my\w*|short|FILE|X)\.py")
+OF_A_USER = re.compile(r"(?:my\w*|short|FILE|X)\.(?:py|jinja)")
 # What such a name stands for, and what is in a run's folder, is no file of the repository.
 STANDS_FOR = re.compile(r"[A-Z]{2,}|\bX\b|\*|\.\.\.|^conf/local/|^chat_template\.jinja$")
 METRICS = re.compile(r"(?:train|eval|rl|data|perf|schedule|tokenizer)/\w+")
 REFUSED = "model=minni"  # a typing mistake that a page shows
+OF_USERS_YAML = "data=poems"  # whose file tests/test_extending.py writes
 COMMANDS = re.compile(r"^```sh\n(.*?)^```", re.M | re.S)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
@@ -161,7 +162,7 @@ def settings_of_commands() -> list[dict[str, str]]:
     for page in PRESENT:
         for command in commands_of(page):
             words = shlex.split(command)
-            if words[:3] != ["python", "-m", "tinychat.train"] or REFUSED in command:
+            if words[:3] != ["python", "-m", "tinychat.train"] or REFUSED in command or OF_USERS_YAML in command:
                 continue
             swept = "-m" in words
             given = {word.partition("=")[0]: word for word in words[3:] if "=" in word}
