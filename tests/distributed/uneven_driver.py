@@ -113,7 +113,7 @@ def batches(_chats: Any, _size: int, rank: int, size: int, _most: int | None) ->
 def patch(put: Callable[[Any, str, Any], None]) -> None:
     """What needs no text: a tokenizer's facts, and held-out conversations."""
     put(tinychat.stages.policy, "end_ids", lambda _tokenizer: ENDS)
-    put(tinychat.stages.chats, "end_token_id", lambda _tokenizer: EOS)
+    put(tinychat.stages.chats, "end_ids", lambda _tokenizer: (EOS,))
     put(tinychat.stages.chats, "eval_batches", batches)
     put(tinychat.stages.chats, "evaluate_replies", lambda *_given: InstructionResult({}))
     # So that the logits of TOKENS_AT_ONCE rows are as many as may live together.
