@@ -15,6 +15,7 @@ from tinychat.config.stages import ScoreRange
 from tinychat.data.preferences.prompts import PromptRow, prompt_source
 from tinychat.errors import UserError
 from tinychat.rl.rewards import Rewards, gold_rewards
+from tinychat.runtime import user_code
 from tinychat.runtime.world import World
 from tinychat.text.chat_template import set_template
 from tinychat.tinyworld import preferences
@@ -88,6 +89,51 @@ def test_a_function_that_fails_is_one_line_that_names_the_sample(tmp_path: Path,
         rewards(mine=python(tmp_path, code)).score([row(1), row(2)], ["good", "bad"], [[1], [1]])
     assert "\n" not in str(caught.value)
     assert "mine" in str(caught.value)
+
+
+CLASS = """
+class Short:
+    made = 0
+    def __init__(self, aim=2):
+        type(self).made, self.aim = type(self).made + 1, aim
+    def __call__(self, prompts, replies):
+        return [self.aim - len(reply) + 100 * self.made for reply in replies]
+class Silent:
+    pass
+"""
+
+
+def test_a_class_is_made_once_with_its_options_and_then_called(tmp_path: Path) -> None:
+    part = python(tmp_path, CLASS, name="Short")
+    part.options = {"aim": 5}
+    own = rewards(short=part)
+    for _ in range(2):
+        assert own.score([row(1), row(2)], ["cat", "horse"], [[1], [1]])[1] == {"short": [102.0, 100.0]}
+
+
+def test_code_in_a_package_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "liking").mkdir()
+    (tmp_path / "liking" / "__init__.py").write_text("")
+    (tmp_path / "liking" / "short.py").write_text(CLASS)
+    monkeypatch.chdir(tmp_path)
+    own = rewards(short=RewardPart("python", 1.0, "liking.short:Short"))
+    assert own.score([row(1)], ["cat"], [[1]])[1] == {"short": [99.0]}
+    assert {path.name for path in user_code.sources("liking.short:Short")} == {"__init__.py", "short.py"}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("Silent", {}, r"mine.py:Silent: the class has no method __call__\(self, prompts, replies\)"),
+        ("Short", {"size": 1}, r"TypeError when it is made: .* unexpected keyword argument 'size'"),
+        ("CLASS", {}, r"mine.py has no 'CLASS'; it has Short, Silent"),
+    ],
+)
+def test_a_class_that_is_no_reward_is_one_line(tmp_path: Path, name: str, options: dict, says: str) -> None:
+    part = python(tmp_path, CLASS, name=name)
+    part.options = options
+    with pytest.raises(UserError, match=says):
+        rewards(short=part)
 
 
 def test_prompts_that_a_part_cannot_judge_are_refused() -> None:
