@@ -30,6 +30,7 @@ MODEL_ROWS = [
     {"kernels"},
     {"logprobs", "quantized"},
     {"load", "flops"},
+    {"custom"},
     {"build"},
     {"adapters"},
     {"checkpoints"},

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tinychat.runs import folders
 from tinychat.runtime import hub
-from tinychat.runtime.cli import Parser, main_of
+from tinychat.runtime.cli import Parser, add_model_code, main_of
 from tinychat.runtime.run_files import at_home
 
 DESCRIPTION = """Merge an adapter (peft=lora or qlora) into its base and write a full checkpoint: config.json,
@@ -30,6 +30,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser("merge", DESCRIPTION, EPILOG)
     parser.add_argument("checkpoint", metavar="CKPT", help="an adapter's checkpoint folder, its run folder or a hub id")
     parser.add_argument("out", metavar="OUT", type=Path, help="the folder to write; must be new or empty")
+    add_model_code(parser)
     return parser.parse_args(arguments)
 
 
@@ -37,7 +38,10 @@ def run(arguments: list[str]) -> None:
     args = parse(arguments)
     path = args.checkpoint if hub.is_hub_id(args.checkpoint) else str(folders.resolve_checkpoint(args.checkpoint))
     from tinychat.models.checkpoints import merge_checkpoint
+    from tinychat.models.custom import load_classes
 
+    if args.model_code:
+        load_classes(args.model_code, f"--model-code {args.model_code}")
     merge_checkpoint(path, at_home(args.out))
     print(f"merged {path} into {args.out}")
 

@@ -23,7 +23,7 @@ from typing import IO, TYPE_CHECKING, Any
 from tinychat.errors import UserError
 from tinychat.runs import folders
 from tinychat.runtime import hub
-from tinychat.runtime.cli import Parser, main_of
+from tinychat.runtime.cli import Parser, add_model_code, main_of
 from tinychat.runtime.run_files import at_home
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--out", metavar="FILE", help="where the scored rows go, whole or not at all (default: standard output)")
     add("--batch-size", metavar="N", type=int, default=32, help="replies scored side by side (default %(default)s)")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default %(default)s")
+    add_model_code(parser)
     dashed = [word.replace("_", "-") if word.startswith("--batch") else word for word in arguments]
     args = parser.parse_args(dashed)
     if args.batch_size < 1:
@@ -254,6 +255,10 @@ def _output(file: str | None) -> Iterator[IO[str]]:
 def run(arguments: list[str]) -> None:
     args = parse(arguments)
     rows = list(read(args.file))
+    if args.model_code:
+        from tinychat.models.custom import load_classes
+
+        load_classes(args.model_code, f"--model-code {args.model_code}")
     scorer = load(args.checkpoint, args.device, args.batch_size)
     with _output(args.out) as out:
         score(scorer, rows, out)

@@ -92,12 +92,12 @@ def test_parameters_of_adapters_reward_models_and_ppo() -> None:
     assert (model.trained, model.weights) == trainable_parameters(adapted)
     assert model.orthogonal == 0
 
-    scorer = _classifier(real(config), init=True)
+    scorer = _classifier(real(config))
     freeze_all_but(scorer, 1)
     (model,) = planned("stage=reward", "stage.train_last_layers=1", *GPT2, *SMALL).models
     assert (model.trained, model.weights) == trainable_parameters(scorer)
 
-    value = _classifier(real(config), init=True)
+    value = _classifier(real(config))
     both = ActorCritic(real(config), value)
     models = planned("stage=ppo", *GPT2, *SMALL).models
     assert [model.name for model in models] == ["policy", "value function", "reference", "reward model"]

@@ -16,7 +16,8 @@ from tinychat.runs import next_steps
 
 def of_stage(name: str, outputs: str = "outputs") -> SimpleNamespace:
     paths = SimpleNamespace(outputs=outputs)
-    return SimpleNamespace(stage=SimpleNamespace(name=name), experiment_name="my lab", paths=paths)
+    model = SimpleNamespace(arch="qwen3")
+    return SimpleNamespace(stage=SimpleNamespace(name=name), experiment_name="my lab", paths=paths, model=model)
 
 
 def told(stage: str, run_dir: Path, said: list[str], **result: str) -> dict[str, str]:
@@ -32,6 +33,13 @@ def test_a_run_ends_with_its_checkpoint_report_and_the_next_command(tmp_path: Pa
         "talk to it": f"python -m tinychat.chat {tmp_path}",
         "next": "python -m tinychat.train stage=reward model=mini 'experiment_name=my lab'",
     }
+
+
+def test_a_model_of_ones_own_is_talked_to_with_its_code(tmp_path: Path) -> None:
+    config = of_stage("sft")
+    config.model = SimpleNamespace(arch="custom", path="my_model.py:MyConfig")
+    found = dict(next_steps.lines(config, tmp_path, {"checkpoint": "c"}, []))  # type: ignore[arg-type]
+    assert found["talk to it"] == f"python -m tinychat.chat --model-code my_model.py:MyConfig {tmp_path}"
 
 
 def test_a_tokenizer_is_followed_by_training_on_its_texts(tmp_path: Path) -> None:

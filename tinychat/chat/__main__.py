@@ -17,7 +17,7 @@ from tinychat.chat.repl import HISTORY_ENV, as_utf8, converse, history_file
 from tinychat.chat.session import Session, open_session, short_names
 from tinychat.errors import UserError
 from tinychat.models.generation.sampling import SamplingOptions
-from tinychat.runtime.cli import Parser, main_of
+from tinychat.runtime.cli import Parser, add_model_code, main_of
 from tinychat.runtime.run_files import at_home
 from tinychat.runtime.terminal import as_text, say
 
@@ -73,6 +73,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     add("--outputs", metavar="FOLDER", default="outputs", help="where runs are (default: %(default)s)")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default %(default)s")
+    add_model_code(parser)
     _add_sampling(parser.add_argument_group("sampling"))
     args = parser.parse_args([_underscored(argument) for argument in arguments])
     if args.lines and args.prompt is not None:
@@ -148,6 +149,10 @@ def load(checkpoint: str, device_name: str, outputs: str) -> tuple[PreTrainedMod
 def open_sessions(args: argparse.Namespace) -> list[Session]:
     """Every checkpoint of the command line, loaded. Raises UserError."""
     sessions = []
+    if args.model_code:
+        from tinychat.models.custom import load_classes
+
+        load_classes(args.model_code, f"--model-code {args.model_code}")
     for checkpoint, name in zip(args.checkpoints, short_names(args.checkpoints), strict=True):
         model, tokenizer = load(checkpoint, args.device, args.outputs)
         if args.mode == "chat" and not tokenizer.chat_template:

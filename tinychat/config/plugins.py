@@ -1,4 +1,4 @@
-"""What is plugged in by name: data sources, rewards, verifiers, chat templates.
+"""What is plugged in by name: data sources, rewards, verifiers, chat templates, architectures.
 
 tinychat's own are the entries of one table each, in the module that defines them: adding one is an edit there and a
 YAML file in conf/. A user's is found by its address, FILE.py:NAME or MODULE:NAME, which the command line or the user's
@@ -78,6 +78,7 @@ SOURCES = Registry("data source", "tinychat.data.sources:SOURCES", "tinychat.dat
 REWARDS = Registry("kind of reward", "tinychat.rl.rewards:KINDS")
 VERIFIERS = Registry("kind of answer", "tinychat.evaluation.answers:CHECKS", "tinychat.evaluation.answers:adopt")
 TEMPLATES = Registry("chat template", "tinychat.text:TEMPLATES")
+SHAPES = Registry("architecture", "tinychat.config.shapes:SHAPES")  # a user's own is the entry `custom`
 OWN_TEMPLATE = "own"  # in place of a name in TEMPLATES: the template that the tokenizer brings along
 
 # Rows of each kind, and the kinds that they can be made of: of pairs the chosen replies are conversations, and what

@@ -8,14 +8,13 @@ tinychat.models.custom). Imports nothing heavy.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from tinychat.config import plugins
 from tinychat.config.schema import ModelConfig
-from tinychat.errors import UserError
 from tinychat.runtime.run_files import at_home
 
 RMS_NORM_EPS = 1e-5  # of the RMS norms of Llama-shaped models
@@ -40,11 +39,7 @@ class Shape:
 
 def shape_of(model: ModelConfig) -> Shape:
     """The description of `model.arch`. Raises UserError for a name that there is not."""
-    if found := SHAPES.get(model.arch):
-        return found
-    near = difflib.get_close_matches(model.arch, SHAPES, n=1)
-    hint = f". Did you mean {near[0]}?" if near else ""
-    raise UserError(f"model.arch={model.arch}: no such architecture; there are {', '.join(SHAPES)}{hint}")
+    return plugins.SHAPES.get(model.arch, "model.arch")
 
 
 def problems(model: ModelConfig) -> Iterator[str]:

@@ -10,7 +10,8 @@ from tinychat.config.schema import DsConfig, OptimConfig, Precision
 from tinychat.config.stages import TrainLoop
 from tinychat.engine.base import Batch, Engine, LossFn, PlainEngine, StepStats, resolve_precision
 from tinychat.engine.optim import build_optimizer
-from tinychat.models.kernels.attention import use_blocked_attention
+from tinychat.errors import UserError
+from tinychat.models.kernels.attention import name_of, use_blocked_attention
 from tinychat.models.kernels.layers import use_fused_norms, use_fused_rotary
 from tinychat.runtime.world import World
 
@@ -22,11 +23,18 @@ def build_engine(
 ) -> Engine:
     """Put a model (fp32, on the CPU) on its device and make it trainable as the configuration says.
 
-    Raises UserError for a precision that the device does not have.
+    Raises UserError for a precision that the device does not have, and where the model's activations cannot be
+    computed anew.
     """
     dtype = resolve_precision(precision, world.device)
     _place(model, world.device)
     if loop.activation_checkpointing:
+        for part in getattr(model, "parts", [model]):
+            if not part.supports_gradient_checkpointing:
+                raise UserError(
+                    f"stage.activation_checkpointing=true: {name_of(part)} does not support it (transformers' models "
+                    "do by GradientCheckpointingLayer and supports_gradient_checkpointing); use false"
+                )
         model.activation_checkpointing_enable({"use_reentrant": False})
     optimizer = build_optimizer(model, optim, loop.lr, dtype)
     if not ds.enabled:

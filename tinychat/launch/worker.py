@@ -25,6 +25,7 @@ from tinychat.config.specs import spec_of
 from tinychat.engine.base import resolve_precision
 from tinychat.engine.optim import warmup_of
 from tinychat.errors import UserError
+from tinychat.models import custom
 from tinychat.report import headline
 from tinychat.report import run as report
 from tinychat.runs import failures, folders, parents, trial
@@ -146,6 +147,7 @@ def _run_stage(config: Config, run_dir: Path, world: World, stop: StopFlag) -> i
         log.info("%s", line)
     status, result, problem = "failed", StageResult(), None
     try:
+        custom.use(config.model)
         module, _, function = spec_of(config).run.partition(":")
         stage = getattr(importlib.import_module(module), function)
         stop.patient = False  # a stage that can save says so

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from tinychat.config.schema import ModelConfig
 from tinychat.config.shapes import SHAPES, problems, shape_of
 from tinychat.errors import UserError
-from tinychat.models.load import quiet
+from tinychat.models.custom import configuration
+from tinychat.models.load import attention_of, quiet
 from tinychat.models.quantized import weights_in
 
 VOCAB_MULTIPLE = 64  # matrix products over a vocabulary that is a multiple of this are faster
@@ -61,7 +62,8 @@ def build_model(
     no model has.
     """
     shape = hf_config(config, vocab_size, pad_token_id, eos_token_id, bos_token_id)
-    model = AutoModelForCausalLM.from_config(shape, attn_implementation="sdpa", dtype=torch.float32)
+    how = attention_of(AutoModelForCausalLM, shape)
+    model = AutoModelForCausalLM.from_config(shape, attn_implementation=how, dtype=torch.float32)
     if config.arch == "gpt2" and config.position_init_std is not None:
         torch.nn.init.normal_(model.transformer.wpe.weight, std=config.position_init_std)
     return model.train()
@@ -105,6 +107,8 @@ def hf_config(
         "bos_token_id": eos_token_id if bos_token_id is None else bos_token_id,
         "eos_token_id": eos_token_id,
     }
+    if shape.own_code:
+        return configuration(config, common)
     assert shape.config is not None, f"model.arch={config.arch} is not built from its shape"
     return getattr(transformers, shape.config)(**shape.arguments(config), **common)
 
@@ -126,12 +130,12 @@ def describe(model: PreTrainedModel) -> str:
     shape, count = model.config, count_parameters(model)
     known = SHAPES.get(shape.model_type)
     name = known.title if known else shape.model_type
-    heads = f"{shape.num_attention_heads} heads"
-    shared = getattr(shape, "num_key_value_heads", None)
-    if shared is not None and shared != shape.num_attention_heads:
-        heads += f" sharing {shared} keys and values"
+    number, shared = getattr(shape, "num_attention_heads", None), getattr(shape, "num_key_value_heads", None)
+    heads = f"{number} heads, " if number else ""
+    if number and shared not in (None, number):
+        heads = f"{number} heads sharing {shared} keys and values, "
     return (
-        f"{name}, {shape.num_hidden_layers} layers of width {shape.hidden_size}, {heads}, "
+        f"{name}, {shape.num_hidden_layers} layers of width {shape.hidden_size}, {heads}"
         f"context {shape.max_position_embeddings:,} tokens, vocabulary {shape.vocab_size:,}: "
         f"{_millions(count.total)} parameters "
         f"({_millions(count.embedding)} embeddings, {_millions(count.other)} other)"

@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.utils import logging as hf_logging
 
+from tinychat.config.shapes import ADDRESS
 from tinychat.errors import UserError
 from tinychat.models.quantized import prepare_quantized, quantization_config
 from tinychat.runs import folders
@@ -30,7 +31,7 @@ from tinychat.runtime.run_files import at_home, cannot
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-DROPOUTS = ("attn_pdrop", "resid_pdrop", "embd_pdrop", "attention_dropout")
+DROPOUTS = ("attn_pdrop", "resid_pdrop", "embd_pdrop", "attention_dropout", "dropout")
 SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size", "max_position_embeddings")
 MOST_LAYERS = 4096  # more would go on for minutes, in a model that nobody has
 SHOWN = 3  # weights named in a message
@@ -89,7 +90,7 @@ def read_model(path: str, kind: Any, dropout: float | None = None, quantize: boo
                 str(folder),
                 config=config,
                 dtype=torch.float32,
-                attn_implementation="sdpa",
+                attn_implementation=attention_of(kind, config),
                 use_safetensors=True,
                 trust_remote_code=False,
                 ignore_mismatched_sizes=True,  # reported below, with the names
@@ -104,6 +105,13 @@ def read_model(path: str, kind: Any, dropout: float | None = None, quantize: boo
         prepare_quantized(model)
     model.name_or_path = str(folder.resolve()) if at_home(path).exists() else path  # adapters name it
     return model
+
+
+def attention_of(kind: Any, config: PreTrainedConfig) -> str | None:
+    """The attention that a model of one of transformers' Auto classes begins with: scaled-dot-product where it knows
+    it; None: its own."""
+    model = kind._model_mapping.get(type(config), None)
+    return "sdpa" if getattr(model, "_supports_sdpa", True) else None
 
 
 def _check_generation_settings(folder: Path) -> None:
@@ -147,9 +155,11 @@ def read_config(folder: Path) -> PreTrainedConfig:
         raise UserError(f"model {folder}: holds no {CONFIG}; give a folder written by save_pretrained")
     folders.verify_contents(folder, lambda name: name == CONFIG)
     try:
-        json.loads(file.read_text(encoding="utf-8"))
+        said = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"model {file}: broken JSON ({error})") from None
+    if isinstance(said, dict) and (kind := said.get("model_type")) and kind not in CONFIG_MAPPING:
+        raise UserError(f"model {file}: {_unknown(folder, str(kind))}")
     try:
         config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as error:  # unknown architectures, values out of range, code of its own
@@ -158,6 +168,18 @@ def read_config(folder: Path) -> PreTrainedConfig:
     if problem := _why_no_model(str(file), (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)):
         raise UserError(f"model {file}: {problem}")
     return config
+
+
+def _unknown(folder: Path, kind: str) -> str:
+    """What to do about an architecture that transformers does not know: the code of a custom model is run where the
+    command names it, never because a checkpoint does."""
+    trained = ((folders.read_json(folder / folders.LINEAGE) or {}).get("config") or {}).get("model") or {}
+    own = isinstance(trained, dict) and trained.get("arch") == "custom"
+    address = str(trained.get("path")) if own else ADDRESS
+    return (
+        f"its architecture {kind!r} is none of transformers'; if it is a model of your own, name its code: "
+        f"tinychat.train ... model=custom model.path={address}, other programs --model-code {address}"
+    )
 
 
 @functools.lru_cache(maxsize=64)

@@ -166,7 +166,8 @@ def _classifier(model: Any) -> Any:
     if not same:
         raise UserError(
             f"model {model.name_or_path}: transformers has no classifier with a head `score` for "
-            f"{model.config.model_type}; start from a gpt2, llama or qwen3 model"
+            f"{model.config.model_type}; start from a gpt2, llama or qwen3 model, or register one of your own with "
+            "AutoModelForSequenceClassification"
         )
     setattr(found, prefix, getattr(model, prefix))
     found.config = model.config

@@ -147,7 +147,8 @@ def run(words: Sequence[str]) -> int:
         status = "FAILED"
         try:
             _run_stages(pipeline)
-            report.make_samples(pipeline.folder, pipeline.recipe, list(pipeline.done.values()))
+            model = pipeline.jobs[chosen[0]].config.model
+            report.make_samples(pipeline.folder, pipeline.recipe, list(pipeline.done.values()), model)
             status = "FINISHED"
         except (launch.Stopped, KeyboardInterrupt):
             status = "KILLED"
@@ -289,7 +290,7 @@ def _conclude(pipeline: Pipeline, verdicts: Sequence[Verdict], written: bool) ->
     say(f"{minutes:.1f} minutes; report: {pipeline.folder / 'report.html' if written else 'none was written'}")
     policy = next((folder for stage in reversed(makers(Made.language)) if (folder := pipeline.found.get(stage))), None)
     if policy:
-        say(f"talk to it: {next_steps.talk(policy)}")
+        say(f"talk to it: {next_steps.talk(policy, next(iter(pipeline.jobs.values())).config)}")
     if failed:
         say(f"FAILED: {len(failed)} of {len(asking(verdicts))} gates: {', '.join(failed)}")
     return 1 if not written or (failed and pipeline.request.strict) else 0

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tinychat.config.schema import ModelConfig
 from tinychat.config.specs import SPECS, Made, makers
 from tinychat.pipeline import picture
 from tinychat.pipeline import recipe as gates
@@ -127,8 +128,9 @@ class PipelineReport:
     images: dict[str, str] = field(default_factory=dict)  # stage -> PNG in base64
 
 
-def make_samples(folder: Path, recipe: Recipe, stages: Sequence[StageRun]) -> None:
-    """Let the policies answer the recipe's prompts, unless those very checkpoints have. Raises UserError."""
+def make_samples(folder: Path, recipe: Recipe, stages: Sequence[StageRun], model: ModelConfig) -> None:
+    """Let the policies answer the recipe's prompts, unless those very checkpoints have. model: what they are. Raises
+    UserError."""
     able = makers(Made.language)
     policies = {SPECS[run.stage].policy: run.folder for run in stages if run.stage in able and run.folder}
     if not policies or not recipe.samples:
@@ -137,7 +139,14 @@ def make_samples(folder: Path, recipe: Recipe, stages: Sequence[StageRun]) -> No
     wanted = {name: str(folders.resolve_checkpoint(str(run))) for name, run in policies.items()}
     if known.get("policies") == wanted and [row["prompt"] for row in known["samples"]] == recipe.samples:
         return
-    run_forked(lambda: write_samples(folder, policies, recipe.samples, recipe.sample_tokens), "the samples")
+
+    def make() -> None:
+        from tinychat.models import custom
+
+        custom.use(model)
+        write_samples(folder, policies, recipe.samples, recipe.sample_tokens)
+
+    run_forked(make, "the samples")
 
 
 def measured(stages: Sequence[StageRun]) -> dict[str, dict[str, float]]:

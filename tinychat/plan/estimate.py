@@ -16,6 +16,7 @@ from tinychat.config.shapes import shape_of
 from tinychat.config.specs import SPECS, spec_of
 from tinychat.engine.base import DTYPES, resolve_precision
 from tinychat.errors import UserError
+from tinychat.models import custom
 from tinychat.models.build import hf_config, model_vocab_size
 from tinychat.models.checkpoints import load_config, pretrained_path
 from tinychat.plan.memory import (
@@ -68,6 +69,7 @@ def estimate(config: Config) -> Plan:
     if not spec_of(config).trains:
         able = ", ".join(spec.name for spec in SPECS.values() if spec.trains)
         raise UserError(f"plan={config.plan}: stage={config.stage.name} trains no model; there are {able}")
+    custom.use(config.model)
     device = hardware(config)
     dtype = _arithmetic(config, device)
     shape, assumed = model_shape(config)

@@ -26,10 +26,18 @@ from tinychat.config.schema import Config, PeftConfig, PeftKind
 from tinychat.config.specs import spec_of
 from tinychat.config.stages import ValueKind
 from tinychat.engine.optim import split_parameters
+from tinychat.errors import UserError
 from tinychat.models.adapters.lora import add_adapter
 from tinychat.models.flops import training_flops_per_token
-from tinychat.models.kernels.attention import plan_blocks, use_blocked_attention
+from tinychat.models.kernels.attention import (
+    attention_can_be_set,
+    is_of_transformers,
+    plan_blocks,
+    use_blocked_attention,
+    uses_blocked_attention,
+)
 from tinychat.models.kernels.layers import use_fused_norms, use_fused_rotary
+from tinychat.models.load import attention_of, one_line
 from tinychat.models.quantized import BLOCK, input_widths
 from tinychat.models.reward import freeze_all_but
 
@@ -155,7 +163,7 @@ def _measure(
 ) -> ModelPlan:
     """Build a model, count it, and find what a training step on it keeps (`like`: as one of the same backbone does)."""
     with torch.device("meta"):
-        base = kind.from_config(shape, attn_implementation="sdpa", dtype=torch.float32)
+        base = kind.from_config(shape, attn_implementation=attention_of(kind, shape), dtype=torch.float32)
         flops = training_flops_per_token(base, length)
         quantized = _quantized(base) if peft is not None and peft.kind is PeftKind.qlora else 0
         model = prepare(base).train()
@@ -168,13 +176,15 @@ def _measure(
     else:
         with FakeTensorMode():
             _make_fake(model, numbers.weights)
-            whole = _saved(base, length, numbers)
-            base.activation_checkpointing_enable({"use_reentrant": False})
-            checkpointed = _saved(base, length, numbers)
+            whole = checkpointed = _traced(base, length, numbers)
+            if base.supports_gradient_checkpointing:
+                base.activation_checkpointing_enable({"use_reentrant": False})
+                checkpointed = _traced(base, length, numbers)
     # Layers held in 4 bits keep no copy of their weights for the backward pass.
     kept = quantized * numbers.arithmetic.itemsize if numbers.autocast else 0
-    heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
-    head_dim = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+    queries = getattr(shape, "num_attention_heads", None)  # a model of the user's own may have no attention
+    heads = getattr(shape, "num_key_value_heads", None) or queries or 0
+    head_dim = getattr(shape, "head_dim", None) or shape.hidden_size // (queries or 1)
     return ModelPlan(
         name="model",
         weights=sum(size for size, _ in sizes),
@@ -216,14 +226,28 @@ def _quantized(model: Any) -> int:
     return sum(modules[name].weight.numel() for name in fits)
 
 
+def _traced(model: Any, length: int, numbers: Numbers) -> Saved:
+    """What _saved finds. Raises UserError where code of the user's does not run on tensors without data."""
+    try:
+        return _saved(model, length, numbers)
+    except Exception as error:
+        if is_of_transformers(model):
+            raise
+        raise UserError(
+            f"plan: {type(model).__name__} does not run on tensors without data ({type(error).__name__}: "
+            f"{one_line(error)}), by which memory is estimated; train a few steps instead: stage.max_steps=3 reports it"
+        ) from error
+
+
 def _saved(model: Any, length: int, numbers: Numbers) -> Saved:
     """What autograd keeps of the backbone of a fake model, told apart by rows of one and two sequences."""
     options: dict[str, Any] = {}
-    model.set_attn_implementation(ATTENTION)
+    if attention_can_be_set(model):
+        model.set_attn_implementation(ATTENTION)
     if numbers.on_cpu:
         for faster in (use_blocked_attention, use_fused_norms, use_fused_rotary):
             faster(model, torch.device("cpu"))
-        options = {"block_plan": plan_blocks(length)}
+        options = {"block_plan": plan_blocks(length)} if uses_blocked_attention(model) else {}
     one, two = (_kept_bytes(model, rows, length, numbers, options) for rows in (1, 2))
     return Saved(per_row=two - one, fixed=max(0, 2 * one - two))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tinychat.config.schema import Config
+from tinychat.config.shapes import shape_of
 from tinychat.config.specs import Made, spec_of
 from tinychat.config.words import for_shell
 from tinychat.runtime.terminal import say
@@ -45,7 +46,7 @@ def lines(config: Config, run_dir: Path, result: Mapping[str, Any], said: Sequen
     if _parts:
         return
     if stage.makes is Made.language:
-        yield "talk to it", talk(run_dir)
+        yield "talk to it", talk(run_dir, config)
     if stage.next:
         kept = (*_KEPT, *_DATA) if stage.next_data else _KEPT
         words = [word for word in said if word.lstrip("+").startswith(kept)]
@@ -56,5 +57,6 @@ def lines(config: Config, run_dir: Path, result: Mapping[str, Any], said: Sequen
         yield "next", shlex.join(words)
 
 
-def talk(run_dir: Path) -> str:
-    return shlex.join(["python", "-m", "tinychat.chat", str(run_dir)])
+def talk(run_dir: Path, config: Config) -> str:
+    code = ["--model-code", str(config.model.path)] if shape_of(config.model).own_code else []
+    return shlex.join(["python", "-m", "tinychat.chat", *code, str(run_dir)])

@@ -381,7 +381,7 @@ def _tokenizer(config: Config, said: Sequence[str]) -> str | None:
 
 def _same(said: Sequence[str]) -> str:
     """What the command says about its data and where things lie, for the command that makes its parent."""
-    kept = ("experiment_name=", "data.", "paths.", "tracker")
+    kept = ("experiment_name=", "model.path=", "data.", "paths.", "tracker")
     return "".join(f" {for_shell([word])}" for word in said if word.startswith(kept))
 
 

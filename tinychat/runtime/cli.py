@@ -30,6 +30,16 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see {self.prog} --help")
 
 
+def add_model_code(parser: Parser) -> None:
+    """The option --model-code, for tinychat.models.custom.load_classes."""
+    parser.add_argument(
+        "--model-code",
+        "--model_code",
+        metavar="FILE.py:CONFIG",
+        help="for a checkpoint of a model of your own: its code, as model.path= of its training; it is run",
+    )
+
+
 def main_of(run: Callable[[list[str]], None]) -> None:
     """Run a program. Exit status: 0 done, 1 an error that was explained, 130 stopped by Ctrl-C."""
     console.take_library_output()

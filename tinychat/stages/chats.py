@@ -26,7 +26,7 @@ from tinychat.models.checkpoints import pretrained_path, start_model
 from tinychat.models.generation.decode import DecodeOptions
 from tinychat.runs import folders
 from tinychat.runs.context import Context
-from tinychat.stages.common import get_tokenizer, log, write_table
+from tinychat.stages.common import get_tokenizer, log, try_own_model, write_table
 from tinychat.text.chat_template import EncodedChat, coloured_example, end_ids, set_template, template_name
 from tinychat.text.tokenizer import load_saved_tokenizer, load_tokenizer, tokenizer_fingerprint, vocabulary_size
 
@@ -86,6 +86,7 @@ def get_start_model(config: Config, context: Context, tokenizer: Any) -> Any:
     trained, total = trainable_parameters(model)
     if trained < total:
         log.info("trained: %s of %s parameters (%.2f %%)", f"{trained:,}", f"{total:,}", 100 * trained / total)
+    try_own_model(config, model)
     return model
 
 

@@ -19,8 +19,10 @@ from tinychat.data.documents.tokens import TokenCache, document_segments, token_
 from tinychat.engine import Batch, Engine
 from tinychat.errors import UserError
 from tinychat.evaluation.perplexity import perplexity
+from tinychat.models.adapters.adapter_files import is_adapter
 from tinychat.models.build import build_model, describe, model_vocab_size
 from tinychat.models.checkpoints import load_model, pretrained_path, start_model
+from tinychat.models.custom import try_out
 from tinychat.models.flops import matmul_rate
 from tinychat.models.generation.generate import continue_texts
 from tinychat.models.generation.sampling import SamplingOptions
@@ -61,7 +63,17 @@ def get_model(config: Config, context: Context, tokenizer: Any) -> Any:
         rows, begin = model_vocab_size(config.model, size), text_beginning(tokenizer)[0]
         model = build_model(config.model, rows, tokenizer.pad_token_id, tokenizer.eos_token_id, begin)
     log.info("model: %s", describe(model))
+    try_own_model(config, model)
     return model
+
+
+def try_own_model(config: Config, model: Any) -> None:
+    """Of arch=custom see that the model does what the stage will ask. Raises UserError as custom.try_out."""
+    if not shape_of(config.model).own_code:
+        return
+    stage, base = config.stage, model.get_base_model() if is_adapter(model) else model
+    packs = getattr(stage, "isolate_documents", False) or getattr(stage, "packing", False)
+    try_out(base, packs, generates=bool(getattr(stage, "samples", ())) or hasattr(stage, "generate_tokens"))
 
 
 def context_length(wanted: int | None, model: Any) -> int:

@@ -36,7 +36,7 @@ from tinychat.rl.rollout import (
 )
 from tinychat.runs.context import Context
 from tinychat.stages.chats import HeldOut
-from tinychat.stages.common import log, write_table
+from tinychat.stages.common import log, try_own_model, write_table
 from tinychat.stages.requests import HeldOutRequests
 from tinychat.text.chat_template import end_ids, reply_text
 from tinychat.text.tokenizer import vocabulary_size
@@ -56,6 +56,7 @@ def get_policy(config: Config, context: Context, tokenizer: Any) -> Any:
     trained, total = trainable_parameters(policy)
     if trained < total:
         log.info("trained: %s of %s parameters (%.2f %%)", f"{trained:,}", f"{total:,}", 100 * trained / total)
+    try_own_model(config, policy)
     return policy
 
 

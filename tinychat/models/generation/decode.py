@@ -15,10 +15,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from tinychat.models.kernels.attention import name_of
 from tinychat.models.kernels.head_loss import tempered
 from tinychat.models.kernels.kv_cache import CACHE, BatchCache
 from tinychat.models.kernels.lean import LeanModel, Unsupported
 from tinychat.models.vocabulary import WHOLE, Vocabulary
+from tinychat.runtime.run_files import tell_once
 
 COMPACT_BELOW = 0.75  # rows still running, as a share of those in the batch, at which the others are dropped
 BLOCK = 64  # tokens whose probabilities are summed before one of them is searched
@@ -103,7 +105,10 @@ def prepare(model: Any, dtype: torch.dtype | None = None) -> Forward:
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         try:
             return LeanModel(inner, dtype)
-        except Unsupported:
+        except Unsupported as why:
+            tell_once(
+                f"{name_of(inner)}: generation calls its own forward; tinychat's faster arithmetic does not know {why}"
+            )
             return _OwnForward(inner, dtype, device)
 
 

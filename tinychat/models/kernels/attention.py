@@ -17,14 +17,37 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from tinychat.runtime.run_files import tell_once
+
 NAME = "tinychat_blocked"
 BLOCK = 128  # queries whose scores are computed together
 
 
 def use_blocked_attention(model: Any, device: torch.device) -> None:
-    """Let a transformers model attend in blocks where that is faster: on a CPU."""
-    if device.type == "cpu":
+    """Let a transformers model attend in blocks where that is faster: on a CPU. One whose attention is its own code
+    keeps it, which is said once."""
+    if device.type != "cpu":
+        return
+    if attention_can_be_set(model):
         model.set_attn_implementation(NAME)
+    else:
+        tell_once(f"{name_of(model)}: its attention is its own code, tinychat's faster one on a CPU is not used")
+
+
+def attention_can_be_set(model: Any) -> bool:
+    """Whether attention goes through transformers' AttentionInterface. A class from elsewhere is believed when it says
+    so: transformers guesses from its source, wrongly where no class there is called attention."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return is_of_transformers(base) or bool(getattr(base, "_supports_attention_backend", False))
+
+
+def is_of_transformers(module: Any) -> bool:
+    """Whether a module is of one of transformers' own classes: another of the same name may compute something else."""
+    return type(module).__module__.startswith("transformers.")
+
+
+def name_of(model: Any) -> str:
+    return type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__
 
 
 def uses_blocked_attention(model: Any) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from tinychat.models.kernels.attention import is_of_transformers
 from tinychat.models.kernels.kv_cache import CACHE
 
 
@@ -22,7 +23,8 @@ def use_fused_norms(model: nn.Module, device: torch.device) -> None:
     if device.type != "cpu":
         return
     for module in model.modules():
-        if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
+        known = type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon")
+        if known and is_of_transformers(module):
             module.forward = _Norm(module)  # type: ignore[method-assign]
 
 
@@ -71,7 +73,7 @@ def use_fused_rotary(model: nn.Module, device: torch.device) -> None:
     if device.type != "cpu":
         return
     for module in model.modules():
-        if type(module).__name__ in ATTENTIONS:
+        if type(module).__name__ in ATTENTIONS and is_of_transformers(module):
             module.forward = _Attention(module)  # type: ignore[method-assign]
 
 
