@@ -118,6 +118,7 @@ def configuration(task: Task) -> Config:
     )
     found = SimpleNamespace(
         stage=OmegaConf.to_object(stage),
+        model=SimpleNamespace(arch="gpt2"),
         optim=OmegaConf.to_object(optim),
         ds=DsConfig("none", False, {}),
         peft=WHOLE,

@@ -206,7 +206,7 @@ def test_a_value_function_starts_from_a_reward_model_of_any_pooling(
     stage = SimpleNamespace(value=ValueKind.own, value_from=ValueInit.reward, critic_lr_ratio=1.0)
     parents = {"init_from": str(llama), "reward.model": str(folder)}
     context = SimpleNamespace(parents=parents, run_dir=tmp_path)
-    config = SimpleNamespace(stage=stage, peft=NONE)
+    config = SimpleNamespace(stage=stage, peft=NONE, model=SimpleNamespace(arch="llama"))
     actor_critic = get_actor_critic(cast(Any, config), cast(Any, context), load_saved_tokenizer(str(llama)))
     value, expected = actor_critic.value.base_model.state_dict(), rewarding.base_model.state_dict()
     assert value.keys() == expected.keys()

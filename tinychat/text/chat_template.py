@@ -57,7 +57,9 @@ def set_template(tokenizer: PreTrainedTokenizerFast, name: str, path: str | None
     if text is None:
         raise UserError(f"template.name={name}: unknown; one of {', '.join((*TEMPLATES, OWN_TEMPLATE))}")
     known = special_tokens(tokenizer)
-    if missing := [token for token in (CHAT_START, CHAT_END) if token in text and token not in known]:
+    # instruct.jinja names the first alone, to tell it from a token that begins a text; it does not write it.
+    writes_them = CHAT_START in text and CHAT_END in text
+    if writes_them and (missing := [token for token in (CHAT_START, CHAT_END) if token not in known]):
         raise UserError(
             f"template={name}: the tokenizer has no special token {' and no '.join(missing)}; use "
             "template=instruct, or a model with tokenizer=bpe or tokenizer=gpt2, which hold them"
