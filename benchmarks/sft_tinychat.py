@@ -15,9 +15,8 @@ from variants import CPU, optim_config
 
 from tinychat.config.schema import DataConfig, DsConfig, Precision
 from tinychat.config.stages import SftStage
-from tinychat.data.chats.batches import ChatBatches
-from tinychat.data.chats.cache import chat_cache
 from tinychat.data.chats.sources import chat_source
+from tinychat.data.chats.tokens import ChatBatches, chat_cache
 from tinychat.engine import build_engine, resolve_precision
 from tinychat.models.checkpoints import load_model
 from tinychat.runtime.process import keep_freed_memory

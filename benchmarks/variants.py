@@ -28,8 +28,7 @@ from transformers.activations import ACT2FN
 from tinychat.config.schema import DsConfig, ModelConfig, OptimConfig, Precision
 from tinychat.config.stages import PretrainStage
 from tinychat.engine import Engine, build_engine, resolve_precision
-from tinychat.models.build import build_model, model_vocab_size
-from tinychat.models.flops import matmul_rate, training_flops_per_token
+from tinychat.models.build import build_model, matmul_rate, model_vocab_size, training_flops_per_token
 from tinychat.models.logprobs import IGNORED, token_nll
 from tinychat.runtime.process import keep_freed_memory
 from tinychat.runtime.world import World

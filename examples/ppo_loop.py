@@ -23,7 +23,7 @@ from torch import Tensor
 
 from tinychat.config.schema import DsConfig, OptimConfig, OptimKind, PeftConfig, PeftKind, Precision
 from tinychat.config.stages import TrainLoop
-from tinychat.data.preferences.batches import SeededOrder
+from tinychat.data.preferences.tokens import SeededOrder
 from tinychat.engine import Batch, build_engine, evaluation_engine
 from tinychat.models.actor_critic import ActorCritic, policy_and_values
 from tinychat.models.checkpoints import load_model

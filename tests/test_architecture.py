@@ -29,7 +29,7 @@ MODEL_ROWS = [
     {"vocabulary"},
     {"kernels"},
     {"logprobs", "quantized"},
-    {"load", "flops"},
+    {"load"},
     {"custom"},
     {"build"},
     {"adapters"},

@@ -19,7 +19,7 @@ from tests.conftest import environment_of
 SERVER = """
 import json, os, resource, runpy, sys
 import jinja2, matplotlib.backends.backend_agg, matplotlib.figure, scipy.stats
-import tinychat.merge, tinychat.models.adapters.lora, tinychat.stages.sft, tinychat.train, tinychat.launch.worker
+import tinychat.merge, tinychat.models.adapters, tinychat.stages.sft, tinychat.train, tinychat.launch.worker
 from peft import get_peft_model
 
 for line in sys.stdin:

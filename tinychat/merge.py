@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tinychat.runs import folders
 from tinychat.runtime import hub
-from tinychat.runtime.cli import Parser, add_model_code, main_of
+from tinychat.runtime.console import Parser, add_model_code, main_of
 from tinychat.runtime.run_files import at_home
 
 DESCRIPTION = """Merge an adapter (peft=lora or qlora) into its base and write a full checkpoint: config.json,

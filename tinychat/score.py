@@ -23,7 +23,7 @@ from typing import IO, TYPE_CHECKING, Any
 from tinychat.errors import UserError
 from tinychat.runs import folders
 from tinychat.runtime import hub
-from tinychat.runtime.cli import Parser, add_model_code, main_of
+from tinychat.runtime.console import Parser, add_model_code, main_of
 from tinychat.runtime.run_files import at_home
 
 if TYPE_CHECKING:

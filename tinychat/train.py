@@ -27,7 +27,7 @@ from tinychat.errors import UserError
 from tinychat.launch import job as launch
 from tinychat.launch import outer_launcher
 from tinychat.runs import next_steps
-from tinychat.runtime import cli, console
+from tinychat.runtime import console
 from tinychat.runtime.run_files import disk_full, said_of
 from tinychat.runtime.terminal import error_line
 from tinychat.sweeps.sweeper import StudySweeper
@@ -129,7 +129,7 @@ def main() -> None:
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(error_line(explain(error)))
     except BrokenPipeError:  # `| head` has read enough
-        cli.close_output()
+        console.close_output()
     except OSError as error:  # after Hydra's own, some of which are OSErrors: its run folder cannot be made
         if errors and not disk_full(error):
             raise

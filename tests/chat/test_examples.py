@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from tests.conftest import REPOSITORY
-from tinychat.chat.target import examples
+from tinychat.chat.session import examples
 from tinychat.tinyworld.tasks.talk import LINES, SUM_WAYS
 
 ROWS = [

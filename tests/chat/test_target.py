@@ -9,7 +9,7 @@ import pytest
 
 from tests.chat_models import saved
 from tinychat.chat import __main__ as chat
-from tinychat.chat import target
+from tinychat.chat import session
 from tinychat.errors import UserError
 
 
@@ -53,7 +53,7 @@ def run(
     ],
 )
 def test_names_mean_the_newest_finished_run(outputs: Path, spec: str, wanted: str) -> None:
-    found = Path(target.find(spec, Path("outputs")))
+    found = Path(session.find(spec, Path("outputs")))
     expected = outputs / wanted.removeprefix("outputs/")
     assert found.resolve() in (expected, expected / "checkpoints/step-000001")
 
@@ -61,14 +61,14 @@ def test_names_mean_the_newest_finished_run(outputs: Path, spec: str, wanted: st
 def test_an_experiment_comes_before_a_folder_of_its_name(outputs: Path) -> None:
     (outputs.parent / "lab" / "conf").mkdir(parents=True)
     (outputs.parent / "lab" / "conf" / "config.yaml").write_text("defaults: []\n")
-    assert "outputs/lab/sft-mini" in target.find("lab", Path("outputs"))
+    assert "outputs/lab/sft-mini" in session.find("lab", Path("outputs"))
 
 
 def test_hub_ids_have_an_owner_or_none(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert target.find("owner/name", outputs) == "owner/name"
+    assert session.find("owner/name", outputs) == "owner/name"
     asked = []
-    monkeypatch.setattr(target.hub, "repository_folder", lambda name, *_: asked.append(name) or Path("copy"))
-    assert target.find("gpt2", outputs) == "copy" and asked == ["gpt2"]
+    monkeypatch.setattr(session.hub, "repository_folder", lambda name, *_: asked.append(name) or Path("copy"))
+    assert session.find("gpt2", outputs) == "copy" and asked == ["gpt2"]
 
 
 @pytest.mark.parametrize(
@@ -82,13 +82,13 @@ def test_hub_ids_have_an_owner_or_none(outputs: Path, monkeypatch: pytest.Monkey
 def test_what_is_not_there_is_one_line(outputs: Path, monkeypatch: pytest.MonkeyPatch, spec: str, words: str) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError) as problem:
-        target.find(spec, outputs)
+        session.find(spec, outputs)
     assert words in str(problem.value) and "\n" not in str(problem.value)
 
 
 def test_latest_without_a_run_names_what_makes_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there are no runs yet"):
-        target.find("latest", tmp_path / "outputs")
+        session.find("latest", tmp_path / "outputs")
 
 
 def test_the_chat_talks_to_the_latest(

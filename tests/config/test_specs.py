@@ -18,7 +18,7 @@ from omegaconf import MISSING, OmegaConf
 from tests.config.test_compose import CONF, composed
 from tests.conftest import REPOSITORY
 from tinychat import train
-from tinychat.chat import target
+from tinychat.chat import session
 from tinychat.config import checks, schema
 from tinychat.config.explain import known_keys
 from tinychat.config.specs import SPECS, Made, StageSpec, Start, makers, recipe_order
@@ -186,7 +186,7 @@ def test_parents_and_the_next_command_follow_from_the_entry(conf: Path) -> None:
     lines = dict(next_steps.lines(config, run, {}, ["data=tinyworld"]))
     assert lines["next"] == "python -m tinychat.train stage=ppo data=tinyworld"
     assert lines["talk to it"] == f"python -m tinychat.chat {run}"
-    assert target.find("pairs-mini-tinyworld", run.parent.parent) == str(own)
+    assert session.find("pairs-mini-tinyworld", run.parent.parent) == str(own)
 
 
 def test_a_plan_counts_the_models_of_the_entry(conf: Path) -> None:

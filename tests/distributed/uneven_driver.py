@@ -25,7 +25,7 @@ from tinychat.data.chats.rows import ChatRow
 from tinychat.engine import Engine, build_engine
 from tinychat.evaluation.replies import InstructionResult
 from tinychat.models.actor_critic import ActorCritic, policy_and_values
-from tinychat.models.adapters.lora import add_adapter
+from tinychat.models.adapters import add_adapter
 from tinychat.models.build import count_parameters
 from tinychat.models.vocabulary import WHOLE
 from tinychat.rl.rollout import MEASURES, VALUES, Rollout, to_experience

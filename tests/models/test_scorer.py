@@ -10,8 +10,8 @@ import torch
 
 from tests.reward_models import LORA, language_model, reward_model, score_texts, started, write
 from tinychat.config.stages import ScoreRange
-from tinychat.data.preferences.cache import encode_pairs
 from tinychat.data.preferences.rows import preference_row
+from tinychat.data.preferences.tokens import encode_pairs
 from tinychat.errors import UserError
 from tinychat.models.reward import load_reward_model, raw_scores
 from tinychat.models.scorer import Scorer

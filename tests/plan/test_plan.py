@@ -15,9 +15,9 @@ from tinychat.config import checks, schema
 from tinychat.config.schema import Config
 from tinychat.engine import build_engine
 from tinychat.errors import UserError
-from tinychat.models import flops
+from tinychat.models import build
 from tinychat.models.actor_critic import ActorCritic
-from tinychat.models.adapters.lora import add_adapter, trainable_parameters
+from tinychat.models.adapters import add_adapter, trainable_parameters
 from tinychat.models.build import build_model, count_parameters
 from tinychat.models.kernels.attention import plan_blocks, use_blocked_attention
 from tinychat.models.kernels.layers import use_fused_norms, use_fused_rotary
@@ -350,15 +350,15 @@ def test_the_command_prints_and_leaves_nothing(train: Command, tmp_path: Path) -
 def test_a_slow_product_is_measured_once_or_thrice_and_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """bf16 without instructions for it took a minute and a half of a plan."""
     sizes: list[int] = []
-    monkeypatch.setattr(flops.time, "perf_counter", lambda: sum(size**3 * 1e-8 for size in sizes))
+    monkeypatch.setattr(build.time, "perf_counter", lambda: sum(size**3 * 1e-8 for size in sizes))
     monkeypatch.setattr(torch, "mm", lambda left, right: sizes.append(len(left)))
-    assert flops.matmul_rate(torch.device("cpu"), torch.bfloat16) == pytest.approx(2e8)
+    assert build.matmul_rate(torch.device("cpu"), torch.bfloat16) == pytest.approx(2e8)
     assert set(sizes) == {256}
-    assert len(sizes) <= flops.FEW_TRIES
+    assert len(sizes) <= build.FEW_TRIES
     sizes.clear()
-    monkeypatch.setattr(flops.time, "perf_counter", lambda: sum(size**3 * 1e-11 for size in sizes))
-    assert flops.matmul_rate(torch.device("cpu"), torch.float32) == pytest.approx(2e11)
-    assert sizes.count(1024) == flops.MANY_TRIES  # the best of many, where they are quick
+    monkeypatch.setattr(build.time, "perf_counter", lambda: sum(size**3 * 1e-11 for size in sizes))
+    assert build.matmul_rate(torch.device("cpu"), torch.float32) == pytest.approx(2e11)
+    assert sizes.count(1024) == build.MANY_TRIES  # the best of many, where they are quick
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])

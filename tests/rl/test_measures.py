@@ -13,7 +13,7 @@ from tests.rl_models import EOS, PAD, PROMPTS, VOCABULARY, actor_critic, batch, 
 from tinychat.config.schema import PeftConfig, PeftKind, Precision
 from tinychat.engine import evaluation_engine
 from tinychat.models.actor_critic import ActorCritic, hidden_and_values, policy_and_values
-from tinychat.models.adapters.lora import add_adapter
+from tinychat.models.adapters import add_adapter
 from tinychat.models.kernels.head_loss import entropy_from_logits
 from tinychat.models.logprobs import OutputHead, last_hidden, token_nll
 from tinychat.models.vocabulary import WHOLE, Vocabulary

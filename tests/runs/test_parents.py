@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tinychat.chat import target
+from tinychat.chat import session
 from tinychat.runs import folders, parents
 from tinychat.runtime import hub, manifest, run_files
 from tinychat.runtime.run_files import Unreadable
@@ -165,7 +165,7 @@ def test_auto_passes_over_a_run_whose_checkpoint_is_damaged_or_gone(
     assert len(named) == (damage != "none") and all(
         str(newer) in message for message in named
     )  # twice looked, once said
-    assert target.find("default", tmp_path) == str(newer if damage == "none" else older)
+    assert session.find("default", tmp_path) == str(newer if damage == "none" else older)
     if damage == "flipped":
         config.checkpoint.verify = False
         assert parents.find_parents(config)["init_from"] == str(newer)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tinychat import merge, score
-from tinychat.chat import target
+from tinychat.chat import session
 from tinychat.chat.repl import history_file
 from tinychat.compare import runs as compare_runs
 from tinychat.data.files.splits import find_files
@@ -157,7 +157,7 @@ def test_leftovers_of_killed_writers_go(tmp_path: Path) -> None:
 
 NOBODY = "~nobody-here/x"
 USES: dict[str, Callable[[], object]] = {
-    "chat": lambda: target.find(NOBODY, Path("outputs")),
+    "chat": lambda: session.find(NOBODY, Path("outputs")),
     "compare": lambda: compare_runs.find([NOBODY], Path("outputs")),
     "checkpoint": lambda: folders.resolve_checkpoint(f"{NOBODY}/best"),
     "merge": lambda: merge.run([NOBODY, "merged"]),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tinychat.errors import UserError
-from tinychat.runtime.cli import main_of
+from tinychat.runtime.console import main_of
 from tinychat.runtime.terminal import as_text, error_line, is_plain
 
 

@@ -32,13 +32,12 @@ from tinychat.tracking import (
     make_tracker,
     mlflow_tracker,
     prepare_store,
-    repair,
     resolve_uri,
     run_tags,
 )
 from tinychat.tracking.mlflow_run import MAX_PARAM, MlflowRun, fit_key, flatten
+from tinychat.tracking.mlflow_tracker import SweepRun
 from tinychat.tracking.store import run_folder_of, sqlite_path
-from tinychat.tracking.sweep_run import SweepRun
 
 TAGS = run_tags("pretrain", "mini", "tinyworld", parent="runs/parent", git_commit="abc123")
 
@@ -413,8 +412,8 @@ def test_a_run_killed_after_its_last_step_is_closed_by_the_next_of_its_experimen
         ids.append(store.run_id)
     (folders[0] / "result.json").write_text(json.dumps({"status": "finished", "metrics": {"eval/ppl": 3.3}}))
     lock = runs.RunLock(folders[2])
-    assert set(repair.cut_off(outputs, "exp")) == set(folders[:2])
-    assert not list(repair.cut_off(outputs, "other"))
+    assert set(mlflow_tracker.cut_off(outputs, "exp")) == set(folders[:2])
+    assert not list(mlflow_tracker.cut_off(outputs, "other"))
 
     config = TrackerConfig("mlflow", TrackerKind.mlflow, None, False, None)
     tracker = make_tracker(config, RunInfo(folders[3], outputs, "exp", "name"))
@@ -428,7 +427,7 @@ def test_a_run_killed_after_its_last_step_is_closed_by_the_next_of_its_experimen
     assert "perplexity **3.3**" in tags[0]["mlflow.note.content"]
     for run_id, steps in zip(ids, ([1, 2, 3], [1, 2, 3], [1, 2]), strict=True):
         assert [point.step for point in client_of(outputs).get_metric_history(run_id, "train/loss")] == steps
-    assert list(repair.cut_off(outputs, "exp")) == [folders[2]]  # now nobody holds it
+    assert list(mlflow_tracker.cut_off(outputs, "exp")) == [folders[2]]  # now nobody holds it
     # A command that starts no run of its own, as one that finds its run finished, does the same.
     close_cut_off(config, outputs, "exp")
     assert client_of(outputs).get_run(ids[2]).info.status == "KILLED"
@@ -466,8 +465,8 @@ def test_the_run_above_a_killed_sweep_is_closed_too(outputs: Path) -> None:
     run_id = sweep.open({}, {})
     assert run_id is not None
     with runs.working_on(folder), runs.working_on(folder):
-        assert not list(repair.cut_off(outputs, "exp"))
-    assert repair.close_cut_off(outputs, "exp", uri) == [folder]
+        assert not list(mlflow_tracker.cut_off(outputs, "exp"))
+    assert mlflow_tracker.close_cut_off(outputs, "exp", uri) == [folder]
     assert client_of(outputs).get_run(run_id).info.status == "KILLED"
 
 
@@ -556,7 +555,7 @@ def test_missing_artifact_costs_a_warning_not_the_run(outputs: Path, caplog: pyt
 
 def test_mlflow_is_imported_by_the_background_thread_only() -> None:
     code = (
-        "import sys, tinychat.tracking.mlflow_tracker, tinychat.tracking.mlflow_tracker, tinychat.tracking.mlflow_run;"
+        "import sys, tinychat.tracking.mlflow_tracker, tinychat.tracking.mlflow_run;"
         "assert not {'mlflow', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -12,12 +12,11 @@ import contextlib
 import sys
 from typing import TYPE_CHECKING
 
-from tinychat.chat import target
 from tinychat.chat.repl import HISTORY_ENV, as_utf8, converse, history_file
-from tinychat.chat.session import Session, open_session, short_names
+from tinychat.chat.session import Session, find, open_session, short_names
 from tinychat.errors import UserError
 from tinychat.models.generation.sampling import SamplingOptions
-from tinychat.runtime.cli import Parser, add_model_code, main_of
+from tinychat.runtime.console import Parser, add_model_code, main_of
 from tinychat.runtime.run_files import at_home
 from tinychat.runtime.terminal import as_text, say
 
@@ -131,8 +130,8 @@ def piped_prompt() -> str | None:
 
 
 def load(checkpoint: str, device_name: str, outputs: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """Model and tokenizer of what chat.target.find takes, on the device. Raises UserError."""
-    path = target.find(checkpoint, at_home(outputs))
+    """Model and tokenizer of what find takes, on the device. Raises UserError."""
+    path = find(checkpoint, at_home(outputs))
     import torch
 
     from tinychat.models.checkpoints import load_model

@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tinychat.chat.session import Session
-from tinychat.chat.target import examples
+from tinychat.chat.session import Session, examples
 from tinychat.errors import UserError
 from tinychat.models.generation.sampling import SamplingOptions
 from tinychat.runs import folders

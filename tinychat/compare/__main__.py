@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinychat.errors import UserError
-from tinychat.runtime.cli import Parser, main_of
+from tinychat.runtime.console import Parser, main_of
 from tinychat.runtime.run_files import at_home, said_of
 from tinychat.runtime.terminal import as_text
 

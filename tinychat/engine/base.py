@@ -17,7 +17,7 @@ import torch
 
 from tinychat.config.schema import Precision
 from tinychat.errors import UserError
-from tinychat.models.adapters.adapter_files import is_adapter
+from tinychat.models.adapters import is_adapter
 from tinychat.models.checkpoints import saved_buffers, saved_parameters
 from tinychat.models.kernels.in_place import GradientsInPlace
 from tinychat.runtime.world import World

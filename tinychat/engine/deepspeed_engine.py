@@ -18,7 +18,7 @@ import torch
 from tinychat.engine.base import Batch, Engine, LossFn, StepStats, eval_mode, trained_state
 from tinychat.engine.optim import MuonAdamW
 from tinychat.errors import UserError
-from tinychat.models.adapters.adapter_files import is_adapter
+from tinychat.models.adapters import is_adapter
 from tinychat.models.checkpoints import saved_buffers, saved_parameters
 from tinychat.runtime.world import World
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from tinychat.config.schema import OptimConfig, OptimKind
 from tinychat.config.stages import Schedule, TrainLoop
-from tinychat.models.adapters.adapter_files import is_adapter
+from tinychat.models.adapters import is_adapter
 
 NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # steepest at zero: small singular values grow fastest
 

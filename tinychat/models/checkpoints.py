@@ -20,20 +20,18 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from tinychat.config.schema import ModelConfig, PeftConfig, PeftKind
 from tinychat.errors import UserError
-from tinychat.models.adapters.adapter_files import (
+from tinychat.models.adapters import (
     ADAPTER_CONFIG,
-    find_base,
-    is_adapter,
-    is_adapter_folder,
-    read_adapter_config,
-    save_adapter,
-)
-from tinychat.models.adapters.lora import (
     adapter_is_as,
     adapter_targets,
     add_adapter,
+    find_base,
+    is_adapter,
+    is_adapter_folder,
     load_adapter,
     merge_adapter,
+    read_adapter_config,
+    save_adapter,
     set_adapter_dropout,
 )
 from tinychat.models.build import grow_vocabulary

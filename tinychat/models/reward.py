@@ -20,8 +20,13 @@ from transformers import AutoModelForSequenceClassification
 from tinychat.config.schema import PeftConfig, PeftKind
 from tinychat.config.stages import Pooling, ScoreRange
 from tinychat.errors import UserError
-from tinychat.models.adapters.adapter_files import is_adapter_folder, read_adapter_config, read_reward_settings
-from tinychat.models.adapters.lora import adapter_is_as, load_adapter
+from tinychat.models.adapters import (
+    adapter_is_as,
+    is_adapter_folder,
+    load_adapter,
+    read_adapter_config,
+    read_reward_settings,
+)
 from tinychat.models.checkpoints import load_config, load_model, start_model
 from tinychat.models.load import is_classifier, model_folder, read_model
 from tinychat.models.logprobs import head_is

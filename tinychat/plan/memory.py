@@ -19,7 +19,7 @@ from tinychat.config.schema import Config, Device, Precision
 from tinychat.config.size_checks import machine_memory
 from tinychat.engine.base import resolve_precision
 from tinychat.errors import UserError
-from tinychat.models.flops import matmul_rate
+from tinychat.models.build import matmul_rate
 from tinychat.models.kernels.head_loss import CHUNK_ELEMENTS, EXACT_CHUNK_ELEMENTS, KEPT_ELEMENTS
 from tinychat.plan.models import ModelPlan
 from tinychat.runtime.process import LARGE

@@ -27,8 +27,8 @@ from tinychat.config.specs import spec_of
 from tinychat.config.stages import ValueKind
 from tinychat.engine.optim import split_parameters
 from tinychat.errors import UserError
-from tinychat.models.adapters.lora import add_adapter
-from tinychat.models.flops import training_flops_per_token
+from tinychat.models.adapters import add_adapter
+from tinychat.models.build import training_flops_per_token
 from tinychat.models.kernels.attention import (
     attention_can_be_set,
     is_of_transformers,

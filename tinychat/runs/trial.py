@@ -43,7 +43,7 @@ class Trial:
     sweep_dir: Path
     plain: bool = False  # of a multirun that searches nothing: an ordinary run, whose checkpoint `auto` may take
     quiet: bool = False  # output goes to the run folder, not to the terminal
-    prune_on: list[str] = field(default_factory=list)  # alarms of tinychat.rl.alarms that end it
+    prune_on: list[str] = field(default_factory=list)  # alarms of tinychat.stages.rollouts that end it
     on_start: Callable[[Path], None] | None = None
     run_dir: Path | None = None  # once it is known
 

@@ -1,9 +1,12 @@
 """What a person sees of a run: log lines, on a terminal a progress bar below them, and the same lines in log.txt.
+And what the programs beside `tinychat.train` share: how arguments are read and how a program ends.
 
-What libraries say that a user cannot act on goes into the log of a run, not onto the terminal."""
+What libraries say that a user cannot act on goes into the log of a run, not onto the terminal.
+"""
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import re
@@ -13,12 +16,15 @@ import sysconfig
 import time
 import warnings
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
-from tinychat.runtime.terminal import as_text, masked
+from tinychat.errors import UserError
+from tinychat.runtime import console
+from tinychat.runtime.run_files import disk_full, said_of
+from tinychat.runtime.terminal import as_text, error_line, masked
 
 WARNINGS = "py.warnings"  # logger of what Python's warnings say, as in the logging module
 # Bars over files that are read in a second. That of a download from the hub is not among them.
@@ -380,3 +386,52 @@ def setup_logging(run_dir: Path | None, rank: int) -> None:
         root.addHandler(handler)
     root.setLevel(logging.WARNING)
     logging.getLogger("tinychat").setLevel(logging.INFO if rank == 0 else logging.WARNING)
+
+
+class Parser(argparse.ArgumentParser):
+    """Arguments of `python -m tinychat.PROGRAM`. Raises UserError, one line, where argparse would print its usage."""
+
+    def __init__(self, program: str, description: str, epilog: str) -> None:
+        super().__init__(
+            prog=f"python -m tinychat.{program}",
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
+def add_model_code(parser: Parser) -> None:
+    """The option --model-code, for tinychat.models.custom.load_classes."""
+    parser.add_argument(
+        "--model-code",
+        "--model_code",
+        metavar="FILE.py:CONFIG",
+        help="for a checkpoint of a model of your own: its code, as model.path= of its training; it is run",
+    )
+
+
+def main_of(run: Callable[[list[str]], None]) -> None:
+    """Run a program. Exit status: 0 done, 1 an error that was explained, 130 stopped by Ctrl-C."""
+    console.take_library_output()
+    try:
+        run(sys.argv[1:])
+    except UserError as error:
+        sys.exit(error_line(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # `| head` has read enough
+        close_output()
+    except OSError as error:
+        if not disk_full(error):
+            raise
+        sys.exit(error_line(f"{said_of(error)}; free space"))
+
+
+def close_output() -> NoReturn:
+    """End where nobody reads on: quietly, as `cat` does."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(0)

@@ -11,16 +11,15 @@ from rich.console import Console
 
 from tinychat.config.plugins import OWN_TEMPLATE
 from tinychat.config.schema import Config
-from tinychat.data.chats.batches import eval_batches
-from tinychat.data.chats.cache import ChatCache, chat_cache
 from tinychat.data.chats.rows import LeftOut
 from tinychat.data.chats.sources import chat_source
+from tinychat.data.chats.tokens import ChatCache, chat_cache, eval_batches
 from tinychat.data.files.splits import Split
 from tinychat.data.preferences.prompts import with_prompts
 from tinychat.engine import Engine
 from tinychat.errors import UserError
 from tinychat.evaluation.replies import InstructionResult, evaluate_replies, response_loss
-from tinychat.models.adapters.lora import trainable_parameters
+from tinychat.models.adapters import trainable_parameters
 from tinychat.models.build import describe
 from tinychat.models.checkpoints import pretrained_path, start_model
 from tinychat.models.generation.decode import DecodeOptions

@@ -19,11 +19,10 @@ from tinychat.data.documents.tokens import TokenCache, document_segments, token_
 from tinychat.engine import Batch, Engine
 from tinychat.errors import UserError
 from tinychat.evaluation.perplexity import perplexity
-from tinychat.models.adapters.adapter_files import is_adapter
-from tinychat.models.build import build_model, describe, model_vocab_size
+from tinychat.models.adapters import is_adapter
+from tinychat.models.build import build_model, describe, matmul_rate, model_vocab_size
 from tinychat.models.checkpoints import load_model, pretrained_path, start_model
 from tinychat.models.custom import try_out
-from tinychat.models.flops import matmul_rate
 from tinychat.models.generation.generate import continue_texts
 from tinychat.models.generation.sampling import SamplingOptions
 from tinychat.models.logprobs import token_nll

@@ -16,8 +16,7 @@ from tinychat.config.stages import RolloutStage
 from tinychat.data.preferences.prompts import PromptBatch, PromptBatches, prompt_shape, prompt_source
 from tinychat.engine import Batch, Engine, evaluation_engine
 from tinychat.models.actor_critic import ActorCritic, hidden_and_values, policy_and_values, policy_of
-from tinychat.models.adapters.adapter_files import is_adapter
-from tinychat.models.adapters.lora import trainable_parameters
+from tinychat.models.adapters import is_adapter, trainable_parameters
 from tinychat.models.build import describe
 from tinychat.models.checkpoints import start_model
 from tinychat.models.generation.decode import DecodeOptions

@@ -8,8 +8,7 @@ from tinychat.config.schema import Config
 from tinychat.data.documents.sources import leading_tokens
 from tinychat.data.documents.tokens import PackedBlocks, document_segments
 from tinychat.engine import build_engine
-from tinychat.models.build import count_parameters
-from tinychat.models.flops import training_flops_per_token
+from tinychat.models.build import count_parameters, training_flops_per_token
 from tinychat.models.logprobs import token_nll
 from tinychat.report.run import CURRICULUM
 from tinychat.runs.context import Context, StageResult

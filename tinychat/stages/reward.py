@@ -13,9 +13,8 @@ from tinychat.config.schema import Config
 from tinychat.config.specs import spec_of
 from tinychat.config.stages import ReplyLabel, RewardLoss, RewardStage, ScoreRange
 from tinychat.data.files.splits import Split
-from tinychat.data.preferences.batches import PreferenceBatches, eval_pairs
-from tinychat.data.preferences.cache import UNKNOWN, PreferenceCache, preference_cache
 from tinychat.data.preferences.sources import preference_source
+from tinychat.data.preferences.tokens import UNKNOWN, PreferenceBatches, PreferenceCache, eval_pairs, preference_cache
 from tinychat.engine import Batch, Engine, build_engine
 from tinychat.errors import UserError
 from tinychat.evaluation.preferences import (
@@ -28,9 +27,8 @@ from tinychat.evaluation.preferences import (
     score_pairs,
 )
 from tinychat.evaluation.statistics import Bin, draw_calibration
-from tinychat.models.adapters.lora import trainable_parameters
-from tinychat.models.build import count_parameters, describe
-from tinychat.models.flops import training_flops_per_token
+from tinychat.models.adapters import trainable_parameters
+from tinychat.models.build import count_parameters, describe, training_flops_per_token
 from tinychat.models.reward import raw_scores, set_normalisation, settings, start_reward_model
 from tinychat.rl.losses import bradley_terry_loss, pointwise_loss
 from tinychat.runs.context import Context, StageResult

@@ -8,10 +8,9 @@ import torch
 
 from tinychat.config.schema import Config
 from tinychat.config.stages import SftStage
-from tinychat.data.chats.batches import ChatBatches
+from tinychat.data.chats.tokens import ChatBatches
 from tinychat.engine import Batch, build_engine
-from tinychat.models.build import count_parameters
-from tinychat.models.flops import training_flops_per_token
+from tinychat.models.build import count_parameters, training_flops_per_token
 from tinychat.models.logprobs import IGNORED, token_nll
 from tinychat.runs.context import Context, StageResult
 from tinychat.runtime.world import seed_rank

@@ -24,7 +24,7 @@ from tinychat.sweeps.space import described
 from tinychat.sweeps.study import SharedStudy, counts
 from tinychat.tracking import METRICS, resolve_uri, run_tags
 from tinychat.tracking.mlflow_run import HEADLINE, NOTE
-from tinychat.tracking.sweep_run import SweepRun
+from tinychat.tracking.mlflow_tracker import SweepRun
 
 logger = logging.getLogger(__name__)
 SHOWN = 10  # trials of a front on the terminal

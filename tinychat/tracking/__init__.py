@@ -40,10 +40,9 @@ def close_cut_off(cfg: TrackerConfig, outputs: Path, experiment: str) -> None:
     """Of a command that starts no run of its own: see to MLflow runs of the experiment whose processes were killed."""
     if cfg.kind is TrackerKind.none:
         return
-    from tinychat.tracking import repair
+    from tinychat.tracking import mlflow_tracker
 
     uri = resolve_uri(cfg.uri, outputs)
-    if any(
-        True for found in (repair.cut_off(outputs, experiment), repair.unsent(outputs, experiment, uri)) for _ in found
-    ):
-        repair.close_cut_off(outputs, experiment, uri)
+    cut_off, unsent = mlflow_tracker.cut_off(outputs, experiment), mlflow_tracker.unsent(outputs, experiment, uri)
+    if any(True for found in (cut_off, unsent) for _ in found):
+        mlflow_tracker.close_cut_off(outputs, experiment, uri)

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tinychat.data.chats.batches import ChatBatches, eval_batches, pack
-from tinychat.data.chats.cache import ChatCache
+from tinychat.data.chats.tokens import ChatBatches, ChatCache, eval_batches, pack
 from tinychat.errors import UserError
 
 T, B, N, PAD = 32, 8, 400, 0

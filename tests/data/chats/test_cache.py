@@ -16,10 +16,10 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from tinychat.config.schema import OnBadRow
-from tinychat.data.chats import cache as module
-from tinychat.data.chats.cache import chat_cache, fit
+from tinychat.data.chats import tokens as module
 from tinychat.data.chats.rows import BadRow, ChatRow, chat_row
 from tinychat.data.chats.sources import ChatSource
+from tinychat.data.chats.tokens import chat_cache, fit
 from tinychat.data.files.row_sources import Found
 from tinychat.errors import UserError
 from tinychat.text.chat_template import EncodedChat, encode_chats, set_template

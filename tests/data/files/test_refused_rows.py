@@ -16,10 +16,10 @@ from tests.data.preferences.test_cache import pair
 from tests.data.preferences.test_cache import source as preference_source
 from tinychat.config.plugins import OWN_TEMPLATE
 from tinychat.config.schema import OnBadRow
-from tinychat.data.chats.cache import chat_cache
 from tinychat.data.chats.rows import BadRow, LeftOut, chat_row
-from tinychat.data.preferences.cache import preference_cache
+from tinychat.data.chats.tokens import chat_cache
 from tinychat.data.preferences.prompts import PromptBatches, PromptRow, with_prompts
+from tinychat.data.preferences.tokens import preference_cache
 from tinychat.errors import UserError
 from tinychat.models.generation.generate import prompt_ids
 from tinychat.text.chat_template import encode_chats, end_token_id, set_template

@@ -15,11 +15,16 @@ from tinychat.config.schema import OnBadRow
 from tinychat.data.batching import SeededOrder
 from tinychat.data.chats.rows import BadRow
 from tinychat.data.files.row_sources import Found
-from tinychat.data.preferences import cache as module
-from tinychat.data.preferences.batches import PreferenceBatches, collate_pairs, eval_pairs
-from tinychat.data.preferences.cache import PreferenceCache, preference_cache
+from tinychat.data.preferences import tokens as module
 from tinychat.data.preferences.rows import Labels, PreferenceRow, preference_row
 from tinychat.data.preferences.sources import PreferenceSource
+from tinychat.data.preferences.tokens import (
+    PreferenceBatches,
+    PreferenceCache,
+    collate_pairs,
+    eval_pairs,
+    preference_cache,
+)
 from tinychat.errors import UserError
 from tinychat.text.chat_template import encode_prompts, end_token_id, set_template
 from tinychat.text.tokenizer import load_saved_tokenizer

@@ -25,15 +25,17 @@ from tinychat.engine.checkpoint import Checkpointer
 from tinychat.engine.optim import build_optimizer
 from tinychat.errors import UserError
 from tinychat.merge import main
-from tinychat.models.adapters.adapter_files import ADAPTER_BASE, ADAPTER_CONFIG, ADAPTER_WEIGHTS, weights_fingerprint
-from tinychat.models.adapters.lora import (
+from tinychat.models.adapters import (
+    ADAPTER_BASE,
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
     add_adapter,
     merge_adapter,
     trainable_parameters,
+    weights_fingerprint,
 )
-from tinychat.models.build import build_model, count_parameters, hf_config
+from tinychat.models.build import build_model, count_parameters, hf_config, training_flops_per_token
 from tinychat.models.checkpoints import load_config, load_model, merge_checkpoint, start_model
-from tinychat.models.flops import training_flops_per_token
 from tinychat.models.logprobs import token_nll
 from tinychat.models.reward import start_reward_model
 from tinychat.runs import folders

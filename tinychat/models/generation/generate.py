@@ -30,7 +30,7 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from tinychat.errors import UserError
-from tinychat.models.adapters.adapter_files import is_adapter
+from tinychat.models.adapters import is_adapter
 from tinychat.models.generation.sampling import SamplingOptions
 from tinychat.models.kernels.kv_cache import CACHE
 from tinychat.models.vocabulary import vocabulary

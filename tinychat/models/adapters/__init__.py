@@ -1,1 +1,0 @@
-"""LoRA and 4-bit bases."""
