@@ -30,7 +30,7 @@ from tinychat.runs import next_steps
 from tinychat.runtime import console
 from tinychat.runtime.run_files import disk_full, said_of
 from tinychat.runtime.terminal import error_line
-from tinychat.sweeps.sweeper import StudySweeper
+from tinychat.sweeps import StudySweeper
 
 
 def config_folder() -> str:

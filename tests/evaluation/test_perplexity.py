@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tinychat.data.documents.tokens import TokenCache
 from tinychat.errors import UserError
-from tinychat.evaluation.perplexity import perplexity
+from tinychat.evaluation.held_out import perplexity
 from tinychat.runtime.world import World
 
 VOCAB = 23

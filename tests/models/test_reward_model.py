@@ -19,7 +19,7 @@ from tinychat.config.stages import Pooling, ReplyLabel, RewardLoss, RewardStage,
 from tinychat.engine import build_engine
 from tinychat.engine.optim import split_parameters
 from tinychat.errors import UserError
-from tinychat.evaluation.preferences import (
+from tinychat.evaluation.held_out import (
     PairScores,
     accuracy_table,
     pair_calibration,

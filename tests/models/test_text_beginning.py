@@ -20,7 +20,7 @@ from tinychat.data.documents import tokens as cache
 from tinychat.data.documents.sources import text_source
 from tinychat.data.documents.tokens import TokenCache, document_segments, token_cache
 from tinychat.errors import UserError
-from tinychat.evaluation.perplexity import perplexity
+from tinychat.evaluation.held_out import perplexity
 from tinychat.models.build import build_model, model_vocab_size
 from tinychat.models.generation.generate import continue_texts, prompt_ids
 from tinychat.models.generation.sampling import SamplingOptions

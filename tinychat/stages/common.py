@@ -18,7 +18,7 @@ from tinychat.data.documents.sources import Split, text_source
 from tinychat.data.documents.tokens import TokenCache, document_segments, token_cache
 from tinychat.engine import Batch, Engine
 from tinychat.errors import UserError
-from tinychat.evaluation.perplexity import perplexity
+from tinychat.evaluation.held_out import perplexity
 from tinychat.models.adapters import is_adapter
 from tinychat.models.build import build_model, describe, matmul_rate, model_vocab_size
 from tinychat.models.checkpoints import load_model, pretrained_path, start_model

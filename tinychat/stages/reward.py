@@ -17,7 +17,7 @@ from tinychat.data.preferences.sources import preference_source
 from tinychat.data.preferences.tokens import UNKNOWN, PreferenceBatches, PreferenceCache, eval_pairs, preference_cache
 from tinychat.engine import Batch, Engine, build_engine
 from tinychat.errors import UserError
-from tinychat.evaluation.preferences import (
+from tinychat.evaluation.held_out import (
     PairScores,
     accuracy_table,
     pair_calibration,
