@@ -70,11 +70,11 @@ def test_a_picture_cut_short_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for step in range(5):
         log.append(step, {"eval/loss": float(step)})
 
-    def half(_series: object, _panels: object, path: Path) -> None:
+    def half(_figure: object, path: Path, **_options: object) -> None:
         path.write_bytes(b"\x89PNG")
         full()
 
-    monkeypatch.setattr(curves, "_draw", half)
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", half)
     assert curves.write_curves(log.read(), tmp_path / "curves.png") is False
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 

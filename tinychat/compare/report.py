@@ -4,13 +4,14 @@ and the band between the lowest and highest), and report.md and report.html in a
 from __future__ import annotations
 
 import base64
-import logging
+import functools
 import math
 import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,13 +27,16 @@ from tinychat.compare.groups import (
     told,
 )
 from tinychat.compare.runs import Run
-from tinychat.report.curves import Series, series_of, style_axes, title_of
+from tinychat.report.curves import Series, save_picture, series_of, style_axes, title_of
 from tinychat.report.headline import format_value
 from tinychat.report.run import Link, render
 from tinychat.runs import folders as runs
 from tinychat.runtime.run_files import if_readable, read_text
 from tinychat.tracking.base import MetricsLog
 from tinychat.tracking.vocabulary import METRICS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NONE = "-"
 
@@ -187,7 +191,6 @@ MOST_GROUPS = 8  # curves in one figure, the best
 MOST_FIGURES = 6  # where the user names no metrics
 # told apart in grey and by most of the colour-blind (after Okabe and Ito 2008)
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5b00", "#555555")
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -228,23 +231,16 @@ def draw(found: Comparison, chosen: Sequence[str], folder: Path) -> list[tuple[s
         if metric == MINUTES or not any(bands) or (not chosen and len(pictures) == MOST_FIGURES):
             continue
         file = f"{metric.replace('/', '-')}.png"
-        try:
-            _figure(metric, groups, bands, found.keys, folder / file)
-        except Exception as error:  # a broken matplotlib costs the picture, not the report
-            logger.warning("no %s: %s: %s", file, type(error).__name__, str(error).partition("\n")[0])
-            continue
-        pictures.append((metric, file))
+        drawn = functools.partial(_figure, metric, groups, bands, found.keys)
+        if save_picture(folder / file, drawn):
+            pictures.append((metric, file))
     return pictures
 
 
-def _figure(
-    metric: str, groups: Sequence[Group], bands: Sequence[Band | None], keys: Sequence[str], path: Path
-) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+def _figure(metric: str, groups: Sequence[Group], bands: Sequence[Band | None], keys: Sequence[str]) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4.6), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for group, band, color in zip(groups, bands, _COLORS, strict=False):
         if band is None:
@@ -261,7 +257,7 @@ def _figure(
     legend = axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)
     for text in legend.get_texts():
         text.set_parse_math(False)  # a $ in a path is no formula
-    figure.savefig(path, facecolor="white")
+    return figure
 
 
 def curve_label(group: Group, keys: Sequence[str]) -> str:

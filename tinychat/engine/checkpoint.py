@@ -33,7 +33,7 @@ from tinychat.models.checkpoints import save_weights
 from tinychat.models.load import one_line
 from tinychat.runs import folders
 from tinychat.runtime import manifest
-from tinychat.runtime.run_files import disk_full
+from tinychat.runtime.run_files import disk_full, sync_folder
 from tinychat.runtime.world import World
 
 TRAINER_FILE = "trainer.json"
@@ -88,7 +88,7 @@ class Checkpointer:
             if final.exists():  # the same step again, after a resume from an older checkpoint
                 _remove(final)
             os.replace(temporary, final)
-            _sync_folder(self.folder)
+            sync_folder(self.folder)
 
         try:
             self._together(write_shared if self.world.is_main else None, final)
@@ -221,16 +221,8 @@ def _sync_tree(folder: Path) -> None:
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
         elif path.is_dir():
-            _sync_folder(path)
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+            sync_folder(path)
+    sync_folder(folder)
 
 
 def _remove(path: Path) -> None:

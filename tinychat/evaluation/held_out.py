@@ -106,7 +106,7 @@ class PairScores:
 
 @torch.no_grad()
 def score_pairs(model: Any, batches: Iterable[dict[str, Tensor]], world: World) -> PairScores:
-    """Scores of all ranks' batches (see data.preferences.batches.eval_pairs), each pair once.
+    """Scores of all ranks' batches (see data.preferences.tokens.eval_pairs), each pair once.
 
     Every rank calls this, with the same number of batches; pairs with the number UNKNOWN are left out.
     """

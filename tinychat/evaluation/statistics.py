@@ -3,13 +3,18 @@ whose parts belong together in pairs, and whether predicted probabilities are wh
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from tinychat.report.curves import save_picture
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Z = 1.959963984540054  # two-sided 95 % of the normal distribution
 Interval = tuple[float, float]
@@ -138,9 +143,6 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemarResult:
     return McNemarResult(len(first), first_only, second_only, p)
 
 
-logger = logging.getLogger(__name__)
-
-
 @dataclass(frozen=True)
 class Bin:
     """Predictions in [low, high)."""
@@ -180,20 +182,13 @@ def expected_calibration_error(found: list[Bin]) -> float:
 def draw_calibration(found: list[Bin], what: str, path: Path) -> bool:
     """A picture of observed against predicted with 95 % intervals, and how many predictions there are; False where
     matplotlib does not work."""
-    try:
-        _draw(found, what, path)
-    except Exception as error:  # a broken matplotlib costs the picture, not the run
-        logger.warning("no %s: %s: %s", path.name, type(error).__name__, str(error).partition("\n")[0])
-        return False
-    return True
+    return save_picture(path, lambda: _draw(found, what))
 
 
-def _draw(found: list[Bin], what: str, path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+def _draw(found: list[Bin], what: str) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.6, 4.6), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
     axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
     low = min(0.5, found[0].low) if found[0].low >= 0.5 else 0.0
     axes.plot([low, 1], [low, 1], color="#b0b0b0", linewidth=1, linestyle="--", label="perfect")
@@ -214,4 +209,4 @@ def _draw(found: list[Bin], what: str, path: Path) -> None:
         each.grid(True, color="#e4e4e4", linewidth=0.6)
         each.set_axisbelow(True)
         each.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, facecolor="white")
+    return figure

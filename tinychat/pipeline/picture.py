@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,11 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinychat.config.specs import SPECS, recipe_order
-from tinychat.report.curves import Series, mark, series_of, style_axes, title_of
+from tinychat.report.curves import Series, mark, save_picture, series_of, style_axes, title_of
 from tinychat.report.headline import figures_of
 from tinychat.report.run import CURRICULUM
 from tinychat.runs import folders
-from tinychat.runtime.run_files import said_of
 from tinychat.tracking.base import MetricsLog
 from tinychat.tracking.vocabulary import label_of
 
@@ -25,7 +22,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FILE = "recipe.png"
-logger = logging.getLogger(__name__)
 _COLORS = ("#3b76af", "#d1602c")
 _COLUMNS = 3
 _WIDTH, _PANEL_HEIGHT = 9.6, 2.1  # inches
@@ -59,16 +55,7 @@ def write_picture(
     rows = [[row["prompt"], *(row[name] for name in policies)] for row in samples[:_ROWS]]
     if not panels and not rows:
         return False
-    whole = path.with_name(f".{path.name}")
-    try:
-        figure = _draw(panels, ["prompt", *policies] if rows else [], rows)
-        figure.savefig(whole, facecolor="white", format="png")
-        os.replace(whole, path)
-    except Exception as error:  # a broken matplotlib or a full disk costs the picture, not the report
-        whole.unlink(missing_ok=True)
-        logger.warning("no %s: %s: %s", path.name, type(error).__name__, said_of(error))
-        return False
-    return True
+    return save_picture(path, lambda: _draw(panels, ["prompt", *policies] if rows else [], rows))
 
 
 def panels_of(runs: Mapping[str, Path]) -> list[Panel]:
@@ -93,7 +80,6 @@ def panels_of(runs: Mapping[str, Path]) -> list[Panel]:
 
 
 def _draw(panels: Sequence[Panel], head: list[str], rows: list[list[str]]) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     cells = [[_wrapped(cell) for cell in row] for row in rows]
@@ -101,7 +87,6 @@ def _draw(panels: Sequence[Panel], head: list[str], rows: list[list[str]]) -> Fi
     lines = -(-len(panels) // _COLUMNS)
     height = _PANEL_HEIGHT * lines + table
     figure = Figure(figsize=(_WIDTH, height), dpi=130)
-    FigureCanvasAgg(figure)
     if panels:
         grid = figure.add_gridspec(lines, _COLUMNS, left=0.055, right=0.985, wspace=0.22, hspace=0.62)
         grid.update(top=1 - 0.3 / height, bottom=(table + 0.42) / height)

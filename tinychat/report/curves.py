@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from tinychat.tracking.vocabulary import QUANTITIES, TECHNICAL, is_share, label_
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Series = list[tuple[int, float]]  # (step, value), by step
 logger = logging.getLogger(__name__)
@@ -88,11 +89,18 @@ def write_curves(rows: Sequence[Row], path: Path, stage: str = "", marks: Mappin
     """
     series = series_of(rows)
     panels = panels_of(series)
-    if not panels:
-        return False
+    return bool(panels) and save_picture(path, lambda: _draw(series, panels, stage, marks or {}))
+
+
+def save_picture(path: Path, draw: Callable[[], Figure]) -> bool:
+    """The figure as a PNG that is there whole or not at all; False where that failed, which is told."""
     whole = path.with_name(f".{path.name}")
     try:
-        _draw(series, panels, whole, stage, marks or {})
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        figure = draw()
+        FigureCanvasAgg(figure)
+        figure.savefig(whole, facecolor="white", format="png")
         os.replace(whole, path)
     except Exception as error:  # a broken matplotlib or a full disk costs the picture, not the report
         whole.unlink(missing_ok=True)
@@ -102,20 +110,14 @@ def write_curves(rows: Sequence[Row], path: Path, stage: str = "", marks: Mappin
 
 
 def _draw(
-    series: dict[str, Series],
-    panels: list[tuple[str, list[str]]],
-    path: Path,
-    stage: str,
-    marks: Mapping[str, int],
-) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    series: dict[str, Series], panels: list[tuple[str, list[str]]], stage: str, marks: Mapping[str, int]
+) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     columns = 1 if len(panels) == 1 else 2
     lines = -(-len(panels) // columns)
     figure = Figure(figsize=(5.2 * columns, 3.1 * lines), dpi=130, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
-    FigureCanvasAgg(figure)
     last = max(points[-1][0] for points in series.values())
     for index, (quantity, names) in enumerate(panels):
         axes = figure.add_subplot(lines, columns, index + 1)
@@ -123,7 +125,7 @@ def _draw(
         axes.set_xlim(-0.02 * last, 1.02 * last)
         if quantity in _MARKED:
             mark(axes, {what: step for what, step in marks.items() if 0 < step < last})
-    figure.savefig(path, facecolor="white", format="png")
+    return figure
 
 
 def mark(axes: Axes, marks: Mapping[str, int]) -> None:

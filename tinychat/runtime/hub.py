@@ -41,7 +41,12 @@ TOKENIZER_FILES = (
     "config.json",
 )
 # Weights as safetensors alone: the other formats on the hub are pickles, which can run code when opened.
-MODEL_FILES = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
+MODEL_FILES: tuple[str, ...] = (
+    "config.json",
+    "generation_config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+)
 MODEL_FILES += ("adapter_config.json", "adapter_model.safetensors", "adapter_base.json", "reward.json")
 
 

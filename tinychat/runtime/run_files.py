@@ -215,6 +215,15 @@ def write_text_atomic(path: Path, text: str, private: bool = False) -> None:
         raise
 
 
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove what writers that were killed have left in a folder in which nobody else writes."""
     for pattern in (f".*{TEMPORARY}", f"*.[0-9]*{TEMPORARY}*"):

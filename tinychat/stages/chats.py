@@ -71,17 +71,20 @@ def _refuse_changed(config: Config, context: Context, tokenizer: Any) -> None:
 
 
 def get_start_model(config: Config, context: Context, tokenizer: Any) -> Any:
-    """The model to fine-tune: a checkpoint's or a pretrained one, with an adapter where `peft` asks for one.
-
-    Its generation ends at the template's end token, for whoever loads the checkpoint.
-    """
+    """The model to fine-tune: a checkpoint's or a pretrained one, with an adapter where `peft` asks for one."""
     start, dropout = context.parents["init_from"], config.stage.dropout
     if start is None:  # model=pretrained
         start, dropout = pretrained_path(config.model), config.model.dropout if dropout is None else dropout
     model = start_model(start, config.peft, dropout, context.run_dir / "merged_base", vocabulary_size(tokenizer))
+    return ready_to_reply(model, tokenizer, config, "model")
+
+
+def ready_to_reply(model: Any, tokenizer: Any, config: Config, called: str) -> Any:
+    """The model, whose generation ends at the template's end token for whoever loads the checkpoint. It is told, and a
+    custom one tried."""
     model.generation_config.eos_token_id = list(end_ids(tokenizer))
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    log.info("model: %s", describe(model))
+    log.info("%s: %s", called, describe(model))
     trained, total = trainable_parameters(model)
     if trained < total:
         log.info("trained: %s of %s parameters (%.2f %%)", f"{trained:,}", f"{total:,}", 100 * trained / total)

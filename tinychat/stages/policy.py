@@ -16,8 +16,7 @@ from tinychat.config.stages import RolloutStage
 from tinychat.data.preferences.prompts import PromptBatch, PromptBatches, prompt_shape, prompt_source
 from tinychat.engine import Batch, Engine, evaluation_engine
 from tinychat.models.actor_critic import ActorCritic, hidden_and_values, policy_and_values, policy_of
-from tinychat.models.adapters import is_adapter, trainable_parameters
-from tinychat.models.build import describe
+from tinychat.models.adapters import is_adapter
 from tinychat.models.checkpoints import start_model
 from tinychat.models.generation.decode import DecodeOptions
 from tinychat.models.logprobs import OutputHead, last_hidden
@@ -34,8 +33,8 @@ from tinychat.rl.rollout import (
     token_measures,
 )
 from tinychat.runs.context import Context
-from tinychat.stages.chats import HeldOut
-from tinychat.stages.common import log, try_own_model, write_table
+from tinychat.stages.chats import HeldOut, ready_to_reply
+from tinychat.stages.common import log, write_table
 from tinychat.stages.requests import HeldOutRequests
 from tinychat.text.chat_template import end_ids, reply_text
 from tinychat.text.tokenizer import vocabulary_size
@@ -49,14 +48,7 @@ def get_policy(config: Config, context: Context, tokenizer: Any) -> Any:
     assert start is not None  # tinychat.runs.parents
     entries = vocabulary_size(tokenizer)
     policy = start_model(start, config.peft, 0.0, context.run_dir / "merged_base", entries, new_adapter=True)
-    policy.generation_config.eos_token_id = list(end_ids(tokenizer))
-    policy.generation_config.pad_token_id = tokenizer.pad_token_id
-    log.info("policy: %s", describe(policy))
-    trained, total = trainable_parameters(policy)
-    if trained < total:
-        log.info("trained: %s of %s parameters (%.2f %%)", f"{trained:,}", f"{total:,}", 100 * trained / total)
-    try_own_model(config, policy)
-    return policy
+    return ready_to_reply(policy, tokenizer, config, "policy")
 
 
 class Reference:

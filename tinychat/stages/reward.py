@@ -201,7 +201,7 @@ class HeldOutPairs:
         self.bins: list[Bin] = []
 
     def measure(self, engine: Engine, most: int | None) -> dict[str, float]:
-        """eval/loss and the metrics of evaluation.preferences over `most` pairs (None: all), and their calibration."""
+        """eval/loss and preference_metrics over `most` pairs (None: all), and their calibration."""
         stage, world = self.stage, self.context.world
         batches = eval_pairs(self.pairs, stage.eval_batch_size, world.rank, world.size, most)
         with engine.inference() as model:

@@ -321,7 +321,7 @@ def eval_batches(
     """Padded batches of up to batch_size conversations each, as collate gives them, shared among the ranks as
     shared_groups says: what does not count has no targets. `max_rows` takes that many conversations."""
     for group, counts in shared_groups(cache.lengths, batch_size, rank, world_size, max_rows):
-        batch = collate(cache, group[:, None], padded_width(int(cache.lengths[group].max()), cache.length))
+        batch = collate(cache, list(group[:, None]), padded_width(int(cache.lengths[group].max()), cache.length))
         if not counts:
             batch["targets"].fill_(IGNORED)
         yield batch

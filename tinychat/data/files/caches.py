@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tinychat.errors import UserError
 from tinychat.runtime.manifest import changed_file, checksum, is_whole, sealed
+from tinychat.runtime.run_files import sync_folder
 from tinychat.text.tokenizer import vocabulary_size
 
 LINE_EVERY = 10.0  # seconds
@@ -169,11 +170,11 @@ def _make(folder: Path, identity: dict[str, Any], write: Callable[[Path], dict[s
         meta["checksums"] = {path.name: checksum(path) for path in sorted(temporary.iterdir())}
         with synced_file(temporary / META) as file:
             file.write(json.dumps(sealed(meta), indent=1).encode())
-        _sync_folder(temporary)
+        sync_folder(temporary)
         if folder.exists():  # a damaged one; who still reads it keeps its file
             shutil.rmtree(folder)
         temporary.rename(folder)
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -209,11 +210,3 @@ def _disk_errors(cache_dir: Path) -> Iterator[None]:
 def _sync(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -60,9 +60,16 @@ class EncodedRows:
 
 
 class Source(Protocol):
-    name: str
-    description: str
-    on_bad_row: OnBadRow
+    """Where rows come from."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def description(self) -> str: ...
+
+    @property
+    def on_bad_row(self) -> OnBadRow: ...
 
     @property
     def n_bad(self) -> int: ...
@@ -154,7 +161,9 @@ def encoded_cache(
     }
 
     def load(folder: Path, meta: dict[str, Any]) -> Cache:
-        arrays = {name: mapped(folder / f"{name}.bin", *meta["arrays"][name]) for name in ("ids", *kind.types)}
+        arrays: dict[str, np.ndarray] = {
+            name: mapped(folder / f"{name}.bin", *meta["arrays"][name]) for name in ("ids", *kind.types)
+        }
         return made(folder, meta, arrays)
 
     def write(folder: Path) -> dict[str, Any]:
