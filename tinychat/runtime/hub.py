@@ -41,12 +41,8 @@ TOKENIZER_FILES = (
     "config.json",
 )
 # Weights as safetensors alone: the other formats on the hub are pickles, which can run code when opened.
-MODEL_FILES: tuple[str, ...] = (
-    "config.json",
-    "generation_config.json",
-    "model*.safetensors",
-    "model.safetensors.index.json",
-)
+MODEL_FILES: tuple[str, ...] = ("config.json", "generation_config.json")
+MODEL_FILES += ("model*.safetensors", "model.safetensors.index.json")
 MODEL_FILES += ("adapter_config.json", "adapter_model.safetensors", "adapter_base.json", "reward.json")
 
 
