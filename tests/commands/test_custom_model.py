@@ -104,15 +104,32 @@ def test_it_is_planned(folder: Path, tokenizer_folder: Path) -> None:
 
 def test_what_it_cannot_do_is_said_before_it_trains(folder: Path, tmp_path: Path, tokenizer_folder: Path) -> None:
     write_model(tmp_path, {"(AlibiPreTrained, GenerationMixin)": "(AlibiPreTrained)"})
-    words = ("stage=pretrain", *OWN, *tiny_but_model(tokenizer_folder), *STEPS)
-    done = run_train(tmp_path, *words, "run_dir=run")
+    done = run_train(tmp_path, "stage=pretrain", *OWN, *tiny_but_model(tokenizer_folder), *STEPS, "run_dir=run")
     assert done.returncode == 1
     assert error_line(done).endswith(
         "AlibiForCausalLM: has no generate; derive it from transformers' GenerationMixin too"
     )
     assert not curve(tmp_path / "run")
-    done = run_train(tmp_path, *words, "stage.samples=[]", "run_dir=silent")
+
+
+@pytest.mark.slow
+def test_it_is_a_reward_model_and_a_policy_with_a_value_function_of_its_own(
+    folder: Path, tokenizer_folder: Path
+) -> None:
+    longer = (*tiny_but_model(tokenizer_folder), *STEPS, "model.context_length=256", "run_dir=longer")
+    assert run_train(folder, "stage=pretrain", *OWN, *longer).returncode == 0
+    common = (*OWN, "tracker=none", "precision=fp32", "stage.batch_size=4", "stage.micro_batch_size=2")
+    common += ("stage.max_steps=2", "stage.warmup_steps=1", "data.on_bad_row=skip", "init_from=longer")
+    done = run_train(
+        folder, "stage=reward", *common, "data.max_rows=120", "data.max_val_rows=40", "template=instruct", "run_dir=rm"
+    )
     assert done.returncode == 0, done.stderr[-3000:]
+    few = ("stage.rollout_size=8", "stage.response_length=8", "stage.epochs=1", "stage.eval_prompts=2")
+    few += ("stage.safety_prompts=2", "stage.safety_tokens=4", "stage.generate_tokens=4", "stage.generate_rows=2")
+    few += ("data.max_rows=120", "data.max_val_rows=40", "template=instruct", "reward.parts.model.path=rm")
+    done = run_train(folder, "stage=ppo", *common, *few, "run_dir=ppo")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert result_of(folder / "ppo")["status"] == "finished"
 
 
 @pytest.mark.slow

@@ -45,7 +45,7 @@ def load_classes(address: str, setting: str) -> type[PreTrainedConfig]:
     """The class of the configuration that FILE.py:CONFIG or MODULE:CONFIG means, with its model registered. `setting`
     begins the message of the UserError for code that cannot be loaded and for classes that no stage could use."""
     try:
-        config = user_code.named(address)
+        config: Any = user_code.named(address)
     except UserError as error:
         raise UserError(f"{setting}: {error}") from error
     if problem := _problem(config):
@@ -60,7 +60,7 @@ def _problem(config: Any) -> str | None:
     """Why no model can be made of what an address means."""
     if not isinstance(config, type) or not issubclass(config, PreTrainedConfig):
         return "is no class derived from transformers' PreTrainedConfig; name the model's configuration, not the model"
-    kind, name = config.model_type, config.__name__
+    kind, name = str(getattr(config, "model_type", "")), config.__name__
     if not kind:
         return f'{name} has no model_type; give it one, as model_type = "{name.removesuffix("Config").lower()}"'
     if kind in CONFIG_MAPPING_NAMES:
