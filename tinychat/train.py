@@ -42,9 +42,10 @@ def config_folder() -> str:
 
 
 def users_folder() -> Path | None:
-    """conf/ in the folder where one works, where that is another one than tinychat's."""
+    """conf/ in the folder where one works; None where it is a whole configuration: tinychat's own, that of another
+    checkout, another program's."""
     folder = Path.cwd() / "conf"
-    return folder if folder.is_dir() and folder.resolve() != Path(config_folder()) else None
+    return folder if folder.is_dir() and not (folder / "config.yaml").exists() else None
 
 
 class UsersConfig(SearchPathPlugin):

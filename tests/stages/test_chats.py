@@ -27,7 +27,7 @@ def test_a_template_in_place_of_the_one_a_checkpoint_was_trained_in_is_said(
 ) -> None:
     """In another one a policy is a stranger to every prompt."""
     start = saved(tmp_path / "start", brings)
-    config: Any = SimpleNamespace(template=SimpleNamespace(name=named))
+    config: Any = SimpleNamespace(template=SimpleNamespace(name=named, path=None))
     context: Any = SimpleNamespace(parents={"init_from": str(start)})
     with caplog.at_level(logging.INFO, "tinychat"):
         get_chat_tokenizer(config, context)
