@@ -25,6 +25,7 @@ from tinychat.config.schema import DsConfig, OptimConfig, OptimKind, PeftConfig,
 from tinychat.config.stages import TrainLoop
 from tinychat.data.preferences.tokens import SeededOrder
 from tinychat.engine import Batch, build_engine, evaluation_engine
+from tinychat.errors import UserError
 from tinychat.models.actor_critic import ActorCritic, policy_and_values
 from tinychat.models.checkpoints import load_model
 from tinychat.models.generation.decode import DecodeOptions, decode
@@ -166,7 +167,7 @@ def newest(stage: str) -> str:
     runs = folders.matching_runs(Path("outputs"), "tinychat", lambda run: run["stage"]["name"] == stage, finished=True)
     found = folders.first_usable(runs)
     if found is None:
-        raise SystemExit(f"outputs/ has no finished run of stage={stage}: `make run` makes one, or name a folder")
+        raise UserError(f"outputs/ has no finished run of stage={stage}: `make run` makes one, or name a folder")
     return str(found)
 
 
@@ -186,4 +187,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None
