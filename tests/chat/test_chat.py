@@ -122,7 +122,7 @@ def test_a_checkpoint_cut_short_is_one_line(checkpoint, tmp_path):
 
 def test_help_answers_without_torch():
     script = (
-        "import sys, tinychat.chat as chat\n"
+        "import sys\nfrom tinychat.chat import __main__ as chat\n"
         "try: chat.parse(['--help'])\n"
         "except SystemExit: pass\n"
         "chat.sampling_options(chat.parse(['x']))\n"
