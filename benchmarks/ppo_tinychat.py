@@ -23,9 +23,9 @@ from tinychat.engine import Engine, StepStats, build_engine
 from tinychat.models.vocabulary import vocabulary
 from tinychat.rl.rewards import Rewards
 from tinychat.rl.rollout import to_experience
-from tinychat.runs.context import Context, StopFlag
 from tinychat.runtime.process import keep_freed_memory
 from tinychat.runtime.world import World
+from tinychat.stages import Context, StopFlag
 from tinychat.stages.policy import WHOLE, Models, Reference, Sampler
 from tinychat.stages.ppo import algorithm, get_actor_critic
 from tinychat.stages.rollouts import learn, step_seed, with_missing_ends

@@ -30,7 +30,7 @@ from tinychat.pipeline.recipe import Request, load_recipe
 from tinychat.plan.estimate import estimate
 from tinychat.plan.report import describe
 from tinychat.runs import folders, next_steps, parents
-from tinychat.runs.context import Context, StageResult
+from tinychat.stages import Context, StageResult
 from tinychat.tracking import vocabulary
 
 PACKAGE = REPOSITORY / "tinychat"

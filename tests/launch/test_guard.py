@@ -16,7 +16,7 @@ from tinychat.runs import failures
 GUARD = """
 import sys
 from pathlib import Path
-from tinychat import guard
+from tinychat.launch import guard
 
 guard.POLL_SECONDS, guard.GRACE_SECONDS = 0.05, 0.3
 run_dir, code = sys.argv[1:]
@@ -65,7 +65,7 @@ def test_a_death_without_words_is_reported(tmp_path: Path, code: str, said: str)
 
 
 def test_a_ranks_own_report_is_left_alone(tmp_path: Path) -> None:
-    code = "import sys, pathlib\nfrom tinychat import failures\n"
+    code = "import sys, pathlib\nfrom tinychat.runs import failures\n"
     code += "failures.write(pathlib.Path(sys.argv[1]), 1, 'no room', 'Traceback: no room'); sys.exit(1)"
     assert ended(tmp_path, code) == 1
     assert failures.first(tmp_path) == "rank 1 failed:\nTraceback: no room"

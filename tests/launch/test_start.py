@@ -20,8 +20,8 @@ from tinychat.errors import UserError
 from tinychat.launch import job as launch
 from tinychat.launch import ranks
 from tinychat.runs import failures, folders, parents
-from tinychat.runs.context import StopFlag
 from tinychat.runtime import run_files, terminal
+from tinychat.stages import StopFlag
 
 
 def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks_do: Callable[[Path], None], *more: str) -> None:

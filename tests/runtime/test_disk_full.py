@@ -17,8 +17,8 @@ from tinychat.pipeline import __main__ as pipeline
 from tinychat.pipeline import report as pipeline_report
 from tinychat.report import curves, run
 from tinychat.runs import failures, folders
-from tinychat.runs.context import StageResult
 from tinychat.runtime.world import World
+from tinychat.stages import StageResult
 from tinychat.tracking import MetricsLog, NoTracker, RunInfo
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import environment_of
-from tinychat.runs.context import StopFlag
 from tinychat.runtime import process as signals
+from tinychat.stages import StopFlag
 
 
 @pytest.mark.parametrize("number", signals.STOPPING)
@@ -74,10 +74,10 @@ def _pid(_: int) -> int:
 CLOSES = """
 import os, sys, time
 from pathlib import Path
-from tinychat import signals
+from tinychat.runtime import process
 
 told = []
-with signals.handling(lambda number, frame: told.append(number)):
+with process.handling(lambda number, frame: told.append(number)):
     print("ready", flush=True)
     while not told:
         time.sleep(0.02)

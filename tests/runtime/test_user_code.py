@@ -12,9 +12,9 @@ import pytest
 
 from tests.rl.test_rewards import python, rewards, row
 from tinychat.errors import UserError
-from tinychat.runs.context import StopFlag
 from tinychat.runtime import user_code
 from tinychat.runtime.process import Interrupted
+from tinychat.stages import StopFlag
 
 ROWS = [row(1), row(2)]
 

@@ -16,9 +16,9 @@ from tinychat.engine.base import PlainEngine
 from tinychat.errors import UserError
 from tinychat.models.logprobs import token_nll
 from tinychat.runs import folders
-from tinychat.runs.context import Context, StopFlag
 from tinychat.runtime import manifest
 from tinychat.runtime.world import World
+from tinychat.stages import Context, StopFlag
 from tinychat.stages.common import Speedometer
 from tinychat.stages.loop import TrainingLoop
 from tinychat.tracking import Row

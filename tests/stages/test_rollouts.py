@@ -28,9 +28,8 @@ from tinychat.rl.advantages import group_advantages
 from tinychat.rl.kl import kl_estimate
 from tinychat.rl.losses import Sums, grpo_weights, ppo_policy_loss
 from tinychat.rl.rollout import Experience, Rollout, to_experience
-from tinychat.runs.context import Context, StageResult, StopFlag
 from tinychat.runtime.world import World
-from tinychat.stages import ppo
+from tinychat.stages import Context, StageResult, StopFlag, ppo
 from tinychat.stages.policy import get_policy
 from tinychat.stages.rollouts import Algorithm, learn, learn_from_rollouts
 from tinychat.text.tokenizer import load_saved_tokenizer

@@ -29,13 +29,13 @@ from tinychat.models import custom
 from tinychat.report import headline
 from tinychat.report import run as report
 from tinychat.runs import failures, folders, parents, trial
-from tinychat.runs.context import Context, StageResult, StopFlag
 from tinychat.runtime import console, terminal
 from tinychat.runtime.console import setup_logging
 from tinychat.runtime.manifest import verifying
 from tinychat.runtime.process import Interrupted, end_with_parent, keep_freed_memory
 from tinychat.runtime.run_files import disk_full, said_of
 from tinychat.runtime.world import LostContact, World, answering, join_world, seed_everything
+from tinychat.stages import Context, StageResult, StopFlag
 from tinychat.tracking import STATUS_OF, RunInfo, Tracker, make_tracker, run_tags
 
 

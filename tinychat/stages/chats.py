@@ -24,7 +24,7 @@ from tinychat.models.build import describe
 from tinychat.models.checkpoints import pretrained_path, start_model
 from tinychat.models.generation.decode import DecodeOptions
 from tinychat.runs import folders
-from tinychat.runs.context import Context
+from tinychat.stages import Context
 from tinychat.stages.common import get_tokenizer, log, try_own_model, write_table
 from tinychat.text.chat_template import EncodedChat, coloured_example, end_ids, set_template, template_name
 from tinychat.text.tokenizer import load_saved_tokenizer, load_tokenizer, tokenizer_fingerprint, vocabulary_size

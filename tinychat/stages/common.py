@@ -27,9 +27,9 @@ from tinychat.models.generation.generate import continue_texts
 from tinychat.models.generation.sampling import SamplingOptions
 from tinychat.models.logprobs import token_nll
 from tinychat.runs import folders, parents
-from tinychat.runs.context import Context
 from tinychat.runtime.console import peak_memory_gb
 from tinychat.runtime.world import World
+from tinychat.stages import Context
 from tinychat.text.tokenizer import load_saved_tokenizer, load_tokenizer, text_beginning, vocabulary_size
 
 log = logging.getLogger("tinychat")

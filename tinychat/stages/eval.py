@@ -19,9 +19,9 @@ from tinychat.config.schema import Config
 from tinychat.engine import Engine, evaluation_engine
 from tinychat.errors import UserError
 from tinychat.runs import folders
-from tinychat.runs.context import Context, StageResult
 from tinychat.runtime import run_files
 from tinychat.runtime.console import format_eval
+from tinychat.stages import Context, StageResult
 from tinychat.stages.chats import OWN_TEMPLATE, HeldOut, get_chat_tokenizer
 from tinychat.stages.common import (
     context_length,

@@ -28,9 +28,9 @@ from tinychat.engine.checkpoint import Checkpointer
 from tinychat.engine.optim import lr_factor
 from tinychat.errors import UserError
 from tinychat.runs import folders
-from tinychat.runs.context import Context, StageResult
 from tinychat.runtime import manifest
 from tinychat.runtime.console import Progress
+from tinychat.stages import Context, StageResult
 from tinychat.stages.common import Speedometer, log
 from tinychat.tracking import MetricsLog
 from tinychat.tracking.vocabulary import goal_of

@@ -32,7 +32,7 @@ from tinychat.rl.rollout import (
     to_experience,
     token_measures,
 )
-from tinychat.runs.context import Context
+from tinychat.stages import Context
 from tinychat.stages.chats import HeldOut, ready_to_reply
 from tinychat.stages.common import log, write_table
 from tinychat.stages.requests import HeldOutRequests

@@ -20,7 +20,7 @@ from tinychat.models.vocabulary import Vocabulary, vocabulary
 from tinychat.rl.advantages import gae, per_token_rewards, whiten
 from tinychat.rl.losses import Sums, ppo_policy_loss, value_loss
 from tinychat.rl.rollout import Experience, Rollout
-from tinychat.runs.context import Context, StageResult
+from tinychat.stages import Context, StageResult
 from tinychat.stages.chats import get_chat_tokenizer
 from tinychat.stages.common import log
 from tinychat.stages.policy import WHOLE, get_policy

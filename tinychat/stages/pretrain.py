@@ -11,8 +11,8 @@ from tinychat.engine import build_engine
 from tinychat.models.build import count_parameters, training_flops_per_token
 from tinychat.models.logprobs import token_nll
 from tinychat.report.run import CURRICULUM
-from tinychat.runs.context import Context, StageResult
 from tinychat.runtime.world import seed_rank
+from tinychat.stages import Context, StageResult
 from tinychat.stages.common import (
     Speedometer,
     context_length,

@@ -25,7 +25,7 @@ from tinychat.evaluation.safety import (
     safety,
 )
 from tinychat.models.generation.decode import DecodeOptions
-from tinychat.runs.context import Context
+from tinychat.stages import Context
 from tinychat.stages.common import log, write_table
 from tinychat.text.chat_render import Refused
 from tinychat.text.chat_template import end_ids

@@ -37,8 +37,8 @@ from tinychat.rl.selfcheck import (
     mean_tolerance,
     self_check,
 )
-from tinychat.runs.context import Context, StageResult
 from tinychat.runtime.world import seed_rank
+from tinychat.stages import Context, StageResult
 from tinychat.stages.common import Speedometer, context_length, describe_engine, log, split_batch, write_lineage
 from tinychat.stages.loop import TrainingLoop
 from tinychat.stages.policy import Models, PolicyEvaluation, Reference, Sampler, mean, rollout_table

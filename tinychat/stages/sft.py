@@ -12,8 +12,8 @@ from tinychat.data.chats.tokens import ChatBatches
 from tinychat.engine import Batch, build_engine
 from tinychat.models.build import count_parameters, training_flops_per_token
 from tinychat.models.logprobs import IGNORED, token_nll
-from tinychat.runs.context import Context, StageResult
 from tinychat.runtime.world import seed_rank
+from tinychat.stages import Context, StageResult
 from tinychat.stages.chats import HeldOut, chat_facts, get_chat_tokenizer, get_chats, get_start_model, show_example
 from tinychat.stages.common import (
     Speedometer,

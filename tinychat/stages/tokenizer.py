@@ -22,8 +22,8 @@ from tinychat.data.chats.sources import chat_source
 from tinychat.data.documents.sources import text_source
 from tinychat.errors import UserError
 from tinychat.runs import folders, parents
-from tinychat.runs.context import Context, StageResult
 from tinychat.runtime import manifest
+from tinychat.stages import Context, StageResult
 from tinychat.text.tokenizer import decode_exactly, encode_documents, tokenizer_fingerprint, train_bpe
 
 SAMPLES = {
