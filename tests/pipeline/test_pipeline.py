@@ -237,6 +237,16 @@ def test_the_commands_choice_of_a_group_takes_the_place_of_the_recipes() -> None
     assert [job.config.model.name for job in jobs.values()] == ["gpt2_100m", "llama2_15m"]
 
 
+def test_options_of_the_users_are_found_in_the_conf_where_one_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "conf/data").mkdir(parents=True)
+    (tmp_path / "conf/data/poems.yaml").write_text("defaults: [text, _self_]\nname: poems\npath: .\n")
+    monkeypatch.chdir(tmp_path)
+    jobs = jobs_of(SMALL, "pretrain:data=poems")
+    assert (jobs["pretrain"].config.data.name, jobs["sft"].config.data.name) == ("poems", "tinyworld")
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -75,10 +75,10 @@ class Composer:
         self._recipe, self._request = recipe, request
         self._folder = train.config_folder()
         self._groups = {path.name for path in Path(self._folder).iterdir() if path.is_dir()}
+        train.register()
         self._initialised = initialize_config_dir(self._folder)
 
     def __enter__(self) -> Composer:
-        train.register()
         self._initialised.__enter__()
         return self
 
