@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help install run test ui clean
+.PHONY: help install run test test-all ui clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -26,6 +26,9 @@ test: install ## lint, types and all tests that need neither minutes nor a GPU
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 -m 'not slow and not gpu and not ui'
+
+test-all: test ## and those that take minutes or draw pages in a browser; a GPU's where there is one
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m 'slow or gpu or ui'
 
 ui: install ## open MLflow's pages on the runs under outputs/
 	MLFLOW=$(BIN)/mlflow launchers/mlflow_ui.sh

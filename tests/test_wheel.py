@@ -21,6 +21,20 @@ for name in names:
     importlib.import_module(name)
 print(len(names))
 """
+COMPOSE_ALL = """
+from pathlib import Path
+import tinychat
+from hydra import compose, initialize_config_dir
+from tinychat import train
+from tinychat.config import schema
+conf = Path(tinychat.__file__).parent / "conf"
+train.register()
+options = sorted(path.relative_to(conf / "experiment").with_suffix("") for path in (conf / "experiment").rglob("*.yaml"))
+with initialize_config_dir(str(conf)):
+    for option in options:
+        schema.to_config(compose("config", [f"experiment={option}"]))
+print(len(options))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +72,11 @@ def test_it_holds_every_module_setting_and_template(wheel: Path) -> None:
     assert held - local == (package | conf) - local
 
 
-def test_installed_alone_it_imports_helps_and_trains(wheel: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
+def test_installed_alone_it_imports_composes_helps_and_trains(wheel: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
     target, away = tmp_path / "target", tmp_path / "away"
     away.mkdir()
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(target)
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--target", str(target)]
+    subprocess.run([*install, str(wheel)], check=True, capture_output=True, timeout=300)
     environment = {**os.environ, "PYTHONPATH": str(target), "PYTHONDONTWRITEBYTECODE": "1"}
 
     def run(*words: str) -> str:
@@ -72,8 +86,9 @@ def test_installed_alone_it_imports_helps_and_trains(wheel: Path, tokenizer_fold
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    assert int(run("-c", IMPORT_ALL.format(target=str(target)))) > 200
-    assert "stage=pretrain" in run("-m", "tinychat.train", "--help")
+    assert int(run("-c", IMPORT_ALL.format(target=str(target)))) == len(list((target / "tinychat").rglob("*.py"))) - 1
+    assert int(run("-c", COMPOSE_ALL)) == len(list((REPOSITORY / "conf" / "experiment").rglob("*.yaml"))) > 2
+    assert "stage=pretrain" in run(str(target / "bin" / "tinychat-train"), "--help")
     words = ("data.max_docs=40", "data.max_val_docs=8", "stage.max_steps=3", "stage.warmup_steps=1", "tracker=none")
     run("-m", "tinychat.train", *TINY_MODEL, *words, f"tokenizer.path={tokenizer_folder}", "run_dir=run")
     assert (away / "run" / "checkpoints" / "step-000003" / "model.safetensors").is_file()
