@@ -29,7 +29,8 @@ from tinychat import train
 from tinychat.config import schema
 conf = Path(tinychat.__file__).parent / "conf"
 train.register()
-options = sorted(path.relative_to(conf / "experiment").with_suffix("") for path in (conf / "experiment").rglob("*.yaml"))
+folder = conf / "experiment"
+options = sorted(path.relative_to(folder).with_suffix("") for path in folder.rglob("*.yaml"))
 with initialize_config_dir(str(conf)):
     for option in options:
         schema.to_config(compose("config", [f"experiment={option}"]))
@@ -72,7 +73,7 @@ def test_it_holds_every_module_setting_and_template(wheel: Path) -> None:
     assert held - local == (package | conf) - local
 
 
-def test_installed_alone_it_imports_composes_helps_and_trains(wheel: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
+def test_installed_alone_it_imports_composes_and_trains(wheel: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
     target, away = tmp_path / "target", tmp_path / "away"
     away.mkdir()
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--target", str(target)]

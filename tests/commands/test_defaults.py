@@ -21,6 +21,7 @@ TENTH = (
     "ppo:stage.max_steps=4 ppo:data.max_rows=600 ppo:stage.generate_rows=50 ppo:stage.safety_prompts=50",
 )
 STAGES = ("tokenizer", "pretrain", "sft", "reward", "ppo")
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -99,7 +99,7 @@ def test_a_run_leaves_a_policy_with_its_records(warm, made: Path, tmp_path: Path
     assert result["objective_name"] == "eval/objective"
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3))])
 def test_a_reward_for_one_word_is_learnt(warm, made: Path, tmp_path: Path, seed: int) -> None:
     more = ("stage.max_steps=25", "stage.lr=0.01", "stage.rollout_size=16", "stage.batch_size=8", "stage.beta=0.0")
     # The word is said once a rollout at first: with lam below 1 it is the draw that decides how soon it is found.
@@ -124,7 +124,7 @@ def plain(warm, made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("stage.rollout_batch_size=3",),
         pytest.param(TORCHRUN, marks=pytest.mark.slow),
         pytest.param(("ds=zero1", *TORCHRUN), marks=pytest.mark.slow),
-        ("ds=zero2",),
+        pytest.param(("ds=zero2",), marks=pytest.mark.slow),
         ("ds=zero3", *TORCHRUN),
     ],
     ids=" ".join,
@@ -167,7 +167,7 @@ def test_switches_work(warm, made: Path, tmp_path: Path, choice: tuple[str, ...]
         assert (folder / "adapter_model.safetensors").stat().st_size < 60_000
 
 
-@pytest.mark.parametrize("where", ["rollout", "update"])
+@pytest.mark.parametrize("where", ["update", pytest.param("rollout", marks=pytest.mark.slow)])
 def test_killed_in_a_step_it_ends_bit_identically(warm, made: Path, plain: Path, tmp_path: Path, where: str) -> None:
     """The process kills itself where it hurts; the same command again ends as if nothing had happened."""
     trap = tmp_path / "trap.py"

@@ -105,7 +105,10 @@ def stopped(chain: Chain) -> None:
     assert "Traceback" not in chain.said()
 
 
-@pytest.mark.parametrize("shape", ["gpt2 with dropout, one process", "llama, zero2 on two ranks"])
+SHARDED = pytest.param("llama, zero2 on two ranks", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("shape", ["gpt2 with dropout, one process", SHARDED])
 @pytest.mark.parametrize("often", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["once", "again and again"])
 def test_killed_or_stopped_it_ends_bit_identically(
     shape: str, often: bool, tiny: tuple[str, ...], tiny_gpt2: tuple[str, ...], tmp_path: Path

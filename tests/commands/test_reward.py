@@ -87,7 +87,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     ("name", "plain"),
     [
         pytest.param("none, two ranks, other micro-batches", "none", marks=pytest.mark.slow),
-        ("zero2, two ranks", "none"),
+        pytest.param("zero2, two ranks", "none", marks=pytest.mark.slow),
         pytest.param("zero3, two ranks", "none", marks=pytest.mark.slow),
         pytest.param("lora zero2, two ranks", "lora", marks=pytest.mark.slow),
         ("judge zero2", "judge"),

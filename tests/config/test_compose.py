@@ -23,6 +23,8 @@ GROUPS = [
 MANDATORY = {  # what these options leave to the command line
     "tokenizer=pretrained": ["tokenizer.path=x"],
     "reward=python": ["reward.parts.python.path=x.py:score"],
+    "data=python": ["data.source=x.py:Rows"],
+    "template=jinja": ["template.path=x.jinja"],
     "sweep=sft_lora": ["stage=sft"],
     **{f"tuned={path.stem}": [f"stage={path.stem.split('_')[0]}"] for path in (CONF / "tuned").glob("*_*.yaml")},
     **{f"sweep=ppo_{name}": ["stage=ppo"] for name in ("bayes", "grid", "pareto", "random", "tpe")},

@@ -56,6 +56,7 @@ def logits(folder: Path) -> torch.Tensor:
         return load_model(str(folder))(input_ids=torch.arange(20)[None]).logits
 
 
+@pytest.mark.slow
 def test_losses_resumes_and_saved_weights_agree(base: Path, tmp_path: Path) -> None:
     ways = ["lora/none", "lora/zero0", "lora/zero2", "lora/zero3"]
     if importlib.util.find_spec("bitsandbytes"):

@@ -61,6 +61,7 @@ def test_a_killed_rank_ends_the_job_and_is_named(tiny: tuple[str, ...], tmp_path
     assert gone(list(found.values()))
 
 
+@pytest.mark.slow
 def test_no_rank_outlives_the_command(tiny: tuple[str, ...], tmp_path: Path) -> None:
     """kill -9 of the command alone: its ranks save and go, and the folder is free."""
     process = start_train(tmp_path, *tiny, *LONG, "checkpoint.every=0", "run_dir=run")
@@ -84,6 +85,7 @@ sys.meta_path.insert(0, Broken())
 """
 
 
+@pytest.mark.slow
 def test_errors_of_ranks_are_told_once(tiny: tuple[str, ...], tmp_path: Path) -> None:
     """A full disk on rank 0, then a mistake in the program."""
     command = (*tiny, *LONG, "checkpoint.every=50", "run_dir=run", "resume=auto")

@@ -85,6 +85,7 @@ def test_a_node_that_does_not_come_is_a_timeout_with_a_message(tiny: tuple[str, 
     assert "1/2 clients joined" in line
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_is_a_timeout_with_a_message(tiny: tuple[str, ...], tmp_path: Path) -> None:
     """As a node that is lost: nothing closes the connection."""
     process, found = training(tmp_path, *tiny, *TORCHRUN, "launch.timeout_minutes=0.1")

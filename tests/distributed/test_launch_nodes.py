@@ -34,6 +34,7 @@ def test_slurm_trains_two_ranks_and_brings_the_objective_back(tiny: tuple[str, .
     assert "step 2/2" in log.read_text()
 
 
+@pytest.mark.slow
 def test_a_multirun_submits_a_job_for_each_trial(tiny: tuple[str, ...], tmp_path: Path) -> None:
     folder = cluster.slurm(tmp_path / "slurm")
     finishes = """echo '{"status": "finished", "objective": 1.5}' > "$1/result.json" """
