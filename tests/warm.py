@@ -19,8 +19,16 @@ from tests.conftest import environment_of
 SERVER = """
 import json, os, resource, runpy, sys
 import jinja2, matplotlib.backends.backend_agg, matplotlib.figure, scipy.stats
-import tinychat.merge, tinychat.models.adapters, tinychat.stages.sft, tinychat.train, tinychat.launch.worker
+import tinychat.chat.session, tinychat.data.look, tinychat.launch.worker, tinychat.merge, tinychat.report.run
+import tinychat.stages.eval, tinychat.stages.ppo, tinychat.stages.reward, tinychat.stages.sft, tinychat.stages.tokenizer
+import tinychat.sweeps.run, tinychat.train
+from hydra import compose, initialize_config_dir
 from peft import get_peft_model
+from tinychat.config import schema
+
+schema.register()
+with initialize_config_dir(tinychat.train.config_folder()):  # Hydra's parser is slow at first
+    compose("config", ["stage=sft", "stage.lr=1e-3", "init_from=x"])
 
 for line in sys.stdin:
     job = json.loads(line)

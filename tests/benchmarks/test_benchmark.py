@@ -89,6 +89,7 @@ def test_other_losses_weights_or_batches_are_named(measured: tuple[dict, str], h
         assert line.startswith("tinychat")
 
 
+@pytest.mark.slow
 def test_the_profile_sums_to_one(tmp_path: Path) -> None:
     done = benchmark(tmp_path, "--profile", "--variants", "tinychat")
     assert done.returncode == 0, done.stderr[-3000:]

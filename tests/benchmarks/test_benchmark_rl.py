@@ -51,6 +51,7 @@ def test_rollout_compares_after_equal_greedy_tokens(tmp_path: Path) -> None:
     assert ours["speed_ratio"] == pytest.approx(ours["tokens_per_s"] / theirs["tokens_per_s"])
 
 
+@pytest.mark.slow
 def test_rollout_profile_names_the_parts_of_a_step(tmp_path: Path) -> None:
     done = benchmark("rollout.py", tmp_path, "--variants", "tinychat-fp32", "--new", "5", "--profile")
     assert done.returncode == 0, done.stderr[-3000:]

@@ -131,6 +131,7 @@ def test_a_checkpoint_cut_short(trained: Path, tiny: tuple[str, ...], tmp_path: 
     assert weights.read_bytes() == (trained / "checkpoints" / "step-000004" / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_live_run_is_left_alone_and_survives_a_full_disk(tiny: tuple[str, ...], tmp_path: Path) -> None:
     """The disk: a limit on the size of a file, set while the run writes, that its weights no longer keep."""
     command = (*tiny, "stage.max_steps=100000", "checkpoint.every=100", "stage.eval_every=0", "run_dir=run")

@@ -132,6 +132,7 @@ def test_it_hands_on_skips_and_runs_anew_what_has_changed(warm: WarmPython, fold
     assert given(stage_runs(folder, "sft")[3]) == given(sft), "the earlier run of the stage that was left out"
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_it_goes_on(warm: WarmPython, folder: Path) -> None:
     words = (QUIET, "stages=tokenizer,pretrain", "pretrain:stage.max_steps=40")
     with open(folder / "stderr.txt", "w") as file:

@@ -44,7 +44,7 @@ WAYS = {
 
 
 # test_trajectory.py has more ways, on a smaller stage.
-SLOW = ("llama zero3", "llama rows zero2", "gpt2 zero2", "gpt2 zero3")
+SLOW = ("llama zero2", "llama zero3", "llama rows zero2", "gpt2 zero2", "gpt2 zero3")
 
 
 def named(*names: str) -> list[Any]:

@@ -115,6 +115,7 @@ def test_errors_of_ranks_are_told_once(tiny: tuple[str, ...], tmp_path: Path) ->
     assert "model.vocab_size=300: the tokenizer has 400 entries" in line
 
 
+@pytest.mark.slow
 def test_a_multirun_gives_each_job_a_folder_and_a_process_of_its_own(tiny: tuple[str, ...], tmp_path: Path) -> None:
     done = run_train(tmp_path, "-m", *tiny, "stage.max_steps=2", "stage.samples=[]", "seed=1,2")
     assert done.returncode == 0, done.stderr[-3000:]
@@ -137,6 +138,7 @@ def test_ctrl_c_ends_a_whole_multirun(tiny: tuple[str, ...], tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("launcher", [TORCHRUN, pytest.param(DEEPSPEED, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_variables_of_an_outer_launcher_do_not_reach_the_ranks(
     tiny: tuple[str, ...], tmp_path: Path, launcher: tuple[str, ...]
 ) -> None:

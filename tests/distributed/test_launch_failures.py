@@ -75,6 +75,7 @@ def test_deepspeeds_launcher_names_a_killed_rank(tiny: tuple[str, ...], tmp_path
     assert gone(list(found.values()))
 
 
+@pytest.mark.slow
 def test_a_node_that_does_not_come_is_a_timeout_with_a_message(tiny: tuple[str, ...], tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -51,6 +51,7 @@ def test_more_nodes_than_one_need_an_endpoint() -> None:
     assert "ENDPOINT" in done.stderr
 
 
+@pytest.mark.slow
 def test_slurm_runs_the_command_of_its_arguments(tmp_path: Path, tiny: tuple[str, ...]) -> None:
     """sbatch launchers/slurm.sbatch OVERRIDES, with stand-ins for slurm's commands."""
     folder = cluster.slurm(tmp_path / "slurm")

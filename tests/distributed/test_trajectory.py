@@ -33,6 +33,7 @@ def test_losses_norms_and_weights_agree_for_every_split_rank_count_and_zero_stag
         assert found == pytest.approx(expected, abs=1e-4, rel=1e-5), way
 
 
+@pytest.mark.slow
 def test_one_deepspeed_process_agrees_with_plain_pytorch() -> None:
     found = run([sys.executable], "muon", '["none", "zero0", "zero2", "zero3"]', "[8]")
     for way in found:

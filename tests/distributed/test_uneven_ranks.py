@@ -51,6 +51,7 @@ def check(ways: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         assert found[way]["losses"] == pytest.approx(wanted["losses"], abs=1e-4), way
 
 
+@pytest.mark.slow
 def test_rollouts_of_uneven_ranks_under_zero3(monkeypatch: pytest.MonkeyPatch) -> None:
     """A head that is called once for each few tokens, in rollouts and in the evaluation of given replies, an adapter on
     it, and an architecture that generates through transformers' own forward pass."""

@@ -63,6 +63,7 @@ def serve() -> None:
     import mlflow.tracking  # noqa: F401
     from hydra import compose, initialize_config_dir
 
+    import tinychat.data.look
     import tinychat.sweeps.run
     from tinychat import train
     from tinychat.config import schema

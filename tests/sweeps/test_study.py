@@ -101,6 +101,7 @@ def test_killed_after_some_trials_it_ends_with_all_and_none_twice(fake: Fake) ->
     assert command.wait().returncode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_it_resumable(fake: Fake) -> None:
     words = ("sweep=ppo_random", "sweep.n_trials=3")
     command = fake.start(*words, FAKE_SECONDS="0.3")
@@ -125,6 +126,7 @@ def test_two_workers_end_with_as_many_trials_as_were_asked_for(fake: Fake) -> No
     assert len(fake.table("tinychat-ppo_random")) == 6
 
 
+@pytest.mark.slow
 def test_a_grid_runs_each_combination_once_also_with_two_workers(fake: Fake) -> None:
     words = ("sweep=ppo_grid", "stage.lr=1e-4,1e-3")
     both = [fake.start(*words, FAKE_SECONDS="0.03") for _ in range(2)]
@@ -254,6 +256,7 @@ def test_other_bad_input_too(fake: Fake, words: list[str], expected: str) -> Non
     assert expected in bad(fake, *words)
 
 
+@pytest.mark.slow
 def test_a_study_of_another_kind_is_refused(fake: Fake) -> None:
     fake.sweep("sweep=ppo_random", "sweep.n_trials=1")
     words = ("sweep=ppo_random", "sweep.n_trials=2")
@@ -272,6 +275,7 @@ def test_a_study_of_another_kind_is_refused(fake: Fake) -> None:
     fake.sweep(*words, "sweep.sampler=tpe")  # another sampler may go on
 
 
+@pytest.mark.slow
 def test_outputs_moved_as_a_whole_keep_their_study(fake: Fake) -> None:
     """The policy lies in the outputs too: it is a setting that all trials of a study share."""
     fake.folder.joinpath("outputs", "default", "sft").mkdir(parents=True)
