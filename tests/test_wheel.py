@@ -30,10 +30,14 @@ from tinychat.config import schema
 conf = Path(tinychat.__file__).parent / "conf"
 train.register()
 folder = conf / "experiment"
-options = sorted(path.relative_to(folder).with_suffix("") for path in folder.rglob("*.yaml"))
+options = sorted(folder.rglob("*.yaml"))
 with initialize_config_dir(str(conf)):
     for option in options:
-        schema.to_config(compose("config", [f"experiment={option}"]))
+        lines = option.read_text().splitlines()
+        command = next(line for line in lines if line.startswith("# python -m tinychat.train "))  # how it is used
+        words = [word for word in command.split()[4:] if "=" in word]
+        assert any(word.startswith("experiment=") for word in words), option
+        schema.to_config(compose("config", words))
 print(len(options))
 """
 
