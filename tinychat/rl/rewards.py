@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -45,7 +46,7 @@ class Place:
     batch_size: int
 
 
-class Kind:
+class Kind(ABC):
     """One part of a reward; made once on each rank."""
 
     takes_model = False  # `path` is the checkpoint of a reward model, or auto or best
@@ -61,15 +62,15 @@ class Kind:
         """Raises UserError."""
         self.key = place.key
 
-    def check_rows(self, rows: Sequence[PromptRow]) -> None:
+    def check_rows(self, rows: Sequence[PromptRow]) -> None:  # noqa: B027  most kinds need nothing of them
         """Raise UserError where prompts lack what the part needs."""
 
-    def check_length(self, length: int) -> None:
+    def check_length(self, length: int) -> None:  # noqa: B027  most kinds read any length
         """Raise UserError where it cannot read prompt and reply of `length` tokens."""
 
+    @abstractmethod
     def score(self, rows: Sequence[PromptRow], replies: list[str], sequences: list[list[int]]) -> list[float]:
         """A score for each reply; sequences: the tokens of prompt and reply. Raises UserError."""
-        raise NotImplementedError
 
 
 class ModelReward(Kind):
