@@ -58,7 +58,8 @@ class Link:
     @classmethod
     def to(cls, folder: Path, page_folder: Path) -> Link:
         """To the report of a run folder, or of the run that a checkpoint belongs to; else to the folder itself."""
-        report = next((place / "report.html" for place in (folder, *folder.parents[:2]) if _has_report(place)), folder)
+        pages = (place / "report.html" for place in (folder, *folder.parents[:2]))
+        report = next((page for page in pages if page.is_file()), folder)
         try:
             way = os.path.relpath(report.absolute(), page_folder.absolute())
         except ValueError:  # on another drive
@@ -109,10 +110,6 @@ def write_pages(folder: Path, report: Report) -> None:
     folders.write_text_atomic(folder / "report.html", page)
 
 
-def _has_report(folder: Path) -> bool:
-    return (folder / "report.html").is_file()
-
-
 def collect(run_dir: Path) -> Report:
     """Read the run folder and draw its curves."""
     config_text = text_of(run_dir / "config.yaml")
@@ -129,7 +126,9 @@ def collect(run_dir: Path) -> Report:
         subtitle=run_dir.name,
         command=text_of(run_dir / "command.txt").strip(),
         facts=_facts(config, result),
-        results=_results(result, series),
+        results=[
+            (name, format_value(value), METRICS.get(name, "")) for name, value in measured(result, series).items()
+        ],
         summary=_summary(series),
         curves=write_curves(rows, run_dir / "curves.png", names[0], marks if isinstance(marks, dict) else {}),
         pictures=[
@@ -163,12 +162,6 @@ def _facts(config: dict[str, Any], result: dict[str, Any]) -> list[tuple[str, st
         # what was measured (device: cuda) outweighs what was asked for (device: auto)
         told[key.replace("_", " ").replace(".", " ")] = value
     return list(told.items())
-
-
-def _results(result: dict[str, Any], series: dict[str, Series]) -> list[tuple[str, str, str]]:
-    """The metrics of result.json; without them the last held-out ones that were logged."""
-    found = measured(result, series)
-    return [(name, format_value(value), METRICS.get(name, "")) for name, value in found.items()]
 
 
 def _summary(series: dict[str, Series]) -> list[tuple[str, str, str, str, str, str]]:

@@ -194,7 +194,8 @@ class Sweep:
         try:
             with Watch(self.study, asked, metric) as watch:
                 one.on_start = lambda folder: self._started(asked, folder, watch)
-                self._launch(one, [*plan.space.fixed, *overrides_of(values), *_under(parent)])
+                tracked = [f"tracker.parent={parent}"] if parent else []
+                self._launch(one, [*plan.space.fixed, *overrides_of(values), *tracked])
         except (job.Stopped, KeyboardInterrupt) as stop:
             self.study.give_back(asked, f"interrupted: {stop or 'Ctrl-C'}")
             say(f"trial {asked.number} interrupted; the same command goes on with it")
@@ -298,10 +299,6 @@ def _trials_of(study: str, outputs: Path) -> int:
     """How many run folders say that they are a trial of this study."""
     found = (trial.read(path.parent) for path in outputs.glob(f"*/*/*/{trial.FILE}"))
     return sum(one is not None and one["study"] == study for one in found)
-
-
-def _under(parent: str | None) -> list[str]:
-    return [f"tracker.parent={parent}"] if parent else []
 
 
 def _finite(value: Any) -> bool:

@@ -117,7 +117,8 @@ def _parsed(text: str) -> Override:
 def _distribution(override: Override, grid: bool) -> BaseDistribution:
     try:
         if override.is_choice_sweep() or (grid and override.is_discrete_sweep()):
-            values = [_value(*both) for both in zip(_typed(override), override.sweep_string_iterator(), strict=True)]
+            typed = override.sweep_iterator(transformer=Transformer.identity)
+            values = [_value(*both) for both in zip(typed, override.sweep_string_iterator(), strict=True)]
             if not values:
                 raise ValueError("no value in it")
             return CategoricalDistribution(list(dict.fromkeys(values)))
@@ -127,10 +128,6 @@ def _distribution(override: Override, grid: bool) -> BaseDistribution:
     except (ValueError, AssertionError, HydraException) as error:
         line = (str(error) or "cannot be searched").splitlines()[0]
         raise UserError(f"search space: {override.input_line}: {line}; write it as {EXAMPLE}") from None
-
-
-def _typed(override: Override) -> list[Any]:
-    return list(override.sweep_iterator(transformer=Transformer.identity))
 
 
 def _value(typed: Any, text: str) -> Any:

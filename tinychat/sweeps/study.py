@@ -165,7 +165,8 @@ class SharedStudy:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 trial = self.study.ask()
-            trial.set_user_attr("worker", _me())
+            me = {"where": _where(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+            trial.set_user_attr("worker", me)
             self.storage.record_heartbeat(trial._trial_id)
             values = {name: trial._suggest(name, distribution) for name, distribution in self.distributions.items()}
             earlier = [t.number for t in self.study.get_trials(deepcopy=False) if counts(t) and t.number < trial.number]
@@ -210,10 +211,6 @@ class SharedStudy:
 def counts(trial: FrozenTrial) -> bool:
     """Whether the trial is one of the n_trials."""
     return trial.state is not TrialState.WAITING and not trial.user_attrs.get(LOST)
-
-
-def _me() -> dict[str, Any]:
-    return {"where": _where(), "pid": os.getpid(), "started": psutil.Process().create_time()}
 
 
 def _where() -> str:

@@ -125,7 +125,8 @@ def synced_file(path: Path) -> Iterator[BinaryIO]:
     """A new binary file, on the disk when the block ends."""
     with open(path, "wb") as file:
         yield file
-        _sync(file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def mapped(path: Path, dtype: str, size: int) -> np.memmap:
@@ -205,8 +206,3 @@ def _disk_errors(cache_dir: Path) -> Iterator[None]:
         raise UserError(
             f"paths.cache={cache_dir}: cannot write the token cache: {why} use paths.cache=FOLDER"
         ) from None
-
-
-def _sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())

@@ -46,7 +46,8 @@ class PreferenceSource(RowSource[PreferenceRow]):
         share = self._share(part)
         taken = 0
         for row in super().rows():
-            if share is None or share.keeps(_part_key(row)):
+            # Another text than the hold-out goes by, so that the two choices have nothing to do with each other.
+            if share is None or share.keeps(f"judge\0{row.key()}"):
                 taken += 1
                 yield row
         if not taken:
@@ -97,11 +98,6 @@ def preference_source(config: DataConfig, split: Split) -> PreferenceSource:
         judge_fraction=config.judge_fraction,
         seed=config.seed,
     )
-
-
-def _part_key(row: PreferenceRow) -> str:
-    """Another text than the hold-out goes by, so that the two choices have nothing to do with each other."""
-    return f"judge\0{row.key()}"
 
 
 def _find(config: DataConfig, split: Split) -> Found[PreferenceRow]:
