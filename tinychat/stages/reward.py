@@ -30,7 +30,7 @@ from tinychat.evaluation.statistics import Bin, draw_calibration
 from tinychat.models.adapters import trainable_parameters
 from tinychat.models.build import count_parameters, describe, training_flops_per_token
 from tinychat.models.reward import raw_scores, set_normalisation, settings, start_reward_model
-from tinychat.rl.losses import bradley_terry_loss, pointwise_loss
+from tinychat.rl.preference_losses import bradley_terry_loss, pointwise_loss
 from tinychat.runs.folders import PICTURES
 from tinychat.runtime.world import seed_rank
 from tinychat.stages import Context, StageResult
