@@ -26,10 +26,9 @@ class OneOf(World):
         return rows
 
 
-def sample(model, world=ALONE, batch_size=2, prompts=PROMPTS, seed=3):
-    return sample_replies(
-        model.policy, batch(prompts), DecodeOptions(6, (EOS,), seed=seed), PAD, batch_size, world, None
-    )
+def sample(model, world=ALONE, batch_size=2, prompts=PROMPTS, seed=3, group=1):
+    options = DecodeOptions(6, (EOS,), seed=seed, group=group)
+    return sample_replies(model.policy, batch(prompts), options, PAD, batch_size, world, None)
 
 
 def test_rows_hold_prompt_and_response() -> None:
@@ -71,6 +70,25 @@ def test_ranks_and_batches_do_not_change_a_rollout() -> None:
     assert halves[0].ended + halves[1].ended == whole.ended
     assert sample(model, seed=4).responses != whole.responses
     assert all(EOS not in response[:-1] for response in whole.responses)
+
+
+@pytest.mark.parametrize("group", [2, 4])
+@pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:3], PROMPTS[2:3]])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_groups_replies_stand_side_by_side(group: int, prompts: list[list[int]], ranks: int) -> None:
+    """They are those to the repeated prompts, on ranks that share a group, too."""
+    model = actor_critic()
+    wanted = sample(model, batch_size=4, prompts=[prompt for prompt in prompts for _ in range(group)])
+    parts = [
+        sample(model, OneOf(rank, rank, ranks, torch.device("cpu")), 3, prompts, group=group) for rank in range(ranks)
+    ]
+    for part in parts:
+        assert part.prompts == wanted.prompts
+        assert [row.place for row in part.rows] == [f"row {i}" for i in range(len(prompts)) for _ in range(group)]
+    assert [response for part in parts for response in part.responses] == wanted.responses
+    assert [end for part in parts for end in part.ended] == wanted.ended
+    for ours, theirs in zip([row for part in parts for row in part.sampled], wanted.sampled, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-5)
 
 
 def test_measured_numbers_find_their_rows() -> None:

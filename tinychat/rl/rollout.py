@@ -10,7 +10,7 @@ import contextlib
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -136,15 +136,22 @@ def used_width(targets: Tensor) -> int:
 def sample_replies(
     model: Any, batch: PromptBatch, options: DecodeOptions, pad_id: int, batch_size: int, world: World, dtype: Any
 ) -> Rollout:
-    """Let the policy reply to all prompts of a global batch, each rank to its share, as `decode` does it.
+    """Let the policy reply options.group times to all prompts of a global batch, each rank to its share, as `decode`
+    does it.
 
-    The draws belong to a prompt's place in the global batch. model: with whole weights on every rank.
+    The draws belong to a reply's place in the global batch of replies, of which there are a multiple of the ranks.
+    model: with whole weights on every rank.
     """
-    share = len(batch.ids) // world.size
+    group = options.group
+    share = len(batch.ids) * group // world.size
+    together = math.gcd(share, group)  # of a group that ranks share, each computes the prompt for its own part
     first = world.rank * share
-    own = batch.ids[first : first + share]
-    done = decode(model, own, DecodeOptions(**{**vars(options), "first": first}), pad_id, batch_size, dtype)
-    return Rollout(batch.rows, batch.ids, *_of_all_ranks(done, options.max_new_tokens, world))
+    ids = [prompt for prompt in batch.ids for _ in range(group // together)]
+    own = ids[first // together : (first + share) // together]
+    done = decode(model, own, replace(options, group=together, first=first), pad_id, batch_size, dtype)
+    rows = [row for row in batch.rows for _ in range(group)]
+    prompts = [prompt for prompt in batch.ids for _ in range(group)]
+    return Rollout(rows, prompts, *_of_all_ranks(done, options.max_new_tokens, world))
 
 
 def _of_all_ranks(done: Decoded, width: int, world: World) -> tuple[list[list[int]], list[list[float]], list[bool]]:

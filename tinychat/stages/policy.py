@@ -144,10 +144,10 @@ class Sampler:
         finally:
             self.temperature = own
 
-    def sample(self, batch: PromptBatch, seed: int) -> Rollout:
-        """A reply to each prompt of a global batch."""
+    def sample(self, batch: PromptBatch, seed: int, group: int = 1) -> Rollout:
+        """`group` replies to each prompt of a global batch, side by side."""
         stage, models = self._stage, self.models
-        options = DecodeOptions(stage.response_length, self.end_ids, self.temperature, seed, models.vocabulary)
+        options = DecodeOptions(stage.response_length, self.end_ids, self.temperature, seed, models.vocabulary, group)
         pad_id, batch_size = self._tokenizer.pad_token_id, stage.rollout_batch_size
         with models.generation() as policy:
             return sample_replies(policy, batch, options, pad_id, batch_size, models.world, models.dtype)

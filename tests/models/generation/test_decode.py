@@ -305,7 +305,7 @@ def test_prompts_that_cannot_be_continued_are_refused(model: Any, prompt: list[i
         run(model, [[1], prompt])
 
 
-@pytest.mark.parametrize(("name", "value"), [("max_new_tokens", 0), ("temperature", -1.0), ("first", -1)])
+@pytest.mark.parametrize(("name", "value"), [("max_new_tokens", 0), ("temperature", -1.0), ("group", 0), ("first", -1)])
 def test_bad_options_are_refused(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name}={value}"):
         DecodeOptions(**{"max_new_tokens": 1, "end_ids": (), name: value})
@@ -377,6 +377,84 @@ def test_draws_follow_the_distribution() -> None:
     expected = n * probabilities[0]
     chi_squared = ((counts - expected) ** 2 / expected).sum().item()
     assert 35 < chi_squared < 115  # 69 degrees of freedom: mean 69, standard deviation 11.7
+
+
+# --------------------------------------------------------------------------------------------------------- groups
+
+
+def assert_same(done: Decoded, wanted: Decoded) -> None:
+    """Products of other sizes may round otherwise; the tokens are the same."""
+    assert (done.responses, done.ended) == (wanted.responses, wanted.ended)
+    for ours, theirs in zip(done.logprobs, wanted.logprobs, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-5)
+
+
+def repeated(prompts: list[list[int]], group: int) -> list[list[int]]:
+    return [prompt for prompt in prompts for _ in range(group)]
+
+
+ENDS = tuple(range(0, VOCABULARY, 9))  # some rows end early and are dropped
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_groups_replies_are_those_to_the_repeated_prompt(
+    model: Any, prompts: list[list[int]], temperature: float
+) -> None:
+    """Whatever a batch holds: whole groups, or parts of them where a group is larger."""
+    options: dict[str, Any] = {"end_ids": ENDS, "temperature": temperature, "first": 4}
+    wanted = run(model, repeated(prompts, 3), **options)
+    assert len({tuple(response) for response in wanted.responses}) > len(prompts) or not temperature
+    for batch_size in (2, 3, 7, 50):
+        assert_same(run(model, prompts, batch_size, group=3, **options), wanted)
+
+
+@pytest.mark.usefixtures("own_forward")
+def test_so_they_are_from_the_models_own_forward(prompts: list[list[int]]) -> None:
+    SHAPES["mistral"] = MistralConfig(**LLAMA_SHAPE, sliding_window=4)
+    for name in ("gpt2", "qwen3", "mistral"):
+        model = build(name)
+        for batch_size in (2, 6):
+            wanted = run(model, repeated(prompts, 3), end_ids=ENDS)
+            assert_same(run(model, prompts, batch_size, group=3, end_ids=ENDS), wanted)
+
+
+def test_so_they_are_with_adapters(model: Any, prompts: list[list[int]]) -> None:
+    targets = ["c_attn", "c_proj"] if model.config.model_type == "gpt2" else ["q_proj", "v_proj", "down_proj"]
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules=targets, init_lora_weights=False))
+    wanted = run(adapted, repeated(prompts, 4))
+    assert_same(run(adapted, prompts, 8, group=4), wanted)
+    with adapted.disable_adapter():
+        assert run(adapted, prompts, 8, group=4).responses != wanted.responses
+
+
+def test_a_groups_replies_fill_the_context_and_no_more(model: Any) -> None:
+    done = run(model, [[1] * (CONTEXT - 1), [3] * 4], 4, group=2, max_new_tokens=8)
+    assert [len(response) for response in done.responses] == [1, 1, 8, 8]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "computed"),
+    [
+        (8, [(2, 14), (2, 9), (2, 6)]),
+        (9, [(2, 14), (2, 9), (2, 6)]),
+        (4, [(1, 14), (1, 13), (1, 9), (1, 9), (1, 6), (1, 3)]),
+    ],
+)
+def test_a_groups_prompt_is_computed_once(
+    model: Any, batch_size: int, computed: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [[token] * length for token, length in enumerate((14, 13, 9, 9, 6, 3))]
+    passes: list[tuple[int, int]] = []
+    call = LeanModel.__call__
+
+    def counting(self: LeanModel, input_ids: Tensor, cache: Any) -> Tensor:
+        if input_ids.shape[1] > 1:
+            passes.append(tuple(input_ids.shape))
+        return call(self, input_ids, cache)
+
+    monkeypatch.setattr(LeanModel, "__call__", counting)
+    run(model, prompts, batch_size, group=4)
+    assert passes == computed
 
 
 # ------------------------------------------------------------------------------------------------------- products

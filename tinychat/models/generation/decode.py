@@ -33,20 +33,23 @@ class DecodeOptions:
     temperature: float = 1.0  # divides the logits; 0: always the likeliest token
     seed: int | None = None  # of the draws; None: others each time
     vocabulary: Vocabulary = WHOLE  # only its tokens are drawn, and their probabilities sum to 1
-    first: int = 0  # place of prompts[0] in a longer list that is decoded in parts: prompt i has the draws of first + i
+    group: int = 1  # replies to each prompt, which is computed once for them
+    first: int = 0  # place of the first reply in a longer list decoded in parts: reply i has the draws of first + i
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens={self.max_new_tokens}: must be at least 1")
         if not 0 <= self.temperature < float("inf"):
             raise ValueError(f"temperature={self.temperature}: must be 0 (greedy) or more")
+        if self.group < 1:
+            raise ValueError(f"group={self.group}: must be at least 1")
         if self.first < 0:
             raise ValueError(f"first={self.first}: must be at least 0")
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """In the order of the prompts."""
+    """In the order of the prompts; options.group replies to one stand side by side."""
 
     responses: list[list[int]]  # up to and with the first end token
     logprobs: list[list[float]]  # of each token of the response, in nats, at the temperature (at 1 when greedy)
@@ -61,27 +64,33 @@ def decode(
     batch_size: int,
     dtype: torch.dtype | None = None,
 ) -> Decoded:
-    """Continue each prompt, batch_size at a time (those of like length together), without gradients or dropout.
+    """Continue each prompt options.group times, batch_size replies at a time (those to prompts of like length
+    together), without gradients or dropout.
 
     model: a transformers causal language model, a PeftModel, or a wrapper with `.module`; its mode is kept. `pad_id`
     fills the left of shorter prompts and may lie beyond the embedding. dtype=torch.bfloat16 takes that type for matrix
     products, as autocast does (weights are copied once a call).
 
-    Every prompt has draws of its own: they depend on the seed, the prompt's place (from options.first) and
-    max_new_tokens, not on batch_size or the other prompts. torch's global random state is neither read nor changed. A
-    response ends early where the context is full. Raises ValueError for an empty prompt and for one that leaves no
-    room for a token.
+    Every reply has draws of its own: they depend on the seed, its place (from options.first) and max_new_tokens, not
+    on batch_size or the other prompts, nor on whether a prompt has a group or is repeated. Batches hold whole groups
+    where one fits; else a prompt is computed once for each part of its group. torch's global random state is neither
+    read nor changed. A response ends early where the context is full. Raises ValueError for an empty prompt and for
+    one that leaves no room for a token.
     """
-    forward = prepare(model, dtype)
+    forward, group = prepare(model, dtype), options.group
     _check_prompts(prompts, forward.config.max_position_embeddings)
-    draws = _draws(len(prompts), options)
-    longest_first = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
-    decoded = Decoded([[]] * len(prompts), [[]] * len(prompts), [False] * len(prompts))
-    for start in range(0, len(prompts), batch_size):
-        rows = longest_first[start : start + batch_size]
+    replies = len(prompts) * group
+    draws = _draws(replies, options)
+    longest_first = sorted(range(replies), key=lambda reply: -len(prompts[reply // group]))
+    at_once = batch_size // group * group or batch_size
+    decoded = Decoded([[]] * replies, [[]] * replies, [False] * replies)
+    for start in range(0, replies, at_once):
+        rows = longest_first[start : start + at_once]
+        asked, of = torch.tensor([row // group for row in rows]).unique_consecutive(return_inverse=True)
+        own = [prompts[index] for index in asked.tolist()]
         # A caller's autocast would cast what is meant to stay fp32; `dtype` says it all.
         with torch.no_grad(), torch.autocast(forward.device.type, enabled=False):
-            batch = _decode_batch(forward, [prompts[row] for row in rows], options, pad_id, draws[rows])
+            batch = _decode_batch(forward, own, of, options, pad_id, draws[rows])
         for row, response, logprobs, ended in zip(rows, *batch, strict=True):
             decoded.responses[row], decoded.logprobs[row], decoded.ended[row] = response, logprobs, ended
     return decoded
@@ -162,35 +171,40 @@ def _check_prompts(prompts: list[list[int]], context: int) -> None:
             )
 
 
-def _draws(prompts: int, options: DecodeOptions) -> Tensor:
-    """(prompts, max_new_tokens) uniform in [0, 1); one token takes one of them. Empty when greedy."""
+def _draws(replies: int, options: DecodeOptions) -> Tensor:
+    """(replies, max_new_tokens) uniform in [0, 1); one token takes one of them. Empty when greedy."""
     generator = torch.Generator()
     if options.seed is None:
         generator.seed()
     else:
         generator.manual_seed(options.seed)
     width = options.max_new_tokens if options.temperature else 0
-    return torch.rand(options.first + prompts, width, generator=generator, dtype=torch.float64)[options.first :]
+    return torch.rand(options.first + replies, width, generator=generator, dtype=torch.float64)[options.first :]
 
 
 # ------------------------------------------------------------------------------------------------------ one batch
 
 
 def _decode_batch(
-    forward: Forward, prompts: list[list[int]], options: DecodeOptions, pad_id: int, draws: Tensor
+    forward: Forward, prompts: list[list[int]], of: Tensor, options: DecodeOptions, pad_id: int, draws: Tensor
 ) -> tuple[list[list[int]], list[list[float]], list[bool]]:
+    """Replies to prompts[of[0]], prompts[of[1]], ..., each prompt computed once. of: (B,); draws: (B, steps)."""
     config, device = forward.config, forward.device
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     room = (config.max_position_embeddings - lengths).clamp(max=options.max_new_tokens)
     longest, steps = int(lengths.max()), int(room.max())
     cache = forward.new_cache((longest - lengths).to(device), longest + steps - 1)
     ends = torch.tensor(options.end_ids, dtype=torch.int64, device=device)
-    rows, running = torch.arange(len(prompts)), torch.ones(len(prompts), dtype=torch.bool, device=device)
-    draws, room = draws.to(device), room.to(device)
-    step_ids = _left_padded(prompts, longest, pad_id if pad_id < config.vocab_size else 0).to(device)
+    rows, running = torch.arange(len(of)), torch.ones(len(of), dtype=torch.bool, device=device)
+    draws, room = draws.to(device), room[of].to(device)
+    logits = forward(_left_padded(prompts, longest, pad_id if pad_id < config.vocab_size else 0).to(device), cache)
+    if len(of) > len(prompts):
+        of = of.to(device)
+        logits = logits[of]
+        cache.keep_rows(of)
     taken = []  # of each step: rows, tokens, log-probabilities, whether the row was still running
     for step in range(steps):
-        chosen, logprobs = choose(forward(step_ids, cache), draws[:, step] if options.temperature else None, options)
+        chosen, logprobs = choose(logits, draws[:, step] if options.temperature else None, options)
         taken.append((rows, chosen, logprobs, running))
         running = running & ~torch.isin(chosen, ends) & (room > step + 1)
         left = int(running.sum())
@@ -200,9 +214,9 @@ def _decode_batch(
             kept = running.nonzero()[:, 0]
             cache.keep_rows(kept)
             rows, chosen, draws, room, running = rows[kept.cpu()], chosen[kept], draws[kept], room[kept], running[kept]
-        step_ids = chosen[:, None]
-    responses: list[list[int]] = [[] for _ in prompts]
-    scores: list[list[float]] = [[] for _ in prompts]
+        logits = forward(chosen[:, None], cache)
+    responses: list[list[int]] = [[] for _ in of]
+    scores: list[list[float]] = [[] for _ in of]
     for parts in taken:
         for row, token, logprob, meant in zip(*(part.tolist() for part in parts), strict=True):
             if meant:

@@ -66,7 +66,7 @@ class BatchCache(Cache):
         return bias
 
     def keep_rows(self, rows: Tensor) -> None:
-        """Go on with these rows alone."""
+        """Go on with these rows alone; a row that is named several times becomes as many."""
         self.padding, self._attended = self.padding[rows], self._attended[rows]
         self.padded = bool((self.padding > 0).any())
         self.batch_select_indices(rows)
