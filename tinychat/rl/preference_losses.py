@@ -6,6 +6,8 @@ tinychat.rl.losses.
 
 from __future__ import annotations
 
+import difflib
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,52 +16,106 @@ from tinychat.errors import UserError
 from tinychat.rl.kl import same_shape
 from tinychat.rl.losses import Sums
 
+KINDS = ("sigmoid", "ipo", "hinge", "rpo", "simpo", "orpo")
+WITHOUT_REFERENCE = ("simpo", "orpo")
+BY_LENGTH = ("ipo", "simpo", "orpo")  # each side is divided by its length, whatever is asked for
+SMOOTHED = ("sigmoid", "rpo")
+SUREST = -1e-6  # of a mean log-probability: the odds of a reply that is certain have no logarithm
 
-def dpo_loss(
-    chosen: Tensor,
-    rejected: Tensor,
-    ref_chosen: Tensor,
-    ref_rejected: Tensor,
+
+def preference_loss(
+    kind: str,
+    logprobs: Tensor,
+    lengths: Tensor,
+    ref_logprobs: Tensor | None,
     beta: float,
-    kind: str = "sigmoid",
     label_smoothing: float = 0.0,
-    reference_free: bool = False,
+    rpo_weight: float = 1.0,
+    target_margin: float = 0.0,
+    by_length: bool = False,
 ) -> tuple[Tensor, Sums]:
-    """Losses of direct preference optimisation, with h = (chosen - rejected) - (ref_chosen - ref_rejected).
+    """Losses of policies on pairs, the chosen reply w and the rejected one l. With ℓ a reply's log-probability, |y| its
+    length and h = (ℓ - ℓ_ref) of w minus that of l:
 
-        sigmoid   -log σ(βh)                                    (Rafailov et al. 2023, eq. 7); ln 2 where h = 0
+        sigmoid   -log σ(βh)                                        (Rafailov et al. 2023, DPO, eq. 7); ln 2 where h = 0
                   with label_smoothing ε: -(1 - ε) log σ(βh) - ε log σ(-βh): a share ε of the labels is taken to be
                   wrong (Mitchell 2023, conservative DPO)
-        ipo       (h - 1 / 2β)²                                 (Azar et al. 2024, eq. 17)
+        hinge     max(0, 1 - βh)                                    (Liu et al. 2024, RSO, eq. 6, after SLiC)
+        ipo       (h - 1 / 2β)², h of means over tokens, as its     (Azar et al. 2024, eq. 17)
+                  authors compute it: sums would ask of long replies what short ones cannot have
+        rpo       sigmoid + rpo_weight · (-ℓ_w / |w|)               (Pang et al. 2024, iterative RPO, eq. 1): what helps
+                  where both log-probabilities fall
+        simpo     -log σ(β(ℓ_w / |w| - ℓ_l / |l|) - target_margin)  (Meng et al. 2024, SimPO, eq. 6)
+        orpo      -ℓ_w / |w| - β log σ(log odds(w) - log odds(l)), the odds p / (1 - p) of p = exp(ℓ / |y|)
+                                                                    (Hong et al. 2024, ORPO, eq. 6 and 7)
 
     Args:
-        chosen, rejected: (B,) log-probability of each whole response under the policy, summed over its tokens.
-        ref_chosen, ref_rejected: (B,) the same under the reference; not read when reference_free.
-        beta: strength of the pull to the reference, above 0.
+        logprobs: (N, 2) of whole replies, chosen and rejected, summed over their tokens, the end token included.
+        lengths: (N, 2) those tokens, at least 1 each.
+        ref_logprobs: (N, 2) under the reference; not read by simpo and orpo, which have none.
+        beta: strength of the pull to the reference, above 0; of simpo the scale of the rewards, of orpo the weight of
+            its second term.
+        by_length: divide each side's (ℓ - ℓ_ref) by its length; a larger beta goes with it.
 
     Returns:
-        losses (B,); and sums: pairs; correct (pairs the implicit reward β(log π - log π_ref) puts right, a tie counts
-        half); margin, chosen_reward, rejected_reward.
+        losses (N,); and sums: pairs; correct (pairs whose chosen reply has the higher reward, a tie counts half);
+        margin, chosen_reward, rejected_reward, the reward being β(ℓ - ℓ_ref), without a reference β ℓ / |y|;
+        chosen_logprobs, rejected_logprobs.
 
     Raises:
-        UserError: another kind, label smoothing outside [0, 0.5) or with ipo, beta not above 0.
+        UserError: another kind, and settings that it cannot work with.
     """
-    same_shape(chosen=chosen, rejected=rejected, ref_chosen=ref_chosen, ref_rejected=ref_rejected)
-    if kind not in ("sigmoid", "ipo"):
-        raise UserError(f"DPO loss {kind!r} does not exist; choose sigmoid or ipo")
-    if beta <= 0:
-        raise UserError(f"beta={beta}: DPO needs a number above 0")
-    if not 0 <= label_smoothing < 0.5 or (label_smoothing and kind == "ipo"):
-        raise UserError(f"label_smoothing={label_smoothing}: must be from 0 up to, not including, 0.5; with ipo only 0")
-    good, bad = chosen.float(), rejected.float()
-    if not reference_free:
-        good, bad = good - ref_chosen.float(), bad - ref_rejected.float()
-    h = good - bad
+    same_shape(logprobs=logprobs, lengths=lengths)
+    _check(kind, ref_logprobs is not None, beta, label_smoothing, rpo_weight)
+    own, sizes = _wide(logprobs), lengths.to(logprobs.device)
+    gain = own
+    if kind not in WITHOUT_REFERENCE:
+        assert ref_logprobs is not None  # _check
+        same_shape(logprobs=logprobs, ref_logprobs=ref_logprobs)
+        gain = own - _wide(ref_logprobs)
+    if by_length or kind in BY_LENGTH:
+        gain = gain / sizes
+    h = gain[:, 0] - gain[:, 1]
     if kind == "ipo":
         losses = (h - 1 / (2 * beta)).square()
+    elif kind == "hinge":
+        losses = F.relu(1 - beta * h)
+    elif kind == "simpo":
+        losses = -F.logsigmoid(beta * h - target_margin)
+    elif kind == "orpo":
+        sure = gain.clamp(max=SUREST)
+        odds = sure - (-torch.expm1(sure)).log()
+        losses = -beta * F.logsigmoid(odds[:, 0] - odds[:, 1])
     else:
         losses = -(1 - label_smoothing) * F.logsigmoid(beta * h) - label_smoothing * F.logsigmoid(-beta * h)
-    return losses, _pair_sums(beta * good, beta * bad)
+    if weight := {"rpo": rpo_weight, "orpo": 1.0}.get(kind, 0.0):
+        losses = losses - weight * own[:, 0] / sizes[:, 0]
+    good, bad = own.detach().sum(0)
+    rewards = beta * gain
+    return losses, _pair_sums(rewards[:, 0], rewards[:, 1]) | {"chosen_logprobs": good, "rejected_logprobs": bad}
+
+
+def _check(kind: str, has_reference: bool, beta: float, label_smoothing: float, rpo_weight: float) -> None:
+    if kind not in KINDS:
+        near = difflib.get_close_matches(kind, KINDS, n=1)
+        hint = f". Did you mean {near[0]}?" if near else ""
+        raise UserError(f"loss={kind}: no such loss of preferences; there are {', '.join(KINDS)}{hint}")
+    if not has_reference and kind not in WITHOUT_REFERENCE:
+        without = " and ".join(WITHOUT_REFERENCE)
+        raise UserError(f"loss={kind} compares with a reference, and there is none; {without} need none")
+    if not beta > 0:
+        raise UserError(f"beta={beta}: losses of preferences need a number above 0")
+    if not 0 <= label_smoothing < 0.5:
+        raise UserError(f"label_smoothing={label_smoothing}: from 0 up to, not including, 0.5")
+    if label_smoothing and kind not in SMOOTHED:
+        raise UserError(f"label_smoothing={label_smoothing}: loss={kind} has none; {' and '.join(SMOOTHED)} do")
+    if rpo_weight < 0:
+        raise UserError(f"rpo_weight={rpo_weight}: a weight, 0 or more")
+
+
+def _wide(x: Tensor) -> Tensor:
+    """fp32, or fp64 where that is what there is."""
+    return x if x.dtype is torch.float64 else x.float()
 
 
 def bradley_terry_loss(
