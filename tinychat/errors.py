@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -11,6 +13,13 @@ class UserError(Exception):
 
     Entry points print it without a traceback and exit with status 1.
     """
+
+
+def no_such(what: str, name: str, known: Sequence[str]) -> UserError:
+    """To be raised for a name that is none of `known`: what there is, and which of them was probably meant."""
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return UserError(f"{what} {name!r} does not exist{hint or ';'} choose {', '.join(known[:-1])} or {known[-1]}")
 
 
 def install_command(extra: str) -> str:

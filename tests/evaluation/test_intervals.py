@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 
-from tinychat.evaluation.statistics import Z, mean_interval, ratio_interval, wilson
+from tinychat.evaluation.statistics import Z, mean_interval, pass_at_k, ratio_interval, wilson
 
 
 @pytest.mark.parametrize(
@@ -50,3 +51,15 @@ def test_ratio_interval_covers_the_truth_as_often_as_it_says() -> None:
         low, high = ratio_interval(nats, tokens)
         covered += low < 2 < high
     assert 0.925 < covered / 1000 < 0.97
+
+
+def test_pass_at_k_against_all_draws() -> None:
+    for n, c in ((5, 0), (5, 2), (6, 3), (4, 4)):
+        answers = [True] * c + [False] * (n - c)
+        for k in range(1, n + 1):
+            draws = list(itertools.combinations(answers, k))
+            assert pass_at_k(n, c, k) == pytest.approx(sum(map(any, draws)) / len(draws), abs=1e-12)
+    assert pass_at_k(10_000, 1, 10) == pytest.approx(1e-3)
+    for n, c, k in ((4, 2, 5), (4, 5, 1), (4, -1, 1), (4, 2, 0)):
+        with pytest.raises(ValueError, match=f"pass@{k} of {n} answers with {c} right"):
+            pass_at_k(n, c, k)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,7 +14,6 @@ from tinychat.errors import UserError
 from tinychat.rl.advantages import (
     apply_eos_penalty,
     gae,
-    group_advantages,
     per_token_rewards,
     whiten,
 )
@@ -174,32 +172,3 @@ def test_whitening_does_not_depend_on_the_ranks(split: list[int], shift_mean: bo
 def test_whitening_equal_or_no_values_gives_zeros() -> None:
     assert whiten(torch.full((2, 2), 3.0), torch.ones(2, 2)).abs().sum() == 0
     assert whiten(torch.ones(2, 2), torch.zeros(2, 2)).abs().sum() == 0
-
-
-def test_group_advantages_against_the_statistics_module() -> None:
-    scores = [1.0, 2.0, 4.0, 0.0, 0.0, 9.0]
-    advantages, kept = group_advantages(torch.tensor(scores), 3)
-    plain, _ = group_advantages(torch.tensor(scores), 3, divide_by_std=False)
-    for start in (0, 3):
-        group = scores[start : start + 3]
-        centred = [score - statistics.mean(group) for score in group]
-        expected = [value / (statistics.stdev(group) + 1e-4) for value in centred]
-        assert advantages[start : start + 3].tolist() == pytest.approx(expected, rel=1e-5)
-        assert plain[start : start + 3].tolist() == pytest.approx(centred, rel=1e-6)
-    assert kept.tolist() == [True] * 6
-
-
-@pytest.mark.parametrize("divide_by_std", [True, False])
-def test_groups_without_spread_are_exactly_zero_and_dropped(divide_by_std: bool) -> None:
-    scores = torch.tensor([0.1] * 7 + [1.0] * 3 + [0.0] * 4)
-    advantages, kept = group_advantages(scores, 7, divide_by_std)
-    assert advantages[:7].tolist() == [0.0] * 7
-    assert kept.tolist() == [False] * 7 + [True] * 7
-    assert advantages[7:].sum().item() == pytest.approx(0, abs=1e-5)
-    alone, kept = group_advantages(torch.tensor([3.0, 4.0]), 1, divide_by_std)
-    assert alone.tolist() == [0.0, 0.0] and kept.tolist() == [False, False]
-
-
-def test_incomplete_groups_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"\(7,\) are not made of groups of 3"):
-        group_advantages(torch.zeros(7), 3)

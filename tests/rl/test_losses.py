@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from tinychat.errors import UserError
-from tinychat.rl.losses import grpo_loss, grpo_weights, ppo_policy_loss, value_loss
+from tinychat.rl.losses import ppo_policy_loss, value_loss
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1]])
 
@@ -184,56 +183,3 @@ def test_values_that_hardly_moved_are_not_counted_as_clipped() -> None:
     old, new, returns = -0.1 * torch.rand(50, 50), 0.05 * torch.rand(50, 50), torch.randn(50, 50)
     _, sums = value_loss(new, old, returns, torch.ones(50, 50), clip=0.2)
     assert sums["clipped"].item() == 0
-
-
-def test_grpo_adds_the_kl_to_the_clipped_loss() -> None:
-    torch.manual_seed(0)
-    new = torch.randn(3, 4)
-    old, ref, advantages = new + 0.3 * torch.randn(3, 4), new + 0.3 * torch.randn(3, 4), torch.tensor([1.0, -0.5, 2.0])
-    plain, _ = ppo_policy_loss(new, old, advantages[:, None].expand(3, 4), MASK, 0.2, 0.28)
-    without, sums = grpo_loss(new, old, advantages, MASK, 0.2, 0.28)
-    assert torch.equal(without, plain)
-    assert "ref_kl" not in sums
-    dirty = ref.masked_fill(MASK == 0, math.nan)
-    found, sums = grpo_loss(new, old, advantages, MASK, 0.2, 0.28, dirty, beta=0.1)
-    k3 = ((ref - new).exp() - 1 - (ref - new)) * MASK
-    torch.testing.assert_close(found, plain + 0.1 * k3)
-    torch.testing.assert_close(sums["ref_kl"], k3.sum())
-    found, _ = grpo_loss(new, old, advantages, MASK, 0.2, 0.28, dirty, beta=0.1, kl_estimator="k2")
-    torch.testing.assert_close(found, plain + 0.05 * (ref - new).square() * MASK)
-    with pytest.raises(ValueError, match=r"advantages \(3, 4\)"):
-        grpo_loss(new, old, new, MASK, 0.2, 0.2)
-
-
-def normalised(losses: Tensor, kind: str, **rows: Tensor) -> float:
-    weights, denominator = grpo_weights(MASK, kind, 10, **rows)
-    return ((weights * losses).sum() / denominator).item()
-
-
-def test_grpo_normalisation_by_hand() -> None:
-    losses = torch.arange(12.0).view(3, 4)  # rows under the mask: 0 1 2 | 4 | 8 9 10 11
-    assert normalised(losses, "grpo") == pytest.approx((1 + 4 + 9.5) / 3)
-    assert normalised(losses, "dr_grpo") == pytest.approx((3 + 4 + 38) / (10 * 3))
-    assert normalised(losses, "dapo") == pytest.approx((3 + 4 + 38) / 8)
-    kept = torch.tensor([True, False, True])
-    assert normalised(losses, "grpo", kept=kept) == pytest.approx((1 + 9.5) / 2)
-    assert normalised(losses, "dr_grpo", kept=kept) == pytest.approx((3 + 38) / (10 * 2))
-    assert normalised(losses, "dapo", kept=kept) == pytest.approx((3 + 38) / 7)
-    ended = torch.tensor([True, True, False])
-    assert normalised(losses, "grpo", kept=kept, ended=ended) == pytest.approx(1)
-    assert normalised(losses, "dapo", ended=ended) == pytest.approx(7 / 4)
-
-
-@pytest.mark.parametrize("kind", ["grpo", "dr_grpo", "dapo"])
-def test_grpo_normalisation_does_not_depend_on_the_split(kind: str) -> None:
-    weights, denominator = grpo_weights(MASK, kind, 10)
-    parts = [grpo_weights(MASK[i : i + 1], kind, 10) for i in range(3)]
-    assert torch.equal(torch.cat([part for part, _ in parts]), weights)
-    assert sum(count for _, count in parts) == denominator
-    nothing, count = grpo_weights(MASK, kind, 10, kept=torch.zeros(3, dtype=torch.bool))
-    assert nothing.abs().sum() == 0 and count == 0
-
-
-def test_an_unknown_grpo_loss_is_named() -> None:
-    with pytest.raises(UserError, match="'gspo' does not exist; choose grpo, dr_grpo or dapo"):
-        grpo_weights(MASK, "gspo", 10)

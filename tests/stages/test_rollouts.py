@@ -25,8 +25,7 @@ from tinychat.engine import Batch, StepStats
 from tinychat.models.actor_critic import policy_and_values
 from tinychat.models.vocabulary import vocabulary
 from tinychat.rl.advantages import group_advantages
-from tinychat.rl.kl import kl_estimate
-from tinychat.rl.losses import Sums, grpo_weights, ppo_policy_loss
+from tinychat.rl.losses import Sums, group_policy_loss, kl_loss, token_weights
 from tinychat.rl.rollout import Experience, Rollout, to_experience
 from tinychat.runtime.world import World
 from tinychat.stages import Context, StageResult, StopFlag, ppo
@@ -79,7 +78,7 @@ def better_than_its_group(config: Config, words: Any) -> Algorithm:
     stage = config.stage
 
     def advantages(rollout: Rollout, experience: Experience, _beta: float) -> dict[str, float]:
-        found, _ = group_advantages(rollout.scores, GROUP)
+        found, _ = group_advantages(rollout.scores, GROUP, True, "grpo")
         experience.fields["advantages"] = found[:, None] * experience.mask
         return {}
 
@@ -87,9 +86,10 @@ def better_than_its_group(config: Config, words: Any) -> Algorithm:
         logprobs, values, _ = policy_and_values(model, batch["input_ids"], batch["targets"], stage.temperature, words)
         assert values is None
         mask = batch["mask"]
-        losses, sums = ppo_policy_loss(logprobs, batch["logprobs"], batch["advantages"], mask, 0.2, 0.2)
-        losses = losses + beta * kl_estimate(logprobs, batch["ref_logprobs"], "k3") * mask
-        weights, _ = grpo_weights(mask, "grpo", stage.response_length)
+        old = batch["logprobs"]
+        losses, sums = group_policy_loss(logprobs, old, batch["advantages"], mask, "grpo", 0.2, 0.2)
+        losses = losses + beta * kl_loss(logprobs, old, batch["ref_logprobs"], mask, "k3")[0]
+        weights, _ = token_weights(mask, "grpo", stage.response_length)
         return (weights * losses).sum(), sums | {"policy_loss": losses.sum()}
 
     return Algorithm(advantages, loss, count=lambda batch: len(batch["mask"]))

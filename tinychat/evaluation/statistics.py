@@ -54,6 +54,17 @@ def ratio_interval(numerators: Sequence[float] | np.ndarray, denominators: Seque
     return float(ratio - half), float(ratio + half)
 
 
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """Chance that at least one of k answers to a prompt is right, from n of which c are (Chen et al. 2021, eq. 1):
+    1 - C(n - c, k) / C(n, k). Unbiased, unlike 1 - (1 - c/n)^k.
+
+    Raises ValueError unless 1 ≤ k ≤ n and 0 ≤ c ≤ n.
+    """
+    if not (1 <= k <= n and 0 <= c <= n):
+        raise ValueError(f"pass@{k} of {n} answers with {c} right: 1 <= k <= n and 0 <= c <= n are needed")
+    return 1.0 - math.comb(n - c, k) / math.comb(n, k)
+
+
 RESAMPLES = 10_000  # sign flips drawn where all 2^n are more
 EXACT_UP_TO = 13  # pairs: 2^13 = 8192
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tinychat.errors import UserError
+from tinychat.errors import UserError, no_such
 from tinychat.models.kernels.head_loss import tempered
 
 LOG_RATIO_BOUND = 20.0  # exp(20) is 5e8: far beyond any ratio that means something, far below fp32's largest number
@@ -24,6 +24,11 @@ def same_shape(**tensors: Tensor) -> None:
     if len({tensor.shape for tensor in tensors.values()}) > 1:
         shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
         raise ValueError(f"shapes must be equal: {shapes}")
+
+
+def at_least_fp32(x: Tensor) -> Tensor:
+    """x in fp32; in float64 where it is, so that gradients can be compared with exact ones."""
+    return x if x.dtype is torch.float64 else x.float()
 
 
 def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
@@ -41,23 +46,23 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: str) -> Tenso
         k2 = d² / 2               biased, by third order in the distance; never negative
         k3 = exp(-d) - 1 + d      unbiased and never negative; its tail is heavy where the policy left the reference
 
-    As a loss instead of a reward they differ more: over samples of the policy the gradient of k1 is 0 on average, that
-    of k2 is the gradient of KL(policy || reference), that of k3 the gradient of KL(reference || policy).
+    These are values, for rewards and reports. As a loss they differ more (over samples of the policy the gradient of k1
+    is 0 on average, that of k3 belongs to KL(reference || policy)): a loss is tinychat.rl.losses.kl_loss.
 
     Args:
         logprobs, ref_logprobs: of the sampled tokens under both models, any one shape.
         estimator: "k1", "k2" or "k3".
 
     Returns:
-        fp32, same shape. In k3, d is bounded to ±20.
+        at least fp32, same shape. In k3, d is bounded to ±20.
 
     Raises:
         UserError: another estimator.
     """
     same_shape(logprobs=logprobs, ref_logprobs=ref_logprobs)
     if estimator not in ESTIMATORS:
-        raise UserError(f"KL estimator {estimator!r} does not exist; choose one of {', '.join(ESTIMATORS)}")
-    return ESTIMATORS[estimator](logprobs.float() - ref_logprobs.float())
+        raise no_such("KL estimator", estimator, list(ESTIMATORS))
+    return ESTIMATORS[estimator](at_least_fp32(logprobs) - at_least_fp32(ref_logprobs))
 
 
 def _k1(d: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
-"""Losses of PPO and GRPO.
+"""Losses of PPO and of the methods that compare a prompt's replies with each other (GRPO and its relatives).
 
-Each returns its terms one by one, in fp32 and not averaged, and what there is to report as detached SUMS. Both can be
-added over micro-batches and ranks and divided once by a global count, so the result does not depend on the split.
+Each returns its terms one by one, at least in fp32 and not averaged, and what there is to report as detached SUMS. Both
+can be added over micro-batches and ranks and divided once by a global count, so the result does not depend on the
+split. In all of them ratio = exp(logprobs - old_logprobs), token by token.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tinychat.errors import UserError
-from tinychat.rl.kl import LOG_RATIO_BOUND, kl_estimate, masked_sum, same_shape
+from tinychat.errors import UserError, no_such
+from tinychat.rl.kl import LOG_RATIO_BOUND, at_least_fp32, kl_estimate, masked_sum, same_shape
 
 Sums = dict[str, Tensor]  # name -> scalar fp32
 
@@ -47,29 +48,44 @@ def ppo_policy_loss(
         UserError: dual_clip is not above 1.
     """
     same_shape(logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages, mask=mask)
+    new, old, gain = _emptied(mask, logprobs, old_logprobs, advantages)
+    ratio = (new - old).clamp(-log_ratio_bound, log_ratio_bound).exp()
+    losses, decided = _clipped(gain, ratio, clip_low, clip_high, dual_clip)
+    return losses, _policy_sums(new, old, ratio, decided, mask)
+
+
+def _emptied(mask: Tensor, *tensors: Tensor) -> list[Tensor]:
+    """Each with 0 where the mask is 0. Not at the end of a loss: 0 · NaN in the backward pass is NaN."""
+    padding = ~mask.bool()
+    return [at_least_fp32(x).masked_fill(padding, 0.0) for x in tensors]
+
+
+def _clipped(
+    gain: Tensor, ratio: Tensor, clip_low: float, clip_high: float, dual_clip: float | None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Losses (B, T) of PPO, and which of them a bound decides."""
     if dual_clip is not None and dual_clip <= 1:
         raise UserError(f"dual_clip={dual_clip}: must be above 1 (3 is usual), or null for none")
-    padding = ~mask.bool()
-    # Emptied here, not at the end: 0 · NaN in the backward pass is NaN. With an advantage of 0 the loss is 0.
-    new, old, gain = (x.float().masked_fill(padding, 0.0) for x in (logprobs, old_logprobs, advantages))
-    ratio = (new - old).clamp(-log_ratio_bound, log_ratio_bound).exp()
     free = -gain * ratio
     bounded = -gain * ratio.clamp(1 - clip_low, 1 + clip_high)
     losses = torch.maximum(free, bounded)
-    dual_clipped = torch.zeros_like(padding)
+    dual_clipped = torch.zeros_like(losses, dtype=torch.bool)
     if dual_clip is not None:
         ceiling = -gain * dual_clip
         dual_clipped = (gain < 0) & (losses > ceiling)
         losses = torch.where(dual_clipped, ceiling, losses)
+    return losses, {"clipped": bounded > free, "dual_clipped": dual_clipped}
+
+
+def _policy_sums(new: Tensor, old: Tensor, ratio: Tensor, decided: dict[str, Tensor], mask: Tensor) -> Sums:
     counted = {
         "tokens": torch.ones_like(ratio),
-        "clipped": bounded > free,
-        "dual_clipped": dual_clipped,
+        **decided,
         "kl_k1": kl_estimate(old, new, "k1"),
         "kl_k3": kl_estimate(old, new, "k3"),
         "ratio": ratio,
     }
-    return losses, {name: masked_sum(x.detach(), mask) for name, x in counted.items()}
+    return {name: masked_sum(x.detach(), mask) for name, x in counted.items()}
 
 
 def value_loss(
@@ -84,10 +100,9 @@ def value_loss(
         losses (B, T), 0 where mask is 0; and sums over the mask: tokens; clipped (tokens whose loss the bound decides).
     """
     same_shape(values=values, old_values=old_values, returns=returns, mask=mask)
-    padding = ~mask.bool()
-    new, old, target = (x.float().masked_fill(padding, 0.0) for x in (values, old_values, returns))
+    new, old, target = _emptied(mask, values, old_values, returns)
     free = (new - target).square()
-    losses, clipped = free, torch.zeros_like(padding)
+    losses, clipped = free, torch.zeros_like(free, dtype=torch.bool)
     if clip is not None:
         # Not old + clip(new - old): rounding would move values that are within the bounds, and count them as clipped.
         bounded = (new.clamp(old - clip, old + clip) - target).square()
@@ -96,54 +111,144 @@ def value_loss(
     return 0.5 * losses, sums
 
 
-def grpo_loss(
+GROUP_LOSSES = ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo")
+
+
+def group_policy_loss(
     logprobs: Tensor,
     old_logprobs: Tensor,
     advantages: Tensor,
     mask: Tensor,
+    kind: str,
     clip_low: float,
     clip_high: float,
-    ref_logprobs: Tensor | None = None,
-    beta: float = 0.0,
-    kl_estimator: str = "k3",
+    dual_clip: float | None = None,
+    log_ratio_bound: float = LOG_RATIO_BOUND,
+    correction: Tensor | None = None,
 ) -> tuple[Tensor, Sums]:
-    """PPO's clipped surrogate with one advantage a response, plus β · KL estimate (Shao et al. 2024, eq. 3 and 4).
+    """Policy losses of group methods, to be weighed by token_weights of the same kind. With A the advantage, r the
+    ratio of a token, ℓ its log-probability and sg() what carries no gradient:
 
-    logprobs, old_logprobs, ref_logprobs, mask: (B, T); advantages (B,) from group_advantages. ref_logprobs=None: no KL.
-
-    Returns:
-        losses (B, T), 0 where mask is 0, to be weighed by grpo_weights; and the sums of ppo_policy_loss, with "ref_kl"
-        where there is a reference.
-    """
-    same_shape(advantages=advantages, rows=mask[:, 0])
-    per_token = advantages[:, None].expand_as(mask)
-    losses, sums = ppo_policy_loss(logprobs, old_logprobs, per_token, mask, clip_low, clip_high)
-    if ref_logprobs is not None:
-        padding = ~mask.bool()
-        new, reference = (x.float().masked_fill(padding, 0.0) for x in (logprobs, ref_logprobs))
-        kl = kl_estimate(new, reference, kl_estimator)
-        losses = losses + beta * kl
-        sums["ref_kl"] = masked_sum(kl.detach(), mask)
-    return losses, sums
-
-
-def grpo_weights(
-    mask: Tensor, kind: str, max_length: int, kept: Tensor | None = None, ended: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """How much each token of grpo_loss counts: loss = Σ weights · losses / Σ denominator, both sums over the whole
-    batch, all micro-batches and ranks.
-
-        kind      weight          denominator           what weighs alike
-        grpo      1 / length      completions           completions, so tokens of long ones less (Shao et al. 2024)
-        dr_grpo   1 / max_length  completions           tokens, against a constant (Liu et al. 2025)
-        dapo      1               tokens                tokens of the batch (Yu et al. 2025, section 3.3)
+        grpo, dr_grpo, dapo   -min(r·A, clip(r, 1 - clip_low, 1 + clip_high)·A), as ppo_policy_loss; dual_clip too
+                              (Shao et al. 2024, eq. 3; Liu et al. 2025; Yu et al. 2025, eq. 8). They differ in
+                              token_weights.
+        gspo                  the same with s in place of r, one ratio for the whole row: s = exp(Σ log r / length)
+                              (Zheng et al. 2025, 2507.18071, eq. 5 and 7). A mean over a reply moves little: clip_low
+                              and clip_high are some 3e-4 and 4e-4 there, PPO's 0.2 would never act. Computed in the
+                              token form (eq. 13 and 14), sg(s)·exp(ℓ - sg(ℓ)): the gradient of a token is -A·s·∇ℓ.
+                              Averaged over the row it is the loss and the gradient of the sequence form where the
+                              row has one advantage, and remains right where tokens have their own (KL in the reward).
+        cispo                 -sg(min(r, 1 + clip_high))·A·ℓ (MiniMax 2025, 2506.13585, eq. 4 and 5): the weight is
+                              bounded, no token loses its gradient. clip_high is the ε of the paper: 0.28 bounds the
+                              weight at 1.28. (Elsewhere the bound itself is given: 1.28 there is 0.28 here.) No lower
+                              bound, as in the paper's experiments: clip_low and dual_clip are not read.
+        rloo                  -r·A, REINFORCE with the leave-one-out advantage (Ahmadian et al. 2024): while
+                              r = 1 the gradient is -A·∇ℓ. r weighs what later updates learn from a policy that is
+                              no longer the one that sampled; nothing but log_ratio_bound bounds it, and clip_low,
+                              clip_high and dual_clip are not read.
 
     Args:
-        mask: (B, T) of the completions.
-        max_length: longest completion the rollout allows (the constant of dr_grpo).
-        kept: (B,) from group_advantages; other rows get weight 0 and are not counted.
-        ended: (B,) given to leave out completions that were cut before their end token, likewise (DAPO's overlong
-            filtering).
+        logprobs: (B, T) of the response tokens under the policy being trained; carries the gradient.
+        old_logprobs: (B, T) under the policy at the start of the step, as the trainer computes it.
+        advantages: (B, T); group_advantages of each row on all its tokens.
+        mask: (B, T) of WHOLE responses (gspo averages over them). What stands where it is 0 has no influence, NaN
+            included; what is not learnt from is left out by token_weights.
+        log_ratio_bound: bounds the logarithm of r or s on both sides; beyond it there is no gradient.
+        correction: (B, T) from sampler_correction; multiplies the losses.
+
+    Returns:
+        losses (B, T), 0 where mask is 0; and the sums of ppo_policy_loss, where `ratio` is r, with gspo s, and
+        `clipped` counts the tokens whose loss, with cispo whose weight, the bound decides.
+
+    Raises:
+        UserError: another kind; dual_clip is not above 1.
+    """
+    same_shape(logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages, mask=mask)
+    if kind not in GROUP_LOSSES:
+        raise no_such("group loss", kind, GROUP_LOSSES)
+    new, old, gain = _emptied(mask, logprobs, old_logprobs, advantages)
+    log_ratio = new - old
+    if kind == "gspo":
+        mean = log_ratio.sum(1, keepdim=True) / mask.bool().sum(1, keepdim=True).clamp(min=1)
+        log_ratio = mean.detach() + (new - new.detach())
+    ratio = log_ratio.clamp(-log_ratio_bound, log_ratio_bound).exp()
+    nowhere = torch.zeros_like(ratio, dtype=torch.bool)
+    if kind == "rloo":
+        losses, decided = -gain * ratio, {"clipped": nowhere, "dual_clipped": nowhere}
+    elif kind == "cispo":
+        losses = -ratio.detach().clamp(max=1 + clip_high) * gain * new
+        decided = {"clipped": ratio > 1 + clip_high, "dual_clipped": nowhere}
+    else:
+        losses, decided = _clipped(gain, ratio, clip_low, clip_high, dual_clip)
+    if correction is not None:
+        same_shape(correction=correction, mask=mask)
+        (weights,) = _emptied(mask, correction)
+        losses = losses * weights.detach()
+    return losses, _policy_sums(new, old, ratio, decided, mask)
+
+
+KL_LOSSES = ("k2", "k3")
+
+
+def kl_loss(
+    logprobs: Tensor, old_logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, form: str
+) -> tuple[Tensor, Sums]:
+    """KL(policy || reference) as a loss, with d = logprobs - ref_logprobs and r the ratio of the token
+    (Liu et al. 2025, 2506.09477; kl_estimate has the estimators):
+
+        form    loss                      gradient     right
+        k2      d² / 2                    d·∇ℓ         on policy: while r is 1
+        k3      r · (exp(-d) - 1 + d)     r·d·∇ℓ       also after the policy has moved, at the variance of r
+
+    The expected gradient is that of Σ_t KL(policy || reference) at the prefixes that were sampled, token by token. Bare
+    k1 has the gradient 0 in expectation and bare k3 that of KL(reference || policy): neither is offered. r in front
+    mends k3: its gradient is r·(k3 + 1 - exp(-d))·∇ℓ = r·d·∇ℓ.
+
+    Tokens whose advantage is 0 keep this loss, groups without spread included.
+
+    Args:
+        logprobs, old_logprobs, ref_logprobs, mask: (B, T), as group_policy_loss has them. What stands where mask is 0
+            has no influence, NaN included.
+
+    Returns:
+        losses (B, T), 0 where mask is 0, in nats; and the sum `ref_kl` of them.
+
+    Raises:
+        UserError: another form.
+    """
+    same_shape(logprobs=logprobs, old_logprobs=old_logprobs, ref_logprobs=ref_logprobs, mask=mask)
+    if form not in KL_LOSSES:
+        raise no_such("KL loss", form, KL_LOSSES)
+    new, old, reference = _emptied(mask, logprobs, old_logprobs, ref_logprobs)
+    losses = kl_estimate(new, reference, form)
+    if form == "k3":
+        ratio = (new - old).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp().detach()
+        # r · k3, with its gradient written out: 1 - exp(-d) + d would lose a small d to rounding, and beyond the bound
+        # of k3 point away from the reference.
+        pull = ratio * (new - reference).detach()
+        losses = (ratio * losses).detach() + pull * (new - new.detach())
+    return losses, {"ref_kl": masked_sum(losses.detach(), mask)}
+
+
+def token_weights(mask: Tensor, kind: str, max_length: int, learnt: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """How much each token of group_policy_loss and kl_loss counts: loss = Σ weights · losses / Σ denominator, both sums
+    over the whole batch, all micro-batches and ranks.
+
+        kind          weight          denominator   what weighs alike
+        grpo, gspo    1 / length      rows          rows, so tokens of long ones less (Shao et al. 2024, eq. 3)
+        dr_grpo       1 / max_length  rows          tokens, against a constant (Liu et al. 2025)
+        dapo, cispo   1               tokens        tokens of the batch (Yu et al. 2025, eq. 8; MiniMax 2025, eq. 4)
+        rloo          1               rows          a reply is one action: its tokens add up (Ahmadian et al. 2024)
+
+    Groups without spread have no policy loss, for their advantages are 0; they count here as all others do, so that
+    what a reply weighs does not depend on the luck of its neighbours, and for their KL.
+
+    Args:
+        mask: (B, T) of the responses.
+        max_length: longest response the rollout allows, in tokens (the constant of dr_grpo).
+        learnt: (B,) or (B, T) bool: False for rows (cut replies, Yu et al. 2025, section 3.4) or tokens (of little
+            entropy) that are left out. They get weight 0, and are not counted: lengths, rows and tokens above are of
+            what is left.
 
     Returns:
         weights (B, T) fp32; denominator of these rows, a scalar, 0 when nothing is left.
@@ -151,15 +256,18 @@ def grpo_weights(
     Raises:
         UserError: another kind.
     """
-    if kind not in ("grpo", "dr_grpo", "dapo"):
-        raise UserError(f"GRPO loss type {kind!r} does not exist; choose grpo, dr_grpo or dapo")
+    if kind not in GROUP_LOSSES:
+        raise no_such("group loss", kind, GROUP_LOSSES)
     weights = mask.bool().float()
-    for rows in (kept, ended):
-        if rows is not None:
-            same_shape(rows=rows, mask_rows=mask[:, 0])
-            weights = weights * rows.bool()[:, None]
+    if learnt is not None:
+        learnt = learnt[:, None].expand_as(mask) if learnt.ndim == 1 else learnt
+        same_shape(learnt=learnt, mask=mask)
+        weights = weights * learnt.bool()
     lengths = weights.sum(1)
-    if kind == "dapo":
+    if kind in ("dapo", "cispo"):
         return weights, lengths.sum()
-    size = lengths.clamp(min=1) if kind == "grpo" else torch.full_like(lengths, max_length)
-    return weights / size[:, None], (lengths > 0).sum().float()
+    if kind in ("grpo", "gspo"):
+        weights = weights / lengths.clamp(min=1)[:, None]
+    elif kind == "dr_grpo":
+        weights = weights / max_length
+    return weights, (lengths > 0).sum().float()
