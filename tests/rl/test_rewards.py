@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from tinychat.config.schema import RewardConfig, RewardPart
 from tinychat.config.stages import ScoreRange
 from tinychat.data.preferences.prompts import PromptRow, prompt_source
 from tinychat.errors import UserError
-from tinychat.rl.rewards import Rewards, gold_rewards
+from tinychat.rl.rewards import KINDS, Rewards, gold_rewards
 from tinychat.runtime import user_code
 from tinychat.runtime.world import World
 from tinychat.text.chat_template import set_template
@@ -45,6 +46,28 @@ def test_parts_are_weighted_and_added(tmp_path: Path) -> None:
     total, parts = rewards(mine=mine, right=right).score(rows, ["7", "The answer is 9"], [[1], [1]])
     assert parts == {"mine": [3.0, 17.0], "right": [1.0, 0.0]}
     assert total.tolist() == [0.5 * 3 + 2.0, 0.5 * 17]
+
+
+def test_right_and_wrong_replies_have_the_scores_that_the_options_say() -> None:
+    rows, replies = [row(1, "number", "7"), row(2, "number", "8")], ["7", "9"]
+    part = RewardPart("verifier", 2.0, None, {"right": 1, "wrong": -0.5})
+    total, parts = rewards(right=part).score(rows, replies, [[1], [1]])
+    assert parts == {"right": [1.0, -0.5]}
+    assert total.tolist() == [2.0, -1.0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "says"),
+    [
+        ("verifier", {"rigth": 1.0}, r"reward.parts.mine.options.rigth=1.0: no such option; .*Did you mean right\?"),
+        ("verifier", {"right": "much"}, "reward.parts.mine.options.right=much: a number, such as 1 or -0.5"),
+        ("verifier", {"wrong": float("nan")}, "reward.parts.mine.options.wrong=nan: a number"),
+        ("oracle", {"right": 1.0}, "no such option; a part of kind oracle has none"),
+    ],
+)
+def test_options_that_a_kind_does_not_take_are_told(kind: str, options: dict, says: str) -> None:
+    (said,) = KINDS[kind].problems("reward.parts.mine", RewardPart(kind, 1.0, None, options))
+    assert re.search(says, said)
 
 
 @pytest.mark.parametrize("score_range", [ScoreRange.raw, ScoreRange.standard])

@@ -28,6 +28,7 @@ def problems(config: Config) -> Iterator[str]:
         return
     if source.needs_path and not data.path:
         yield f"data.path=null: data={data.name} needs a file, folder or glob, as data.path=my_files/"
+    yield from source.problems(data)
     yield from _mix(data)
     wanted = spec_of(config).reads
     if wanted and not plugins.gives(data, wanted):

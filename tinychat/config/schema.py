@@ -135,6 +135,13 @@ class Preference(Enum):
     better = "better"
 
 
+class TaskLevel(Enum):
+    """Which of tinyworld's instructions."""
+
+    plain = "plain"  # what a model of a million parameters learns in minutes
+    hard = "hard"  # what it does not
+
+
 class ResumeData(Enum):
     """Whether a resume goes on where the data changed since the run began."""
 
@@ -232,6 +239,8 @@ class DataConfig:
     lessons: float = MISSING  # tinyworld: lessons generated for each training story
     demonstrations: float = MISSING  # tinyworld: share of training conversations that answer its preferences' requests
     unsafe_demonstrations: float = MISSING  # tinyworld: share of those to harmful requests that comply, not refuse
+    level: TaskLevel = MISSING  # tinyworld: of its instructions
+    families: list[str] = MISSING  # tinyworld: of its instructions, as [addition, sorting]; []: all of the level
     mix: dict[str, MixPart] = field(default_factory=dict)  # training conversations of other sources, by a name of yours
     max_val_docs: int | None = MISSING  # validation documents read at most
     max_rows: int | None = MISSING  # training conversations or preferences taken (seeded choice) or generated at most
@@ -270,7 +279,9 @@ class RewardPart:
     kind: str = MISSING  # a name in tinychat.rl.rewards.KINDS: model, oracle, verifier, python
     weight: float = MISSING
     path: str | None = MISSING  # model: folder, auto or best (newest stage=reward); python: FILE.py:NAME or MODULE:NAME
-    options: dict[str, Any] = field(default_factory=dict)  # python: further arguments of the class or function
+    options: dict[str, Any] = field(
+        default_factory=dict
+    )  # those of its kind; python: arguments of the class or function
 
 
 @dataclass

@@ -7,6 +7,7 @@ when its rows are read.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass, replace
@@ -141,6 +142,28 @@ class TinyWorld(DataSource):
     endless = True
     has_oracle = True
 
+    def problems(self, config: DataConfig) -> Iterator[str]:
+        if not config.families:
+            return
+        from tinychat.tinyworld.tasks import FAMILIES, capacity
+
+        level = config.level.value
+        there, wanted = FAMILIES[level], set(config.families)
+        for split, key, count in (
+            ("train", "max_rows", config.max_rows),
+            ("validation", "max_val_rows", config.max_val_rows),
+        ):
+            most = capacity(split, level) // len(there) * len(wanted & set(there))
+            if most and count and count > most and not config.path:
+                there_are = f"of {', '.join(config.families)} there are {most} ({level}, {split})"
+                yield f"data.{key}={count}: {there_are}; use at most {most}"
+        for family in config.families:
+            if family not in there:
+                near = difflib.get_close_matches(family, there, n=1)
+                hint = f". Did you mean {near[0]}?" if near else ""
+                known = f"data.level={level} has {', '.join(there)}"
+                yield f"data.families: {family}: no such family of instructions; {known}{hint}"
+
     def made(self, config: DataConfig, split: Split, rows: str) -> Found[Any] | None:
         if rows == "documents":
             return self._stories(config, split)
@@ -174,6 +197,7 @@ class TinyWorld(DataSource):
 
     def _chats(self, config: DataConfig, split: Split) -> Found[ChatRow]:
         plan = Plan(config.seed, split, generated_rows(config, split))
+        plan = replace(plan, level=config.level.value, families=tuple(config.families))
         if split == "train":
             plan = replace(plan, demonstrations=config.demonstrations, unsafe=config.unsafe_demonstrations)
         description = f"{plan.describe()} ({split}, seed {config.seed})"
@@ -232,14 +256,18 @@ class Plan:
     count: int
     demonstrations: float = 0.0  # share of conversations that answer requests of the world's preferences
     unsafe: float = 0.0  # share of the demonstrations of harmful requests that comply; the others refuse
+    level: str = "plain"  # of the instructions
+    families: tuple[str, ...] = ()  # of the instructions; (): all of the level
 
     def describe(self) -> str:
         """How many of which, for the log."""
         shown = shared_out(self.demonstrations, self.count)
+        of = "" if self.level == "plain" else f", {self.level} ones"
+        of += f" of {', '.join(self.families)}" if self.families else ""
         if not shown:
-            return f"{self.count:,} generated instructions"
+            return f"{self.count:,} generated instructions{of}"
         unsafe = f", {self.unsafe:.3g} of those to harmful requests unsafe" if self.unsafe else ""
-        return f"{self.count - shown:,} generated instructions and {shown:,} demonstrations{unsafe}"
+        return f"{self.count - shown:,} generated instructions{of} and {shown:,} demonstrations{unsafe}"
 
 
 def shared_out(share: float, n: int) -> int:
@@ -261,14 +289,14 @@ def world_chats(plan: Plan) -> Iterator[ChatRow]:
     split's own, so that no prompt of the preferences' validation comes in training.
     """
     from tinychat.tinyworld.preferences import demonstration, reply, request
-    from tinychat.tinyworld.tasks import instruction
+    from tinychat.tinyworld.tasks import indices, instruction
 
     shown = harmful = 0
+    numbers = indices(plan.seed, plan.split, plan.level, plan.families)
     for index in range(plan.count):
         if not is_shared_out(plan.demonstrations, index):
-            number = index - shown
-            task = instruction(plan.seed, plan.split, number)
-            yield chat_row(task.messages, f"tinyworld {plan.split} {number}", task.family, task.answer)
+            task = instruction(plan.seed, plan.split, next(numbers), plan.level)
+            yield chat_row(task.messages, task.place, task.family, task.answer)
             continue
         messages = demonstration(plan.seed, plan.split, shown)
         if request(plan.seed, plan.split, shown).harmful:

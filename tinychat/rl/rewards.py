@@ -7,13 +7,14 @@ file in conf/reward/. Nothing at the top loads torch: the parent process asks he
 
 from __future__ import annotations
 
+import difflib
 import functools
 import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tinychat.config.plugins import reward_kind
 from tinychat.config.schema import RewardConfig, RewardPart
@@ -46,17 +47,31 @@ class Place:
     batch_size: int
 
 
+@dataclass(frozen=True)
+class Options:
+    """What a kind takes as `options`, beside its weight; what a part does not give is as here."""
+
+
 class Kind(ABC):
     """One part of a reward; made once on each rank."""
 
     takes_model = False  # `path` is the checkpoint of a reward model, or auto or best
     needs_answers = False  # prompts must say how a reply is checked
     needs_oracle = False  # prompts must know an exact judge
+    takes: ClassVar[type[Options]] = Options
 
-    @staticmethod
-    def problems(key: str, part: RewardPart) -> Iterator[str]:
+    @classmethod
+    def problems(cls, key: str, part: RewardPart) -> Iterator[str]:
         """What is wrong with its settings, before a job begins."""
-        yield from ()
+        known = {field.name: field for field in fields(cls.takes)}
+        for name, value in part.options.items():
+            where = f"{key}.options.{name}={value}"
+            if name not in known:
+                near = difflib.get_close_matches(str(name), known, n=1)
+                there = f"there are {', '.join(known)}" if known else f"a part of kind {part.kind} has none"
+                yield f"{where}: no such option; {there}" + (f". Did you mean {near[0]}?" if near else "")
+            elif wrong := _wrong_type(value, str(known[name].type)):
+                yield f"{where}: {wrong}"
 
     def __init__(self, part: RewardPart, place: Place) -> None:
         """Raises UserError."""
@@ -115,8 +130,19 @@ class OracleReward(Kind):
         return gold_rewards(rows, replies) or []
 
 
+@dataclass(frozen=True)
+class VerifierOptions(Options):
+    right: float = 1.0  # score of a reply that is right
+    wrong: float = 0.0  # and of one that is not
+
+
 class VerifierReward(Kind):
     needs_answers = True
+    takes = VerifierOptions
+
+    def __init__(self, part: RewardPart, place: Place) -> None:
+        super().__init__(part, place)
+        self._options = VerifierOptions(**part.options)
 
     def check_rows(self, rows: Sequence[PromptRow]) -> None:
         from tinychat.data.preferences.prompts import check_answers
@@ -124,15 +150,16 @@ class VerifierReward(Kind):
         check_answers(rows, self.key)
 
     def score(self, rows: Sequence[PromptRow], replies: list[str], sequences: list[list[int]]) -> list[float]:
-        return [float(is_correct(row.answer, reply, row.reference)) for row, reply in zip(rows, replies, strict=True)]
+        scores = (float(self._options.wrong), float(self._options.right))
+        return [scores[is_correct(row.answer, reply, row.reference)] for row, reply in zip(rows, replies, strict=True)]
 
 
 class PythonReward(Kind):
     """A function score(prompts, replies) -> numbers of the user's, or a class whose objects are called so, made once
     with the part's options; prompts as text, the last user message."""
 
-    @staticmethod
-    def problems(key: str, part: RewardPart) -> Iterator[str]:
+    @classmethod
+    def problems(cls, key: str, part: RewardPart) -> Iterator[str]:
         try:
             _users(key, part)
         except UserError as error:
@@ -178,6 +205,14 @@ class PythonReward(Kind):
             except UserCodeError as alone:
                 return f"{self.key}: {alone}, for the reply {reply[:80]!r} to {row.place}"
         return f"{self.key}: {error}, for {len(replies)} replies together, not for one alone"
+
+
+def _wrong_type(value: Any, wanted: str) -> str:
+    """What is wrong with an option's value; "" for nothing. wanted: the annotation of its field."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if wanted == "float" and not (is_number and math.isfinite(value)):
+        return "a number, such as 1 or -0.5"
+    return ""
 
 
 def _users(key: str, part: RewardPart) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tinychat.config.schema import DataConfig, MixPart, OnBadRow, Preference
+from tinychat.config.schema import DataConfig, MixPart, OnBadRow, Preference, TaskLevel
 from tinychat.data.chats.rows import ChatRow, chat_row
 from tinychat.data.chats.sources import chat_source
 from tinychat.data.files.row_sources import choose
@@ -46,6 +46,8 @@ def config(path: Path | str | None = None, **changes: Any) -> DataConfig:
         "on_bad_row": OnBadRow.fail,
         "preference": Preference.safer,
         "judge_fraction": 0.0,
+        "level": TaskLevel.plain,
+        "families": [],
         "seed": 1,
     }
     return DataConfig(**{**values, **changes})

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from tests.data.chats.test_sources import config
+from tinychat.config.schema import TaskLevel
 from tinychat.data.chats.rows import ChatRow
 from tinychat.data.chats.sources import chat_source
-from tinychat.data.sources import Plan, is_shared_out, world_chats
+from tinychat.data.sources import SOURCES, Plan, is_shared_out, world_chats
 from tinychat.tinyworld.preferences import judge, request, requests
 from tinychat.tinyworld.tasks import instruction
 
@@ -72,3 +73,34 @@ def test_only_training_conversations_are_demonstrations() -> None:
     safe = dataclasses.replace(data, unsafe_demonstrations=0.0)
     assert len({chat_source(one, "train").fingerprint() for one in (data, none, safe)}) == 3
     assert len({chat_source(one, "validation").fingerprint() for one in (data, none, safe)}) == 1
+
+
+def test_a_level_and_families_are_chosen_and_leave_plain_fingerprints_alone() -> None:
+    data = config(source="tinyworld", name="tinyworld", max_rows=12, max_val_rows=6)
+    some = dataclasses.replace(data, families=["addition", "sorting"])
+    hard = dataclasses.replace(some, level=TaskLevel.hard)
+    plain = list(chat_source(data, "train").rows())
+    chosen = list(chat_source(some, "train").rows())
+    assert plain == list(world_chats(Plan(1, "train", 12)))
+    assert [row.family for row in chosen].count("addition") == 6
+    assert {row.family for row in chosen} == {"addition", "sorting"}
+    assert all(row.messages == instruction(1, "train", int(row.place.split()[-1])).messages for row in chosen)
+    asked = list(chat_source(hard, "validation").rows())
+    assert {row.family for row in asked} == {"addition", "sorting"}
+    assert all(row.place.startswith("tinyworld hard validation ") for row in asked)
+    assert len({chat_source(one, "train").fingerprint() for one in (data, some, hard)}) == 3
+    assert chat_source(hard, "train").description.startswith(
+        "12 generated instructions, hard ones of addition, sorting"
+    )
+
+
+def test_families_that_there_are_not_or_not_so_many_of_are_told() -> None:
+    source = SOURCES["tinyworld"]
+    data = config(source="tinyworld", name="tinyworld", max_rows=12, max_val_rows=1000, families=["adition"])
+    (said,) = source.problems(data)
+    assert said.startswith("data.families: adition: no such family") and said.endswith("Did you mean addition?")
+    (said,) = source.problems(dataclasses.replace(data, families=["addition"]))
+    assert said == "data.max_val_rows=1000: of addition there are 810 (plain, validation); use at most 810"
+    most = dataclasses.replace(data, families=["addition"], max_val_rows=810)
+    assert not list(source.problems(most))
+    assert len(list(chat_source(most, "validation").rows())) == 810

@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 
 from tests.conftest import REPOSITORY
 from tinychat.config import checks, schema
-from tinychat.config.schema import DataConfig, OnBadRow, Preference
+from tinychat.config.schema import DataConfig, OnBadRow, Preference, TaskLevel
 from tinychat.data.files.splits import Split
 from tinychat.data.preferences.sources import Part, preference_source
 from tinychat.errors import UserError
@@ -44,6 +44,8 @@ def config(path: Path | str | None = None, **changes: Any) -> DataConfig:
         "on_bad_row": OnBadRow.fail,
         "preference": Preference.safer,
         "judge_fraction": 0.3,
+        "level": TaskLevel.plain,
+        "families": [],
         "seed": 1,
     }
     return DataConfig(**{**values, **changes})

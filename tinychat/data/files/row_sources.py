@@ -139,6 +139,10 @@ class DataSource:
     needs_safe_label = False  # a reply of its pairs may be unsafe unless it is labelled safe
     hub: Hub | None = None
 
+    def problems(self, config: DataConfig) -> Iterator[str]:
+        """A line for each setting of its own that cannot be, before a job begins."""
+        yield from ()
+
     def files(self, config: DataConfig, split: Split) -> SplitFiles | None:
         return splits.split_files(config, split)
 

@@ -14,7 +14,7 @@ turns by their weights; and the number of a recipe's turn is sent by a seeded pe
 dressing. No text comes twice, none is remembered, and any index can be had alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
@@ -25,7 +25,7 @@ from tinychat.tinyworld.combinations import HELD_OUT_EVERY, SPLITS, mix, permute
 from tinychat.tinyworld.tasks import hard, numbers, reading, talk, writing
 from tinychat.tinyworld.tasks.draw import Draft, Draw, Recipe, Teller
 
-__all__ = ["FAMILIES", "LEVELS", "Task", "capacity", "instruction", "instructions"]
+__all__ = ["FAMILIES", "LEVELS", "Task", "capacity", "indices", "instruction", "instructions"]
 
 
 _RECIPES: dict[str, dict[str, tuple[Recipe, ...]]] = {
@@ -126,8 +126,7 @@ def instruction(seed: int, split: str, index: int, level: str = "plain") -> Task
         raise IndexError(f"index={index}: the {split} split has tasks 0 to {capacity(split, level) - 1}")
     key = mix(seed, SPLITS.index(split), 1)
     round_, place_in_round = divmod(index, len(FAMILIES[level]))
-    # 256 orders are plenty, and few enough to keep.
-    which = _family_order(mix(key, mix(key, round_) % 256), len(FAMILIES[level]))[place_in_round]
+    which = _order(key, round_, level)[place_in_round]
     cycle = _cycles(level)[which]
     number, at = divmod(round_, len(cycle))
     turn = cycle[at]
@@ -159,6 +158,23 @@ def _messages(draft: Draft) -> list[dict[str, str]]:
             user["input"] = turn.input
         messages += [user, {"role": "assistant", "content": turn.reply}]
     return messages
+
+
+def indices(seed: int, split: str, level: str = "plain", families: Collection[str] = ()) -> Iterator[int]:
+    """The numbers of the split's tasks of some families, in order; of all families where none is given. Raises
+    IndexError where a split has no more of them."""
+    key = mix(seed, SPLITS.index(split), 1)
+    for round_ in range(capacity(split, level) // len(FAMILIES[level])):
+        for place, which in enumerate(_order(key, round_, level)):
+            if not families or FAMILIES[level][which] in families:
+                yield round_ * len(FAMILIES[level]) + place
+    raise IndexError(f"the {split} split has no more {level} tasks of {', '.join(families) or 'any family'}")
+
+
+def _order(key: int, round_: int, level: str) -> tuple[int, ...]:
+    """Which family stands where in a round."""
+    # 256 orders are plenty, and few enough to keep.
+    return _family_order(mix(key, mix(key, round_) % 256), len(FAMILIES[level]))
 
 
 def instructions(seed: int, split: str, n: int, level: str = "plain") -> Iterator[Task]:
