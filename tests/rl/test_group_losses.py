@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from tinychat.errors import UserError
+from tinychat.rl.advantages import sampler_correction
 from tinychat.rl.losses import (
     GROUP_LOSSES,
+    fresh_tokens,
     group_policy_loss,
     kl_loss,
     ppo_policy_loss,
@@ -220,6 +222,49 @@ def test_what_a_token_weighs_by_hand() -> None:
     assert averaged(losses, "grpo", tokens) == pytest.approx((1.5 + 9.5) / 2)
     assert averaged(losses, "rloo", tokens) == pytest.approx((3 + 19) / 2)
     assert averaged(losses, "dapo", tokens) == pytest.approx((3 + 19) / 4)
+
+
+@pytest.mark.parametrize("kind", GROUP_LOSSES)
+@pytest.mark.parametrize("learnt", [None, "rows", "tokens"])
+def test_every_split_of_a_batch_has_the_same_loss_and_gradient(kind: str, learnt: str | None) -> None:
+    """All 32 ways to cut six replies into micro-batches or ranks, each part's loss divided by the global count."""
+    draw = torch.Generator().manual_seed(0)
+    lengths = torch.tensor([4, 1, 2, 4, 3, 1])
+    mask = torch.arange(4) < lengths[:, None]
+    new, old, reference, sampled, gain = torch.randn(5, 6, 4, dtype=torch.float64, generator=draw)
+    gain[2:4] = 0  # a group without spread
+    left_out = {"rows": torch.tensor([1, 0, 1, 1, 1, 0]), "tokens": torch.rand(6, 4, generator=draw) < 0.6, None: None}
+    new.requires_grad_()
+
+    def of(part: slice) -> tuple[Tensor, Tensor]:
+        rows = [x[part] for x in (new, old, gain, mask)]
+        weight = sampler_correction(old[part], sampled[part], mask[part], "tis", 2.0, 0.5, 5.0)
+        losses, _ = group_policy_loss(*rows, kind, 0.2, 0.28, 3.0, correction=weight)
+        losses = losses * fresh_tokens(new[part], sampled[part], gain[part], mask[part], 1.0)
+        kl, _ = kl_loss(new[part], old[part], reference[part], mask[part], "k3")
+        own = left_out[learnt]
+        weights, count = token_weights(mask[part], kind, 10, None if own is None else own[part])
+        return (weights * (losses + 0.1 * kl)).sum(), count
+
+    total, denominator = of(slice(0, 6))
+    (whole,) = torch.autograd.grad(total / denominator, new)
+    assert whole[2:4].abs().sum() > 0, "its KL is there"
+    for cuts in itertools.chain.from_iterable(itertools.combinations(range(1, 6), n) for n in range(6)):
+        parts = [of(slice(a, b)) for a, b in itertools.pairwise((0, *cuts, 6))]
+        count = sum(own for _, own in parts)
+        assert count == denominator
+        loss = sum(value / count for value, _ in parts)
+        torch.testing.assert_close(loss, total / denominator)
+        torch.testing.assert_close(torch.autograd.grad(loss, new)[0], whole)
+
+
+def test_stale_bad_replies_are_left_out() -> None:
+    sampled = torch.tensor([[-1.0, -1.0, math.nan], [-1.0, -1.0, -1.0], [-1.0, -1.0, -1.0], [-1.0, -1.0, -1.0]])
+    moved = torch.tensor([[0.5, 0.9, math.nan], [0.9, 0.1, 0.0], [2.0, 2.0, 2.0], [2.0, 2.0, 2.0]])  # means .7 .33 2 2
+    gain = torch.tensor([[-1.0, -1.0, math.nan], [-1.0] * 3, [1.0] * 3, [-1.0, 1.0, -1.0]])
+    found = fresh_tokens(sampled - moved, sampled, gain, sampled.isfinite(), 0.5)
+    assert found.tolist() == [[False] * 3, [True] * 3, [True] * 3, [False, True, False]]
+    assert not fresh_tokens(sampled, sampled, gain, torch.zeros(4, 3), 0.5).any()
 
 
 def test_a_kind_that_does_not_exist_is_named_with_what_was_meant() -> None:

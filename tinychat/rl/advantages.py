@@ -164,8 +164,8 @@ def group_advantages(
 @torch.no_grad()
 def part_advantages(parts: Tensor, weights: Tensor, group_size: int, known: Tensor | None = None) -> Tensor:
     """Σ_k weight_k · advantage by part k: each part of the reward is divided by its own spread within the group before
-    they are added (GDPO, 2601.05242, eq. 4 and 5), so that none drowns the others. Its authors then whiten the sum over
-    the batch; here the weights keep saying how much each part counts.
+    they are added (Liu et al. 2026, GDPO, 2601.05242), so that none drowns the others. Its authors then whiten the sum
+    over the batch; here the weights keep saying how much each part counts.
 
     Args:
         parts: (B, K), not weighted; NaN where a part is missing.
@@ -221,7 +221,7 @@ def sampler_correction(
 
         none     1
         tis      min(ρ, cap): truncated importance sampling (Yao et al. 2025; cap 2)
-        icepop   ρ where low ≤ ρ ≤ high, else 0 (2510.18855, eq. 2; 0.5 and 5)
+        icepop   ρ where low ≤ ρ ≤ high, else 0 (IcePop, 2510.18855; 0.5 and 5)
 
     The ratio of the loss is against old_logprobs, never against `sampled` at the same time: that would count ρ twice.
 

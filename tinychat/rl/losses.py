@@ -187,6 +187,27 @@ def group_policy_loss(
     return losses, _policy_sums(new, old, ratio, decided, mask)
 
 
+@torch.no_grad()
+def fresh_tokens(logprobs: Tensor, sampled: Tensor, advantages: Tensor, mask: Tensor, bound: float) -> Tensor:
+    """Which tokens the policy loss keeps when stale bad replies are left out: all but those with A < 0 in replies that
+    the policy has left by more than `bound` nats a token, mean(sampled - logprobs) > bound (DeepSeek-AI 2025,
+    DeepSeek-V3.2, 2512.02556, section 3.1). Such a reply is pushed away further by the loss, and tells little of a
+    policy that would not write it.
+
+    Args:
+        logprobs: (B, T) under the policy being trained. sampled: (B, T) as recorded while sampling.
+        advantages, mask: (B, T) of WHOLE replies. What stands where mask is 0 has no influence, NaN included.
+
+    Returns:
+        (B, T) bool, False where mask is 0; multiplies the policy loss. The denominator of token_weights stays: it is
+        counted before the policy has moved.
+    """
+    same_shape(logprobs=logprobs, sampled=sampled, advantages=advantages, mask=mask)
+    new, drawn, gain = _emptied(mask, logprobs, sampled, advantages)
+    left = (drawn - new).sum(1, keepdim=True) / mask.bool().sum(1, keepdim=True).clamp(min=1)
+    return mask.bool() & ~((gain < 0) & (left > bound))
+
+
 KL_LOSSES = ("k2", "k3")
 
 
