@@ -6,9 +6,9 @@ padding that changes what a model says would each spoil training without an erro
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,21 +30,6 @@ TOLERANCE = {torch.float32: 2e-4, torch.bfloat16: 0.4, torch.float16: 0.05}
 MEAN_TOLERANCE = {torch.float32: 5e-5, torch.bfloat16: 0.03, torch.float16: 0.01}  # on the mean
 MAX_FIRST_KL = {torch.float32: 1e-6, torch.bfloat16: 1e-2, torch.float16: 1e-3}  # k3 per token, where it must be 0
 MOST_IN_A_ROW = 5  # steps beyond it
-
-
-@dataclass(frozen=True)
-class SelfCheck:
-    """Largest distances found, in nats."""
-
-    ratio: float  # of log-probabilities in the update's forward pass from those of the rollout's
-    sampler: float  # of those from the ones recorded while sampling, with left padding and a cache
-    padding: float  # of a row alone from the row among longer ones, padded on the left
-
-    def describe(self) -> str:
-        return (
-            f"self-check passed: ratio 1 within {self.ratio:.1e}, sampling within {self.sampler:.1e}, padding within "
-            f"{self.padding:.1e} nats"
-        )
 
 
 def check_tokens(tokenizer: Any, end_ids: Sequence[int]) -> None:
@@ -75,47 +60,86 @@ def check_replies(rollout: Rollout, end_ids: Sequence[int]) -> None:
             raise UserError(f"self-check: the reply to {row.place} goes on behind its end token; it must be cut there")
 
 
-def self_check(
-    rollout: Rollout,
+class PolicyChecks:
+    """The ways in which the same few replies get their probabilities, compared two by two. What is allowed is for
+    rounded logits, which a temperature below 1 spreads. Each method returns the largest distance in nats, and raises
+    UserError where it, or the mean one, is beyond rounding."""
+
+    def __init__(
+        self,
+        rollout: Rollout,
+        pad_id: int,
+        temperature: float,
+        vocabulary: Vocabulary,
+        forward: Callable[[dict[str, Tensor]], Tensor],
+        update: Callable[[dict[str, Tensor]], Tensor],
+        dtype: torch.dtype,
+        device: torch.device,
+    ):
+        """forward, update: batch -> log-probabilities (b, t), as a rollout is measured and as an update begins."""
+        self._prompts, self._responses = rollout.prompts[:ROWS], rollout.responses[:ROWS]
+        self._sampled = torch.cat([torch.tensor(sampled) for sampled in rollout.sampled[:ROWS]])
+        self._forward, self._update = forward, update
+        self._pad_id, self._temperature, self._vocabulary = pad_id, temperature, vocabulary
+        self._dtype, self._device = dtype, device
+        experience = to_experience(self._prompts, self._responses, pad_id)
+        self._mask = experience.mask
+        parts = {"input_ids": experience.input_ids, "targets": experience.targets, "mask": experience.mask}
+        self._batch = {name: part.to(device) for name, part in parts.items()}
+
+    @functools.cached_property
+    def _old(self) -> Tensor:
+        return self._forward(self._batch).float().cpu()[self._mask]
+
+    def ratio(self) -> float:
+        """Of log-probabilities in the update's forward pass from those of the rollout's."""
+        return _compare(
+            self._update(self._batch).float().cpu()[self._mask],
+            self._old,
+            self._dtype,
+            self._temperature,
+            "the ratio of new to old probability is not 1 before the first update",
+            "something in the model is random or differs between training and evaluation mode",
+        )
+
+    def sampler(self) -> float:
+        """Of the rollout's from the ones recorded while sampling, with left padding and a cache."""
+        return _compare(
+            self._sampled,
+            self._old,
+            self._dtype,
+            self._temperature,
+            "log-probabilities recorded while sampling are not those of the forward pass",
+            "temperature, positions under left padding, or the cache are treated differently",
+        )
+
+    def padding(self, policy: Any) -> float:
+        """As check_padding. policy: called as it is (in evaluation mode, under the engine's autocast)."""
+        return check_padding(
+            policy,
+            self._prompts,
+            self._responses,
+            self._pad_id,
+            self._temperature,
+            self._vocabulary,
+            self._dtype,
+            self._device,
+        )
+
+
+def check_padding(
+    policy: Any,
+    prompts: list[list[int]],
+    responses: list[list[int]],
     pad_id: int,
     temperature: float,
     vocabulary: Vocabulary,
-    forward: Callable[[dict[str, Tensor]], Tensor],
-    update: Callable[[dict[str, Tensor]], Tensor],
-    policy: Any,
     dtype: torch.dtype,
     device: torch.device,
-) -> SelfCheck:
-    """Compare the ways in which the same few replies get their probabilities. What is allowed is for rounded
-    logits, which a temperature below 1 spreads.
-
-    forward, update: batch -> log-probabilities (b, t), as a rollout is measured and as an update begins. policy: called
-    as it is (in evaluation mode, under the engine's autocast). Raises UserError with the first that disagrees.
-    """
-    prompts, responses = rollout.prompts[:ROWS], rollout.responses[:ROWS]
-    experience = to_experience(prompts, responses, pad_id)
-    mask = experience.mask
-    parts = {"input_ids": experience.input_ids, "targets": experience.targets, "mask": mask}
-    batch = {name: part.to(device) for name, part in parts.items()}
-    old = forward(batch).float().cpu()
-    ratio = _compare(
-        update(batch).float().cpu()[mask],
-        old[mask],
-        dtype,
-        temperature,
-        "the ratio of new to old probability is not 1 before the first update",
-        "something in the model is random or differs between training and evaluation mode",
-    )
-    recorded = torch.cat([torch.tensor(sampled) for sampled in rollout.sampled[:ROWS]])
-    sampler = _compare(
-        recorded,
-        old[mask],
-        dtype,
-        temperature,
-        "log-probabilities recorded while sampling are not those of the forward pass",
-        "temperature, positions under left padding, or the cache are treated differently",
-    )
-    padding = _compare(
+) -> float:
+    """The largest distance in nats of a row alone from the row among longer ones, padded on the left. Raises UserError
+    where it, or the mean one, is beyond rounding."""
+    return _compare(
         _left_padded(policy, prompts, responses, pad_id, temperature, vocabulary, device),
         _alone(policy, prompts, responses, temperature, vocabulary, device),
         dtype,
@@ -123,7 +147,6 @@ def self_check(
         "padding on the left changes log-probabilities",
         "the model does not heed attention_mask and position_ids",
     )
-    return SelfCheck(ratio, sampler, padding)
 
 
 def check_scores(

@@ -8,16 +8,22 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tinychat.runs import failures, trial
 from tinychat.runtime import process
 from tinychat.runtime.process import Interrupted
 from tinychat.runtime.world import World
 from tinychat.tracking import Tracker
+
+if TYPE_CHECKING:
+    from tinychat.data.preferences.prompts import PromptBatches
+    from tinychat.engine import Batch, Engine, LossFn, StepStats
+    from tinychat.rl.rewards import Rewards
+    from tinychat.stages.policy import Sampler
 
 
 @dataclass
@@ -57,6 +63,19 @@ class StageResult:
     facts: dict[str, Any] = field(default_factory=dict)  # for the report: parameters, tokens, device
 
 
+class Examiner(Protocol):
+    """Looks at a stage while it makes its first step as it always does (tinychat.doctor)."""
+
+    def ask(self, checks: Mapping[str, Callable[[], float | None]]) -> None:
+        """Call what would refuse the training by UserError, each for itself."""
+
+    def replies(self, sampler: Sampler, prompts: PromptBatches, rewards: Rewards) -> None:
+        """Look at what rollouts are made of, before the first."""
+
+    def train_step(self, engine: Engine, tokenizer: Any, micro_batches: Sequence[Batch], loss_fn: LossFn) -> StepStats:
+        """In place of engine.train_step."""
+
+
 @dataclass
 class Context:
     """One rank's surroundings during a stage."""
@@ -66,6 +85,7 @@ class Context:
     tracker: Tracker | None  # rank 0 alone has one
     parents: dict[str, str | None]  # see tinychat.runs.parents
     stop: StopFlag
+    examiner: Examiner | None = None
     pruned: str | None = None  # why this trial of a sweep is given up
     pruning: bool = False  # the same on every rank, from the last should_stop() on
 

@@ -137,7 +137,10 @@ class TrainingLoop:
 
         Raises UserError when the loss or the gradient is not finite; the last good checkpoint stays.
         """
-        done = self.engine.train_step(micro_batches, loss_fn)
+        if self.context.examiner is None:
+            done = self.engine.train_step(micro_batches, loss_fn)
+        else:
+            done = self.context.examiner.train_step(self.engine, self._tokenizer, micro_batches, loss_fn)
         if not (math.isfinite(done.loss) and (done.skipped or math.isfinite(done.grad_norm))):
             said = f"loss is {done.loss} at step {self.step}, the gradient's norm {done.grad_norm}"
             raise UserError(self._not_finite(said))

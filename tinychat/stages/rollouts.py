@@ -8,6 +8,7 @@ Alarms say in plain words what goes wrong: it shows in the metrics long before t
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from tinychat.data.preferences.prompts import PromptBatches, prompt_shape, promp
 from tinychat.engine import Batch, Engine, StepStats, build_engine
 from tinychat.models.actor_critic import policy_of
 from tinychat.models.build import count_parameters
+from tinychat.models.scorer import Scorer
 from tinychat.models.vocabulary import vocabulary
 from tinychat.rl.advantages import apply_eos_penalty
 from tinychat.rl.kl import AdaptiveKL, FixedKL
@@ -30,12 +32,12 @@ from tinychat.rl.rewards import Rewards
 from tinychat.rl.rollout import Experience, Rollout, minibatches, write_rollout
 from tinychat.rl.selfcheck import (
     FirstRatios,
+    PolicyChecks,
     check_dropout,
     check_replies,
     check_scores,
     check_tokens,
     mean_tolerance,
-    self_check,
 )
 from tinychat.runtime.world import seed_rank
 from tinychat.stages import Context, StageResult
@@ -109,7 +111,12 @@ def learn_from_rollouts(
         target = stage.kl_target if stage.kl is KLControl.adaptive else None
         alarms = Alarms(target, mean_tolerance(engine.dtype, stage.temperature), loop.state.get("alarms", {}))
         ratios = FirstRatios(engine.dtype, loop.state.get("ratios", {}))
-        check_before_training(sampler, prompts, tokenizer, rewards, config.seed)
+        checks = checks_before_training(sampler, prompts, tokenizer, rewards, config.seed)
+        if context.examiner is None:
+            refuse_or_tell(checks)
+        else:
+            context.examiner.ask(checks)
+            context.examiner.replies(sampler, prompts, rewards)
         if loop.step == 0 and stage.eval_first:
             loop.evaluate(lambda _most: held_out.measure(controller.beta, last=False))
         for step in loop:
@@ -173,33 +180,62 @@ def step_seed(seed: int, step: int) -> int:
     return (seed * 1_000_003 + step) % 2**62
 
 
-def check_before_training(
+def checks_before_training(
     sampler: Sampler, prompts: PromptBatches, tokenizer: Any, rewards: Rewards, seed: int
-) -> None:
-    """Refuse to train what would be trained wrongly; see tinychat.rl.selfcheck. Raises UserError."""
-    models = sampler.models
-    check_tokens(tokenizer, sampler.end_ids)
-    check_dropout(models.engine.model)
-    size = models.world.size
-    rollout = sampler.sample(prompts.batch(0, -(-4 // size) * size), step_seed(seed, 0))
-    check_replies(rollout, sampler.end_ids)
-    with models.inference() as policy:
-        checked = self_check(
-            rollout,
-            tokenizer.pad_token_id,
+) -> dict[str, Callable[[], float | None]]:
+    """What would spoil training without an error (tinychat.rl.selfcheck), each to be called for itself, by all ranks.
+    It returns the largest distance where it compares numbers, and raises UserError."""
+    models, pad_id = sampler.models, tokenizer.pad_token_id
+
+    @functools.cache
+    def rollout() -> Rollout:
+        size = models.world.size
+        return sampler.sample(prompts.batch(0, -(-4 // size) * size), step_seed(seed, 0))
+
+    @functools.cache
+    def policy() -> PolicyChecks:
+        return PolicyChecks(
+            rollout(),
+            pad_id,
             sampler.temperature,
             models.vocabulary,
             lambda batch: sampler.forward(batch)["logprobs"],
             lambda batch: models.update_logprobs(batch, sampler.temperature),
-            policy,
             models.dtype,
             models.world.device,
         )
-    gaps = [
-        check_scores(f"reward.parts.{name}", scorer.outputs, rollout.sequences, scorer.spread, models.dtype)
-        for name, scorer in rewards.scorers.items()
-    ]
-    log.info(checked.describe() + (f", scores within {max(gaps):.1e} standard deviations" if gaps else ""))
+
+    def padding() -> float:
+        with models.inference() as model:
+            return policy().padding(model)
+
+    def scores(name: str, scorer: Scorer) -> Callable[[], float]:
+        key = f"reward.parts.{name}"
+        return lambda: check_scores(key, scorer.outputs, rollout().sequences, scorer.spread, models.dtype)
+
+    return {
+        "pad token": lambda: check_tokens(tokenizer, sampler.end_ids),
+        "dropout": lambda: check_dropout(models.engine.model),
+        "end token": lambda: check_replies(rollout(), sampler.end_ids),
+        "ratio": lambda: policy().ratio(),
+        "sampler": lambda: policy().sampler(),
+        "padding": padding,
+        **{f"{SCORES}{name}": scores(name, scorer) for name, scorer in rewards.scorers.items()},
+    }
+
+
+SCORES = "scores of "  # a reward model, by its part
+
+
+def refuse_or_tell(checks: Mapping[str, Callable[[], float | None]]) -> None:
+    """All of them. Raises UserError with the first that fails."""
+    gaps = {name: gap for name, check in checks.items() if (gap := check()) is not None}
+    scores = [gap for name, gap in gaps.items() if name.startswith(SCORES)]
+    log.info(
+        f"self-check passed: ratio 1 within {gaps['ratio']:.1e}, sampling within {gaps['sampler']:.1e}, "
+        f"padding within {gaps['padding']:.1e} nats"
+        + (f", scores within {max(scores):.1e} standard deviations" if scores else "")
+    )
 
 
 def with_missing_ends(stage: RolloutStage, rewarded: Tensor, rollout: Rollout) -> Tensor:
