@@ -18,7 +18,7 @@ from typing import Any, cast
 import tinychat
 from tinychat.config.plugins import MADE_OF, VERIFIERS
 from tinychat.config.schema import DataConfig
-from tinychat.data.chats.files import ALPACA, MINIMIND, Layout, find_layout
+from tinychat.data.chats.files import ALPACA, GSM8K, MINIMIND, Layout, find_layout
 from tinychat.data.chats.rows import BadRow, ChatRow, chat_row
 from tinychat.data.files.row_sources import DataSource, Found, Hub, generated_rows
 from tinychat.data.files.splits import Split, SplitFiles, find_files, hash_file, seeded_hold_out, split_files
@@ -69,6 +69,17 @@ class Alpaca(DataSource):
 
     def layout(self) -> Layout:
         return ALPACA
+
+
+class Gsm8k(DataSource):
+    """Problems, each with a solution that ends with "#### 18"."""
+
+    has = ("conversations",)
+    test_validates = True
+    hub = Hub("openai/gsm8k", f"{TABLE}question and answer", config="main", validation="test")
+
+    def layout(self) -> Layout:
+        return GSM8K
 
 
 class MinimindSft(DataSource):
@@ -313,6 +324,7 @@ SOURCES: dict[str, DataSource] = {
     "tinystories": TinyStories(),
     "text": Text(),
     "alpaca": Alpaca(),
+    "gsm8k": Gsm8k(),
     "minimind_sft": MinimindSft(),
     "chat": Chat(),
     "pku_saferlhf": PkuSafeRlhf(),

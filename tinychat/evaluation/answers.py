@@ -11,6 +11,7 @@ from typing import Any
 
 from tinychat.config.plugins import VERIFIERS
 from tinychat.errors import UserError
+from tinychat.evaluation.math_answers import same_number
 from tinychat.runtime import user_code
 
 # Scripts written without blanks: each character is a word. Japanese kana, Chinese characters, Korean syllables.
@@ -73,7 +74,8 @@ def is_correct(kind: str, reply: str, expected: str) -> bool:
 
     exact: equal but for blanks; case and punctuation count. word: equal after normalise(). number: the last number in
     the reply, in digits or English words, has the value of the (last) one expected. yes_no: the first words are equal.
-    list: the same items in the same order. Or one of the user's (data.verifiers), by its name.
+    list: the same items in the same order. math: the number that the reply states as its answer, as same_number. Or one
+    of the user's (data.verifiers), by its name.
     Raises UserError for another kind, and for what the user's raises or gives.
     """
     return VERIFIERS.get(kind, "answer")(reply, expected)
@@ -156,6 +158,7 @@ CHECKS: dict[str, Check] = {
     "word": _same,
     "yes_no": _same_first_word,
     "list": _same_items,
+    "math": same_number,
 }
 
 

@@ -18,6 +18,7 @@ from tinychat.data.files.splits import Split
 from tinychat.data.preferences.prompts import prompt_files
 from tinychat.data.preferences.sources import preference_source
 from tinychat.errors import UserError
+from tinychat.evaluation.answers import is_correct
 from tinychat.runtime import hub
 from tinychat.tinyworld.tasks import instruction
 
@@ -418,3 +419,17 @@ def test_samples() -> None:
     # found out by itself
     assert texts(dataclasses.replace(minimind, source="chat")) == texts(minimind)
     assert len(texts(config(SHARED / "gsm8k", name="gsm8k"))) > 5_000
+
+
+def test_gsm8k_is_checked_by_its_last_number_and_its_test_file_validates(tmp_path: Path) -> None:
+    rows = [
+        {"question": f"{n} and 1?", "answer": f"{n} + 1 = <<{n}+1={n + 1}>>{n + 1}\n#### {n + 1}"} for n in range(8)
+    ]
+    write(tmp_path / "train.jsonl", rows[:6])
+    write(tmp_path / "test.jsonl", rows[6:])
+    data = config(tmp_path, source="gsm8k")
+    train, validation = (list(chat_source(data, split).rows()) for split in ("train", "validation"))
+    assert len(train) == 6
+    assert [row.messages[0]["content"] for row in validation] == ["6 and 1?", "7 and 1?"]
+    assert {row.answer for row in train + validation} == {"math"}
+    assert is_correct("math", "#### 7", validation[0].messages[-1]["content"])

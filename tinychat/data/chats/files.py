@@ -44,6 +44,7 @@ class Layout:
     user: str = ""
     reply: str = ""
     second: str | None = None  # that the first row has; others may have it too
+    answer: str = ""  # how replies are checked against the row's own, as ChatRow.answer
 
     def describe(self) -> str:
         if self.listed:
@@ -66,7 +67,7 @@ class Layout:
         if len(found.untrained) == sum(message["role"] == "assistant" for message in found.messages):
             raise BadRow(place, "no reply is learnt from: each has weight 0 (or train, loss: false)")
         unused = row.unused()
-        return replace(found, unused=(*unused, *found.unused)) if unused else found
+        return replace(found, answer=self.answer, unused=(*unused, *found.unused))
 
     def _turn(self, row: Columns, place: str) -> list[Row]:
         """The messages of one turn; user and reply may be lists of messages (TRL's prompt and completion)."""
@@ -86,6 +87,7 @@ class Layout:
 
 
 ALPACA = Layout(user="instruction", reply="output", second="input")
+GSM8K = Layout(user="question", reply="answer", answer="math")
 MINIMIND = Layout(listed="conversations")
 
 

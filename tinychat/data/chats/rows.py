@@ -121,7 +121,7 @@ class ChatRow:
     messages: list[Message]  # [system,] user, assistant, user, assistant, ...; the last is the assistant's
     place: str  # names the row in messages: "FILE, line 7", "tinyworld train 12"
     family: str = ""  # of the task; "": unknown
-    answer: str = ""  # how the last reply is checked: exact | number | word | yes_no | list; "": it cannot be
+    answer: str = ""  # how the last reply is checked: a kind in tinychat.evaluation.answers; "": it cannot be
     untrained: tuple[int, ...] = ()  # indices in `messages` of replies that are context alone
     unused: tuple[str, ...] = field(default=(), compare=False)  # columns, and keys of messages, that were left out
 

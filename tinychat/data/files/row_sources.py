@@ -26,11 +26,14 @@ from tinychat.runtime import hub
 class HubRows:
     """One split of a hub data set. Making it asks for the revision and downloads no rows."""
 
-    def __init__(self, repository: str, split: str, instead: str, file: str | None = None) -> None:
+    def __init__(
+        self, repository: str, split: str, instead: str, file: str | None = None, config: str | None = None
+    ) -> None:
         """`instead` ends every error: what to pass when the hub cannot be read. `file`: the one file of the
-        repository that is meant, its rows being the split."""
+        repository that is meant, its rows being the split. `config`: which of its data sets."""
         self.repository, self.split, self.instead = repository, split, instead
-        self._files = {"data_files": {split: file}} if file else {}
+        self._files: dict[str, Any] = {"data_files": {split: file}} if file else {}
+        self._files |= {"name": config} if config else {}
         self._builder = self._open()
 
     def fingerprint(self) -> str:
@@ -118,10 +121,11 @@ class Hub:
     columns: str  # what to pass instead of it, as the end of "pass data.path="
     file: str | None = None  # the one that is meant, its rows being the split train
     validation: str | None = None  # the name of its split for validation; None: it has none
+    config: str | None = None  # which of the repository's data sets; None: it has one
 
     def rows(self, split: Split) -> HubRows:
         name = self.validation if split == "validation" and self.validation else "train"
-        return HubRows(self.repository, name, f"pass data.path={self.columns}", self.file)
+        return HubRows(self.repository, name, f"pass data.path={self.columns}", self.file, self.config)
 
 
 class DataSource:
@@ -144,7 +148,8 @@ class DataSource:
         yield from ()
 
     def files(self, config: DataConfig, split: Split) -> SplitFiles | None:
-        return splits.split_files(config, split)
+        found = splits.split_files(config, split)
+        return splits.with_own_test(found, split) if found and self.test_validates else found
 
     def made(self, config: DataConfig, split: Split, rows: str) -> Found[Any] | None:
         """Rows that it makes, of one of `has`: texts, ChatRow, PreferenceRow or PromptRow, and BadRow; None: none."""

@@ -286,6 +286,14 @@ def split_files(config: DataConfig, split: Split) -> SplitFiles | None:
     return SplitFiles(found.train, found.left_out, hold_out)
 
 
+def with_own_test(found: SplitFiles, split: Split) -> SplitFiles:
+    """Of a source whose validation data are called test: those, where no others are."""
+    test = [path for path in found.left_out if "test" in re.split(r"[-_.\d]+", path.name.lower())]
+    if not test or found.hold_out is None:
+        return found
+    return SplitFiles(found.taken if split == "train" else test, sorted(set(found.left_out) - set(test)), None)
+
+
 def seeded_hold_out(config: DataConfig, split: Split) -> HoldOut | None:
     """The configured hold-out, None where data.val_path makes it needless. Raises UserError for a fraction
     out of range."""

@@ -162,7 +162,7 @@ def check_answers(rows: Iterable[PromptRow], key: str) -> None:
         raise UserError(
             f"{key}: the verifier needs prompts with a checkable answer, and {bad.place} has {has}; give its row "
             f"reference, the right reply, and answer, one of {', '.join(VERIFIERS.names())} (data=prompts), use "
-            "data=tinyworld alone with reward=verifier, or another reward"
+            "data=tinyworld without the oracle's reward, or another reward"
         )
 
 
@@ -229,9 +229,10 @@ def prompt_source(config: DataConfig, split: Split, shape: Shape | None = None) 
 
 
 def prompt_shape(reward: RewardConfig) -> Shape | None:
-    """Prompts with checkable answers where the verifier alone scores, else those of preferences."""
+    """Prompts with checkable answers where one part needs those and none an exact judge, else those of preferences."""
     kinds = [reward_kind(name, part) for name, part in reward.parts.items()]
-    return "conversations" if kinds and all(kind.needs_answers for kind in kinds) else None
+    answers, oracle = (any(getattr(kind, need) for kind in kinds) for need in ("needs_answers", "needs_oracle"))
+    return "conversations" if answers and not oracle else None
 
 
 def _prompt(row: PreferenceRow | ChatRow | PromptRow) -> PromptRow:

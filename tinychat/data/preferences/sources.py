@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +102,7 @@ def preference_source(config: DataConfig, split: Split) -> PreferenceSource:
 def _find(config: DataConfig, split: Split) -> Found[PreferenceRow]:
     source = source_of(config)
     if files := source.files(config, split):
-        return _from_files(config, split, files)
+        return _from_files(config, files)
     if made := source.made(config, split, "preferences"):
         return made
     if source.hub:
@@ -111,8 +110,8 @@ def _find(config: DataConfig, split: Split) -> Found[PreferenceRow]:
     raise no_path(config)
 
 
-def _from_files(config: DataConfig, split: Split, found: SplitFiles) -> Found[PreferenceRow]:
-    found = tables_of(_with_own_test(config, split, found), "preferences")
+def _from_files(config: DataConfig, found: SplitFiles) -> Found[PreferenceRow]:
+    found = tables_of(found, "preferences")
     source = source_of(config)
 
     def read() -> Iterator[PreferenceRow | BadRow]:
@@ -125,16 +124,6 @@ def _from_files(config: DataConfig, split: Split, found: SplitFiles) -> Found[Pr
         return json.dumps([*source.reading(config), found.hashes(memo_dir)])
 
     return Found(found.describe("prompts"), read, identify, found.hold_out, found.size)
-
-
-def _with_own_test(config: DataConfig, split: Split, found: SplitFiles) -> SplitFiles:
-    """Of a source whose validation data are called test: those, where no others are."""
-    if not source_of(config).test_validates or found.hold_out is None:
-        return found
-    test = [path for path in found.left_out if "test" in re.split(r"[-_.\d]+", path.name.lower())]
-    if not test:
-        return found
-    return SplitFiles(found.taken if split == "train" else test, sorted(set(found.left_out) - set(test)), None)
 
 
 def _from_hub(config: DataConfig, split: Split, place: Hub) -> Found[PreferenceRow]:
