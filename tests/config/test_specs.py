@@ -192,11 +192,11 @@ def test_parents_and_the_next_command_follow_from_the_entry(conf: Path) -> None:
 def test_a_plan_counts_the_models_of_the_entry(conf: Path) -> None:
     small = ("plan=3090", "tokenizer.vocab_size=512", "model.n_layer=1", "tuned=none")
     pairs = estimate(schema.to_config(job(conf, "stage=pairs", *small)))
-    assert [model.name for model in pairs.models] == ["policy", "reference"]
+    assert [model.name for model in pairs.models] == ["policy"], "its reference is asked once, and is itself"
     assert pairs.work.rows == 2 * pairs.config.stage.micro_batch_size
-    assert set(pairs.seconds) > {"reference"}
+    assert set(pairs.seconds) > {"reference, once"}
     adapted = estimate(schema.to_config(job(conf, "stage=pairs", "peft=lora", *small)))
-    assert [model.name for model in adapted.models] == ["policy"] and adapted.seconds["reference"] > 0
+    assert [model.name for model in adapted.models] == ["policy"] and adapted.seconds["reference, once"] > 0
     groups = estimate(schema.to_config(job(conf, "stage=groups", *small)))
     assert [model.name for model in groups.models] == ["policy", "reference", "reward model"], "no value function"
     assert "replies of" in describe(groups)[1] and "sampling" in groups.seconds
@@ -241,8 +241,8 @@ def test_a_rank_runs_the_function_that_the_entry_names(conf: Path, tmp_path: Pat
 
 
 def test_a_recipe_comes_in_the_order_in_which_stages_build_on_each_other() -> None:
-    assert recipe_order() == ("tokenizer", "pretrain", "sft", "reward", "judge", "ppo", "eval")
-    assert makers(Made.language) == ("pretrain", "sft", "ppo")
+    assert recipe_order() == ("tokenizer", "pretrain", "sft", "reward", "judge", "dpo", "ppo", "eval")
+    assert makers(Made.language) == ("pretrain", "sft", "dpo", "ppo")
     for spec in SPECS.values():
         module, _, function = spec.run.partition(":")
         path = REPOSITORY / f"{module.replace('.', '/')}.py"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tinychat.config.stages import (
     CorpusStage,
+    DpoStage,
     EvalStage,
     JudgeStage,
     PpoStage,
@@ -59,6 +60,7 @@ _ANSWERS = ("eval/instruction*", "eval/rouge_l*", "eval/exact_match*", "eval/ope
 _REPLIES = (*_ANSWERS, "eval/response_*", "eval/token_*")
 _REQUESTS = ("eval/safe_rate*", "eval/over_refusal*", "eval/gold_reward")
 _SCORES = ("eval/loss", "eval/reward_*", "eval/safety_accuracy*")
+_PAIRS = ("eval/loss", "eval/reward_accuracy*", "eval/reward_margin", "eval/chosen_*", "eval/rejected_*")
 _ROLLOUTS = ("rl/*", "eval/reward", "eval/kl", "eval/objective", "perf/*_seconds")
 _LOSS: Panel = (("train/loss", "eval/loss"),)
 
@@ -90,7 +92,7 @@ class StageSpec:
 
     sequences: int = 1  # plan: in a forward pass for each of stage.micro_batch_size
     value: bool = False  # plan: learns a value function too; stage.value says where it lives
-    reference: bool = False  # plan: is compared with the policy it starts from
+    reference: bool = False  # plan: is compared with the policy it starts from; without rollouts on given tokens, once
 
     next: str | None = None  # the stage that goes on from it; None: runs of it are compared
     next_data: bool = True  # whether that one learns from, or is measured on, the same data
@@ -254,6 +256,38 @@ SPECS: dict[str, StageSpec] = {
             metrics=(*_TRAINING, *_SCORES),
             loss=("loss", "nats per reply"),
             next="ppo",
+        ),
+        StageSpec(
+            name="dpo",
+            settings=DpoStage,
+            run="tinychat.stages.dpo:run",
+            reads="preferences",
+            part="reward",
+            makes=Made.language,
+            called="a policy trained on preferences",
+            title="DPO",
+            panels=(
+                (("eval/safe_rate", "eval/over_refusal"), ("eval/reward_accuracy",)),
+                (("train/chosen_logprobs", "train/rejected_logprobs"),),
+            ),
+            start=Start.checkpoint,
+            starts_from=("sft",),
+            adapters=True,
+            sequences=2,
+            reference=True,
+            objective="eval/reward_accuracy",
+            headlines=(
+                "eval/safe_rate",
+                "eval/over_refusal",
+                "eval/instruction_accuracy",
+                "eval/reward_accuracy",
+                "eval/kl",
+                "eval/gold_reward",
+                "eval/loss",
+            ),
+            metrics=(*_TRAINING, *_REPLIES, *_REQUESTS, *_PAIRS, "eval/kl", "eval/response_length"),
+            loss=("loss", "per pair"),
+            next="eval",
         ),
         StageSpec(
             name="ppo",

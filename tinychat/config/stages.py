@@ -258,6 +258,54 @@ class SafetyEvaluation:
     judge: str | None = MISSING  # classifier of replies: checkpoint or run folder; auto: newest stage=judge run or none
 
 
+class PreferenceLoss(Enum):
+    """What a policy learns from pairs by; formulas in tinychat/rl/preference_losses.py."""
+
+    sigmoid = "sigmoid"  # DPO
+    ipo = "ipo"
+    hinge = "hinge"
+    rpo = "rpo"  # sigmoid, with the negative log-likelihood of the chosen reply
+    simpo = "simpo"  # without a reference
+    orpo = "orpo"  # without a reference
+
+    @property
+    def has_reference(self) -> bool:
+        return self not in (PreferenceLoss.simpo, PreferenceLoss.orpo)
+
+
+@dataclass
+class DpoStage(TrainLoop, ReplyEvaluation, SafetyEvaluation):
+    """Direct preference optimisation: the policy itself learns which reply of a pair is better, with no reward model
+    and no rollouts."""
+
+    context_length: int | None = MISSING  # tokens of prompt and reply; null: the model's
+    loss: PreferenceLoss = MISSING
+    beta: float = MISSING  # pull to the reference; simpo: scale of the rewards; orpo: weight of the odds' term
+    length_normalisation: bool = MISSING  # each side divided by its length
+    label_smoothing: float = MISSING  # sigmoid and rpo: share of the labels taken to be wrong
+    rpo_weight: float = MISSING  # rpo: weight of the chosen reply's negative log-likelihood per token
+    simpo_margin: float = MISSING  # simpo: by how much the chosen reply should win
+    dropout: float | None = MISSING  # null: the checkpoint's own
+    eval_first: bool = MISSING  # measure the policy it starts from, as step 0
+    eval_batch_size: int = MISSING  # pairs, or conversations, per forward pass in evaluation
+    eval_pairs: int | None = MISSING  # pairs measured during training; the last evaluation takes all
+    kl_prompts: int = MISSING  # held-out prompts that get a sampled reply at the end, for eval/kl; 0: none
+
+    def problems(self, ranks: int) -> Iterator[str]:
+        yield from super().problems(ranks)
+        if self.beta <= 0:
+            yield f"stage.beta={self.beta}: above 0; 0.1 is usual, and simpo's 2"
+        if not 0 <= self.label_smoothing < 0.5:
+            yield f"stage.label_smoothing={self.label_smoothing}: at least 0 and below 0.5"
+        elif self.label_smoothing and self.loss not in (PreferenceLoss.sigmoid, PreferenceLoss.rpo):
+            yield (
+                f"stage.label_smoothing={self.label_smoothing}: stage.loss={self.loss.value} has none; use 0, or "
+                "stage.loss=sigmoid or rpo"
+            )
+        yield from _not_negative(self, "rpo_weight", "simpo_margin", "kl_prompts")
+        yield from _shares(self, "dropout")
+
+
 @dataclass
 class RolloutStage(TrainLoop, ReplyEvaluation, SafetyEvaluation):
     """Learning from the policy's own replies: a step is one rollout and the updates it feeds."""

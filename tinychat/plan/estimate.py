@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -180,8 +180,8 @@ def work_of(config: Config, length: int, on_cpu: bool) -> Work:
     elif spec.answers:
         response = min(stage.generate_tokens, length - 1)
         more = {"sampled_rows": stage.generate_batch_size, "prompt": length - response, "response": response}
-    if spec.reference and not spec.rollouts:  # it passes over the same rows as the policy
-        more["measured_rows"] = rows
+    if spec.reference and not spec.rollouts:  # before the first step the policy is asked as its own reference
+        more["measured_rows"] = eval_rows
     checkpointing = stage.activation_checkpointing
     return Work(rows, accumulation, length, targets, exact, checkpointing, eval_rows, **more)
 
@@ -199,8 +199,8 @@ def step_seconds(
     update = update_seconds(models, split, work, stored, device, rate)
     stage, spec = config.stage, spec_of(config)
     if spec.reference and not spec.rollouts:
-        again = [replace(models[0], name="reference")] if len(models) == 1 else models[1:]  # the adapter switched off
-        return update | {"reference": measuring_seconds(again, work.rows * work.accumulation, work, rate)}
+        # Of as many pairs as a step has: each is asked about once, however many epochs there are.
+        return update | {"reference, once": measuring_seconds(models, work.rows * work.accumulation, work, rate)}
     if not spec.rollouts:
         return update
     replies, updates = stage.rollout_size // split.ranks, stage.epochs * stage.rollout_size // stage.batch_size

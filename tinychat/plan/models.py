@@ -122,7 +122,8 @@ def stage_models(config: Config, shape: Any, length: int, numbers: Numbers) -> l
     if own or scorers:
         scalar = _reward(shape, length, numbers, like=whole or (None if own else trained))
         found += [replace(scalar, name="value function")] if own else []
-    if spec.reference and whole:  # an adapter switched off is the policy that it began with
+    # An adapter switched off is the policy that it began with; of given tokens that one is asked before it learns.
+    if spec.reference and spec.rollouts and whole:
         found.append(replace(whole, name="reference", trained=0, orthogonal=0))
     return found + [replace(scalar, name=name, trained=0, orthogonal=0) for name in scorers]
 

@@ -68,13 +68,7 @@ def preference_loss(
     same_shape(logprobs=logprobs, lengths=lengths)
     _check(kind, ref_logprobs is not None, beta, label_smoothing, rpo_weight)
     own, sizes = _wide(logprobs), lengths.to(logprobs.device)
-    gain = own
-    if kind not in WITHOUT_REFERENCE:
-        assert ref_logprobs is not None  # _check
-        same_shape(logprobs=logprobs, ref_logprobs=ref_logprobs)
-        gain = own - _wide(ref_logprobs)
-    if by_length or kind in BY_LENGTH:
-        gain = gain / sizes
+    gain = gains(kind, own, sizes, ref_logprobs, by_length)
     h = gain[:, 0] - gain[:, 1]
     if kind == "ipo":
         losses = (h - 1 / (2 * beta)).square()
@@ -93,6 +87,16 @@ def preference_loss(
     good, bad = own.detach().sum(0)
     rewards = beta * gain
     return losses, _pair_sums(rewards[:, 0], rewards[:, 1]) | {"chosen_logprobs": good, "rejected_logprobs": bad}
+
+
+def gains(kind: str, logprobs: Tensor, lengths: Tensor, ref_logprobs: Tensor | None, by_length: bool) -> Tensor:
+    """What a loss compares of both sides: (N, 2), β times it being the reward; arguments as for preference_loss."""
+    found = _wide(logprobs)
+    if kind not in WITHOUT_REFERENCE:
+        assert ref_logprobs is not None
+        same_shape(logprobs=logprobs, ref_logprobs=ref_logprobs)
+        found = found - _wide(ref_logprobs)
+    return found / lengths if by_length or kind in BY_LENGTH else found
 
 
 def _check(kind: str, has_reference: bool, beta: float, label_smoothing: float, rpo_weight: float) -> None:

@@ -10,7 +10,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from tinychat.config.plugins import source_of
 from tinychat.config.schema import Config, OnBadRow, PeftConfig, PeftKind
 from tinychat.config.stages import RolloutStage
 from tinychat.data.preferences.prompts import PromptBatch, PromptBatches, prompt_shape, prompt_source
@@ -32,22 +31,23 @@ from tinychat.rl.rollout import (
     to_experience,
     token_measures,
 )
+from tinychat.runtime.world import World
 from tinychat.stages import Context
-from tinychat.stages.chats import HeldOut, ready_to_reply
+from tinychat.stages.chats import ready_to_reply
 from tinychat.stages.common import log, write_table
-from tinychat.stages.requests import HeldOutRequests
+from tinychat.stages.requests import HeldOutReplies
 from tinychat.text.chat_template import end_ids, reply_text
 from tinychat.text.tokenizer import vocabulary_size
 
 WHOLE = PeftConfig("none", PeftKind.none, None, None, None, None)
 
 
-def get_policy(config: Config, context: Context, tokenizer: Any) -> Any:
-    """The policy of init_from, without dropout."""
+def get_policy(config: Config, context: Context, tokenizer: Any, dropout: float | None = 0.0) -> Any:
+    """The policy of init_from. dropout: in place of its own rates; None: these."""
     start = context.parents["init_from"]
     assert start is not None  # tinychat.runs.parents
     entries = vocabulary_size(tokenizer)
-    policy = start_model(start, config.peft, 0.0, context.run_dir / "merged_base", entries, new_adapter=True)
+    policy = start_model(start, config.peft, dropout, context.run_dir / "merged_base", entries, new_adapter=True)
     return ready_to_reply(policy, tokenizer, config, "policy")
 
 
@@ -175,6 +175,13 @@ class Sampler:
         return total, parts | ({"gold": gold} if gold is not None else {})
 
 
+def spread(prompts: PromptBatches, most: int, world: World) -> PromptBatch:
+    """At most so many prompts at even distances, alike many for every rank."""
+    size = max(1, min(len(prompts), most) // world.size) * world.size
+    picked = [index * len(prompts) // size for index in range(size)]
+    return PromptBatch([prompts.rows[i] for i in picked], [prompts.ids[i] for i in picked], picked)
+
+
 def mean(values: Any) -> float:
     return float(torch.as_tensor(values, dtype=torch.float64).mean())
 
@@ -192,18 +199,10 @@ class PolicyEvaluation:
             source.rows(), tokenizer, length, config.stage.response_length, config.seed, OnBadRow.skip
         )
         self.facts = {"fingerprint": source.fingerprint(), "prompts": len(prompts)}  # of the data, for the lineage
-        size = max(1, min(len(prompts), config.stage.eval_prompts) // context.world.size) * context.world.size
-        picked = [index * len(prompts) // size for index in range(size)]
-        self.prompts = PromptBatch([prompts.rows[i] for i in picked], [prompts.ids[i] for i in picked], picked)
+        self.prompts = spread(prompts, config.stage.eval_prompts, context.world)
+        size = len(self.prompts.ids)
         log.info("validation: %d of %d prompts get a sampled reply", size, len(prompts))
-        has = source_of(config.data).has
-        self.requests = (
-            HeldOutRequests(tokenizer, config, context)
-            if "preferences" in has and config.stage.safety_prompts != 0
-            else None
-        )
-        # Of preferences alone (all but tinyworld's) the chosen replies are no instructions to be met.
-        self.instructions = HeldOut(tokenizer, length, config, context) if "conversations" in has else None
+        self.replies = HeldOutReplies(tokenizer, length, config, context)
 
     def measure(self, beta: float, last: bool) -> dict[str, float]:
         """Reward, KL and objective of sampled replies; safety and instruction accuracy of greedy ones.
@@ -222,17 +221,11 @@ class PolicyEvaluation:
         weight = beta if stage.objective_beta is None else stage.objective_beta
         found["eval/objective"] = best - weight * per_reply
         policy = cast(Engine, self._sampler.models)
-        if self.requests is not None:
-            found |= self.requests.measure(policy)
-        if self.instructions is not None:
-            found |= self.instructions.measure(policy, None if last else stage.eval_rows)
-        return found
+        return found | self.replies.measure(policy, None if last else stage.eval_rows)
 
     def write_tables(self) -> None:
         """The latest replies, for the report and the tracker."""
-        for part in (self.requests, self.instructions):
-            if part is not None:
-                part.write_tables()
+        self.replies.write_tables()
 
 
 def rollout_table(

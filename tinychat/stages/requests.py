@@ -26,6 +26,7 @@ from tinychat.evaluation.safety import (
 )
 from tinychat.models.generation.decode import DecodeOptions
 from tinychat.stages import Context
+from tinychat.stages.chats import HeldOut
 from tinychat.stages.common import log, write_table
 from tinychat.text.chat_render import Refused
 from tinychat.text.chat_template import end_ids
@@ -113,6 +114,28 @@ class HeldOutRequests:
         title = f"Safe replies by category, by the {found.primary}"
         write_table(context, "safety_categories", title, CATEGORY_COLUMNS, found.categories)
         write_table(context, "safety", "Replies to held-out requests", COLUMNS, found.table, shown=SHOWN)
+
+
+class HeldOutReplies:
+    """How a policy replies: to held-out requests and to held-out instructions, as far as the data have them."""
+
+    def __init__(self, tokenizer: Any, length: int, config: Config, context: Context):
+        has = source_of(config.data).has
+        asks = "preferences" in has and config.stage.safety_prompts != 0
+        self.requests = HeldOutRequests(tokenizer, config, context) if asks else None
+        # Of preferences alone (all but tinyworld's) the chosen replies are no instructions to be met.
+        self.instructions = HeldOut(tokenizer, length, config, context) if "conversations" in has else None
+
+    def measure(self, engine: Engine, most: int | None) -> dict[str, float]:
+        """Metrics of greedy replies; most: instructions, None: all."""
+        found = {} if self.requests is None else self.requests.measure(engine)
+        return found if self.instructions is None else found | self.instructions.measure(engine, most)
+
+    def write_tables(self) -> None:
+        """The latest replies, for the report and the tracker."""
+        for part in (self.requests, self.instructions):
+            if part is not None:
+                part.write_tables()
 
 
 @dataclass

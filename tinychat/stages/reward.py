@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tinychat.config.schema import Config
-from tinychat.config.specs import spec_of
 from tinychat.config.stages import ReplyLabel, RewardLoss, RewardStage, ScoreRange
-from tinychat.data.files.splits import Split
-from tinychat.data.preferences.sources import preference_source
-from tinychat.data.preferences.tokens import UNKNOWN, PreferenceBatches, PreferenceCache, eval_pairs, preference_cache
+from tinychat.data.preferences.tokens import UNKNOWN, PreferenceBatches, PreferenceCache, eval_pairs
 from tinychat.engine import Batch, Engine, build_engine
 from tinychat.errors import UserError
 from tinychat.evaluation.held_out import (
@@ -45,6 +41,7 @@ from tinychat.stages.common import (
     write_table,
 )
 from tinychat.stages.loop import TrainingLoop
+from tinychat.stages.pairs import get_pairs, pair_facts
 from tinychat.text.tokenizer import vocabulary_size
 
 NORMALISED_ON = 400  # training pairs whose replies get mean 0 and standard deviation 1
@@ -118,21 +115,6 @@ def get_reward_start(config: Config, context: Context, tokenizer: Any) -> Any:
     trained, total = trainable_parameters(model)
     log.info("model: %s; %s of them are trained", describe(model), f"{trained:,}" if trained < total else "all")
     return model
-
-
-def get_pairs(split: Split, tokenizer: Any, length: int, config: Config, context: Context) -> PreferenceCache:
-    """The split's pairs as tokens (of the training split this stage's part of the prompts); built by whichever rank or
-    run comes first."""
-    part = spec_of(config).part if split == "train" else None
-    source = preference_source(config.data, split)
-    pairs = preference_cache(source, tokenizer, length, Path(config.paths.cache), context.world.is_main, part)
-    log.info("%s: %s", split, pairs.describe())
-    return pairs
-
-
-def pair_facts(pairs: PreferenceCache) -> dict[str, Any]:
-    """What lineage says of a split."""
-    return {"fingerprint": pairs.fingerprint, "pairs": len(pairs), "tokens": pairs.n_tokens}
 
 
 def check_labels(pairs: PreferenceCache, stage: RewardStage, name: str) -> int:

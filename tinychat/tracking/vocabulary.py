@@ -19,9 +19,16 @@ def with_bounds(metrics: dict[str, str]) -> dict[str, str]:
 
 METRICS: dict[str, str] = {
     "train/loss": "loss of the update: of language models nats per token, of reward models per pair or reply, of PPO "
-    "policy and value loss per token",
+    "policy and value loss per token, of DPO per pair",
     "train/grad_norm": "global gradient norm before clipping",
-    "eval/loss": "held-out loss: of language models nats per token, of reward models per pair or reply",
+    "train/reward_accuracy": "share of the step's pairs whose chosen reply has the higher implicit reward",
+    "train/reward_margin": "mean implicit reward of the step's chosen minus rejected replies",
+    "train/chosen_reward": "mean implicit reward of the step's chosen replies, beta times the gain in log-probability",
+    "train/rejected_reward": "mean implicit reward of the step's rejected replies",
+    "train/chosen_logprobs": "mean log-probability of the step's chosen replies, in nats per reply",
+    "train/rejected_logprobs": "mean log-probability of the step's rejected replies, in nats per reply",
+    "eval/loss": "held-out loss: of language models nats per token, of reward models per pair or reply, "
+    "of DPO per pair",
     "eval/ppl": "perplexity of held-out tokens, exp(eval/loss)",
     "eval/bits_per_byte": "held-out bits per byte of text; comparable between tokenizers",
     "eval/tokens": "held-out tokens measured",
@@ -52,9 +59,14 @@ METRICS: dict[str, str] = {
         }
     ),
     "eval/reward_margin": "mean score of chosen minus rejected held-out replies",
+    "eval/chosen_reward": "mean implicit reward of chosen held-out replies",
+    "eval/rejected_reward": "mean implicit reward of rejected held-out replies",
+    "eval/chosen_logprobs": "mean log-probability of chosen held-out replies, in nats per reply",
+    "eval/rejected_logprobs": "mean log-probability of rejected held-out replies, in nats per reply",
     "eval/reward_ece": "expected calibration error of the predicted preferences, 0 to 1",
     "eval/gold_reward": "mean reward of replies to held-out requests by tinyworld's oracle",
     "eval/reward": "mean reward of replies sampled for held-out prompts",
+    "eval/response_length": "mean tokens of replies sampled for held-out prompts, the end token included",
     "eval/kl": "KL(policy || reference) per reply sampled for held-out prompts, in nats",
     "eval/objective": "gold reward (else reward) of replies sampled for held-out prompts, minus beta (or "
     "stage.objective_beta) times their KL",
@@ -135,7 +147,7 @@ def check_names(names: object) -> None:
         raise ValueError(f"metric {unknown[0]!r} is not in tinychat.tracking.vocabulary.METRICS; add it there")
 
 
-SHARE, PER_TOKEN = "share", "nats per token"
+SHARE, PER_TOKEN, PER_REPLY = "share", "nats per token", "nats per reply"
 # The last name of a metric -> how people say it, and its unit. Curves come in this order.
 QUANTITIES: dict[str, tuple[str, str]] = {
     "loss": ("loss", PER_TOKEN),
@@ -148,12 +160,16 @@ QUANTITIES: dict[str, tuple[str, str]] = {
     "objective": ("reward less its KL", ""),
     "reward": ("reward", ""),
     "gold_reward": ("gold reward", ""),
-    "kl": ("KL to the start", "nats per reply"),
+    "kl": ("KL to the start", PER_REPLY),
     "response_loss": ("loss on held-out replies", PER_TOKEN),
     "rouge_l": ("ROUGE-L of replies", SHARE),
     "exact_match": ("short answers equal", SHARE),
     "token_accuracy": ("reply tokens told right", SHARE),
     "reward_margin": ("chosen less rejected score", ""),
+    "chosen_logprobs": ("log-probability of chosen replies", PER_REPLY),
+    "rejected_logprobs": ("log-probability of rejected replies", PER_REPLY),
+    "chosen_reward": ("reward of chosen replies", ""),
+    "rejected_reward": ("reward of rejected replies", ""),
     "reward_ece": ("calibration error", SHARE),
     "entropy": ("entropy", PER_TOKEN),
     "response_length": ("length of replies", "tokens"),

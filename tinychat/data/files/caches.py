@@ -104,8 +104,7 @@ def cached(
     fills a new folder and returns what its meta.json holds beside the identity. Raises UserError for what
     `write` raises and for a disk that is full or cannot be written; nothing half-made is left.
     """
-    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:20]
-    folder = parent / f"{re.sub(r'[^A-Za-z0-9_-]+', '_', name)}-{key}"
+    folder = _folder(parent, name, identity)
     with _disk_errors(parent.parent):
         found = _load(folder, load)
         if found is not None:
@@ -118,6 +117,18 @@ def cached(
                 found = _load(folder, load)
     assert found is not None, f"{folder} was just written"
     return found
+
+
+def if_cached(
+    parent: Path, name: str, identity: dict[str, Any], load: Callable[[Path, dict[str, Any]], Loaded]
+) -> Loaded | None:
+    """What `cached` would load, or None where it would have to be made: for what several ranks make together."""
+    return _load(_folder(parent, name, identity), load)
+
+
+def _folder(parent: Path, name: str, identity: dict[str, Any]) -> Path:
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:20]
+    return parent / f"{re.sub(r'[^A-Za-z0-9_-]+', '_', name)}-{key}"
 
 
 @contextlib.contextmanager

@@ -181,6 +181,30 @@ def _labels(row: PreferenceRow, categories: dict[str, int]) -> list[tuple[int, i
     ]
 
 
+@dataclass(frozen=True)
+class Usable:
+    """Which pairs of a cache a policy can learn from: those that say anything."""
+
+    pairs: np.ndarray  # int64, their numbers in the cache
+    n_equal: int  # left out: both sides are the same tokens
+    n_bare: int  # left out: of a side there is no reply, only its prompt
+
+    def left_out(self) -> str:
+        """In words; "" where none is."""
+        counts = {"the same tokens on both sides": self.n_equal, "a side without a reply": self.n_bare}
+        return ", ".join(f"{count:,} with {what}" for what, count in counts.items() if count)
+
+
+def usable_pairs(cache: PreferenceCache) -> Usable:
+    lengths, prompts = cache.lengths.reshape(-1, 2), cache.prompt_lengths.reshape(-1, 2)
+    bare = (prompts >= lengths).any(1)
+    equal: np.ndarray = np.zeros(len(cache), bool)
+    for pair in np.flatnonzero(~bare & (lengths[:, 0] == lengths[:, 1])):
+        begin, middle, end = cache.starts[2 * pair : 2 * pair + 3]
+        equal[pair] = np.array_equal(cache.all_ids[begin:middle], cache.all_ids[middle:end])
+    return Usable(np.flatnonzero(~bare & ~equal), int(equal.sum()), int(bare.sum()))
+
+
 class PreferenceBatches:
     """Training batches as a pure function of the step.
 
@@ -189,9 +213,11 @@ class PreferenceBatches:
     batch.
     """
 
-    def __init__(self, cache: PreferenceCache, seed: int) -> None:
+    def __init__(self, cache: PreferenceCache, seed: int, pairs: np.ndarray | None = None) -> None:
+        """pairs: numbers of those that there are to learn from; None: all of the cache."""
         self.cache = cache
-        self._order = SeededOrder(len(cache), seed)
+        self._pairs: np.ndarray = np.arange(len(cache)) if pairs is None else pairs
+        self._order = SeededOrder(len(self._pairs), seed)
 
     def epoch_of(self, step: int, batch_size: int) -> float:
         """Epochs gone through before `step` (0-based), with the fraction."""
@@ -201,15 +227,30 @@ class PreferenceBatches:
         """A rank's share of the step's global batch of `batch_size` pairs, as collate_pairs gives it; T is that
         of the longest sequence of the global batch, rounded up to a multiple of 8."""
         longest = self._lengths(step, batch_size).max()
-        pairs = self._order.items(step, batch_size, rank, world_size)
+        pairs = self._pairs[self._order.items(step, batch_size, rank, world_size)]
         return collate_pairs(self.cache, pairs, padded_width(int(longest), self.cache.length))
+
+    def micro_batches(
+        self, step: int, batch_size: int, size: int, rank: int = 0, world_size: int = 1
+    ) -> list[dict[str, torch.Tensor]]:
+        """A rank's share of the step's global batch as micro-batches of `size` pairs (or fewer where the share is
+        smaller), each no wider than its own longest sequence needs. Pairs of like length come together and every rank
+        gets long ones and short ones, so that there is little padding and nobody waits."""
+        pairs = self._pairs[self._order.items(step, batch_size)]
+        longest = self.cache.lengths.reshape(-1, 2)[pairs].max(axis=1)
+        own = np.argsort(-longest, kind="stable")[rank::world_size]
+        parts = [own[start : start + size] for start in range(0, len(own), size)]
+        return [
+            collate_pairs(self.cache, pairs[part], padded_width(int(longest[part].max()), self.cache.length))
+            for part in parts
+        ]
 
     def tokens(self, step: int, batch_size: int) -> int:
         """Tokens that are no padding of the step's global batch, both sides."""
         return int(self._lengths(step, batch_size).sum())
 
     def _lengths(self, step: int, batch_size: int) -> np.ndarray:
-        return self.cache.lengths.reshape(-1, 2)[self._order.items(step, batch_size)]
+        return self.cache.lengths.reshape(-1, 2)[self._pairs[self._order.items(step, batch_size)]]
 
 
 def collate_pairs(cache: PreferenceCache, pairs: np.ndarray, width: int) -> dict[str, torch.Tensor]:
@@ -242,12 +283,20 @@ def collate_pairs(cache: PreferenceCache, pairs: np.ndarray, width: int) -> dict
 
 
 def eval_pairs(
-    cache: PreferenceCache, batch_size: int, rank: int = 0, world_size: int = 1, max_pairs: int | None = None
+    cache: PreferenceCache,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    max_pairs: int | None = None,
+    pairs: np.ndarray | None = None,
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Batches of up to batch_size pairs each, as collate_pairs gives them, shared among the ranks as shared_groups
-    says: the `pair` of what does not count is UNKNOWN. `max_pairs` takes that many pairs."""
+    says: the `pair` of what does not count is UNKNOWN. `max_pairs` takes that many pairs, of
+    those in `pairs` (numbers; None: all)."""
+    numbers = np.arange(len(cache)) if pairs is None else pairs
     longest = cache.lengths.reshape(-1, 2).max(axis=1)
-    for group, counts in shared_groups(longest, batch_size, rank, world_size, max_pairs):
+    for places, counts in shared_groups(longest[numbers], batch_size, rank, world_size, max_pairs):
+        group = numbers[places]
         batch = collate_pairs(cache, group, padded_width(int(longest[group].max()), cache.length))
         if not counts:
             batch["pair"].fill_(UNKNOWN)
