@@ -17,15 +17,27 @@ from typing import Any
 from tests.conftest import environment_of
 
 SERVER = """
-import json, os, resource, runpy, sys
+import io, json, os, resource, runpy, sys
 import jinja2, matplotlib.backends.backend_agg, matplotlib.figure, scipy.stats
 import tinychat.chat.session, tinychat.data.look, tinychat.launch.worker, tinychat.merge, tinychat.report.run
 import tinychat.stages.eval, tinychat.stages.ppo, tinychat.stages.reward, tinychat.stages.sft, tinychat.stages.tokenizer
 import tinychat.sweeps.run, tinychat.train
 from hydra import compose, initialize_config_dir
 from peft import get_peft_model
+from tests.forks import run_and_leave
 from tinychat.config import schema
+from tinychat.models import build
+from tinychat.report import run
+from tinychat.tracking.store import load_mlflow
 
+load_mlflow()
+build.MEASURING_SECONDS = 0.02  # the machine's peak, of which a training tells its share
+for page in ("report.md.j2", "report.html.j2"):
+    run.templates(page.endswith(".html.j2")).get_template(f"report/{page}")
+figure = matplotlib.figure.Figure()
+figure.add_subplot().set_title("fonts are found")
+matplotlib.backends.backend_agg.FigureCanvasAgg(figure)
+figure.savefig(io.BytesIO())
 schema.register()
 with initialize_config_dir(tinychat.train.config_folder()):  # Hydra's parser is slow at first
     compose("config", ["stage=sft", "stage.lr=1e-3", "init_from=x"])
@@ -46,8 +58,7 @@ for line in sys.stdin:
         sys.argv = [job["module"], *job["arguments"]]
         for name in ("tinychat.train", "tinychat.merge"):
             del sys.modules[name]
-        runpy.run_module(job["module"], run_name="__main__", alter_sys=True)
-        sys.exit()
+        run_and_leave(lambda: runpy.run_module(job["module"], run_name="__main__", alter_sys=True))
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 # Read when Python starts or a library is imported: a command with another value of these needs a process of its own.

@@ -27,7 +27,7 @@ from tinychat.errors import UserError
 from tinychat.launch import job as launch
 from tinychat.launch import outer_launcher
 from tinychat.runs import next_steps
-from tinychat.runtime import console
+from tinychat.runtime import console, process
 from tinychat.runtime.run_files import disk_full, said_of
 from tinychat.runtime.terminal import error_line
 from tinychat.sweeps import StudySweeper
@@ -109,6 +109,7 @@ def main() -> None:
     """Console entry. Exit status: 0 done, 1 an error that was explained, 129, 130 or 143 stopped by a signal."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us; explain() prints them
     console.take_library_output()
+    process.end_without_a_last_look()
     register()
     try:
         outer_launcher.refuse("tinychat.train", sys.argv[1:])

@@ -108,3 +108,17 @@ def test_a_terminal_that_closes_does_not_break_what_is_said_afterwards(tmp_path:
     os.close(master)
     assert process.wait(30) == 0
     assert (tmp_path / "out").read_text() == str([int(signal.SIGHUP)])
+
+
+@pytest.mark.parametrize(("more", "said"), [("", "found"), ("end_without_a_last_look()", "")])
+def test_a_command_ends_without_a_last_look_for_garbage(more: str, said: str) -> None:
+    code = f"""
+from tinychat.runtime.process import end_without_a_last_look
+class Garbage:
+    def __del__(self):
+        print("found")
+one = Garbage()
+one.itself = one
+{more}
+"""
+    assert subprocess.check_output([sys.executable, "-c", code], env=environment_of(), text=True).strip() == said

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import environment_of
+from tests.forks import run_and_leave
 
 STEPS = 10
 
@@ -90,8 +91,7 @@ def serve() -> None:
         if not job["plots"]:
             tinychat.sweeps.results.draw = lambda *_: []  # type: ignore[attr-defined]
         sys.argv = ["tinychat.train", *job["arguments"]]
-        train.main()
-        sys.exit()
+        run_and_leave(train.main)
 
 
 class Command:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tinychat.runs import failures, folders
-from tinychat.runtime.process import end_with_parent
+from tinychat.runtime.process import end_with_parent, end_without_a_last_look
 
 
 def torchrun(arguments: Sequence[str], run_dir: Path) -> int:
@@ -65,6 +65,7 @@ AGENTS = {"torchrun": torchrun, "deepspeed": deepspeed}
 
 def main() -> None:
     end_with_parent(signal.SIGTERM)
+    end_without_a_last_look()
     sys.exit(AGENTS[sys.argv[1]](sys.argv[2:], Path(sys.argv[-1])))
 
 

@@ -100,6 +100,9 @@ def save_picture(path: Path, draw: Callable[[], Figure]) -> bool:
 
         figure = draw()
         FigureCanvasAgg(figure)
+        if layout := figure.get_layout_engine():  # saving would draw everything once more for it
+            layout.execute(figure)
+            figure.set_layout_engine("none")
         figure.savefig(whole, facecolor="white", format="png")
         os.replace(whole, path)
     except Exception as error:  # a broken matplotlib or a full disk costs the picture, not the report

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from tinychat.report.curves import Series, series_of, write_curves
@@ -20,6 +20,9 @@ from tinychat.runs import folders
 from tinychat.runtime.run_files import Unreadable, if_readable, read_json, read_list, said_of
 from tinychat.tracking.base import MetricsLog
 from tinychat.tracking.vocabulary import METRICS
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 logger = logging.getLogger(__name__)
 _SUMMED_UP = ("tokenizer", "data", "optim", "ds", "launch")  # config groups shown by their names
@@ -219,11 +222,17 @@ def _plain(value: Any) -> str:
 
 def render(template: str, report: object, **values: Any) -> str:
     """A template of the package (FOLDER/NAME) with `report` and `values`; .html.j2 ones escape."""
+    return templates(template.endswith(".html.j2")).get_template(template).render(report=report, **values)
+
+
+@functools.cache
+def templates(escape: bool) -> Environment:
+    """Those of the package, each compiled once."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parents[1]),
-        autoescape=template.endswith(".html.j2"),
+        autoescape=escape,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -232,7 +241,7 @@ def render(template: str, report: object, **values: Any) -> str:
     environment.filters["cell"] = as_cell
     environment.filters["fence"] = as_fence
     environment.filters["kinds"] = lambda table: kinds_of(table.columns, table.rows)
-    return environment.get_template(template).render(report=report, **values)
+    return environment
 
 
 def kinds_of(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any, NoReturn, TextIO
 
 from tinychat.errors import UserError
-from tinychat.runtime import console
+from tinychat.runtime import console, process
 from tinychat.runtime.run_files import disk_full, said_of
 from tinychat.runtime.terminal import as_text, error_line, masked
 
@@ -417,6 +417,7 @@ def add_model_code(parser: Parser) -> None:
 def main_of(run: Callable[[list[str]], None]) -> None:
     """Run a program. Exit status: 0 done, 1 an error that was explained, 130 stopped by Ctrl-C."""
     console.take_library_output()
+    process.end_without_a_last_look()
     try:
         run(sys.argv[1:])
     except UserError as error:

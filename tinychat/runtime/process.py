@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
+import gc
 import os
 import platform
 import signal
@@ -30,6 +32,12 @@ def keep_freed_memory() -> bool:
     settings = {M_MMAP_THRESHOLD: LARGE, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 64 << 20}
     taken = [mallopt(key, value) == 1 for key, value in settings.items()]
     return all(taken)
+
+
+def end_without_a_last_look() -> None:
+    """Have Python end this process without its last search for garbage. After torch and transformers were imported it
+    goes through a million objects, which takes a second and frees what the system frees anyhow."""
+    atexit.register(gc.freeze)
 
 
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
