@@ -215,7 +215,7 @@ def test_a_misspelt_name_is_told_with_the_nearest() -> None:
 def test_kinds_of_answer_that_cannot_be_taken(code: str, names: list[str], says: str, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(code)
     with pytest.raises(UserError, match=says):
-        plugins.VERIFIERS.use([f"{tmp_path / 'mine.py'}:{name}" for name in names], "data.verifiers")
+        use_verifiers(tmp_path, *names)
     plugins.VERIFIERS.use([], "data.verifiers")
 
 
@@ -226,7 +226,7 @@ def test_a_kind_of_answer_of_the_users_is_asked_by_its_name(tmp_path: Path) -> N
         "def ends(reply, expected):\n    if not reply: raise ValueError('none')\n    return reply[-1] == expected\n"
         "def odd(reply, expected): return 'yes'\n"
     )
-    plugins.VERIFIERS.use([f"{tmp_path / 'mine.py'}:{name}" for name in ("ends", "odd")], "data.verifiers")
+    use_verifiers(tmp_path, "ends", "odd")
     assert is_correct("ends", "cat", "t")
     assert not is_correct("ends", "cat", "a")
     with pytest.raises(
@@ -235,9 +235,42 @@ def test_a_kind_of_answer_of_the_users_is_asked_by_its_name(tmp_path: Path) -> N
         is_correct("ends", "", "t")
     with pytest.raises(UserError, match="gave 'yes' where True or False is needed"):
         is_correct("odd", "cat", "t")
+    with pytest.raises(UserError, match="no such kind of answer"):  # what data say is a name, never code
+        is_correct(f"{tmp_path / 'mine.py'}:ends", "cat", "t")
     plugins.VERIFIERS.use([], "data.verifiers")
     with pytest.raises(UserError, match="no such kind of answer"):
         is_correct("ends", "cat", "t")
+
+
+GREEDY = {
+    "loops": "def bad(reply, expected):\n    while reply == 'bad': pass\n    return True",
+    "sleeps": "import time\ndef bad(reply, expected):\n    if reply == 'bad': time.sleep(60)\n    return True",
+    "eats memory": "def bad(reply, expected):\n    return len('x' * 10**10) > 0 if reply == 'bad' else True",
+    "ends its process": "import os\ndef bad(reply, expected):\n    if reply == 'bad': os._exit(3)\n    return True",
+}
+
+
+@pytest.mark.parametrize("code", GREEDY.values(), ids=GREEDY)
+def test_a_verifier_that_takes_too_much_is_wrong_once_and_an_error_when_it_goes_on(
+    code: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from tinychat.evaluation.answers import is_correct
+
+    (tmp_path / "mine.py").write_text(f"print('loaded')\n{code}")
+    use_verifiers(tmp_path, "bad", seconds=0.1, memory=1e9)
+    assert is_correct("bad", "good", "")
+    assert not is_correct("bad", "bad", "")
+    assert "for the reply 'bad': counted as wrong (1 so far)" in caplog.text
+    assert is_correct("bad", "good", "")  # a good one ends the row
+    assert not any(is_correct("bad", "bad", "") for _ in range(2))
+    with pytest.raises(UserError, match=r"mine.py:bad: took more than .* for 3 replies in a row, the last 'bad'"):
+        is_correct("bad", "bad", "")
+    plugins.VERIFIERS.use([], "data.verifiers")
+
+
+def use_verifiers(folder: Path, *names: str, seconds: float = 5.0, memory: float = 1e9) -> None:
+    addresses = [f"{folder / 'mine.py'}:{name}" for name in names]
+    plugins.VERIFIERS.use(addresses, "data.verifiers", seconds=seconds, memory=memory)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ import time
 import pytest
 
 from tinychat.errors import UserError
+from tinychat.runtime import limited
+from tinychat.runtime.limited import LimitedProcess
 from tinychat.text import template_process
 from tinychat.text.chat_render import Refused
 from tinychat.text.chat_template import encode_chats, encode_prompts, end_token_id, set_template, try_chats
@@ -123,9 +125,9 @@ def test_a_good_template_follows_a_bad_one(tokenizer, tight, monkeypatch):
     tokenizer.chat_template = GREEDY["loops"] + "{# another #}"
     refusal(tokenizer, lambda it: encode_prompts(it, [CHAT[:1]]))
     monkeypatch.undo()
-    before = template_process._Process._now
+    before = LimitedProcess._now.get(template_process.__name__)
     refusal(tokenizer, lambda it: encode_prompts(it, [CHAT[:1]]))  # known already: nothing is started
-    assert template_process._Process._now is before
+    assert LimitedProcess._now.get(template_process.__name__) is before
     tokenizer.chat_template = GOOD
     (encoded,) = encode_chats(tokenizer, [CHAT])
     assert tokenizer.decode(encoded.ids[encoded.trained]) == "Hi<|im_end|>"
@@ -148,7 +150,7 @@ def test_long_conversations_are_no_harm(tokenizer):
 
 
 def test_own_templates_need_no_process(tokenizer, monkeypatch):
-    monkeypatch.setattr(template_process, "_Process", None)
+    monkeypatch.setattr(template_process, "LimitedProcess", None)
     for name in template_process.TEMPLATES:
         set_template(tokenizer, name)
         assert end_token_id(tokenizer) in tokenizer.all_special_ids
@@ -156,12 +158,12 @@ def test_own_templates_need_no_process(tokenizer, monkeypatch):
 
 def test_an_answer_that_nobody_waited_for_is_never_read(monkeypatch):
     """Ctrl-C between question and answer: the next question has its own answer."""
-    process = template_process._Process.current()
-    read = template_process.json.loads
-    monkeypatch.setattr(template_process.json, "loads", lambda line: (_ for _ in ()).throw(KeyboardInterrupt))
+    process = LimitedProcess.of(template_process.__name__)
+    read = limited.json.loads
+    monkeypatch.setattr(limited.json, "loads", lambda line: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         fill("{{ messages[0].content }}", {}, [([{"role": "user", "content": "first"}], True)])
-    monkeypatch.setattr(template_process.json, "loads", read)
+    monkeypatch.setattr(limited.json, "loads", read)
     assert fill("{{ messages[0].content }}", {}, [([{"role": "user", "content": "second"}], True)]) == [
         Filled("second", [])
     ]
@@ -171,18 +173,18 @@ def test_an_answer_that_nobody_waited_for_is_never_read(monkeypatch):
 def test_a_forked_process_asks_one_of_its_own(monkeypatch):
     job = [([{"role": "user", "content": "x"}], True)]
     fill("{{ messages[0].content }}", {}, job)
-    mine = template_process._Process._now
-    monkeypatch.setattr(template_process.os, "getpid", lambda: -1)
-    assert template_process._Process.current() is not mine
+    mine = LimitedProcess.of(template_process.__name__)
+    monkeypatch.setattr(limited.os, "getpid", lambda: -1)
+    assert LimitedProcess.of(template_process.__name__) is not mine
     monkeypatch.undo()
-    template_process._Process._now = mine
+    LimitedProcess._now[template_process.__name__] = mine
     assert fill("{{ messages[0].content }}", {}, job) == [Filled("x", [])]
 
 
 def test_a_process_that_was_killed_is_started_again():
     job = [([{"role": "user", "content": "x"}], True)]
     fill("{{ messages[0].content }}", {}, job)
-    template_process._Process.current()._process.kill()
+    LimitedProcess.of(template_process.__name__)._process.kill()
     time.sleep(0.05)
     assert fill("{{ messages[0].content }}", {}, job) == [Filled("x", [])]
 

@@ -21,7 +21,9 @@ def problems(config: Config) -> Iterator[str]:
         if value and not _exists(value):
             yield f"data.{key}={value}: no such file or folder (looked from {Path.cwd()})"
     try:
-        plugins.VERIFIERS.use(data.verifiers, "data.verifiers")
+        plugins.use_verifiers(data)
+        if data.answer is not None:
+            plugins.VERIFIERS.named(data.answer, "data.answer")
         source = plugins.source_of(data)
     except UserError as error:
         yield str(error)
@@ -44,6 +46,9 @@ def problems(config: Config) -> Iterator[str]:
         value = getattr(data, key)
         if not 0 <= value <= 1:
             yield f"data.{key}={value}: a share, at least 0 and at most 1"
+    for key in ("verifier_seconds", "verifier_memory_mb"):
+        if getattr(data, key) <= 0:
+            yield f"data.{key}={getattr(data, key)}: above 0"
     for key in ("max_docs", "max_val_docs", "max_rows", "max_val_rows"):
         value = getattr(data, key)
         if value is not None and value < 1:

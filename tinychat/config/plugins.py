@@ -26,7 +26,7 @@ class Registry:
         function (object, address) that makes an entry of what a user's address means, or raises UserError; None:
         addresses mean nothing here."""
         self.what, self._table, self._adopt = what, table, adopt
-        self._adopted: dict[str, Any] = {}  # by address
+        self._adopted: dict[tuple[Any, ...], Any] = {}  # by address and settings
         self._named: dict[str, Any] = {}  # a user's, by names that rows of data may say
 
     @property
@@ -44,29 +44,40 @@ class Registry:
             return known[name]
         if self._adopt and ":" in name:
             return self._users(name, key)
+        raise self._unknown(name, key, "; one of yours: FILE.py:NAME or MODULE:NAME" if self._adopt else "")
+
+    def named(self, name: str, key: str) -> Any:
+        """The entry of a name alone, as rows of data give it: data never name code. Raises UserError."""
+        known = {**self.own, **self._named}
+        if name not in known:
+            raise self._unknown(name, key, "")
+        return known[name]
+
+    def _unknown(self, name: str, key: str, yours: str) -> UserError:
+        known = {**self.own, **self._named}
         near = difflib.get_close_matches(name, known, n=1)
         hint = f". Did you mean {near[0]}?" if near else ""
-        yours = "; one of yours: FILE.py:NAME or MODULE:NAME" if self._adopt else ""
-        raise UserError(f"{key}={name}: no such {self.what}; there are {', '.join(known)}{yours}{hint}")
+        return UserError(f"{key}={name}: no such {self.what}; there are {', '.join(known)}{yours}{hint}")
 
-    def use(self, addresses: Iterable[str], key: str) -> None:
-        """Take a user's entries under their own names, instead of those taken before. Raises UserError for a name that
-        is taken already."""
+    def use(self, addresses: Iterable[str], key: str, **settings: Any) -> None:
+        """Take a user's entries under their own names, instead of those taken before. settings: further arguments of
+        `adopt`. Raises UserError for a name that is taken already."""
         self._named = {}
         for address in addresses:
             name = address.rpartition(":")[2]
             if name in self.names():
                 whose = "tinychat's own" if name in self.own else "another of yours"
                 raise UserError(f"{key}: {address}: the name {name} is taken by {whose}; rename it")
-            self._named[name] = self._users(address, key)
+            self._named[name] = self._users(address, key, **settings)
 
-    def _users(self, address: str, key: str) -> Any:
-        if address not in self._adopted:
+    def _users(self, address: str, key: str, **settings: Any) -> Any:
+        known = (address, *settings.values())
+        if known not in self._adopted:
             try:
-                self._adopted[address] = _object(str(self._adopt))(user_code.named(address), address)
+                self._adopted[known] = _object(str(self._adopt))(user_code.named(address), address, **settings)
             except UserError as error:
                 raise UserError(f"{key}={address}: {error}") from error
-        return self._adopted[address]
+        return self._adopted[known]
 
 
 def _object(address: str) -> Any:
@@ -89,6 +100,12 @@ MADE_OF = {
     "preferences": {"preferences"},
     "prompts": {"prompts", "preferences", "conversations"},
 }
+
+
+def use_verifiers(data: DataConfig) -> None:
+    """Take the user's kinds of answer. Raises UserError as Registry.use does."""
+    limits = {"seconds": data.verifier_seconds, "memory": data.verifier_memory_mb * 1e6}
+    VERIFIERS.use(data.verifiers, "data.verifiers", **limits)
 
 
 def source_of(data: DataConfig) -> Any:

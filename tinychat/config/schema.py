@@ -250,6 +250,9 @@ class DataConfig:
     judge_fraction: float = MISSING  # preferences: share of training prompts for a judge, unseen by the reward model
     seed: int = MISSING  # of the hold-out, the choice of rows and of what is generated
     verifiers: list[str] = MISSING  # kinds of answer of yours, as rows may name them: FILE.py:NAME or MODULE:NAME
+    verifier_seconds: float = MISSING  # of processor time that one of yours may take for a reply
+    verifier_memory_mb: float = MISSING  # megabytes (1e6 bytes) it may take beside its code
+    answer: str | None = MISSING  # prompts: kind of answer of rows with a reference that name none; null: none
 
 
 @dataclass

@@ -362,7 +362,7 @@ class UsersSource(DataSource):
         def read() -> Iterator[Any]:
             with _told(key):
                 for number, row in enumerate(_each(its, side), start=1):
-                    yield canonical(row, rows, f"{self._address}, row {number}")
+                    yield canonical(row, rows, f"{self._address}, row {number}", config.answer)
 
         def identify(memo_dir: Path | None) -> str:
             with _told(key):
@@ -372,7 +372,18 @@ class UsersSource(DataSource):
                     more = str(said()) if said else None
             files = [hash_file(path, memo_dir) for path in find_files(config.path)] if config.path else []
             name = self._address.rpartition(":")[2]
-            return json.dumps([name, code, config.options, files, more, *([side] if own else [])], default=str)
+            return json.dumps(
+                [
+                    name,
+                    code,
+                    config.options,
+                    files,
+                    more,
+                    *([side] if own else []),
+                    *([config.answer] if config.answer else []),
+                ],
+                default=str,
+            )
 
         hold_out = None if own else seeded_hold_out(config, split)
         share = f"; {hold_out.fraction:.3g} of them held out" if hold_out else ""
@@ -417,7 +428,7 @@ def _told(key: str) -> Iterator[None]:
         raise UserError(f"{key}: {error}") from error
 
 
-def canonical(row: Any, rows: str, place: str) -> Any:
+def canonical(row: Any, rows: str, place: str, kind: str | None = None) -> Any:
     """A row of the user's as the text or row that the other sources give, or why it cannot be used."""
     try:
         if rows == "documents":
@@ -432,7 +443,7 @@ def canonical(row: Any, rows: str, place: str) -> Any:
 
         if not isinstance(row, (str, dict)):
             raise BadRow(place, f'{short(row)} is no prompt: a text, or {{"prompt": ..., "reference": ...}}')
-        return prompt_row(row, place)
+        return prompt_row(row, place, kind)
     except BadRow as bad:
         return bad
 

@@ -3,6 +3,7 @@ longest common subsequence of words of a reply and a reference."""
 
 from __future__ import annotations
 
+import logging
 import re
 import unicodedata
 from collections.abc import Callable
@@ -12,8 +13,9 @@ from typing import Any
 from tinychat.config.plugins import VERIFIERS
 from tinychat.errors import UserError
 from tinychat.evaluation.math_answers import same_number
-from tinychat.runtime import user_code
+from tinychat.runtime import limited, user_code
 
+log = logging.getLogger("tinychat")
 # Scripts written without blanks: each character is a word. Japanese kana, Chinese characters, Korean syllables.
 SINGLE = (
     "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003134f"
@@ -70,7 +72,12 @@ FIRST_WORD = re.compile(r"[^\W_]+")
 
 
 def is_correct(kind: str, reply: str, expected: str) -> bool:
-    """Whether the reply answers as expected. kind:
+    """Whether the reply answers as expected; kind as `credit` has it. Raises UserError as that does."""
+    return credit(kind, reply, expected) == 1
+
+
+def credit(kind: str, reply: str, expected: str) -> float:
+    """How much of what is expected the reply answers, from 0 to 1: most kinds know 0 and 1 alone. kind:
 
     exact: equal but for blanks; case and punctuation count. word: equal after normalise(). number: the last number in
     the reply, in digits or English words, has the value of the (last) one expected. yes_no: the first words are equal.
@@ -78,7 +85,7 @@ def is_correct(kind: str, reply: str, expected: str) -> bool:
     of the user's (data.verifiers), by its name.
     Raises UserError for another kind, and for what the user's raises or gives.
     """
-    return VERIFIERS.get(kind, "answer")(reply, expected)
+    return float(VERIFIERS.named(kind, "answer")(reply, expected))
 
 
 def normalise(text: str) -> str:
@@ -147,11 +154,14 @@ def _same_first_word(reply: str, expected: str) -> bool:
     return first is not None and wanted is not None and first[0] == wanted[0]
 
 
-def _same_items(reply: str, expected: str) -> bool:
-    return list_items(reply) == list_items(expected)
+def _same_items(reply: str, expected: str) -> float:
+    """The share of the longer list that stands in the same order in both."""
+    ours, theirs = list_items(reply), list_items(expected)
+    longer = max(len(ours), len(theirs))
+    return common_subsequence(ours, theirs) / longer if longer else 1.0
 
 
-Check = Callable[[str, str], bool]  # reply, expected
+Check = Callable[[str, str], float]  # (reply, expected) -> from 0 (or False) to 1 (or True)
 CHECKS: dict[str, Check] = {
     "exact": _to_the_letter,
     "number": _same_number,
@@ -162,21 +172,44 @@ CHECKS: dict[str, Check] = {
 }
 
 
-def adopt(found: Any, address: str) -> Check:
-    """A function (reply, expected) -> bool of the user's as another kind. Raises UserError for what is none."""
-    if not callable(found) or isinstance(found, type):
-        raise UserError("is no function; a verifier is a function (reply, expected) -> True or False")
+IN_A_ROW = 3  # replies that a user's function is too slow or too greedy for, one after the other: it is the function
 
-    def check(reply: str, expected: str) -> bool:
-        where = f"data.verifiers: {address}"
+
+class UsersCheck:
+    """A function (reply, expected) of the user's as a kind of answer; called in a process of its own."""
+
+    def __init__(self, address: str, seconds: float, memory: float) -> None:
+        """seconds: of processor time, for one reply. memory: bytes beyond what the loaded code takes."""
+        self._address, self._seconds, self._memory = address, seconds, memory
+        self._beyond = self._in_a_row = 0
+
+    def __call__(self, reply: str, expected: str) -> float:
+        """From 0 to 1. A reply that it takes too long for is wrong, and told; IN_A_ROW of them end the job."""
+        where = f"data.verifiers: {self._address}"
         try:
-            with user_code.running():
-                verdict = found(reply, expected)
-                right = bool(verdict) if verdict in (True, False) else None
+            verdict = limited.call(self._address, [reply, expected], self._seconds, self._memory)
         except user_code.UserCodeError as error:
             raise UserError(f"{where}: {error}, for the reply {reply[:80]!r}") from error
-        if right is None:
-            raise UserError(f"{where}: gave {repr(verdict)[:80]} where True or False is needed")
-        return right
+        except limited.OutOfBounds as error:
+            self._beyond, self._in_a_row = self._beyond + 1, self._in_a_row + 1
+            if self._in_a_row == IN_A_ROW:
+                more = "raise data.verifier_seconds or data.verifier_memory_mb, or mend it"
+                raise UserError(
+                    f"{where}: {error}, for {IN_A_ROW} replies in a row, the last {reply[:80]!r}; {more}"
+                ) from error
+            log.warning(
+                "%s: %s, for the reply %r: counted as wrong (%d so far)", where, error, reply[:80], self._beyond
+            )
+            return 0.0
+        self._in_a_row = 0
+        if isinstance(verdict, list) or not 0 <= verdict <= 1:
+            given = verdict[0] if isinstance(verdict, list) else repr(verdict)
+            raise UserError(f"{where}: gave {given} where True or False is needed, or a share from 0 to 1")
+        return float(verdict)
 
-    return check
+
+def adopt(found: Any, address: str, seconds: float, memory: float) -> Check:
+    """A function of the user's as another kind. Raises UserError for what is none."""
+    if not callable(found) or isinstance(found, type):
+        raise UserError("is no function; a verifier is a function (reply, expected) -> True or False")
+    return UsersCheck(address, seconds, memory)

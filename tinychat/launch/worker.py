@@ -106,7 +106,7 @@ def _run_as_rank(config: Config, run_dir: Path, insist: bool) -> int:
         keep_freed_memory()
     lock = folders.RunLock(run_dir) if world.is_main else None
     setup_logging(run_dir, world.rank)
-    plugins.VERIFIERS.use(config.data.verifiers, "data.verifiers")
+    plugins.use_verifiers(config.data)
     stop = StopFlag(run_dir, speaks=world.is_main)
     try:
         with stop.listening(insist):

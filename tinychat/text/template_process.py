@@ -7,30 +7,18 @@ one conversation, and refuses it more than MEMORY beyond what it began with.
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import functools
-import json
-import os
-import resource
-import signal
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import jinja2
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from tinychat.runtime import process
+from tinychat.runtime.limited import Died, LimitedProcess, serve
 from tinychat.text import TEMPLATES
 
 SECONDS = 5.0  # of processor time, for one conversation
-MEMORY = 1 << 29  # bytes; and BYTES_PER_CHARACTER more for each one of the request
-BYTES_PER_CHARACTER = 64
+MEMORY = 1 << 29  # bytes
 # A text is at most so long: what templates write of their own, all of the template for each message, and contents that
 # are written several times or with escapes.
 FREE_CHARACTERS = 1 << 16
@@ -71,7 +59,8 @@ def fill(template: str, special: dict[str, Any], jobs: list[Job]) -> list[Filled
         return [_fill_one(template, special, *job) for job in jobs]
     if template in _USELESS:
         return [_USELESS[template]]
-    found = _Process.current().fill(template, special, jobs)
+    answers = LimitedProcess.of(__name__).ask([template, special], jobs, SECONDS, MEMORY)
+    found = [_told(answer) for answer in answers]
     if found and isinstance(last := found[-1], Failed) and last.always:
         _USELESS[template] = last
     return found
@@ -105,107 +94,24 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
-class _Process:
-    """The process at the other end of two pipes: a line of JSON with the jobs goes in, a line for each comes out."""
-
-    _now: _Process | None = None
-    _lock = threading.Lock()
-
-    def __init__(self) -> None:
-        root = str(Path(__file__).parents[2])
-        path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-        self._owner = os.getpid()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__],
-            env={**os.environ, "PYTHONPATH": path},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-
-    @classmethod
-    def current(cls) -> _Process:
-        """The one of this process; a new one where it has ended, or belongs to the process this was forked from."""
-        now = cls._now
-        if now is None or now._owner != os.getpid() or now._process.poll() is not None:
-            cls._now = now = cls()
-            atexit.register(now.end)
-        return now
-
-    def fill(self, template: str, special: dict[str, Any], jobs: list[Job]) -> list[Filled | Failed]:
-        request = json.dumps([template, special, jobs, SECONDS, MEMORY], default=str).encode() + b"\n"
-        with self._lock:
-            try:
-                return list(self._answers(request, len(jobs)))
-            except BaseException:  # such as Ctrl-C: what it still has to say is nobody's answer any more
-                self.end()
-                raise
-
-    def _answers(self, request: bytes, count: int) -> Iterator[Filled | Failed]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(request)
-            self._process.stdin.flush()
-        for _ in range(count):
-            line = self._process.stdout.readline()
-            if not line.endswith(b"\n"):
-                yield self._died()
-                return
-            answer = json.loads(line)
-            if "why" in answer:
-                yield Failed(**answer)
-                if answer["always"]:
-                    return
-            else:
-                yield Filled(answer["text"], [(start, end) for start, end in answer["spans"]])
-
-    def _died(self) -> Failed:
-        status = self._process.wait()
-        if status == -signal.SIGPROF:
-            return Failed(f"takes more than {SECONDS:g} s for a conversation", always=True)
-        how = signal.Signals(-status).name if status < 0 else f"status {status}"
-        return Failed(f"ended the process that fills it in ({how}): too deeply nested, or too large", always=True)
-
-    def end(self) -> None:
-        if self._owner == os.getpid() and self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
+def _told(answer: Any) -> Filled | Failed:
+    if isinstance(answer, Died):
+        return _died(answer)
+    if "why" in answer:
+        return Failed(**answer)
+    return Filled(answer["text"], [(start, end) for start, end in answer["spans"]])
 
 
-def _serve(requests: IO[bytes], answers: IO[bytes]) -> None:
-    """What the process does until nobody asks any more."""
-    begins_with = _memory()
-    for request in requests:
-        template, special, jobs, seconds, memory = json.loads(request)
-        _bound_memory(begins_with + memory + BYTES_PER_CHARACTER * len(request))
-        for messages, prompt in jobs:
-            signal.setitimer(signal.ITIMER_PROF, seconds)  # nobody handles SIGPROF: the kernel ends the process
-            answer = _fill_one(template, special, messages, prompt)
-            signal.setitimer(signal.ITIMER_PROF, 0)
-            answers.write(json.dumps(vars(answer)).encode() + b"\n")
-            if isinstance(answer, Failed) and answer.always:
-                break
-        answers.flush()
+def _died(end: Died) -> Failed:
+    if end.too_slow:
+        return Failed(f"takes more than {SECONDS:g} s for a conversation", always=True)
+    return Failed(f"ended the process that fills it in ({end.how}): too deeply nested, or too large", always=True)
 
 
-def _memory() -> int:
-    """Bytes of this process's address space; 0 where there is no Linux to say so."""
-    pages = Path("/proc/self/statm")
-    return int(pages.read_text().split()[0]) * resource.getpagesize() if pages.exists() else 0
-
-
-def _bound_memory(most: int) -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-    if sys.platform == "linux":  # others do not keep to it
-        resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+def _answer(common: Any, job: Any) -> tuple[Any, bool]:
+    found = _fill_one(*common, *job)
+    return vars(found), not (isinstance(found, Failed) and found.always)
 
 
 if __name__ == "__main__":
-    process.end_with_parent(signal.SIGKILL)
-    for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the parent's to act on, which may want an answer yet
-        signal.signal(stop, signal.SIG_IGN)
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    with contextlib.suppress(BrokenPipeError):
-        _serve(sys.stdin.buffer, sys.stdout.buffer)
+    serve(_answer)

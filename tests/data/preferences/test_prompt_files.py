@@ -157,3 +157,23 @@ def test_nothing_to_read(tmp_path: Path) -> None:
     assert "all 1 prompts are in the validation data too" in refused(config(blank, val_path=str(blank)))
     lacking: Split = "validation" if HoldOut(1, 0.1, "train").keeps("a\0") else "train"
     assert "data.val_fraction=0.1 leaves no" in refused(config(blank), lacking)
+
+
+def test_rows_with_a_reference_that_name_no_kind_of_answer_have_the_given_one(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "1 + 1?", "reference": 2},
+        {"prompt": "Red?", "reference": "no", "answer": "yes_no"},
+        {"prompt": "Hi"},
+    ]
+    found = [prompt_row(row, "p", "math") for row in rows]
+    assert [(row.reference, row.answer) for row in found] == [("2", "math"), ("no", "yes_no"), ("", "")]
+
+
+@pytest.mark.parametrize(
+    "row", [{"prompt": "a", "answer": "evil.py:f"}, {"prompt": "a", "reference": "b", "answer": "x/evil.py:f"}]
+)
+def test_a_row_that_names_code_is_refused(row: dict[str, str]) -> None:
+    with pytest.raises(
+        BadRow, match=r"a file of data names no code; if you trust it, say data.verifiers=\[.*evil.py:f\]"
+    ):
+        prompt_row(row, "p")

@@ -46,6 +46,7 @@ def config(path: Path | str | None = None, **changes: Any) -> DataConfig:
         "judge_fraction": 0.3,
         "level": TaskLevel.plain,
         "families": [],
+        "answer": None,
         "seed": 1,
     }
     return DataConfig(**{**values, **changes})

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ from tinychat.errors import UserError
 from tinychat.text.chat_render import Refused
 from tinychat.text.chat_template import try_prompts
 
+CODE = re.compile(r"\S+\.py:\w+")  # FILE.py:NAME
 COLUMNS = READ | {"category", "harmful", "reference", "answer"}  # all that is asked for in rows of prompts
 
 
@@ -75,12 +77,13 @@ def prompt_files(config: DataConfig, split: Split) -> PromptFiles:
     return PromptFiles(name, split, found, config.on_bad_row, count, config.seed, validation)
 
 
-def prompt_row(row: Any, place: str) -> PromptRow:
+def prompt_row(row: Any, place: str, kind: str | None = None) -> PromptRow:
     """The prompt of one row: a text, or an object as prompt_messages reads it.
 
     A conversation that ends with the assistant gives its last reply as the reference. Columns that may be there
     too: category; harmful; `reference`, the right reply; `answer`, how a reply is checked against it (a kind of
-    answer, by its name in VERIFIERS), or without a reference the right reply itself. Raises BadRow.
+    answer, by its name in VERIFIERS), or without a reference the right reply itself. kind: of a row with a reference
+    that names none. Raises BadRow, also for an `answer` that names code: that is for data.verifiers alone.
     """
     row = as_columns({"prompt": row} if isinstance(row, str) else row, place)
     column = prompt_column(row)
@@ -95,6 +98,7 @@ def prompt_row(row: Any, place: str) -> PromptRow:
     whole = chat_row([*messages, last or {"role": "assistant", "content": "reply"}], place)
     reference = whole.messages[-1]["content"] if last else ""
     reference, answer = _reference(row, reference, place)
+    answer = answer or (kind if kind and reference else "")
     category = _text(row, "category", place)
     harmful = truth(row, "harmful", place, needed=False)
     unused = (*row.unused(), *whole.unused)
@@ -104,6 +108,9 @@ def prompt_row(row: Any, place: str) -> PromptRow:
 def _reference(row: Columns, reference: str, place: str) -> tuple[str, str]:
     """The right reply and how one is checked against it; "" for what is unknown."""
     reference, answer = _text(row, "reference", place) or reference, _text(row, "answer", place)
+    if CODE.fullmatch(answer):
+        yours = f"data.verifiers=[{answer}] with answer {answer.rpartition(':')[2]!r}"
+        raise BadRow(place, f"answer is {short(answer)}: a file of data names no code; if you trust it, say {yours}")
     if answer in ("", *VERIFIERS.names()):
         if answer and not reference:
             raise BadRow(place, f"answer is {short(answer)}, how a reply is checked, but no column 'reference' says it")
@@ -119,6 +126,8 @@ def _text(row: Columns, column: str, place: str) -> str:
     value = row.get(column)
     if value is None:
         return ""
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and column in ("reference", "answer"):
+        value = str(value)
     if not isinstance(value, str):
         raise BadRow(place, f"{column} is {short(value)}, not a string")
     return value.strip()
@@ -137,12 +146,12 @@ def _find(config: DataConfig, split: Split) -> Found[PromptRow]:
             with readable(path):
                 for place, row in _rows(path):
                     try:
-                        yield prompt_row(row, f"{path}, {place}")
+                        yield prompt_row(row, f"{path}, {place}", config.answer)
                     except BadRow as bad:
                         yield bad
 
     def identify(memo_dir: Path | None) -> str:
-        return json.dumps(found.hashes(memo_dir))
+        return json.dumps([*found.hashes(memo_dir), *([config.answer] if config.answer else [])])
 
     return Found(found.describe("prompts"), read, identify, found.hold_out, found.size)
 
