@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -15,11 +15,15 @@ class UserError(Exception):
     """
 
 
-def no_such(what: str, name: str, known: Sequence[str]) -> UserError:
-    """To be raised for a name that is none of `known`: what there is, and which of them was probably meant."""
+def no_such(key: str, name: str, what: str, known: Iterable[str], more: str = "") -> UserError:
+    """To be raised for a name that is none of `known`: the key, what there is, and what was probably meant.
+
+    what: what one is called. more: after the list, what else would work.
+    """
+    known = list(known)
     near = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return UserError(f"{what} {name!r} does not exist{hint or ';'} choose {', '.join(known[:-1])} or {known[-1]}")
+    hint = f". Did you mean {near[0]}?" if near else ""
+    return UserError(f"{key}={name}: no such {what}; there are {', '.join(known)}{more}{hint}")
 
 
 def install_command(extra: str) -> str:

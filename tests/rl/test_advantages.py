@@ -113,7 +113,7 @@ def test_missing_end_token() -> None:
     scores, ended = torch.tensor([2.0, -3.0, 0.5]), torch.tensor([True, False, False])
     assert apply_eos_penalty(scores, ended, "subtract", 1.0).tolist() == [2.0, -4.0, -0.5]
     assert apply_eos_penalty(scores, ended, "floor", -1.0).tolist() == [2.0, -1.0, -1.0]
-    with pytest.raises(UserError, match="'add' for a missing end token does not exist; choose subtract or floor"):
+    with pytest.raises(UserError, match="missing_end=add: no such penalty; there are subtract, floor"):
         apply_eos_penalty(scores, ended, "add", 1.0)
 
 

@@ -34,6 +34,14 @@ def test_group_advantages_against_the_statistics_module() -> None:
     assert spread.tolist() == [True] * 6
 
 
+def test_in_a_group_of_two_each_is_compared_with_the_other() -> None:
+    scores = torch.tensor([1.0, 0.0, -3.0, 5.0])
+    scaled, _ = group_advantages(scores, 2, True, "grpo")
+    assert scaled.tolist() == pytest.approx([math.sqrt(0.5), -math.sqrt(0.5), -math.sqrt(0.5), math.sqrt(0.5)])
+    assert group_advantages(scores, 2, False, "dr_grpo")[0].tolist() == [0.5, -0.5, -4.0, 4.0]
+    assert group_advantages(scores, 2, False, "rloo")[0].tolist() == [1.0, -1.0, -8.0, 8.0]
+
+
 @pytest.mark.parametrize("kind", ["grpo", "rloo"])
 @pytest.mark.parametrize("divide_by_std", [True, False])
 def test_the_advantages_of_equal_scores_are_exactly_0(divide_by_std: bool, kind: str) -> None:
@@ -93,7 +101,7 @@ def test_groups_that_cannot_be_are_refused() -> None:
         group_advantages(torch.zeros(7), 3, True, "grpo")
     with pytest.raises(UserError, match="group_size=1: "):
         group_advantages(torch.zeros(7), 1, True, "grpo")
-    with pytest.raises(UserError, match="'rlo' does not exist; did you mean rloo"):
+    with pytest.raises(UserError, match=r"loss=rlo: .* Did you mean rloo"):
         group_advantages(torch.zeros(4), 2, True, "rlo")
 
 
@@ -143,7 +151,7 @@ def test_corrections_of_the_sampler_by_hand() -> None:
     huge = sampler_correction(sampled + 500, sampled, mask, "icepop", 2.0, 0.4, 5.0)
     assert huge.abs().sum() == 0
     for bad, message in {
-        ("tiss", 2.0, 0.5, 5.0): "'tiss' does not exist; did you mean tis",
+        ("tiss", 2.0, 0.5, 5.0): r"correction=tiss: .* Did you mean tis",
         ("tis", 0.5, 0.5, 5.0): r"correction_cap=0\.5",
         ("icepop", 2.0, 1.5, 5.0): r"correction_low=1\.5",
         ("icepop", 2.0, 0.5, 0.9): r"correction_high=0\.9",

@@ -123,7 +123,7 @@ def test_half_precision_is_computed_in_fp32() -> None:
 
 
 def test_an_unknown_estimator_is_named() -> None:
-    with pytest.raises(UserError, match="'k4' does not exist; choose k1, k2 or k3"):
+    with pytest.raises(UserError, match="kl_estimator=k4: no such estimator; there are k1, k2, k3"):
         kl_estimate(torch.zeros(1), torch.zeros(1), "k4")
 
 

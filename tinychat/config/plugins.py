@@ -8,13 +8,12 @@ their modules loads torch.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Iterable
 from typing import Any
 
 from tinychat.config.schema import DataConfig, RewardConfig, RewardPart
-from tinychat.errors import UserError
+from tinychat.errors import UserError, no_such
 from tinychat.runtime import user_code
 
 
@@ -44,20 +43,15 @@ class Registry:
             return known[name]
         if self._adopt and ":" in name:
             return self._users(name, key)
-        raise self._unknown(name, key, "; one of yours: FILE.py:NAME or MODULE:NAME" if self._adopt else "")
+        yours = "; one of yours: FILE.py:NAME or MODULE:NAME" if self._adopt else ""
+        raise no_such(key, name, self.what, known, yours)
 
     def named(self, name: str, key: str) -> Any:
         """The entry of a name alone, as rows of data give it: data never name code. Raises UserError."""
         known = {**self.own, **self._named}
         if name not in known:
-            raise self._unknown(name, key, "")
+            raise no_such(key, name, self.what, known)
         return known[name]
-
-    def _unknown(self, name: str, key: str, yours: str) -> UserError:
-        known = {**self.own, **self._named}
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f". Did you mean {near[0]}?" if near else ""
-        return UserError(f"{key}={name}: no such {self.what}; there are {', '.join(known)}{yours}{hint}")
 
     def use(self, addresses: Iterable[str], key: str, **settings: Any) -> None:
         """Take a user's entries under their own names, instead of those taken before. settings: further arguments of

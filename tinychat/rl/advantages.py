@@ -41,7 +41,7 @@ def apply_eos_penalty(scores: Tensor, ended: Tensor, mode: str, value: float) ->
         return torch.where(ended.bool(), scores, scores - value)
     if mode == "floor":
         return torch.where(ended.bool(), scores, torch.full_like(scores, value))
-    raise UserError(f"penalty mode {mode!r} for a missing end token does not exist; choose subtract or floor")
+    raise no_such("missing_end", mode, "penalty", ("subtract", "floor"))
 
 
 @torch.no_grad()
@@ -135,7 +135,7 @@ def group_advantages(
             not a number.
     """
     if kind not in GROUP_LOSSES:
-        raise no_such("group loss", kind, GROUP_LOSSES)
+        raise no_such("loss", kind, "loss of groups", GROUP_LOSSES)
     if group_size < 2:
         raise UserError(
             f"group_size={group_size}: a reply is compared with others to its prompt; at least 2 (8 is usual)"
@@ -236,7 +236,7 @@ def sampler_correction(
         UserError: another kind; cap below 1; a band without 1 in it.
     """
     if kind not in CORRECTIONS:
-        raise no_such("correction", kind, CORRECTIONS)
+        raise no_such("correction", kind, "correction of the sampler", CORRECTIONS)
     if kind == "tis" and not cap >= 1:
         raise UserError(
             f"correction_cap={cap}: must be 1 or more (2 is usual), or equal sampler and trainer are cut too"

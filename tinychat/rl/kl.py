@@ -27,7 +27,7 @@ def same_shape(**tensors: Tensor) -> None:
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
-    """x in fp32; in float64 where it is, so that gradients can be compared with exact ones."""
+    """x in fp32; float64 stays, so that gradients can be compared with exact ones."""
     return x if x.dtype is torch.float64 else x.float()
 
 
@@ -61,7 +61,7 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: str) -> Tenso
     """
     same_shape(logprobs=logprobs, ref_logprobs=ref_logprobs)
     if estimator not in ESTIMATORS:
-        raise no_such("KL estimator", estimator, list(ESTIMATORS))
+        raise no_such("kl_estimator", estimator, "estimator", ESTIMATORS)
     return ESTIMATORS[estimator](at_least_fp32(logprobs) - at_least_fp32(ref_logprobs))
 
 

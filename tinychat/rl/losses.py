@@ -165,7 +165,7 @@ def group_policy_loss(
     """
     same_shape(logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages, mask=mask)
     if kind not in GROUP_LOSSES:
-        raise no_such("group loss", kind, GROUP_LOSSES)
+        raise no_such("loss", kind, "loss of groups", GROUP_LOSSES)
     new, old, gain = _emptied(mask, logprobs, old_logprobs, advantages)
     log_ratio = new - old
     if kind == "gspo":
@@ -239,7 +239,7 @@ def kl_loss(
     """
     same_shape(logprobs=logprobs, old_logprobs=old_logprobs, ref_logprobs=ref_logprobs, mask=mask)
     if form not in KL_LOSSES:
-        raise no_such("KL loss", form, KL_LOSSES)
+        raise no_such("kl_loss", form, "KL loss", KL_LOSSES)
     new, old, reference = _emptied(mask, logprobs, old_logprobs, ref_logprobs)
     losses = kl_estimate(new, reference, form)
     if form == "k3":
@@ -278,7 +278,7 @@ def token_weights(mask: Tensor, kind: str, max_length: int, learnt: Tensor | Non
         UserError: another kind.
     """
     if kind not in GROUP_LOSSES:
-        raise no_such("group loss", kind, GROUP_LOSSES)
+        raise no_such("loss", kind, "loss of groups", GROUP_LOSSES)
     weights = mask.bool().float()
     if learnt is not None:
         learnt = learnt[:, None].expand_as(mask) if learnt.ndim == 1 else learnt

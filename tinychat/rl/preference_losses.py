@@ -6,14 +6,12 @@ tinychat.rl.losses.
 
 from __future__ import annotations
 
-import difflib
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tinychat.errors import UserError
-from tinychat.rl.kl import same_shape
+from tinychat.errors import UserError, no_such
+from tinychat.rl.kl import at_least_fp32, same_shape
 from tinychat.rl.losses import Sums
 
 KINDS = ("sigmoid", "ipo", "hinge", "rpo", "simpo", "orpo")
@@ -67,7 +65,7 @@ def preference_loss(
     """
     same_shape(logprobs=logprobs, lengths=lengths)
     _check(kind, ref_logprobs is not None, beta, label_smoothing, rpo_weight)
-    own, sizes = _wide(logprobs), lengths.to(logprobs.device)
+    own, sizes = at_least_fp32(logprobs), lengths.to(logprobs.device)
     gain = gains(kind, own, sizes, ref_logprobs, by_length)
     h = gain[:, 0] - gain[:, 1]
     if kind == "ipo":
@@ -91,19 +89,17 @@ def preference_loss(
 
 def gains(kind: str, logprobs: Tensor, lengths: Tensor, ref_logprobs: Tensor | None, by_length: bool) -> Tensor:
     """What a loss compares of both sides: (N, 2), β times it being the reward; arguments as for preference_loss."""
-    found = _wide(logprobs)
+    found = at_least_fp32(logprobs)
     if kind not in WITHOUT_REFERENCE:
         assert ref_logprobs is not None
         same_shape(logprobs=logprobs, ref_logprobs=ref_logprobs)
-        found = found - _wide(ref_logprobs)
+        found = found - at_least_fp32(ref_logprobs)
     return found / lengths if by_length or kind in BY_LENGTH else found
 
 
 def _check(kind: str, has_reference: bool, beta: float, label_smoothing: float, rpo_weight: float) -> None:
     if kind not in KINDS:
-        near = difflib.get_close_matches(kind, KINDS, n=1)
-        hint = f". Did you mean {near[0]}?" if near else ""
-        raise UserError(f"loss={kind}: no such loss of preferences; there are {', '.join(KINDS)}{hint}")
+        raise no_such("loss", kind, "loss of preferences", KINDS)
     if not has_reference and kind not in WITHOUT_REFERENCE:
         without = " and ".join(WITHOUT_REFERENCE)
         raise UserError(f"loss={kind} compares with a reference, and there is none; {without} need none")
@@ -115,11 +111,6 @@ def _check(kind: str, has_reference: bool, beta: float, label_smoothing: float, 
         raise UserError(f"label_smoothing={label_smoothing}: loss={kind} has none; {' and '.join(SMOOTHED)} do")
     if rpo_weight < 0:
         raise UserError(f"rpo_weight={rpo_weight}: a weight, 0 or more")
-
-
-def _wide(x: Tensor) -> Tensor:
-    """fp32, or fp64 where that is what there is."""
-    return x if x.dtype is torch.float64 else x.float()
 
 
 def bradley_terry_loss(
