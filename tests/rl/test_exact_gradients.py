@@ -130,6 +130,18 @@ def test_the_first_update_of_every_group_loss_climbs_the_expected_reward(on_poli
     same(found, -on_policy.gradient(objective.get(kind, per_token)))
 
 
+def test_divided_by_the_std_of_a_pair_it_climbs_how_often_a_reply_is_the_better_one(on_policy: Toy) -> None:
+    def advantages(rows: Tensor, mask: Tensor) -> Tensor:
+        found, _ = group_advantages(on_policy.rewards[rows], 2, True, "dapo")
+        return found[:, None].expand_as(mask)
+
+    on_policy.rewards = (10 * on_policy.rewards).round()  # some are equal, none nearer than 1
+    found = on_policy.gradient(over_pairs(on_policy, advantages, "dapo"))
+    p, reward = chances(on_policy.logits), on_policy.rewards
+    better = (reward[:, None] - reward).sign() @ p.detach()  # than a reply of the policy, less how often it is worse
+    same(found, -on_policy.gradient(0.5**0.5 * (p * better).sum()))
+
+
 @pytest.mark.parametrize("kind", GROUP_LOSSES)
 def test_later_updates_climb_the_objectives_as_the_papers_write_them(toy: Toy, kind: str) -> None:
     low, high, dual = (0.05, 0.08, 3.0) if kind == "gspo" else (0.2, 0.28, 1.5)
