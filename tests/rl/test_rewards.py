@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from tinychat.config.schema import RewardConfig, RewardPart
 from tinychat.config.stages import ScoreRange
 from tinychat.data.preferences.prompts import PromptRow, prompt_source
 from tinychat.errors import UserError
-from tinychat.rl.rewards import KINDS, Rewards, gold_rewards
+from tinychat.rl.rewards import KINDS, Rewards, gold_rewards, known_rewards
 from tinychat.runtime import user_code
 from tinychat.runtime.world import World
 from tinychat.text.chat_template import set_template
@@ -56,12 +57,89 @@ def test_right_and_wrong_replies_have_the_scores_that_the_options_say() -> None:
     assert total.tolist() == [2.0, -1.0]
 
 
+def test_an_answer_that_is_right_in_part_scores_between_the_two_where_that_is_wanted() -> None:
+    rows, replies = [row(1, "list", "ant, bee, cat, dog")] * 3, ["ant, bee, cat, dog", "ant, cat, dog", "fly"]
+    options = {"right": 1.0, "wrong": -1.0}
+    part = rewards(right=RewardPart("verifier", 1.0, None, options | {"partial": True}))
+    assert part.score(rows, replies, [[1]] * 3)[1] == {"right": [1.0, 0.5, -1.0]}
+    whole = rewards(right=RewardPart("verifier", 1.0, None, options))
+    assert whole.score(rows, replies, [[1]] * 3)[1] == {"right": [1.0, -1.0, -1.0]}
+
+
+FORMS = {
+    "<think>a</think><answer>b</answer>": 1.0,
+    " <think>a</think>\n<answer>b</answer>\n": 1.0,
+    "<think>a</think> so <answer>b</answer>": 2 / 3,  # something outside
+    "<think>a</think><answer>b</answer> done": 2 / 3,
+    "<think>a</think>b": 1 / 3,
+    "<answer>b</answer><think>a</think>": 1 / 3,  # another order
+    "<think>a</think><think>a</think><answer>b</answer>": 1 / 3,  # twice
+    "<think>a</think><answer>b</answer><answer>b</answer>": 1 / 3,
+    "<think> </think><answer>b</answer>": 1 / 3,  # nothing in it
+    "<think>a<answer>b</answer>": 1 / 3,
+    "</think>a<think><answer>b</answer>": 1 / 3,
+    "<think><answer>b</answer></think>": 1 / 3,
+    "<think>a</think><answer>b": 1 / 3,
+    "<Think>a</Think>b": 0.0,
+    "": 0.0,
+    "<think>" * 5_000: 0.0,
+    "<think>a</think>" * 5_000: 0.0,
+}
+
+
+def test_a_form_has_its_tags_once_and_in_order() -> None:
+    rows, replies, every = [row(1)] * len(FORMS), list(FORMS), [[1]] * len(FORMS)
+    part = RewardPart("format", 1.0, None, {"tags": ["think", "answer"], "partial": True})
+    assert rewards(form=part).score(rows, replies, every)[1]["form"] == pytest.approx(list(FORMS.values()))
+    part.options["partial"] = False
+    assert rewards(form=part).score(rows, replies, every)[1]["form"] == [1.0, 1.0, *[0.0] * (len(FORMS) - 2)]
+
+
+def test_a_pattern_is_sought_in_the_answer() -> None:
+    part = RewardPart("regex", 1.0, None, {"pattern": "^[a-z]+$", "wrong": -0.5})
+    total, _ = rewards(small=part).score([row(1)] * 3, ["abc", "<think>A</think>abc", "Abc"], [[1]] * 3)
+    assert total.tolist() == [1.0, 1.0, -0.5]
+
+
+def test_a_missing_reward_is_no_number_and_no_part_of_the_sum(tmp_path: Path) -> None:
+    mine = python(tmp_path, "def score(prompts, replies): return [None if r == 'x' else 1 for r in replies]", 2.0)
+    right = RewardPart("verifier", 1.0, None)
+    rows = [row(1, "word", "x"), row(2, "word", "y")]
+    total, parts = rewards(mine=mine, right=right).score(rows, ["x", "y"], [[1], [1]])
+    assert total.tolist() == [1.0, 3.0]
+    assert math.isnan(parts["mine"][0])
+    assert known_rewards(parts) == [False, True]
+
+
+def test_a_reference_that_its_kind_of_answer_cannot_use_is_refused() -> None:
+    part = rewards(right=RewardPart("verifier", 1.0, None))
+    part.check_rows([row(1, "math", "7"), row(2, "logic", "不一定"), row(3, "choice", "B"), row(4, "regex", "a+")])
+    for kind, reference, what in (
+        ("math", "blue", "one number"),
+        ("logic", "blue", "yes, no or unknown"),
+        ("choice", "blue", "letters from A to J"),
+        ("regex", "(", "a regular expression"),
+    ):
+        with pytest.raises(UserError, match=f"row 9 has the reference '.{{1,4}}', which is not {what}"):
+            part.check_rows([row(9, kind, reference)])
+    every = rewards(right=RewardPart("verifier", 1.0, None, {"answer": "math"}))
+    every.check_rows([row(1, "", "7")])
+    assert every.score([row(1, "word", "7")], ["seven"], [[1]])[1] == {"right": [1.0]}
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "says"),
     [
         ("verifier", {"rigth": 1.0}, r"reward.parts.mine.options.rigth=1.0: no such option; .*Did you mean right\?"),
         ("verifier", {"right": "much"}, "reward.parts.mine.options.right=much: a number, such as 1 or -0.5"),
         ("verifier", {"wrong": float("nan")}, "reward.parts.mine.options.wrong=nan: a number"),
+        ("verifier", {"partial": 1}, "options.partial=1: true or false"),
+        ("verifier", {"answer": "mth"}, "options.answer=mth: no such kind of answer; .*Did you mean math"),
+        ("verifier", {"answer": "evil.py:f"}, "options.answer=evil.py:f: no such kind of answer"),
+        ("format", {"tags": []}, r"options.tags=\[\]: different names, as \[think, answer\]"),
+        ("format", {"tags": ["a", "a"]}, "different names"),
+        ("regex", {"pattern": "("}, r"options.pattern=\(: no regular expression: missing \)"),
+        ("regex", {}, "options.pattern=None: a regular expression"),
         ("oracle", {"right": 1.0}, "no such option; a part of kind oracle has none"),
     ],
 )

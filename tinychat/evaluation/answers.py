@@ -12,7 +12,9 @@ from typing import Any
 
 from tinychat.config.plugins import VERIFIERS
 from tinychat.errors import UserError
-from tinychat.evaluation.math_answers import same_number
+from tinychat.evaluation.final_answer import split_reply
+from tinychat.evaluation.math_answers import is_number, same_number
+from tinychat.evaluation.verdicts import letters, same_choice, same_verdict, verdict
 from tinychat.runtime import limited, user_code
 
 log = logging.getLogger("tinychat")
@@ -54,6 +56,8 @@ UNITS = (
 TENS = dict(zip("twenty thirty forty fifty sixty seventy eighty ninety".split(), range(20, 100, 10), strict=True))
 WORDS = {word: value for value, word in enumerate(UNITS)} | TENS
 
+PATTERN_SECONDS = 1.0  # that a regular expression may search: some backtrack for ever
+
 MEANT = frozenset("%#@&/\\")  # punctuation that belongs to an answer
 NUMBER = re.compile(
     rf"""
@@ -81,11 +85,16 @@ def credit(kind: str, reply: str, expected: str) -> float:
 
     exact: equal but for blanks; case and punctuation count. word: equal after normalise(). number: the last number in
     the reply, in digits or English words, has the value of the (last) one expected. yes_no: the first words are equal.
-    list: the same items in the same order. math: the number that the reply states as its answer, as same_number. Or one
-    of the user's (data.verifiers), by its name.
+    list: the same items in the same order, in part where some are. math: the number that the reply states as its answer
+    (math_answers). logic: yes, no or unknown, and choice: letters of options (verdicts). regex: what is expected is a
+    pattern, which the answer has to hold. Or one of the user's (data.verifiers), by its name. A reply's thought is not
+    part of its answer (final_answer).
     Raises UserError for another kind, and for what the user's raises or gives.
     """
-    return float(VERIFIERS.named(kind, "answer")(reply, expected))
+    check = VERIFIERS.named(kind, "answer")
+    if kind in WHOLE:
+        reply, expected = (split_reply(text, by_line=False).answer for text in (reply, expected))
+    return float(check(reply, expected))
 
 
 def normalise(text: str) -> str:
@@ -161,6 +170,28 @@ def _same_items(reply: str, expected: str) -> float:
     return common_subsequence(ours, theirs) / longer if longer else 1.0
 
 
+def matches(reply: str, pattern: str) -> bool:
+    """Whether the pattern is found in the reply's answer. A search that takes longer finds nothing, and is told."""
+    import regex
+
+    try:
+        return regex.search(pattern, split_reply(reply, by_line=False).answer, timeout=PATTERN_SECONDS) is not None
+    except TimeoutError:
+        log.warning("the pattern %r takes more than %g s on %r: no match", pattern[:80], PATTERN_SECONDS, reply[:80])
+        return False
+
+
+def pattern_problem(pattern: str) -> str:
+    """What is wrong with a regular expression; "" for nothing."""
+    import regex
+
+    try:
+        regex.compile(pattern)
+    except (regex.error, RecursionError, OverflowError) as error:
+        return str(error)
+    return ""
+
+
 Check = Callable[[str, str], float]  # (reply, expected) -> from 0 (or False) to 1 (or True)
 CHECKS: dict[str, Check] = {
     "exact": _to_the_letter,
@@ -169,6 +200,18 @@ CHECKS: dict[str, Check] = {
     "yes_no": _same_first_word,
     "list": _same_items,
     "math": same_number,
+    "logic": same_verdict,
+    "choice": same_choice,
+    "regex": matches,
+}
+# Kinds that read all of an answer, whose thought goes before them; the others find what is stated.
+WHOLE = frozenset(("exact", "number", "word", "yes_no", "list"))
+# Kinds that cannot use every reference -> what one has to be, and whether a text is.
+REFERENCES: dict[str, tuple[str, Callable[[str], bool]]] = {
+    "math": ("one number", is_number),
+    "logic": ("yes, no or unknown", lambda text: verdict(text) is not None),
+    "choice": ("letters from A to J", lambda text: bool(letters(text))),
+    "regex": ("a regular expression", lambda text: pattern_problem(text) == ""),
 }
 
 

@@ -12,15 +12,15 @@ import functools
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tinychat.config.plugins import reward_kind
+from tinychat.config.plugins import VERIFIERS, reward_kind
 from tinychat.config.schema import RewardConfig, RewardPart
 from tinychat.config.stages import ScoreRange
 from tinychat.errors import UserError
-from tinychat.evaluation.answers import is_correct
+from tinychat.evaluation.answers import REFERENCES, credit, matches, pattern_problem
 from tinychat.runtime import user_code
 from tinychat.runtime.user_code import UserCodeError
 
@@ -84,8 +84,11 @@ class Kind(ABC):
         """Raise UserError where it cannot read prompt and reply of `length` tokens."""
 
     @abstractmethod
-    def score(self, rows: Sequence[PromptRow], replies: list[str], sequences: list[list[int]]) -> list[float]:
-        """A score for each reply; sequences: the tokens of prompt and reply. Raises UserError."""
+    def score(
+        self, rows: Sequence[PromptRow], replies: list[str], sequences: list[list[int]]
+    ) -> Sequence[float | None]:
+        """A score for each reply, None where there is none to give; sequences: the tokens of prompt and reply. Raises
+        UserError."""
 
 
 class ModelReward(Kind):
@@ -134,6 +137,8 @@ class OracleReward(Kind):
 class VerifierOptions(Options):
     right: float = 1.0  # score of a reply that is right
     wrong: float = 0.0  # and of one that is not
+    partial: bool = False  # whether an answer that is right in part, as a list may be, scores between the two
+    answer: str | None = None  # kind of answer of all prompts, whatever their own; None: their own
 
 
 class VerifierReward(Kind):
@@ -144,14 +149,103 @@ class VerifierReward(Kind):
         super().__init__(part, place)
         self._options = VerifierOptions(**part.options)
 
+    @classmethod
+    def problems(cls, key: str, part: RewardPart) -> Iterator[str]:
+        yield from super().problems(key, part)
+        if isinstance(kind := part.options.get("answer"), str):
+            try:
+                VERIFIERS.named(kind, f"{key}.options.answer")
+            except UserError as error:
+                yield str(error)
+
     def check_rows(self, rows: Sequence[PromptRow]) -> None:
         from tinychat.data.preferences.prompts import check_answers
 
-        check_answers(rows, self.key)
+        check_answers(rows, self.key, self._options.answer)
+        for row in rows:
+            kind = self._options.answer or row.answer
+            what, serves = REFERENCES.get(kind, ("", lambda _text: True))
+            if not serves(row.reference):
+                raise UserError(
+                    f"{self.key}: {row.place} has the reference {row.reference[-80:]!r}, which is not {what}: what the "
+                    f"answer {kind} is checked against; mend the row, or give it another kind of answer"
+                )
 
     def score(self, rows: Sequence[PromptRow], replies: list[str], sequences: list[list[int]]) -> list[float]:
-        scores = (float(self._options.wrong), float(self._options.right))
-        return [scores[is_correct(row.answer, reply, row.reference)] for row, reply in zip(rows, replies, strict=True)]
+        own = self._options
+        found = []
+        for row, reply in zip(rows, replies, strict=True):
+            share = credit(own.answer or row.answer, reply, row.reference)
+            found.append(own.wrong + (own.right - own.wrong) * (share if own.partial else float(share == 1)))
+        return found
+
+
+@dataclass(frozen=True)
+class FormatOptions(Options):
+    tags: tuple[str, ...] = ("think", "answer")  # each once, opened and closed, in this order, and filled
+    right: float = 1.0
+    wrong: float = 0.0
+    partial: bool = False  # whether each tag that is in its place counts, and not all together
+
+
+class FormatReward(Kind):
+    """Whether a reply has its tags: <think>...</think><answer>...</answer>, with nothing but blanks outside."""
+
+    takes = FormatOptions
+
+    def __init__(self, part: RewardPart, place: Place) -> None:
+        super().__init__(part, place)
+        self._options = FormatOptions(**part.options)
+
+    def score(self, rows: Sequence[PromptRow], replies: list[str], sequences: list[list[int]]) -> list[float]:
+        own = self._options
+        shares = [tags_in_place(reply, own.tags) for reply in replies]
+        return [own.wrong + (own.right - own.wrong) * (share if own.partial else float(share == 1)) for share in shares]
+
+
+def tags_in_place(reply: str, tags: Sequence[str]) -> float:
+    """The share of tags that stand once each, opened and closed around something, after those before them; 1 only where
+    nothing but blanks is outside of them."""
+    at, good, outside = 0, 0, []
+    for tag in tags:
+        opened, closed = f"<{tag}>", f"</{tag}>"
+        start, end = reply.find(opened, at), reply.find(closed, at)
+        once = reply.count(opened) == reply.count(closed) == 1
+        if once and at <= start < end and reply[start + len(opened) : end].strip():
+            outside.append(reply[at:start])
+            at, good = end + len(closed), good + 1
+    whole = good == len(tags) and not "".join([*outside, reply[at:]]).strip()
+    return 1.0 if whole else good / (len(tags) + 1)
+
+
+@dataclass(frozen=True)
+class RegexOptions(Options):
+    pattern: str = ""  # that the answer has to hold
+    right: float = 1.0
+    wrong: float = 0.0
+
+
+class RegexReward(Kind):
+    """Whether a pattern is found in the answer, whatever was asked."""
+
+    takes = RegexOptions
+
+    @classmethod
+    def problems(cls, key: str, part: RewardPart) -> Iterator[str]:
+        yield from super().problems(key, part)
+        pattern = part.options.get("pattern")
+        if not pattern or not isinstance(pattern, str):
+            yield f"{key}.options.pattern={pattern}: a regular expression that right answers hold"
+        elif wrong := pattern_problem(pattern):
+            yield f"{key}.options.pattern={pattern}: no regular expression: {wrong}"
+
+    def __init__(self, part: RewardPart, place: Place) -> None:
+        super().__init__(part, place)
+        self._options = RegexOptions(**part.options)
+
+    def score(self, rows: Sequence[PromptRow], replies: list[str], sequences: list[list[int]]) -> list[float]:
+        own = self._options
+        return [own.right if matches(reply, own.pattern) else own.wrong for reply in replies]
 
 
 class PythonReward(Kind):
@@ -178,14 +272,14 @@ class PythonReward(Kind):
         else:
             self._score = functools.partial(found, **part.options)
 
-    def score(self, rows: Sequence[PromptRow], replies: list[str], sequences: list[list[int]]) -> list[float]:
+    def score(self, rows: Sequence[PromptRow], replies: list[str], sequences: list[list[int]]) -> list[float | None]:
         try:
             given = self._ask(rows, replies)
         except UserCodeError as error:
             raise UserError(self._raised(rows, replies, error)) from error
         if len(given) != len(replies):
             raise UserError(f"{self.key}: gave {len(given)} scores for {len(replies)} replies; one for each is needed")
-        return [self._number(value) for value in given]
+        return [None if value is None else self._number(value) for value in given]
 
     def _ask(self, rows: Sequence[PromptRow], replies: list[str]) -> list[Any]:
         with user_code.running():
@@ -212,6 +306,13 @@ def _wrong_type(value: Any, wanted: str) -> str:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if wanted == "float" and not (is_number and math.isfinite(value)):
         return "a number, such as 1 or -0.5"
+    if wanted == "bool" and not isinstance(value, bool):
+        return "true or false"
+    if wanted.startswith("str") and not isinstance(value, (str, type(None)) if "None" in wanted else str):
+        return "a text"
+    names = isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(name, str) for name in value)
+    if wanted.startswith("tuple") and not (names and value and len(set(value)) == len(value)):
+        return "different names, as [think, answer]"
     return ""
 
 
@@ -234,6 +335,8 @@ KINDS: dict[str, type[Kind]] = {
     "model": ModelReward,
     "oracle": OracleReward,
     "verifier": VerifierReward,
+    "format": FormatReward,
+    "regex": RegexReward,
     "python": PythonReward,
 }
 
@@ -278,7 +381,8 @@ class Rewards:
     def score(
         self, rows: Sequence[PromptRow], replies: list[str], sequences: list[list[int]]
     ) -> tuple[torch.Tensor, dict[str, list[float]]]:
-        """The reward (N,) fp32 of N replies, N a multiple of the ranks, and the scores of each part before its weight.
+        """The reward (N,) fp32 of N replies, N a multiple of the ranks, and the scores of each part before its weight:
+        NaN where the part has none to give, which is then no part of the reward (known_rewards).
 
         Raises UserError for a function that fails, or whose scores are too few or not finite; it names the reply.
         """
@@ -291,8 +395,9 @@ class Rewards:
         scores: dict[str, list[float]] = {}
         try:
             for name, part in self._parts.items():
-                scores[name] = part.score(rows[own], replies[own], sequences[own])
-                _check_finite(name, scores[name], rows[own], replies[own])
+                given = part.score(rows[own], replies[own], sequences[own])
+                _check_finite(name, given, rows[own], replies[own])
+                scores[name] = [math.nan if score is None else score for score in given]
         except UserError as error:  # told to all ranks: none may be left waiting
             problem = str(error)
         for trouble, more in self._world.gather_objects((problem, scores)):
@@ -302,8 +407,13 @@ class Rewards:
                 found[name] += values
         total = torch.zeros(len(rows))
         for name, values in found.items():
-            total += self.weights[name] * torch.tensor(values, dtype=torch.float32)
+            total += self.weights[name] * torch.tensor(values, dtype=torch.float32).nan_to_num(nan=0.0)
         return total, found
+
+
+def known_rewards(parts: Mapping[str, Sequence[float]]) -> list[bool]:
+    """Of each reply, whether every part of the reward gave a score; parts: as Rewards.score says them."""
+    return [not any(map(math.isnan, scores)) for scores in zip(*parts.values(), strict=True)]
 
 
 def gold_rewards(rows: Sequence[PromptRow], replies: Sequence[str]) -> list[float] | None:
@@ -313,9 +423,9 @@ def gold_rewards(rows: Sequence[PromptRow], replies: Sequence[str]) -> list[floa
     return [row.request.judge(reply).reward for row, reply in zip(rows, replies, strict=True) if row.request]
 
 
-def _check_finite(name: str, scores: list[float], rows: Sequence[PromptRow], replies: list[str]) -> None:
+def _check_finite(name: str, scores: Sequence[float | None], rows: Sequence[PromptRow], replies: list[str]) -> None:
     if len(scores) != len(replies):
         raise UserError(f"reward.parts.{name}: {len(scores)} scores for {len(replies)} replies")
     for score, row, reply in zip(scores, rows, replies, strict=True):
-        if not math.isfinite(score):
+        if score is not None and not math.isfinite(score):
             raise UserError(f"reward.parts.{name}: the score is {score} for the reply {reply[:80]!r} to {row.place}")

@@ -164,13 +164,15 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
     return ((f"line {line.number}", line.text.strip()) for line in lines if line.text.strip())
 
 
-def check_answers(rows: Iterable[PromptRow], key: str) -> None:
-    """Raise UserError where one of the prompts cannot be verified; `key` names what wants to."""
-    if bad := next((row for row in rows if not row.answer), None):
+def check_answers(rows: Iterable[PromptRow], key: str, kind: str | None = None) -> None:
+    """Raise UserError where one of the prompts cannot be verified; `key` names what wants to. kind: of answer, where
+    that is not for the prompts to say."""
+    if bad := next((row for row in rows if not (row.reference if kind else row.answer)), None):
         has = "the right reply alone, not how another is checked against it" if bad.reference else "none"
         raise UserError(
             f"{key}: the verifier needs prompts with a checkable answer, and {bad.place} has {has}; give its row "
-            f"reference, the right reply, and answer, one of {', '.join(VERIFIERS.names())} (data=prompts), use "
+            f"reference, the right reply, and answer, one of {', '.join(VERIFIERS.names())} (data=prompts; data.answer "
+            "for all of them), use "
             "data=tinyworld without the oracle's reward, or another reward"
         )
 
