@@ -123,13 +123,18 @@ def run_train(
     )
 
 
-def start_train(folder: Path, *overrides: str, **environment: str) -> subprocess.Popen[str]:
-    """Start `python -m tinychat.train` in a process group of its own; what it says goes to FOLDER/stderr.txt."""
+def start_train(folder: Path, *overrides: str, **environment: str) -> Any:
+    """Start `python -m tinychat.train` in a process group of its own, as run_train does; what it says goes to
+    FOLDER/stderr.txt. Returns a subprocess.Popen, or what has its methods."""
+    variables = environment_of(**environment)
+    if (warm := warm_python()).can_run(variables):
+        STARTED.append(warm.start(folder, folder / "stderr.txt", *overrides, environment=variables))
+        return STARTED[-1]
     with open(folder / "stderr.txt", "w") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "tinychat.train", *overrides],
             cwd=folder,
-            env=environment_of(**environment),
+            env=variables,
             stdout=subprocess.DEVNULL,
             stderr=file,
             text=True,
@@ -139,7 +144,7 @@ def start_train(folder: Path, *overrides: str, **environment: str) -> subprocess
     return process
 
 
-STARTED: list[subprocess.Popen[str]] = []
+STARTED: list[Any] = []
 
 
 @pytest.fixture(autouse=True)
@@ -158,7 +163,7 @@ def environment_of(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(REPOSITORY), "HYDRA_FULL_ERROR": "1", **more}
 
 
-def wait_until(condition: Callable[[], Any], process: subprocess.Popen[str], seconds: float = 240) -> None:
+def wait_until(condition: Callable[[], Any], process: Any, seconds: float = 240) -> None:
     """Poll until the condition holds; fails when the process ends or the time is over before."""
     end = time.monotonic() + seconds
     while not condition():

@@ -1,4 +1,4 @@
-"""How a fork of a process with many imports ends."""
+"""Forks of a process with many imports: how one ends, and ranks that are some."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 
 def run_and_leave(command: Callable[[], object]) -> NoReturn:
@@ -32,3 +33,22 @@ def run_and_leave(command: Callable[[], object]) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status or 0)
+
+
+def fork_ranks(config: Any, run_dir: Path) -> None:
+    """In the place of tinychat.launch.ranks.run, for tests of what ranks compute: they are forks of this process, with
+    the environment that a launcher would give them."""
+    from tinychat.launch import ranks, worker
+
+    count = str(config.launch.nproc)
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ranks._free_port())}
+    os.environ.update(ranks._changes(config) | place | {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count})
+    started = []
+    for rank in map(str, range(config.launch.nproc)):
+        started.append(os.fork())
+        if not started[-1]:
+            os.environ.update({"RANK": rank, "LOCAL_RANK": rank})
+            sys.argv = ["tinychat.launch.worker", str(run_dir)]
+            worker.main()  # which ends the process
+    statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in started]
+    ranks._judge(run_dir, next(filter(None, statuses), 0), [])

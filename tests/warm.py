@@ -7,10 +7,13 @@ folder, output and exit status. DeepSpeed is not imported before, so that ds=non
 from __future__ import annotations
 
 import json
+import os
 import re
 import select
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,7 @@ import tinychat.stages.eval, tinychat.stages.ppo, tinychat.stages.reward, tinych
 import tinychat.sweeps.run, tinychat.train
 from hydra import compose, initialize_config_dir
 from peft import get_peft_model
-from tests.forks import run_and_leave
+from tests.forks import fork_ranks, run_and_leave
 from tinychat.config import schema
 from tinychat.models import build
 from tinychat.report import run
@@ -44,8 +47,14 @@ with initialize_config_dir(tinychat.train.config_folder()):  # Hydra's parser is
 
 for line in sys.stdin:
     job = json.loads(line)
+    if "started" in job:
+        ended, status = os.waitpid(job["started"], os.WNOHANG)
+        print(os.waitstatus_to_exitcode(status) if ended else "", flush=True)
+        continue
     child = os.fork()
     if not child:
+        if job["apart"]:
+            os.setsid()
         os.chdir(job["folder"])
         os.environ.clear()
         os.environ.update(job["environment"])
@@ -55,11 +64,13 @@ for line in sys.stdin:
             os.dup2(os.open(job[stream.name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream.fileno())
         if job["largest_file"] is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (job["largest_file"],) * 2)
+        if job["fork_ranks"]:
+            tinychat.launch.ranks.run = fork_ranks
         sys.argv = [job["module"], *job["arguments"]]
         for name in ("tinychat.train", "tinychat.merge"):
             del sys.modules[name]
         run_and_leave(lambda: runpy.run_module(job["module"], run_name="__main__", alter_sys=True))
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    print(child if job["apart"] else os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 # Read when Python starts or a library is imported: a command with another value of these needs a process of its own.
 AT_START = re.compile("PYTHON|HF_|TRANSFORMERS_|OMP_|GOMP_|MKL_|ONEDNN_|CUDA_|LD_")
@@ -90,9 +101,10 @@ class WarmPython:
         differs = {name for name, _ in self.environment.items() ^ environment.items()}
         return not any(AT_START.match(name) for name in differs)
 
-    def train(self, folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-        """`python -m tinychat.train OVERRIDES` in a folder."""
-        return self.run("tinychat.train", folder, *overrides)
+    def train(self, folder: Path, *overrides: str, fork_ranks: bool = False) -> subprocess.CompletedProcess[str]:
+        """`python -m tinychat.train OVERRIDES` in a folder. fork_ranks: several ranks are forks too, without their
+        launcher."""
+        return self.run("tinychat.train", folder, *overrides, fork_ranks=fork_ranks)
 
     def run(
         self,
@@ -103,19 +115,71 @@ class WarmPython:
         environment: dict[str, str] | None = None,
         timeout: float = 300,
         largest_file: int | None = None,
+        fork_ranks: bool = False,
     ) -> subprocess.CompletedProcess[str]:
         """`python -m MODULE ARGUMENTS` in a folder, to its end. largest_file: bytes a file may have, as on
         a full disk."""
         self.given.write_bytes(stdin)
         files = {"stdin": str(self.given), "<stdout>": str(self.out), "<stderr>": str(self.err)}
         where = {"folder": str(folder), "environment": environment or environment_of()}
-        job = {"module": module, "arguments": arguments, "largest_file": largest_file, **where, **files}
-        assert self._server.stdin and self._server.stdout
-        self._server.stdin.write(json.dumps(job) + "\n")
-        self._server.stdin.flush()
+        where |= {"apart": False, "fork_ranks": fork_ranks}
+        self._tell({"module": module, "arguments": arguments, "largest_file": largest_file, **where, **files})
+        assert self._server.stdout
         if not select.select([self._server.stdout], [], [], timeout)[0]:
             raise subprocess.TimeoutExpired([module, *arguments], timeout, stderr=self.err.read_bytes())
-        status = self._server.stdout.readline()
-        assert status, "the process that commands are forked from has ended; its standard error says why"
+        status = self._answer()
         said, complained = (file.read_text(encoding="utf-8") for file in (self.out, self.err))
         return subprocess.CompletedProcess([module, *arguments], int(status), said, complained)
+
+    def start(self, folder: Path, errors: Path, *overrides: str, environment: dict[str, str]) -> Started:
+        """Start `python -m tinychat.train OVERRIDES` in a process group of its own; what it says goes to `errors`."""
+        errors.write_bytes(b"")  # it is there at once
+        files = {"stdin": os.devnull, "<stdout>": os.devnull, "<stderr>": str(errors)}
+        where = {"folder": str(folder), "environment": environment, "apart": True, "fork_ranks": False}
+        self._tell({"module": "tinychat.train", "arguments": overrides, "largest_file": None, **where, **files})
+        return Started(self, int(self._answer()))
+
+    def status_of(self, pid: int) -> int | None:
+        """The exit status of a command that was started; None while it runs."""
+        self._tell({"started": pid})
+        status = self._answer().strip()
+        return int(status) if status else None
+
+    def _tell(self, job: dict[str, Any]) -> None:
+        assert self._server.stdin
+        self._server.stdin.write(json.dumps(job) + "\n")
+        self._server.stdin.flush()
+
+    def _answer(self) -> str:
+        assert self._server.stdout
+        answer = self._server.stdout.readline()
+        assert answer, "the process that commands are forked from has ended; its standard error says why"
+        return answer
+
+
+class Started:
+    """A command that runs, with what a subprocess.Popen has."""
+
+    def __init__(self, warm: WarmPython, pid: int):
+        self._warm, self.pid = warm, pid
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self.returncode = self._warm.status_of(self.pid)
+        return self.returncode
+
+    def wait(self, timeout: float = 300) -> int:
+        end = time.monotonic() + timeout
+        while (status := self.poll()) is None:
+            if time.monotonic() > end:
+                raise subprocess.TimeoutExpired("tinychat.train", timeout)
+            time.sleep(0.01)
+        return status
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)

@@ -58,11 +58,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def ppo(warm, made: Path, out: Path, *overrides: str, fails: bool = False):
+def ppo(warm, made: Path, out: Path, *overrides: str, fails: bool = False, **options: bool):
     reward = ("reward=python", f"reward.parts.python.path={made / 'count.py'}:score")
     given = (*STEP, f"init_from={made / 'sft'}", f"data.path={made / 'prompts.txt'}")
     given = given if "reward=model" in overrides else (*given, *reward)
-    done = warm.train(out, *given, f"run_dir={out / 'run'}", *overrides)
+    done = warm.train(out, *given, f"run_dir={out / 'run'}", *overrides, **options)
     assert (done.returncode != 0) is fails, done.stderr[-3000:]
     return done
 
@@ -131,7 +131,7 @@ def plain(warm, made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_every_split_trains_alike(warm, made: Path, plain: Path, tmp_path: Path, split: tuple[str, ...]) -> None:
     more = ("stage.micro_batch_size=1",) if TORCHRUN[0] in split else ()
-    ppo(warm, made, tmp_path, *split, *more)
+    ppo(warm, made, tmp_path, *split, *more, fork_ranks=True)
     for name in ("rl/reward", "rl/kl", "rl/value_loss", "rl/policy_loss", "train/loss", "rl/approx_kl"):
         assert metrics(tmp_path, name) == pytest.approx(metrics(plain, name), abs=1e-4, rel=1e-3), name
     if "ds=zero3" not in split:

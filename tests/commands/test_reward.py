@@ -70,7 +70,7 @@ def way(folder: Path, warm: WarmPython) -> Callable[[str], Path]:
     def made(name: str) -> Path:
         run = name.replace(" ", "-").replace(",", "")
         stage = () if any(word.startswith("stage=") for word in WAYS[name]) else ("stage=reward",)
-        done = warm.train(folder, *stage, *WAYS[name], *TINY, f"run_dir={run}")
+        done = warm.train(folder, *stage, *WAYS[name], *TINY, f"run_dir={run}", fork_ranks=True)
         assert done.returncode == 0, done.stderr[-3000:]
         return folder / run
 

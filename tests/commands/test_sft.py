@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.conftest import TORCHRUN, curve, result_of, rows, run_train, start_train, wait_until, write_rows
+from tests.conftest import TORCHRUN, curve, result_of, rows, start_train, wait_until, write_rows
 from tests.warm import WarmPython
 from tinychat.runs import folders
 from tinychat.tinyworld.tasks import instructions
@@ -83,7 +83,7 @@ def way(folder: Path, warm: WarmPython) -> Callable[[str], Path]:
     @functools.cache
     def made(name: str) -> Path:
         command = (*TINY_SFT, "init_from=base", *WAYS[name], f"run_dir='{name}'")
-        done = run_train(folder, *command) if "ranks" in name else warm.train(folder, *command)
+        done = warm.train(folder, *command, fork_ranks=True)
         assert done.returncode == 0, f"{name}: {done.stderr[-3000:]}"
         return folder / name
 

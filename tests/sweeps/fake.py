@@ -70,6 +70,7 @@ def serve() -> None:
     from tinychat.config import schema
     from tinychat.launch import ranks
 
+    tinychat.sweeps.run.LOOK_SECONDS = 0.05  # trials are short
     schema.register()
     with initialize_config_dir(train.config_folder()):  # Hydra's parser is slow at first
         compose("config", ["stage=ppo", "sweep=ppo_random", "stage.lr=1e-3", "init_from=x"])
