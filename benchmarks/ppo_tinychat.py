@@ -16,8 +16,8 @@ from measuring import peak_memory_gb, weights_digest  # beside this file
 from omegaconf import OmegaConf
 from ppo_task import BETAS, CHECKED, EPS, LR, MICRO, TEMPERATURE, Clock, Task
 
+from tinychat.config.rollout_stages import PpoStage
 from tinychat.config.schema import Config, DsConfig, OptimConfig, Precision, RewardConfig, RewardPart
-from tinychat.config.stages import PpoStage
 from tinychat.data.preferences.prompts import PromptBatch, PromptRow
 from tinychat.engine import Engine, StepStats, build_engine
 from tinychat.models.vocabulary import vocabulary

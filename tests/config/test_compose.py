@@ -29,6 +29,7 @@ MANDATORY = {  # what these options leave to the command line
     **{f"tuned={path.stem}": [f"stage={path.stem.split('_')[0]}"] for path in (CONF / "tuned").glob("*_*.yaml")},
     **{f"sweep=ppo_{name}": ["stage=ppo"] for name in ("bayes", "grid", "pareto", "random", "tpe")},
 }
+TWO_RANKS = ("launch=torchrun", "launch.nproc=2")
 OPTIONS = [f"{group}={path.stem}" for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 
 
@@ -101,6 +102,21 @@ def refusal(*overrides: str) -> str:
         (["launch=torchrun", "launch.nnodes=2"], ["rdzv_endpoint", "run_dir"]),
         (["optim.betas=[0.9]"], ["optim.betas"]),
         (["checkpoint.keep_last=0"], ["checkpoint.keep_last=0"]),
+        (["stage=grpo", "stage.group_size=1"], ["stage.group_size=1", "at least 2"]),
+        (["stage=grpo", "stage.group_size=6"], ["stage.batch_size=64 is no multiple of 6", "use 66"]),
+        (
+            ["stage=rlvr", "stage.rollout_size=24", "stage.batch_size=24", "stage.micro_batch_size=8", *TWO_RANKS],
+            ["stage.rollout_size=24 is no multiple of 16", "on each of 2 ranks", "use 32"],
+        ),
+        (["stage=grpo", "stage.beta=0", "stage.kl=adaptive"], ["stage.kl=adaptive", "above 0"]),
+        (["stage=grpo", "stage.beta=0", "stage.objective_beta=0.1"], ["stage.objective_beta=0.1", "use null"]),
+        (["stage=grpo", "stage.refill=-1"], ["stage.refill=-1"]),
+        (["stage=grpo", "stage.entropy_share=0"], ["stage.entropy_share=0", "at most 1"]),
+        (["stage=grpo", "stage.correction=tis", "stage.correction_cap=0.5"], ["stage.correction_cap=0.5", "1 or more"]),
+        (["stage=grpo", "stage.correction_low=1.5"], ["stage.correction_low=1.5", "correction_high=5.0", "hold 1"]),
+        (["stage=grpo", "stage.missing_end=soft", "stage.soft_length=99"], ["stage.soft_length=99", "1 to", "40"]),
+        (["stage=ppo", "stage.missing_end=mask"], ["stage.missing_end=mask", "subtract"]),
+        (["stage=grpo", "stage.normalise_parts=true", "stage.missing_end=floor"], ["stage.missing_end=floor"]),
         (["stage=sft", "stage.length_power=1.5"], ["stage.length_power=1.5", "from 0"]),
         (["stage=sft", "stage.label_smoothing=1"], ["stage.label_smoothing=1", "below 1"]),
     ],
@@ -142,7 +158,8 @@ def command(*arguments: str) -> tuple[subprocess.CompletedProcess[str], float]:
         (["data=tinystorys"], "Did you mean data=tinystories?"),
         (["stage.lrr=1"], "Did you mean: 'lr'?"),
         (["stage.lr=fast"], "stage.lr"),
-        (["stage.schedule=cosin"], "cosine"),
+        (["stage.schedule=cosin"], "Did you mean cosine?"),
+        (["stage=grpo", "stage.loss=gsop"], "cispo, rloo]. Did you mean gspo?"),
         (["modle=mini"], "Did you mean: 'model'?"),
         (
             ["stage=ppo", "reward=python"],

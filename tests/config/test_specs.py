@@ -21,8 +21,9 @@ from tinychat import train
 from tinychat.chat import session
 from tinychat.config import checks, schema
 from tinychat.config.explain import known_keys
+from tinychat.config.rollout_stages import PpoStage, RolloutStage
 from tinychat.config.specs import SPECS, Made, StageSpec, Start, makers, recipe_order
-from tinychat.config.stages import PpoStage, ReplyEvaluation, RolloutStage, TrainLoop
+from tinychat.config.stages import ReplyEvaluation, TrainLoop
 from tinychat.errors import UserError
 from tinychat.launch import worker
 from tinychat.pipeline.jobs import Composer, hand_on, needs
@@ -241,8 +242,8 @@ def test_a_rank_runs_the_function_that_the_entry_names(conf: Path, tmp_path: Pat
 
 
 def test_a_recipe_comes_in_the_order_in_which_stages_build_on_each_other() -> None:
-    assert recipe_order() == ("tokenizer", "pretrain", "sft", "reward", "judge", "dpo", "ppo", "eval")
-    assert makers(Made.language) == ("pretrain", "sft", "dpo", "ppo")
+    assert recipe_order() == ("tokenizer", "pretrain", "sft", "reward", "judge", "dpo", "ppo", "grpo", "rlvr", "eval")
+    assert makers(Made.language) == ("pretrain", "sft", "dpo", "ppo", "grpo", "rlvr")
     for spec in SPECS.values():
         module, _, function = spec.run.partition(":")
         path = REPOSITORY / f"{module.replace('.', '/')}.py"
@@ -255,7 +256,7 @@ def test_a_recipe_comes_in_the_order_in_which_stages_build_on_each_other() -> No
 # --- no module but its own names a stage
 
 # Words that mean something else too; of these only comparisons, tables and imports tell.
-COMMON = {"tokenizer", "reward", "judge", "eval"}
+COMMON = {"tokenizer", "reward", "judge", "eval", "grpo"}
 
 
 def names_of_stages(path: Path) -> list[str]:

@@ -14,8 +14,9 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from tests.reward_models import LORA, NONE, language_model, reward_model, sequences, started, stir, write
+from tinychat.config.rollout_stages import ValueInit, ValueKind
 from tinychat.config.schema import DsConfig, OptimConfig, OptimKind, PeftConfig, Precision
-from tinychat.config.stages import Pooling, ReplyLabel, RewardLoss, RewardStage, ScoreRange, ValueInit, ValueKind
+from tinychat.config.stages import Pooling, ReplyLabel, RewardLoss, RewardStage, ScoreRange
 from tinychat.engine import build_engine
 from tinychat.engine.optim import split_parameters
 from tinychat.errors import UserError

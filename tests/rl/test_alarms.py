@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tinychat.stages.rollouts import GOLD_WINDOW, Alarms
+from tinychat.rl.alarms import GOLD_WINDOW, Alarms
 from tinychat.sweeps.prepare import ALARMS
 
 WELL = {

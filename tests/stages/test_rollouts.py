@@ -22,22 +22,17 @@ from tests.reward_models import started, stir, write
 from tinychat.config import schema
 from tinychat.config.schema import Config, Precision
 from tinychat.engine import Batch, StepStats
-from tinychat.models.actor_critic import policy_and_values
-from tinychat.models.vocabulary import vocabulary
-from tinychat.rl.advantages import group_advantages
-from tinychat.rl.losses import Sums, group_policy_loss, kl_loss, token_weights
-from tinychat.rl.rollout import Experience, Rollout, to_experience
+from tinychat.rl.losses import Sums
+from tinychat.rl.rollout import to_experience
 from tinychat.runtime.world import World
-from tinychat.stages import Context, StageResult, StopFlag, ppo
-from tinychat.stages.policy import get_policy
-from tinychat.stages.rollouts import Algorithm, learn, learn_from_rollouts
-from tinychat.text.tokenizer import load_saved_tokenizer
+from tinychat.stages import Context, StageResult, StopFlag, grpo, ppo
+from tinychat.stages.rollouts import Algorithm, Coefficients, learn
 
 ALONE = World(0, 0, 1, torch.device("cpu"))
 GROUP = 4
 PROMPTS = [f"{start} {end}" for start in ("the cat", "the dog and", "mat") for end in ("sat", "and", "on", "the mat")]
 STEP = (
-    "stage=ppo", "tuned=none", "tracker=none", "data=prompts", "data.on_bad_row=fail", "precision=fp32", "device=cpu",
+    "tuned=none", "tracker=none", "data=prompts", "data.on_bad_row=fail", "precision=fp32", "device=cpu",
     "stage.rollout_size=8", "stage.rollout_batch_size=8", "stage.batch_size=4", "stage.micro_batch_size=4",
     "stage.response_length=8", "stage.epochs=2", "stage.max_steps=2", "stage.schedule=constant",
     "stage.warmup_steps=0", "stage.eval_first=false", "stage.safety_prompts=0", "stage.eval_prompts=2",
@@ -62,46 +57,21 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def surroundings(made: Path, run_dir: Path, *overrides: str) -> tuple[Config, Context]:
+def surroundings(made: Path, run_dir: Path, *overrides: str, stage: str = "ppo") -> tuple[Config, Context]:
     schema.register()
     data = (f"data.path={made / 'train.txt'}", f"data.val_path={made / 'held_out.txt'}")
     with initialize_config_dir(str(REPOSITORY / "conf")):
-        node = compose("config", [*STEP, *data, *overrides])
+        node = compose("config", [f"stage={stage}", *STEP, *data, *overrides])
     run_dir.mkdir()
     OmegaConf.save(node, run_dir / "config.yaml")
     parents: dict[str, str | None] = {"init_from": str(made / "sft"), "reward.model": str(made / "reward")}
     return schema.to_config(node), Context(run_dir, ALONE, None, parents, StopFlag(run_dir))
 
 
-def better_than_its_group(config: Config, words: Any) -> Algorithm:
-    """Advantages over the mean of a group, the KL in the loss, every reply weighing alike."""
-    stage = config.stage
-
-    def advantages(rollout: Rollout, experience: Experience, _beta: float) -> dict[str, float]:
-        found, _ = group_advantages(rollout.scores, GROUP, True, "grpo")
-        experience.fields["advantages"] = found[:, None] * experience.mask
-        return {}
-
-    def loss(model: Any, batch: Batch, _step: int, beta: float) -> tuple[Tensor, Sums]:
-        logprobs, values, _ = policy_and_values(model, batch["input_ids"], batch["targets"], stage.temperature, words)
-        assert values is None
-        mask = batch["mask"]
-        old = batch["logprobs"]
-        losses, sums = group_policy_loss(logprobs, old, batch["advantages"], mask, "grpo", 0.2, 0.2)
-        losses = losses + beta * kl_loss(logprobs, old, batch["ref_logprobs"], mask, "k3")[0]
-        weights, _ = token_weights(mask, "grpo", stage.response_length)
-        return (weights * losses).sum(), sums | {"policy_loss": losses.sum()}
-
-    return Algorithm(advantages, loss, count=lambda batch: len(batch["mask"]))
-
-
 def without_values(made: Path, run_dir: Path, *overrides: str) -> StageResult:
-    reward = ("reward=python", f"reward.parts.python.path={made / 'length.py'}:score")
-    config, context = surroundings(made, run_dir, *reward, *overrides)
-    tokenizer = load_saved_tokenizer(str(made / "sft"))
-    policy = get_policy(config, context, tokenizer)
-    algorithm = better_than_its_group(config, vocabulary(tokenizer))
-    return learn_from_rollouts(config, context, tokenizer, policy, algorithm)
+    reward = ("reward=python", f"reward.parts.python.path={made / 'length.py'}:score", f"stage.group_size={GROUP}")
+    config, context = surroundings(made, run_dir, *reward, *overrides, stage="grpo")
+    return grpo.run(config, context)
 
 
 @pytest.mark.parametrize("peft", ["none", "lora"])
@@ -127,7 +97,7 @@ def test_an_updates_loss_is_divided_by_what_the_algorithm_counts(micro_batch_siz
     experience = to_experience([[5, 6], [7], [8], [9, 10, 11]], [[1], [1, 2, 3], [1, 2], [4] * 9], pad_id=0)
     losses: list[float] = []
 
-    def loss(_model: Any, batch: Batch, _step: int, _beta: float) -> tuple[Tensor, Sums]:
+    def loss(_model: Any, batch: Batch, _step: int, _now: Coefficients) -> tuple[Tensor, Sums]:
         tokens = batch["mask"].sum().float()
         return 10 * tokens, {"tokens": tokens, "kl_k3": 0.5 * tokens, "ratio": 2 * tokens}
 
@@ -142,11 +112,12 @@ def test_an_updates_loss_is_divided_by_what_the_algorithm_counts(micro_batch_siz
     loop: Any = SimpleNamespace(train=train)
     engine: Any = SimpleNamespace(world=ALONE)
     algorithm = Algorithm(lambda *_: {}, loss, count=lambda batch: len(batch["mask"]))
-    _, found = learn(config, loop, engine, experience, algorithm, step=1, beta=0.1)
+    now = Coefficients(0.1, 0.0)
+    _, found = learn(config, loop, engine, experience, algorithm, step=1, now=now)
     assert sum(losses) == 10 * 15 / 2  # 15 reply tokens in updates of two replies
     assert found == {"rl/approx_kl": 0.5, "rl/ratio": 2.0, "rl/updates": 2.0, "rl/first_kl": 0.5}
     stage.max_kl = 0.4
-    assert learn(config, loop, engine, experience, algorithm, step=1, beta=0.1)[1]["rl/updates"] == 1
+    assert learn(config, loop, engine, experience, algorithm, step=1, now=now)[1]["rl/updates"] == 1
 
 
 def test_the_example_makes_the_updates_of_the_stage(

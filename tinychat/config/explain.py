@@ -109,6 +109,9 @@ def explain(error: BaseException) -> str:
         text += "." + _nearest_option(text)
     if "Did you mean" in text:  # Hydra has found it
         return text if not key or key in text else f"{key}: {text}"
+    if wrong := re.search(r"Invalid value '([^']+)', expected one of \[(.*)\]", text):
+        near_value = difflib.get_close_matches(wrong[1], wrong[2].split(", "), n=1)
+        text += f". Did you mean {near_value[0]}?" if near_value else ""
     if slip := re.search(r"Could not override '([^']+)'. Key '[^']+' (?:is )?not in '(\w+)'", text):
         keys = known_keys(next((name for name, spec in SPECS.items() if spec.settings.__name__ == slip[2]), None))
         near = nearest_key(slip[1], keys)

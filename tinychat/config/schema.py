@@ -1,9 +1,9 @@
 """The typed configuration: one dataclass per config group, registered in Hydra's ConfigStore.
 
-Types and one-line meanings live here (and those of stages in config/stages.py). **Defaults live in conf/ alone**: every
-field is MISSING here, so a YAML file that forgets one fails when it is composed. Nothing in this module imports torch,
-because the parent process answers `--help` and typing mistakes before torch would have loaded. Checks that span several
-fields are in tinychat.config.checks.
+Types and one-line meanings live here (those of stages in config/stages.py and rollout_stages.py). **Defaults live in
+conf/ alone**: every field is MISSING here, so a YAML file that forgets one fails when it is composed. Nothing in this
+module imports torch, because the parent process answers `--help` and typing mistakes before torch would have loaded.
+Checks that span several fields are in tinychat.config.checks.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Every stage, described once: what it reads, what it builds on, what it makes, how it is judged, what comes next.
 
 Checks, parents, plan=, pipelines, the tracker's vocabulary, reports and the chat read these descriptions; none of them
-knows a stage by its name. A new stage is an entry here with its settings (config/stages.py), the function that runs it
-(tinychat/stages/) and its defaults (conf/stage/NAME.yaml). Imports nothing heavy.
+knows a stage by its name. A new stage is an entry here with its settings (config/stages.py or rollout_stages.py), the
+function that runs it (tinychat/stages/) and its defaults (conf/stage/NAME.yaml). Imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -11,16 +11,15 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal
 
+from tinychat.config.rollout_stages import GrpoStage, PpoStage, RlvrStage, RolloutStage
 from tinychat.config.stages import (
     CorpusStage,
     DpoStage,
     EvalStage,
     JudgeStage,
-    PpoStage,
     PretrainStage,
     ReplyEvaluation,
     RewardStage,
-    RolloutStage,
     SafetyEvaluation,
     SftStage,
     TokenizerStage,
@@ -61,9 +60,23 @@ _REPLIES = (*_ANSWERS, "eval/response_*", "eval/token_*")
 _REQUESTS = ("eval/safe_rate*", "eval/over_refusal*", "eval/gold_reward")
 _SCORES = ("eval/loss", "eval/reward_*", "eval/safety_accuracy*")
 _PAIRS = ("eval/loss", "eval/reward_accuracy*", "eval/reward_margin", "eval/chosen_*", "eval/rejected_*")
-_CHECKED = ("eval/accuracy*", "eval/pass_at_*")
-_ROLLOUTS = ("rl/*", "eval/reward", "eval/kl", "eval/objective", "perf/*_seconds", *_CHECKED)
+_ROLLOUTS = ("rl/*", "eval/reward", "eval/kl", "eval/objective", "perf/*_seconds")
 _LOSS: Panel = (("train/loss", "eval/loss"),)
+_SAFETY: Panel = (("eval/safe_rate", "eval/over_refusal"), ("eval/objective",))
+_REWARD: Panel = (("rl/reward", "rl/gold_reward"),)
+_KL: Panel = (("rl/kl",), ("rl/response_length",))
+# What policies that learnt from rewards are judged by.
+_POLICY = (
+    "eval/safe_rate",
+    "eval/over_refusal",
+    "eval/instruction_accuracy",
+    "eval/kl",
+    "eval/gold_reward",
+    "eval/objective",
+    "eval/reward",
+    "rl/reward",
+    "rl/kl",
+)
 
 
 @dataclass(frozen=True)
@@ -298,11 +311,7 @@ SPECS: dict[str, StageSpec] = {
             makes=Made.language,
             called="a policy trained by reinforcement",
             title="PPO",
-            panels=(
-                (("eval/safe_rate", "eval/over_refusal"), ("eval/objective",)),
-                (("rl/reward", "rl/gold_reward"),),
-                (("rl/kl",),),
-            ),
+            panels=(_SAFETY, _REWARD, _KL),
             start=Start.checkpoint,
             starts_from=("sft",),
             rewards=True,
@@ -310,21 +319,49 @@ SPECS: dict[str, StageSpec] = {
             value=True,
             reference=True,
             objective="eval/objective",
-            headlines=(
-                "eval/safe_rate",
-                "eval/over_refusal",
-                "eval/instruction_accuracy",
-                "eval/accuracy",
-                "eval/pass_at_8",
-                "eval/kl",
-                "eval/gold_reward",
-                "eval/objective",
-                "eval/reward",
-                "rl/reward",
-                "rl/kl",
-            ),
+            headlines=_POLICY,
             metrics=(*_TRAINING, *_REPLIES, *_REQUESTS, *_ROLLOUTS),
             loss=("loss of policy and value", "per token"),
+            next="eval",
+        ),
+        StageSpec(
+            name="grpo",
+            settings=GrpoStage,
+            run="tinychat.stages.grpo:run",
+            reads="prompts",
+            makes=Made.language,
+            called="a policy trained by reinforcement in groups",
+            title="GRPO",
+            panels=(_SAFETY, _REWARD, _KL),
+            start=Start.checkpoint,
+            starts_from=("sft",),
+            rewards=True,
+            adapters=True,
+            reference=True,
+            objective="eval/objective",
+            headlines=_POLICY,
+            metrics=(*_TRAINING, *_REPLIES, *_REQUESTS, *_ROLLOUTS),
+            loss=("loss of the policy", ""),
+            next="eval",
+        ),
+        StageSpec(
+            name="rlvr",
+            settings=RlvrStage,
+            run="tinychat.stages.grpo:run",
+            reads="prompts",
+            makes=Made.language,
+            called="a policy trained by verified answers",
+            title="RLVR",
+            panels=((("eval/instruction_accuracy",), ("eval/reward",)), (("rl/reward",),), _KL),
+            start=Start.checkpoint,
+            starts_from=("sft",),
+            rewards=True,
+            adapters=True,
+            reference=True,
+            objective="eval/objective",
+            headlines=("eval/instruction_accuracy", "eval/reward", "eval/kl", "eval/objective", "rl/reward", "rl/kl"),
+            metrics=(*_TRAINING, *_REPLIES, *_REQUESTS, *_ROLLOUTS),
+            loss=("loss of the policy", ""),
             next="eval",
         ),
         StageSpec(
@@ -337,13 +374,11 @@ SPECS: dict[str, StageSpec] = {
             headlines=(
                 "eval/ppl",
                 "eval/instruction_accuracy",
-                "eval/accuracy",
-                "eval/pass_at_8",
                 "eval/safe_rate",
                 "eval/over_refusal",
                 "eval/response_ppl",
             ),
-            metrics=(*_DOCUMENTS, *_REPLIES, *_REQUESTS, *_CHECKED),
+            metrics=(*_DOCUMENTS, *_REPLIES, *_REQUESTS),
         ),
     )
 }

@@ -1,5 +1,6 @@
 """The typed configuration of each stage: the `stage:` part of a job, and what can be wrong with it. Defaults live in
-conf/stage/ alone; what else there is to know of a stage is in tinychat.config.specs."""
+conf/stage/ alone; what else there is to know of a stage is in tinychat.config.specs. Those that learn from rollouts are
+in tinychat.config.rollout_stages."""
 
 from __future__ import annotations
 
@@ -25,26 +26,31 @@ class Schedule(Enum):
 class StageSettings:
     """What the settings of every stage can be asked."""
 
+    @property
+    def compared(self) -> bool:
+        """Whether a stage with a reference needs it, with these settings."""
+        return True
+
     def problems(self, ranks: int) -> Iterator[str]:
         """A line for each combination of values that cannot be, as tinychat.config.checks reports them."""
         yield from ()
 
 
-def _not_negative(stage: StageSettings, *keys: str) -> Iterator[str]:
+def not_negative(stage: StageSettings, *keys: str) -> Iterator[str]:
     for key in keys:
         value = getattr(stage, key)
         if value is not None and value < 0:
             yield f"stage.{key}={value}: must not be negative"
 
 
-def _above_zero(stage: StageSettings, *keys: str) -> Iterator[str]:
+def above_zero(stage: StageSettings, *keys: str) -> Iterator[str]:
     for key in keys:
         value = getattr(stage, key)
         if value is not None and value <= 0:
             yield f"stage.{key}={value}: above 0, or null"
 
 
-def _shares(stage: StageSettings, *keys: str) -> Iterator[str]:
+def shares(stage: StageSettings, *keys: str) -> Iterator[str]:
     for key in keys:
         value = getattr(stage, key)
         if value is not None and not 0 <= value < 1:
@@ -90,7 +96,6 @@ class TrainLoop(StageSettings):
         return max(1, min(self.micro_batch_size, self.batch_size // ranks))
 
     def problems(self, ranks: int) -> Iterator[str]:
-        yield from super().problems(ranks)
         if min(self.batch_size, self.micro_batch_size) >= 1:
             yield from self._batch_problems(ranks)
         if self.schedule is Schedule.wsd and not 0 <= self.decay_fraction <= 1:
@@ -135,30 +140,6 @@ class ReplyEvaluation:
     generate_batch_size: int = MISSING  # replies generated side by side on one rank
 
 
-PASS_K = (1, 2, 4, 8, 16, 32, 64, 128)
-
-
-@dataclass
-class AnswerEvaluation(StageSettings):
-    """How often one of several sampled replies to a held-out prompt is right; a reply is as long as generate_tokens."""
-
-    pass_k: list[int] = MISSING  # k of the pass@k that are measured, each one of PASS_K; []: none
-    pass_samples: int | None = MISSING  # replies sampled to each prompt; null: the largest k
-    pass_prompts: int = MISSING  # held-out prompts with a checkable answer, at most
-    temperature: float = MISSING
-
-    def problems(self, ranks: int) -> Iterator[str]:
-        yield from super().problems(ranks)
-        if unknown := [k for k in self.pass_k if k not in PASS_K]:
-            yield f"stage.pass_k={self.pass_k}: {unknown[0]} is none of {', '.join(map(str, PASS_K))}"
-        if self.pass_samples is not None and self.pass_samples < max(self.pass_k, default=1):
-            yield f"stage.pass_samples={self.pass_samples}: at least the largest of stage.pass_k={self.pass_k}, or null"
-        if self.pass_prompts < 1:
-            yield f"stage.pass_prompts={self.pass_prompts}: must be at least 1"
-        if self.pass_k and self.temperature <= 0:
-            yield f"stage.temperature={self.temperature}: above 0; pass@k is of sampled replies"
-
-
 @dataclass
 class SftStage(TrainLoop, ReplyEvaluation):
     """Supervised fine-tuning on conversations: the loss falls on the assistant's replies alone."""
@@ -173,7 +154,7 @@ class SftStage(TrainLoop, ReplyEvaluation):
 
     def problems(self, ranks: int) -> Iterator[str]:
         yield from super().problems(ranks)
-        yield from _shares(self, "label_smoothing", "dropout")
+        yield from shares(self, "label_smoothing", "dropout")
         if not 0 <= self.length_power <= 1:
             yield f"stage.length_power={self.length_power}: from 0 (tokens weigh alike) to 1 (conversations do)"
 
@@ -229,49 +210,12 @@ class RewardStage(TrainLoop):
             yield f"stage.margin={self.margin}: by how much the chosen reply should win, 0 or more"
         if self.centering < 0:
             yield f"stage.centering={self.centering}: a coefficient, 0 or more"
-        yield from _shares(self, "dropout")
+        yield from shares(self, "dropout")
 
 
 @dataclass
 class JudgeStage(RewardStage):
     """A classifier of safe and unsafe replies for evaluation, trained on rows that no reward model sees."""
-
-
-class KLControl(Enum):
-    """How the weight of the KL penalty moves."""
-
-    fixed = "fixed"
-    adaptive = "adaptive"  # towards stage.kl_target
-
-
-class KLEstimator(Enum):
-    """KL(policy || reference) of a sampled token; with d = log-probability under the policy minus the reference's."""
-
-    k1 = "k1"  # d
-    k2 = "k2"  # d^2 / 2
-    k3 = "k3"  # exp(-d) - 1 + d
-
-
-class ValueKind(Enum):
-    """Where the value function lives."""
-
-    own = "own"  # a second backbone with a scalar head
-    shared = "shared"  # a scalar head on the policy
-
-
-class ValueInit(Enum):
-    """stage.value=own: whose backbone it starts from."""
-
-    reward = "reward"
-    policy = "policy"
-
-
-class MissingEnd(Enum):
-    """What becomes of the score of a reply that was cut off before its end token."""
-
-    none = "none"
-    subtract = "subtract"  # stage.eos_penalty is subtracted
-    floor = "floor"  # the score is stage.eos_penalty
 
 
 @dataclass
@@ -327,87 +271,12 @@ class DpoStage(TrainLoop, ReplyEvaluation, SafetyEvaluation):
                 f"stage.label_smoothing={self.label_smoothing}: stage.loss={self.loss.value} has none; use 0, or "
                 "stage.loss=sigmoid or rpo"
             )
-        yield from _not_negative(self, "rpo_weight", "simpo_margin", "kl_prompts")
-        yield from _shares(self, "dropout")
+        yield from not_negative(self, "rpo_weight", "simpo_margin", "kl_prompts")
+        yield from shares(self, "dropout")
 
 
 @dataclass
-class RolloutStage(TrainLoop, AnswerEvaluation, ReplyEvaluation, SafetyEvaluation):
-    """Learning from the policy's own replies: a step is one rollout and the updates it feeds."""
-
-    rollout_size: int = MISSING  # replies per step, over all ranks
-    rollout_batch_size: int = MISSING  # replies generated or scored side by side on one rank
-    response_length: int = MISSING  # tokens of a reply at most
-    context_length: int | None = MISSING  # tokens of prompt and reply; null: the model's
-    temperature: float = MISSING  # divides the logits, in rollouts and updates alike
-    epochs: int = MISSING  # times each reply is learnt from
-    kl: KLControl = MISSING
-    beta: float = MISSING  # weight of the KL penalty (adaptive: the first one)
-    kl_target: float = MISSING  # adaptive: wanted KL per reply, in nats
-    kl_horizon: float = MISSING  # adaptive: replies over which the weight can move by 20 %
-    kl_estimator: KLEstimator = MISSING
-    full_kl: bool = MISSING  # log the KL over the whole vocabulary beside the estimate
-    clip_low: float = MISSING
-    clip_high: float = MISSING
-    dual_clip: float | None = MISSING  # bound on the loss of bad tokens, above 1; null: none
-    log_ratio_bound: float = MISSING
-    entropy_coef: float = MISSING  # weight of an entropy bonus
-    missing_end: MissingEnd = MISSING
-    eos_penalty: float = MISSING
-    max_kl: float | None = MISSING  # approximate KL of an update beyond which a rollout's other updates are left out
-    objective_beta: float | None = MISSING  # weight of the KL in eval/objective; null: that of the penalty
-    objective_temperature: float | None = MISSING  # of the replies it is measured on; null: stage.temperature
-    eval_first: bool = MISSING  # measure the policy it starts from, as step 0
-    eval_prompts: int = MISSING  # held-out prompts that get a sampled reply, at most
-    eval_batch_size: int = MISSING  # conversations per forward pass in evaluation
-    keep_rollouts: bool = MISSING  # write each rollout to rollouts/ in the run folder: any step can be replayed
-
-    def problems(self, ranks: int) -> Iterator[str]:
-        yield from super().problems(ranks)
-        for size, name in ((self.batch_size, f"stage.batch_size={self.batch_size}"), (ranks, f"{ranks} ranks")):
-            if self.rollout_size % max(size, 1):
-                yield (
-                    f"stage.rollout_size={self.rollout_size} is no multiple of {name}; use "
-                    f"{max(1, round(self.rollout_size / size)) * size}"
-                )
-        if self.temperature <= 0:
-            yield f"stage.temperature={self.temperature}: above 0; rollouts are sampled"
-        yield from _not_negative(self, "beta", "entropy_coef", "clip_high", "objective_beta")
-        if not 0 <= self.clip_low <= 1:
-            yield f"stage.clip_low={self.clip_low}: from 0 to 1"
-        if self.dual_clip is not None and self.dual_clip <= 1:
-            yield f"stage.dual_clip={self.dual_clip}: above 1 (3 is usual), or null for none"
-        yield from _above_zero(self, "max_kl", "objective_temperature")
-        if self.kl is KLControl.adaptive and min(self.beta, self.kl_target, self.kl_horizon) <= 0:
-            yield "stage.kl=adaptive needs stage.beta, kl_target and kl_horizon above 0"
-
-
-@dataclass
-class PpoStage(RolloutStage):
-    """Proximal policy optimisation against a reward, with a value function."""
-
-    gamma: float = MISSING
-    lam: float = MISSING  # lambda of generalized advantage estimation
-    whiten_advantages: bool = MISSING
-    whiten_rewards: bool = MISSING  # to standard deviation 1, the mean kept
-    value: ValueKind = MISSING
-    value_from: ValueInit = MISSING
-    value_coef: float = MISSING
-    value_clip: float | None = MISSING  # null: no clipping
-    critic_lr_ratio: float = MISSING  # learning rate of the value function / stage.lr
-    critic_warmup: int = MISSING  # first steps in which the value function alone learns
-
-    def problems(self, ranks: int) -> Iterator[str]:
-        yield from super().problems(ranks)
-        for key, value in (("gamma", self.gamma), ("lam", self.lam)):
-            if not 0 <= value <= 1:
-                yield f"stage.{key}={value}: from 0 to 1"
-        yield from _not_negative(self, "value_coef", "critic_lr_ratio", "critic_warmup")
-        yield from _above_zero(self, "value_clip")
-
-
-@dataclass
-class EvalStage(AnswerEvaluation, ReplyEvaluation, SafetyEvaluation, StageSettings):
+class EvalStage(ReplyEvaluation, SafetyEvaluation, StageSettings):
     """What a checkpoint is worth: perplexity on text, accuracy on conversations, safety of its replies."""
 
     against: list[str] = MISSING  # other checkpoints that are measured in the same way, for one table

@@ -22,9 +22,9 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from tinychat.config import plugins
+from tinychat.config.rollout_stages import ValueKind
 from tinychat.config.schema import Config, PeftConfig, PeftKind
 from tinychat.config.specs import spec_of
-from tinychat.config.stages import ValueKind
 from tinychat.engine.optim import split_parameters
 from tinychat.errors import UserError
 from tinychat.models.adapters import add_adapter
@@ -123,7 +123,7 @@ def stage_models(config: Config, shape: Any, length: int, numbers: Numbers) -> l
         scalar = _reward(shape, length, numbers, like=whole or (None if own else trained))
         found += [replace(scalar, name="value function")] if own else []
     # An adapter switched off is the policy that it began with; of given tokens that one is asked before it learns.
-    if spec.reference and spec.rollouts and whole:
+    if spec.reference and spec.rollouts and stage.compared and whole:
         found.append(replace(whole, name="reference", trained=0, orthogonal=0))
     return found + [replace(scalar, name=name, trained=0, orthogonal=0) for name in scorers]
 

@@ -26,6 +26,7 @@ from tinychat.runtime.run_files import write_text_atomic
 from tinychat.runtime.world import World
 
 MEASURES = ("logprobs", "ref_logprobs", "entropy", "full_kl")  # of each response token
+ALONE = ("logprobs", "entropy")  # those of them that there are without a reference
 VALUES = "values"  # and this, where there is a value function
 
 
@@ -33,8 +34,8 @@ VALUES = "values"  # and this, where there is a value function
 def token_measures(
     hidden: Tensor,
     head: OutputHead,
-    ref_hidden: Tensor,
-    ref_head: OutputHead,
+    ref_hidden: Tensor | None,
+    ref_head: OutputHead | None,
     targets: Tensor,
     temperature: float = 1.0,
     full_kl: bool = True,
@@ -47,7 +48,8 @@ def token_measures(
     logits of `tokens_at_once` tokens live at a time, and only where there is a target: no (B, T, V) tensor exists.
 
     Args:
-        hidden, ref_hidden: (B, T, D), (B, T, D') last hidden states, from which the heads make logits.
+        hidden, ref_hidden: (B, T, D), (B, T, D') last hidden states, from which the heads make logits; None for both
+            of the reference: what is ALONE is measured.
         targets: (B, T), IGNORED where nothing is asked.
         temperature: divides both logits.
         as_reference: entered for each call of ref_head, which may be the policy's own without its adapter.
@@ -56,18 +58,22 @@ def token_measures(
         (B, T) fp32 each, in nats, without gradient; 0 where the target is IGNORED.
     """
     kept = targets != IGNORED
-    own, reference, wanted = hidden[kept], ref_hidden[kept], targets[kept]
-    found = {name: torch.zeros(len(wanted), device=hidden.device) for name in MEASURES}
-    size = min(head.tokens_at_once, ref_head.tokens_at_once)
+    own, wanted = hidden[kept], targets[kept]
+    reference = None if ref_hidden is None else ref_hidden[kept]
+    names = ALONE if reference is None else MEASURES
+    found = {name: torch.zeros(len(wanted), device=hidden.device) for name in names}
+    size = min(head.tokens_at_once for head in (head, ref_head) if head is not None)
     for start in range(0, len(wanted), size):
         part = slice(start, start + size)
-        logits = head.logits(own[part])
-        with as_reference():
-            ref_logits = ref_head.logits(reference[part])
-        kl, entropy = kl_and_entropy(logits, ref_logits if full_kl else None, temperature)
-        found["full_kl"][part], found["entropy"][part] = kl, entropy
+        logits, ref_logits = head.logits(own[part]), None
+        if reference is not None and ref_head is not None:
+            with as_reference():
+                ref_logits = ref_head.logits(reference[part])
+        kl, found["entropy"][part] = kl_and_entropy(logits, ref_logits if full_kl else None, temperature)
         found["logprobs"][part] = -head.nll(logits, wanted[part], temperature)
-        found["ref_logprobs"][part] = -ref_head.nll(ref_logits, wanted[part], temperature)
+        if ref_logits is not None and ref_head is not None:
+            found["full_kl"][part] = kl
+            found["ref_logprobs"][part] = -ref_head.nll(ref_logits, wanted[part], temperature)
     return {name: torch.zeros(targets.shape, device=x.device).masked_scatter(kept, x) for name, x in found.items()}
 
 
@@ -83,10 +89,22 @@ class Rollout:
     responses: list[list[int]]  # cut after the first end token
     sampled: list[list[float]]  # log-probabilities recorded while sampling
     ended: list[bool]  # by an end token
-    scores: Tensor = field(default_factory=lambda: torch.zeros(0))  # (N,) fp32: the reward, penalties included
+    rewards: Tensor = field(default_factory=lambda: torch.zeros(0))  # (N,) fp32, without penalties
+    known: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))  # (N,) whether no part is missing
+    parts: dict[str, list[float]] = field(default_factory=dict)  # what each part of the reward says, before its weight
+    scores: Tensor = field(default_factory=lambda: torch.zeros(0))  # (N,) fp32: the rewards, penalties included
 
     def __len__(self) -> int:
         return len(self.responses)
+
+    def replace(self, places: Sequence[int], other: Rollout, taken: Sequence[int]) -> None:
+        """Put replies of another rollout, with their rewards, into places of this one."""
+        for place, index in zip(places, taken, strict=True):
+            for name in ("rows", "prompts", "responses", "sampled", "ended"):
+                getattr(self, name)[place] = getattr(other, name)[index]
+            self.rewards[place], self.known[place] = other.rewards[index], other.known[index]
+            for name, values in self.parts.items():
+                values[place] = other.parts[name][index]
 
     @property
     def sequences(self) -> list[list[int]]:
@@ -113,6 +131,16 @@ class Experience:
     # MEASURES, VALUES where there are any, and what is computed from them: fp32, 0 outside the response. What is one
     # number a reply stands at each of its tokens.
     fields: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def compared(self) -> bool:
+        """Whether a reference has measured it."""
+        return "ref_logprobs" in self.fields
+
+    def per_token(self, numbers: Sequence[list[float]]) -> Tensor:
+        """(N, T) of a number for each response token, 0 elsewhere."""
+        flat = torch.tensor([number for row in numbers for number in row])
+        return torch.zeros(self.mask.shape).masked_scatter(self.mask, flat)
 
     def kl(self, estimator: str = "k1") -> Tensor:
         """KL(policy || reference) of each response token as tinychat.rl.kl.kl_estimate has it, 0 elsewhere."""
@@ -215,10 +243,13 @@ def measure(
         experience.fields[name] = shared
 
 
-def minibatches(rollout_size: int, batch_size: int, seed: int, step: int, epoch: int) -> list[np.ndarray]:
-    """Which replies each update of an epoch learns from: a seeded permutation in equal parts."""
+def minibatches(
+    rollout_size: int, batch_size: int, seed: int, step: int, epoch: int, group: int = 1
+) -> list[np.ndarray]:
+    """Which replies each update of an epoch learns from: a seeded permutation, of whole groups, in equal parts."""
     random = np.random.Generator(np.random.PCG64([seed % 2**64, step, epoch]))
-    order = random.permutation(rollout_size)
+    groups = random.permutation(rollout_size // group)
+    order = (groups[:, None] * group + np.arange(group)).ravel()
     return [order[start : start + batch_size] for start in range(0, rollout_size - batch_size + 1, batch_size)]
 
 

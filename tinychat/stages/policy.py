@@ -4,14 +4,16 @@ with them, in training and on held-out prompts."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from tinychat.config.rollout_stages import RolloutStage
 from tinychat.config.schema import Config, OnBadRow, PeftConfig, PeftKind
-from tinychat.config.stages import RolloutStage
 from tinychat.data.preferences.prompts import PromptBatch, PromptBatches, prompt_shape, prompt_source
 from tinychat.engine import Batch, Engine, evaluation_engine
 from tinychat.models.actor_critic import ActorCritic, hidden_and_values, policy_and_values, policy_of
@@ -20,8 +22,9 @@ from tinychat.models.checkpoints import start_model
 from tinychat.models.generation.decode import DecodeOptions
 from tinychat.models.logprobs import OutputHead, last_hidden
 from tinychat.models.vocabulary import Vocabulary
-from tinychat.rl.rewards import Rewards, gold_rewards
+from tinychat.rl.rewards import Rewards, gold_rewards, known_rewards
 from tinychat.rl.rollout import (
+    ALONE,
     MEASURES,
     VALUES,
     Experience,
@@ -75,15 +78,17 @@ class Models:
     """The policy in its engine, with a value function or without, and the reference: what a rollout is made and
     measured with. To an evaluation it is the policy's engine."""
 
-    def __init__(self, engine: Engine, reference: Reference, vocabulary: Vocabulary):
-        """engine: of a causal language model, or of an ActorCritic."""
+    def __init__(self, engine: Engine, reference: Reference | None, vocabulary: Vocabulary):
+        """engine: of a causal language model, or of an ActorCritic; reference: None where nothing is compared with
+        it."""
         self.engine, self.reference, self.vocabulary = engine, reference, vocabulary
         self.world, self.dtype = engine.world, engine.dtype
 
     @property
     def measures(self) -> tuple[str, ...]:
         """What `measure` says of a token."""
-        return (*MEASURES, VALUES) if isinstance(self.engine.model, ActorCritic) else MEASURES
+        measures = ALONE if self.reference is None else MEASURES
+        return (*measures, VALUES) if isinstance(self.engine.model, ActorCritic) else measures
 
     @contextlib.contextmanager
     def inference(self) -> Iterator[Any]:
@@ -103,23 +108,30 @@ class Models:
         with self.engine.inference() as model:
             policy = policy_of(model)
             hidden, values = hidden_and_values(model, ids)
-            with self.reference.model(policy) as reference, last_hidden(reference) as seen:
-                reference(input_ids=ids, use_cache=False)
+            seen: list[Tensor] = []
+            if self.reference is not None:
+                with self.reference.model(policy) as reference, last_hidden(reference) as seen:
+                    reference(input_ids=ids, use_cache=False)
             # How often the heads are called depends on a rank's own tokens.
             with self.engine.whole(policy.get_output_embeddings()):
-                with self.reference.model(policy) as reference:
-                    ref_head = OutputHead(reference, self.vocabulary)
+                ref_head = None
+                if self.reference is not None:
+                    with self.reference.model(policy) as reference:
+                        ref_head = OutputHead(reference, self.vocabulary)
                 found = token_measures(
                     hidden,
                     OutputHead(policy, self.vocabulary),
-                    seen[0],
+                    seen[0] if seen else None,
                     ref_head,
                     batch["targets"],
                     temperature,
                     full_kl,
-                    lambda: self.reference.model(policy),
+                    self._as_reference(policy),
                 )
         return found if values is None else found | {VALUES: values}
+
+    def _as_reference(self, policy: Any) -> Callable[[], contextlib.AbstractContextManager]:
+        return contextlib.nullcontext if self.reference is None else partial(self.reference.model, policy)
 
     def update_logprobs(self, batch: Batch, temperature: float) -> Tensor:
         """Log-probabilities (b, t) as an update computes them: with the model in training mode."""
@@ -167,12 +179,13 @@ class Sampler:
         """The replies as text."""
         return [reply_text(self._tokenizer, response) for response in rollout.responses]
 
-    def score(self, rollout: Rollout) -> tuple[Tensor, dict[str, list[float]]]:
-        """The rewards (N,) without penalties, and what each part says; "gold" for the oracle's, where it knows."""
+    def score(self, rollout: Rollout) -> None:
+        """Add the rewards, and what each part of them says; "gold" is the oracle's, where it knows."""
         replies = self.replies(rollout)
-        total, parts = self._rewards.score(rollout.rows, replies, rollout.sequences)
+        rollout.rewards, rollout.parts = self._rewards.score(rollout.rows, replies, rollout.sequences)
+        rollout.known = torch.tensor(known_rewards(rollout.parts))
         gold = gold_rewards(rollout.rows, replies)
-        return total, parts | ({"gold": gold} if gold is not None else {})
+        rollout.parts |= {"gold": gold} if gold is not None else {}
 
 
 def spread(prompts: PromptBatches, most: int, world: World) -> PromptBatch:
@@ -214,12 +227,14 @@ class PolicyEvaluation:
         with self._sampler.at(stage.objective_temperature or stage.temperature):
             rollout = self._sampler.sample(self.prompts, SEED)
             experience = self._sampler.measure(rollout)
-        scores, parts = self._sampler.score(rollout)
-        per_reply = experience.kl().sum().item() / len(rollout)
-        found = {"eval/reward": mean(scores), "eval/kl": per_reply}
-        best = mean(parts["gold"]) if "gold" in parts else found["eval/reward"]
-        weight = beta if stage.objective_beta is None else stage.objective_beta
-        found["eval/objective"] = best - weight * per_reply
+        self._sampler.score(rollout)
+        found = {"eval/reward": mean(rollout.rewards[rollout.known])}
+        best = mean(rollout.parts["gold"]) if "gold" in rollout.parts else found["eval/reward"]
+        found["eval/objective"] = best
+        if experience.compared:
+            found["eval/kl"] = per_reply = experience.kl().sum().item() / len(rollout)
+            weight = beta if stage.objective_beta is None else stage.objective_beta
+            found["eval/objective"] = best - weight * per_reply
         policy = cast(Engine, self._sampler.models)
         return found | self.replies.measure(policy, None if last else stage.eval_rows)
 
@@ -228,19 +243,17 @@ class PolicyEvaluation:
         self.replies.write_tables()
 
 
-def rollout_table(
-    context: Context, rollout: Rollout, experience: Experience, replies: list[str], parts: dict[str, list[float]]
-) -> None:
-    """The rollout's replies with reward, what each part of it says, and KL, the best and the worst first."""
-    kl = experience.kl()
-    columns = ["prompt", "reply", "reward", *parts, "KL (nats)", "ended"]
+def rollout_table(context: Context, rollout: Rollout, experience: Experience, replies: list[str]) -> None:
+    """The rollout's replies with reward, what each part of it says, and KL where it is measured, the best and the worst
+    first."""
+    columns = ["prompt", "reply", "reward", *rollout.parts, *(["KL (nats)"] if experience.compared else []), "ended"]
+    kl = experience.kl().sum(1).tolist() if experience.compared else []
     rows = []
     for index, row in enumerate(rollout.rows):
-        said = [round(values[index], 3) for values in parts.values()]
-        asked = row.messages[-1]["content"]
-        ended = "yes" if rollout.ended[index] else "no"
-        score, distance = round(rollout.scores[index].item(), 3), round(kl[index].sum().item(), 3)
-        rows.append([asked, replies[index], score, *said, distance, ended])
-    rows.sort(key=lambda row: -float(str(row[2])))
+        said = [values[index] for values in rollout.parts.values()]
+        numbers = [rollout.scores[index].item(), *said, *kl[index : index + 1]]
+        shown = [round(number, 3) if math.isfinite(number) else "missing" for number in numbers]
+        rows.append([row.messages[-1]["content"], replies[index], *shown, "yes" if rollout.ended[index] else "no"])
+    rows.sort(key=lambda row: math.inf if row[2] == "missing" else -float(str(row[2])))
     ends = [row for pair in zip(rows, reversed(rows), strict=True) for row in pair][: len(rows)]
     write_table(context, "rollout", "Replies of the last rollout, best and worst in turn", columns, ends, shown=12)

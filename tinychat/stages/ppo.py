@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
+from tinychat.config.rollout_stages import PpoStage, ValueInit, ValueKind
 from tinychat.config.schema import Config
-from tinychat.config.stages import PpoStage, ValueInit, ValueKind
 from tinychat.engine import Batch, Engine
 from tinychat.models.actor_critic import ActorCritic, policy_and_values
 from tinychat.models.reward import start_reward_model
@@ -24,7 +24,7 @@ from tinychat.stages import Context, StageResult
 from tinychat.stages.chats import get_chat_tokenizer
 from tinychat.stages.common import log
 from tinychat.stages.policy import WHOLE, get_policy
-from tinychat.stages.rollouts import Algorithm, learn_from_rollouts
+from tinychat.stages.rollouts import Algorithm, Coefficients, learn_from_rollouts
 from tinychat.text.tokenizer import vocabulary_size
 
 
@@ -53,8 +53,8 @@ def algorithm(stage: PpoStage, words: Vocabulary) -> Algorithm:
     def advantages(rollout: Rollout, experience: Experience, beta: float) -> dict[str, float]:
         return add_advantages(stage, rollout, experience, beta)
 
-    def loss(model: Any, batch: Batch, step: int, _beta: float) -> tuple[Tensor, Sums]:
-        return ppo_loss(stage, model, batch, words, step <= stage.critic_warmup)
+    def loss(model: Any, batch: Batch, step: int, now: Coefficients) -> tuple[Tensor, Sums]:
+        return ppo_loss(stage, model, batch, words, now.entropy, step <= stage.critic_warmup)
 
     def prepare(engine: Engine, step: int) -> None:
         if stage.critic_warmup:  # decay would move a policy that has no gradient
@@ -82,12 +82,14 @@ def add_advantages(stage: PpoStage, rollout: Rollout, experience: Experience, be
     }
 
 
-def ppo_loss(stage: PpoStage, model: Any, batch: Batch, words: Vocabulary, warming_up: bool) -> tuple[Tensor, Sums]:
+def ppo_loss(
+    stage: PpoStage, model: Any, batch: Batch, words: Vocabulary, entropy_coef: float, warming_up: bool
+) -> tuple[Tensor, Sums]:
     """Sum over a micro-batch's tokens of policy loss, value loss and entropy bonus; and the sums to report.
 
     warming_up: the value function learns alone, and the policy stays as it is.
     """
-    mask, bonus = batch["mask"], stage.entropy_coef != 0 and not warming_up
+    mask, bonus = batch["mask"], entropy_coef != 0 and not warming_up
     logprobs, values, entropy = policy_and_values(
         model,
         batch["input_ids"],
@@ -112,6 +114,6 @@ def ppo_loss(stage: PpoStage, model: Any, batch: Batch, words: Vocabulary, warmi
     # Not left out while the value function warms up alone: DDP waits for every parameter's gradient.
     loss = policy.sum() * (0.0 if warming_up else 1.0) + stage.value_coef * value.sum()
     if entropy is not None:
-        loss = loss - stage.entropy_coef * entropy.sum()
+        loss = loss - entropy_coef * entropy.sum()
     sums |= {"value_clipped": value_sums["clipped"], "policy_loss": policy.sum(), "value_loss": value.sum()}
     return loss, sums

@@ -2,30 +2,31 @@
 
 A step is a rollout and the updates that learn from it. What a stage does in its own way is its Algorithm, two functions
 above all: from scores to advantages, and the loss of a micro-batch.
-
-Alarms say in plain words what goes wrong: it shows in the metrics long before the end.
 """
 
 from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from tinychat.config.rollout_stages import KLControl, MissingEnd, RolloutStage
 from tinychat.config.schema import Config
-from tinychat.config.stages import KLControl, MissingEnd, RolloutStage
 from tinychat.data.preferences.prompts import PromptBatches, prompt_shape, prompt_source
 from tinychat.engine import Batch, Engine, StepStats, build_engine
+from tinychat.errors import UserError
 from tinychat.models.actor_critic import policy_of
 from tinychat.models.build import count_parameters
 from tinychat.models.scorer import Scorer
 from tinychat.models.vocabulary import vocabulary
-from tinychat.rl.advantages import apply_eos_penalty
+from tinychat.rl.advantages import apply_eos_penalty, group_advantages, soft_length_penalty
+from tinychat.rl.alarms import Alarms
+from tinychat.rl.entropy import TargetEntropy
 from tinychat.rl.kl import AdaptiveKL, FixedKL
 from tinychat.rl.losses import Sums
 from tinychat.rl.rewards import Rewards
@@ -39,7 +40,7 @@ from tinychat.rl.selfcheck import (
     check_tokens,
     mean_tolerance,
 )
-from tinychat.runtime.world import seed_rank
+from tinychat.runtime.world import World, seed_rank
 from tinychat.stages import Context, StageResult
 from tinychat.stages.common import Speedometer, context_length, describe_engine, log, split_batch, write_lineage
 from tinychat.stages.loop import TrainingLoop
@@ -53,23 +54,33 @@ def response_tokens(batch: Batch) -> float:
 
 
 @dataclass(frozen=True)
+class Coefficients:
+    """What controllers say that a step's KL penalty and entropy bonus weigh."""
+
+    kl: float
+    entropy: float
+
+
+@dataclass(frozen=True)
 class Algorithm:
     """What a stage that learns from rollouts does in its own way."""
 
     # (rollout, experience, weight of the KL penalty) -> what there is to log. Reads rollout.scores and the measures of
     # the experience, and adds to its fields what the loss needs.
     advantages: Callable[[Rollout, Experience, float], dict[str, float]]
-    # (model, micro-batch with every field of the experience, step, weight of the KL penalty) -> the loss, SUMMED over
-    # the micro-batch; and detached sums over its response tokens, "tokens" and "kl_k3" as ppo_policy_loss counts them
-    # among them. Those in REPORTED are logged.
-    loss: Callable[[Any, Batch, int, float], tuple[Tensor, Sums]]
+    # (model, micro-batch with every field of the experience, step, coefficients) -> the loss, SUMMED over the
+    # micro-batch; and detached sums over its response tokens, "tokens" and "kl_k3" as ppo_policy_loss counts them among
+    # them. Those in REPORTED are logged.
+    loss: Callable[[Any, Batch, int, Coefficients], tuple[Tensor, Sums]]
     # An update's replies, of all ranks -> what the sum of their losses is divided by.
     count: Callable[[Batch], float] = response_tokens
     # (engine, step), before a step's updates.
     prepare: Callable[[Engine, int], None] = lambda _engine, _step: None
+    group: int = 1  # replies to a prompt, side by side in a rollout and together in an update
+    refill: int = 0  # times that groups whose rewards are all equal make room for others, at most
 
 
-# Sums of a loss, as means over the tokens of all updates of a step.
+# Sums of a loss, as means over the tokens of all updates of a step; and what its extremes are called.
 REPORTED = {
     "policy_loss": "rl/policy_loss",
     "value_loss": "rl/value_loss",
@@ -77,7 +88,13 @@ REPORTED = {
     "clipped": "rl/clip_frac",
     "value_clipped": "rl/value_clip_frac",
     "ratio": "rl/ratio",
+    "ratio_max": "rl/ratio_max",
+    "ratio_min": "rl/ratio_min",
+    "weight": "rl/correction",
+    "stale": "rl/stale",
+    "ref_kl": "rl/kl_loss",
 }
+EXTREMES: dict[str, Callable[..., Any]] = {"ratio_max": max, "ratio_min": min}
 
 
 def learn_from_rollouts(
@@ -92,7 +109,8 @@ def learn_from_rollouts(
     )
     log.info("train: %d prompts, the longest of %d tokens; %s", len(prompts), prompts.longest, source.description)
     parameters = count_parameters(model)
-    reference = Reference(config, context, policy_of(model), vocabulary_size(tokenizer))
+    entries = vocabulary_size(tokenizer)
+    reference = Reference(config, context, policy_of(model), entries) if stage.compared else None
     engine = build_engine(model, config.optim, config.ds, stage, config.precision, world)
     rewards = Rewards(config.reward, context.parents, tokenizer, world, engine.dtype, stage.rollout_batch_size)
     rewards.check_rows(prompts.rows)
@@ -108,6 +126,9 @@ def learn_from_rollouts(
     with TrainingLoop(config, context, engine, tokenizer, origin, speed, score="-eval/objective") as loop:
         controller = kl_controller(stage)
         controller.load_state_dict(loop.state.get("kl", {}))
+        bonus = None if stage.entropy_target is None else TargetEntropy(stage.entropy_target, stage.entropy_coef)
+        if bonus is not None:
+            bonus.load_state_dict(loop.state.get("entropy", {}))
         target = stage.kl_target if stage.kl is KLControl.adaptive else None
         alarms = Alarms(target, mean_tolerance(engine.dtype, stage.temperature), loop.state.get("alarms", {}))
         ratios = FirstRatios(engine.dtype, loop.state.get("ratios", {}))
@@ -119,36 +140,34 @@ def learn_from_rollouts(
             context.examiner.replies(sampler, prompts, rewards)
         if loop.step == 0 and stage.eval_first:
             loop.evaluate(lambda _most: held_out.measure(controller.beta, last=False))
+        loop.state.setdefault("drawn", loop.step * (stage.rollout_size // algorithm.group))
         for step in loop:
             clock, beta = Clock(), controller.beta
-            # Each prompt once. For several replies to a prompt it would stand here several times, side by side: each
-            # place of a batch has draws of its own.
-            batch = prompts.batch(step - 1, stage.rollout_size)
-            rollout = sampler.sample(batch, seed=step_seed(config.seed, step))
-            clock.lap("perf/rollout_seconds")
+            rollout, of_groups = next_rollout(config, sampler, prompts, algorithm, step, loop.state, clock)
             experience = sampler.measure(rollout)
-            rewarded, parts = sampler.score(rollout)
-            rollout.scores = with_missing_ends(stage, rewarded, rollout)
-            found = rollout_metrics(stage, rollout, experience, rewarded, beta)
+            rollout.scores = with_missing_ends(stage, rollout)
+            found = rollout_metrics(stage, rollout, experience, beta) | of_groups
             found |= algorithm.advantages(rollout, experience, beta)
-            found |= {"rl/beta": beta, **part_means(parts)}
+            now = Coefficients(beta, stage.entropy_coef if bonus is None else bonus.update(found["rl/entropy"]))
+            found |= {"rl/beta": beta} | ({} if bonus is None else {"rl/entropy_coef": now.entropy})
             clock.lap("perf/scoring_seconds")
-            done, learnt = learn(config, loop, engine, experience, algorithm, step, beta)
+            done, learnt = learn(config, loop, engine, experience, algorithm, step, now)
             clock.lap("perf/update_seconds")
-            controller.update(found["rl/kl"], len(rollout))
+            controller.update(found.get("rl/kl", 0.0), len(rollout))
             found |= learnt | clock.laps
             ratios.check(step, learnt["rl/first_kl"])
             for text in alarms.check(found):
                 log.warning("alarm at step %d: %s", step, text)
                 loop.state["told"] = [*loop.state.get("told", []), f"step {step}: {text}"]
             loop.state |= {"kl": controller.state_dict(), "alarms": alarms.state, "ratios": ratios.state}
+            loop.state |= {} if bonus is None else {"entropy": bonus.state_dict()}
             if stage.keep_rollouts and world.is_main:
                 facts = {"step": step, "temperature": stage.temperature, "seed": step_seed(config.seed, step)}
                 path = context.run_dir / "rollouts" / f"step-{step:06d}.jsonl"
                 write_rollout(path, rollout, experience, facts | {"beta": beta})
-            loop.log(done, found | {"data/epoch": prompts.epoch_of(step, stage.rollout_size)})
+            loop.log(done, found | {"data/epoch": prompts.epoch_of(loop.state["drawn"], 1)})
             if context.give_up(alarms.active) or loop.evaluation_due:
-                rollout_table(context, rollout, experience, sampler.replies(rollout), parts)
+                rollout_table(context, rollout, experience, sampler.replies(rollout))
                 # The score is of the same prompts every time.
                 loop.evaluate(lambda _most: held_out.measure(controller.beta, last=loop.last))
             loop.save_if_due()
@@ -175,9 +194,84 @@ def kl_controller(stage: RolloutStage) -> FixedKL | AdaptiveKL:
     return FixedKL(stage.beta)
 
 
-def step_seed(seed: int, step: int) -> int:
-    """Of a step's draws; another one for every seed and step."""
-    return (seed * 1_000_003 + step) % 2**62
+def step_seed(seed: int, step: int, attempt: int = 0) -> int:
+    """Of a step's draws; another one for every seed, step and refill of the step."""
+    return (seed * 1_000_003 + step + (attempt << 40)) % 2**62
+
+
+def next_rollout(
+    config: Config,
+    sampler: Sampler,
+    prompts: PromptBatches,
+    algorithm: Algorithm,
+    step: int,
+    state: dict[str, Any],
+    clock: Clock,
+) -> tuple[Rollout, dict[str, float]]:
+    """The step's replies with their rewards, and what there is to log of their groups.
+
+    Groups without spread make room for other prompts', algorithm.refill times at most (dynamic sampling, Yu et al.
+    2025, section 3.2, which samples without end); then the rest of them stays. state["drawn"]: the prompts that all
+    steps have drawn, one more for each that is drawn here. Raises UserError where no reply has a reward.
+    """
+    group, ranks = algorithm.group, sampler.models.world.size
+
+    def draw(count: int, attempt: int) -> Rollout:
+        # Ranks share them evenly: what is too many for that is not counted, or the ranks would decide what is learnt.
+        batch = prompts.after(state["drawn"], -(-count // ranks) * ranks)
+        state["drawn"] += count
+        found = sampler.sample(batch, step_seed(config.seed, step, attempt), group)
+        clock.lap("perf/rollout_seconds")
+        sampler.score(found)
+        clock.lap("perf/scoring_seconds")
+        if not found.known.any():
+            raise UserError(f"step {step}: none of the {len(found)} replies has a reward; each lacks one of its parts")
+        return found
+
+    def equal(found: Rollout) -> list[int]:
+        """The groups without spread."""
+        spread = group_advantages(found.rewards, group, False, "grpo", found.known)[1]
+        return (~spread[::group]).nonzero().flatten().tolist()
+
+    def given(found: Rollout) -> Tensor:
+        """(n, size) of its groups, NaN where a reward is missing."""
+        return found.rewards.where(found.known, torch.nan).view(-1, group)
+
+    rollout = draw(config.stage.rollout_size // group, 0)
+    if group == 1:
+        return rollout, {}
+    rewards, replaced = [given(rollout)], 0
+    for attempt in range(1, algorithm.refill + 1):
+        if not (dull := equal(rollout)):
+            break
+        more = draw(len(dull), attempt)
+        rewards.append(given(more)[: len(dull)])
+        fresh = sorted({*range(len(dull))} - {*equal(more)})
+        rollout.replace(members(dull[: len(fresh)], group), more, members(fresh, group))
+        replaced += len(fresh)
+    left = len(equal(rollout))
+    if algorithm.refill and left:
+        log.info("step %d: %d of %d groups have no spread after %d refills", step, left, len(rollout) // group, attempt)
+    return rollout, group_shares(torch.cat(rewards)) | {"rl/groups_replaced": float(replaced)}
+
+
+def members(groups: Sequence[int], size: int) -> list[int]:
+    """The replies of some groups."""
+    return [index * size + place for index in groups for place in range(size)]
+
+
+def group_shares(rewards: Tensor) -> dict[str, float]:
+    """Of all groups that were sampled, (n, size): how many are right, wrong or equal throughout."""
+    known = ~rewards.isnan()
+    low = rewards.where(known, torch.inf).amin(1)
+    high = rewards.where(known, -torch.inf).amax(1)
+    spreads = [row[there].std(unbiased=False) for row, there in zip(rewards, known, strict=True)]
+    return {
+        "rl/groups_right": mean((low > 0) & known.any(1)),
+        "rl/groups_wrong": mean(high <= 0),
+        "rl/groups_equal": mean(low >= high),
+        "rl/group_std": float(torch.stack(spreads).nanmean()),
+    }
 
 
 def checks_before_training(
@@ -238,40 +332,44 @@ def refuse_or_tell(checks: Mapping[str, Callable[[], float | None]]) -> None:
     )
 
 
-def with_missing_ends(stage: RolloutStage, rewarded: Tensor, rollout: Rollout) -> Tensor:
-    """The scores (N,): the rewards (N,), with the penalty of replies that were cut off before their end token."""
-    if stage.missing_end is MissingEnd.none:
-        return rewarded
-    return apply_eos_penalty(rewarded, torch.tensor(rollout.ended), stage.missing_end.value, stage.eos_penalty)
+def with_missing_ends(stage: RolloutStage, rollout: Rollout) -> Tensor:
+    """The scores (N,): the rewards, with the penalty of replies that were cut off before their end token."""
+    match stage.missing_end:
+        case MissingEnd.none | MissingEnd.mask:
+            return rollout.rewards
+        case MissingEnd.soft:
+            lengths = torch.tensor([len(response) for response in rollout.responses])
+            return rollout.rewards + soft_length_penalty(lengths, stage.response_length, stage.soft_length)
+    ended = torch.tensor(rollout.ended)
+    return apply_eos_penalty(rollout.rewards, ended, stage.missing_end.value, stage.eos_penalty)
 
 
-def rollout_metrics(
-    stage: RolloutStage, rollout: Rollout, experience: Experience, rewarded: Tensor, beta: float
-) -> dict[str, float]:
-    """What there is to log of a rollout, whatever is learnt from it. rewarded: (N,), without penalties."""
-    fields, mask = experience.fields, experience.mask
-    kl, tokens = experience.kl(stage.kl_estimator.value), mask.sum().item()
-    sampled = torch.cat([torch.tensor(part) for part in rollout.sampled])
+def rollout_metrics(stage: RolloutStage, rollout: Rollout, experience: Experience, beta: float) -> dict[str, float]:
+    """What there is to log of a rollout, whatever is learnt from it."""
+    fields, mask, known = experience.fields, experience.mask, rollout.known
+    tokens, rewards, scores = mask.sum().item(), rollout.rewards[known], rollout.scores[known]
+    gap = (torch.cat([torch.tensor(part) for part in rollout.sampled]) - fields["logprobs"][mask]).abs()
     found = {
-        "rl/reward": mean(rewarded),
-        "rl/reward_std": float(rewarded.double().std(unbiased=False)),
-        "rl/score": mean(rollout.scores),
-        "rl/return": mean(rollout.scores) - beta * kl.sum().item() / len(rollout),
-        "rl/kl": experience.kl().sum().item() / len(rollout),
-        "rl/kl_per_token": kl.sum().item() / tokens,
+        "rl/reward": mean(rewards),
+        "rl/reward_std": float(rewards.double().std(unbiased=False)),
+        "rl/score": mean(scores),
         "rl/entropy": fields["entropy"].sum().item() / tokens,
         "rl/response_length": tokens / len(rollout),
         "rl/eos_rate": mean(torch.tensor(rollout.ended)),
-        "rl/sampler_gap": (sampled - fields["logprobs"][mask]).abs().mean().item(),
+        "rl/sampler_gap": gap.mean().item(),
+        "rl/sampler_gap_max": gap.max().item(),
     }
-    if stage.full_kl:
-        found["rl/kl_full"] = fields["full_kl"].sum().item() / tokens
-    return found
-
-
-def part_means(parts: dict[str, list[float]]) -> dict[str, float]:
-    """The gold reward, where the oracle knows it; the other parts stand in the table of the rollout."""
-    return {"rl/gold_reward": mean(parts["gold"])} if "gold" in parts else {}
+    if experience.compared:
+        kl = experience.kl(stage.kl_estimator.value)
+        found["rl/return"] = mean(scores) - beta * kl.sum().item() / len(rollout)
+        found["rl/kl"] = experience.kl().sum().item() / len(rollout)
+        found["rl/kl_per_token"] = kl.sum().item() / tokens
+        if stage.full_kl:
+            found["rl/kl_full"] = fields["full_kl"].sum().item() / tokens
+    if len(rewards) < len(rollout):
+        found["rl/reward_missing"] = 1 - len(rewards) / len(rollout)
+    # The gold reward, where the oracle knows it; the other parts stand in the table of the rollout.
+    return found | ({"rl/gold_reward": mean(rollout.parts["gold"])} if "gold" in rollout.parts else {})
 
 
 def learn(
@@ -281,7 +379,7 @@ def learn(
     experience: Experience,
     algorithm: Algorithm,
     step: int,
-    beta: float,
+    now: Coefficients,
 ) -> tuple[StepStats, dict[str, float]]:
     """The updates of a step: each epoch goes through all replies once, in minibatches. Ends early beyond stage.max_kl.
 
@@ -294,26 +392,23 @@ def learn(
     totals: dict[str, float] = {}
     done, updates, first_kl = StepStats(0.0, 0.0), 0, 0.0
     for epoch in range(stage.epochs):
-        for rows in minibatches(stage.rollout_size, stage.batch_size, config.seed, step, epoch):
+        for rows in minibatches(stage.rollout_size, stage.batch_size, config.seed, step, epoch, algorithm.group):
             replies = experience.rows(rows)
             own = experience.rows(rows[world.rank * share : (world.rank + 1) * share])
             sums: Sums = {}
             done = loop.train(
                 split_batch(own, stage.micro_batch_size, world.device),
-                _counting(
-                    lambda model, batch: algorithm.loss(model, batch, step, beta), algorithm.count(replies), sums
-                ),
+                _counting(lambda model, batch: algorithm.loss(model, batch, step, now), algorithm.count(replies), sums),
                 int(response_tokens(replies)),
                 stage.rollout_size if updates == 0 else 0,
             )
-            names = sorted(sums)
-            found = dict(zip(names, world.sum(*(float(sums[name]) for name in names)), strict=True))
+            found = _of_all_ranks(sums, world)
             updates += 1
             approx_kl = found["kl_k3"] / found["tokens"]
             if updates == 1:
                 first_kl = approx_kl
-            for name in names:
-                totals[name] = totals.get(name, 0.0) + found[name]
+            for name, x in found.items():
+                totals[name] = _joined(name, totals.get(name), x)
             if stage.max_kl is not None and approx_kl > stage.max_kl:
                 return done, _learnt(totals, updates, first_kl)
     return done, _learnt(totals, updates, first_kl)
@@ -327,14 +422,38 @@ def _counting(
     def of(model: Any, batch: Batch) -> Tensor:
         total, more = loss(model, batch)
         for name, x in more.items():
-            sums[name] = sums.get(name, torch.zeros((), device=x.device)) + x.detach()
+            sums[name] = _joined(name, sums.get(name), x.detach())
         return total / count
 
     return of
 
 
+Number = TypeVar("Number", float, Tensor)
+
+
+def _joined(name: str, before: Number | None, x: Number) -> Number:
+    """What a loss says of two parts: their sum, or the larger or smaller of both."""
+    if before is None:
+        return x
+    return EXTREMES[name](before, x) if name in EXTREMES else before + x
+
+
+def _of_all_ranks(sums: Sums, world: World) -> dict[str, float]:
+    """The sums over all ranks; every rank has the same names."""
+    names = sorted(sums.keys() - EXTREMES.keys())
+    found = dict(zip(names, world.sum(*(float(sums[name]) for name in names)), strict=True))
+    for name in sorted(sums.keys() & EXTREMES.keys()):
+        sign = 1 if EXTREMES[name] is max else -1
+        found[name] = sign * world.max(sign * float(sums[name]))
+    return found
+
+
 def _learnt(totals: dict[str, float], updates: int, first_kl: float) -> dict[str, float]:
-    means = {title: totals[name] / totals["tokens"] for name, title in REPORTED.items() if name in totals}
+    means = {
+        title: totals[name] if name in EXTREMES else totals[name] / totals["tokens"]
+        for name, title in REPORTED.items()
+        if name in totals
+    }
     return means | {"rl/updates": float(updates), "rl/first_kl": first_kl}
 
 
@@ -347,91 +466,4 @@ class Clock:
 
     def lap(self, name: str) -> None:
         now = time.perf_counter()
-        self.laps[name], self._begin = now - self._begin, now
-
-
-KL_BLOW_UP = 50.0  # nats per reply, whatever the target
-KL_TIMES_TARGET = 4.0
-ENTROPY_LEFT = 0.1  # share of the first rollout's entropy
-EOS_LOST = 0.5  # of the first rollout's rate
-LENGTH_TIMES = 2.0  # the first rollout's length
-CLIPPED = 0.5  # share of tokens
-GOLD_WINDOW = 6  # rollouts compared with as many before them
-GOLD_FALL = 0.02  # of the gold reward, while the reward rises
-
-
-@dataclass
-class Alarms:
-    """Compares each rollout's metrics with the first one's; each alarm is told when it begins, not again while it
-    lasts. `state` is plain numbers: saved with a checkpoint, a resumed run goes on comparing."""
-
-    kl_target: float | None = None
-    sampler_gap: float | None = None  # bound on rl/sampler_gap, in nats per token; None: no alarm
-    state: dict[str, list[float]] = field(default_factory=dict)
-    active: dict[str, str] = field(default_factory=dict)  # the alarms of the last rollout: name -> sentence
-
-    def check(self, metrics: Mapping[str, float]) -> list[str]:
-        """The alarms that begin with this rollout, each a sentence that says what to try."""
-        for name in ("rl/entropy", "rl/eos_rate", "rl/response_length"):
-            self.state.setdefault(name, [metrics[name]])
-        for name in ("rl/reward", "rl/gold_reward"):
-            if name in metrics:
-                self.state[name] = [*self.state.get(name, []), metrics[name]][-2 * GOLD_WINDOW :]
-        found = self._now(metrics)
-        new = [text for name, text in found.items() if name not in self.active]
-        self.active = found
-        return new
-
-    def _now(self, metrics: Mapping[str, float]) -> dict[str, str]:
-        found = {}
-        kl, entropy, length = metrics["rl/kl"], metrics["rl/entropy"], metrics["rl/response_length"]
-        bound = KL_BLOW_UP if self.kl_target is None else KL_TIMES_TARGET * self.kl_target
-        if kl > bound:
-            found["kl"] = (
-                f"KL blow-up: {kl:.1f} nats per reply away from the reference (more than {bound:.0f}); the policy no "
-                "longer speaks as it was taught: raise stage.beta, lower stage.lr, or set stage.kl=adaptive"
-            )
-        if entropy < ENTROPY_LEFT * self.state["rl/entropy"][0]:
-            found["entropy"] = (
-                f"entropy collapse: {entropy:.3f} nats per token, {self.state['rl/entropy'][0]:.3f} at first; "
-                "all replies become one: raise stage.beta or stage.entropy_coef, lower stage.lr or stage.epochs"
-            )
-        if metrics["rl/eos_rate"] < EOS_LOST * self.state["rl/eos_rate"][0] or metrics["rl/eos_rate"] == 0:
-            found["eos"] = (
-                f"replies no longer end: {metrics['rl/eos_rate']:.0%} reach their end token within "
-                "stage.response_length; raise stage.eos_penalty or stage.response_length"
-            )
-        if length > LENGTH_TIMES * self.state["rl/response_length"][0]:
-            found["length"] = (
-                f"length explosion: {length:.0f} tokens a reply, {self.state['rl/response_length'][0]:.0f} in the "
-                "first rollout; the reward favours length: look at the samples"
-            )
-        if metrics.get("rl/clip_frac", 0.0) > CLIPPED:
-            found["clip"] = (
-                f"{metrics['rl/clip_frac']:.0%} of the tokens are clipped: updates are too large; lower stage.lr or "
-                "stage.epochs"
-            )
-        gap = metrics.get("rl/sampler_gap", 0.0)
-        if self.sampler_gap is not None and not gap <= self.sampler_gap:
-            found["sampler"] = (
-                f"sampling and update disagree: {gap:.2g} nats per token between the log-probabilities that were "
-                f"recorded while sampling and those of the forward pass (more than {self.sampler_gap:.2g}); replies "
-                "are not drawn from the policy that learns from them: precision=fp32 tells whether rounding is the "
-                "reason"
-            )
-        if self._over_optimised():
-            found["gold"] = (
-                "the reward rises while the gold reward falls: the policy exploits the reward model; raise stage.beta, "
-                "stop earlier, or train the reward model on more pairs"
-            )
-        return found
-
-    def _over_optimised(self) -> bool:
-        reward, gold = self.state.get("rl/reward", []), self.state.get("rl/gold_reward", [])
-        if min(len(reward), len(gold)) < 2 * GOLD_WINDOW:
-            return False
-
-        def change(series: list[float]) -> float:
-            return (sum(series[GOLD_WINDOW:]) - sum(series[:GOLD_WINDOW])) / GOLD_WINDOW
-
-        return change(reward) > 0 and change(gold) < -GOLD_FALL
+        self.laps[name], self._begin = self.laps.get(name, 0.0) + now - self._begin, now

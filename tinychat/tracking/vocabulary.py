@@ -7,7 +7,6 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 from tinychat.config.specs import SPECS
-from tinychat.config.stages import PASS_K
 
 
 def with_bounds(metrics: dict[str, str]) -> dict[str, str]:
@@ -20,7 +19,7 @@ def with_bounds(metrics: dict[str, str]) -> dict[str, str]:
 
 METRICS: dict[str, str] = {
     "train/loss": "loss of the update: of language models nats per token, of reward models per pair or reply, of PPO "
-    "policy and value loss per token, of DPO per pair",
+    "policy and value loss per token, of groups the policy's as stage.loss averages it, of DPO per pair",
     "train/grad_norm": "global gradient norm before clipping",
     "train/reward_accuracy": "share of the step's pairs whose chosen reply has the higher implicit reward",
     "train/reward_margin": "mean implicit reward of the step's chosen minus rejected replies",
@@ -36,11 +35,6 @@ METRICS: dict[str, str] = {
     **with_bounds(
         {
             "eval/instruction_accuracy": "share of held-out instructions with a checkable answer that are met",
-            "eval/accuracy": "share of held-out prompts with a checkable answer whose greedy reply is right",
-            **{
-                f"eval/pass_at_{k}": f"chance that one of {k} replies sampled for a held-out prompt is right"
-                for k in PASS_K
-            },
             "eval/rouge_l": "ROUGE-L F1 of replies to held-out prompts with an open answer",
             "eval/exact_match": "share of replies equal to a short reference (up to 5 words)",
             "eval/response_loss": "mean negative log-likelihood of held-out replies, in nats per token",
@@ -85,20 +79,34 @@ METRICS: dict[str, str] = {
     "rl/kl_per_token": "the same per token, by the estimator of the penalty, in nats",
     "rl/kl_full": "KL(policy || reference) of the next token over the whole vocabulary, mean over tokens, in nats",
     "rl/beta": "weight of the KL penalty",
+    "rl/entropy_coef": "weight of the entropy bonus",
     "rl/entropy": "entropy of the policy's next token, mean over tokens, in nats",
     "rl/response_length": "mean tokens of a reply, its end token included",
     "rl/eos_rate": "share of replies that the policy ended itself",
     "rl/advantage_std": "standard deviation of the advantages before whitening",
-    "rl/policy_loss": "clipped surrogate loss, mean over the updates' tokens",
+    "rl/policy_loss": "loss of the policy by its advantages, mean over the updates' tokens",
     "rl/value_loss": "loss of the value function, mean over the updates' tokens",
     "rl/explained_variance": "1 - variance of (return - value) / variance of returns, before the update",
+    "rl/reward_missing": "share of the rollout's replies without a reward",
+    "rl/group_std": "standard deviation of the rewards in a group, mean over all groups sampled",
+    "rl/group_unique": "different replies in a group, mean over the rollout's groups",
+    "rl/groups_right": "share of all groups sampled whose replies all have a reward above 0",
+    "rl/groups_wrong": "share of all groups sampled whose replies all have none above 0",
+    "rl/groups_equal": "share of all groups sampled whose rewards are all equal: they teach nothing",
+    "rl/groups_replaced": "groups of the rollout that took the place of those",
+    "rl/kl_loss": "KL(policy || reference) as a loss, mean over the updates' tokens, in nats",
+    "rl/correction": "weight of the updates' tokens for what sampler and trainer disagree on, mean",
+    "rl/stale": "share of the updates' tokens left out as stale",
     "rl/approx_kl": "KL(old || new) of the updates, estimated from their tokens (k3), in nats per token",
     "rl/clip_frac": "share of the updates' tokens whose loss the clipping decides",
     "rl/value_clip_frac": "share of the updates' tokens whose value loss the clipping decides",
     "rl/ratio": "mean ratio of new to old probability over the updates' tokens",
+    "rl/ratio_max": "largest of those ratios",
+    "rl/ratio_min": "smallest of those ratios",
     "rl/first_kl": "KL of the policy from itself before a step's first update, in nats per token: 0 but for rounding",
     "rl/updates": "updates of the step that were made; fewer than planned where max_kl stopped them",
     "rl/sampler_gap": "mean distance of log-probabilities while sampling and in the forward pass, in nats per token",
+    "rl/sampler_gap_max": "the largest such distance of a token, in nats",
     "perf/rollout_seconds": "seconds of the step spent on sampling replies",
     "perf/scoring_seconds": "seconds of the step spent on rewards, reference and values",
     "perf/update_seconds": "seconds of the step spent on updates",
@@ -126,7 +134,8 @@ METRICS: dict[str, str] = {
 LOWER_IS_BETTER = frozenset(
     "train/loss train/grad_norm eval/loss eval/ppl eval/bits_per_byte eval/response_loss eval/response_ppl "
     "eval/over_refusal eval/reward_ece eval/kl rl/kl rl/kl_per_token rl/kl_full rl/policy_loss rl/value_loss "
-    "rl/approx_kl rl/clip_frac rl/value_clip_frac rl/sampler_gap rl/first_kl perf/rollout_seconds perf/scoring_seconds "
+    "rl/approx_kl rl/clip_frac rl/value_clip_frac rl/sampler_gap rl/sampler_gap_max rl/first_kl rl/kl_loss "
+    "rl/stale rl/reward_missing rl/groups_equal rl/groups_wrong perf/rollout_seconds perf/scoring_seconds "
     "perf/update_seconds perf/step_seconds perf/memory_gb tokenizer/tokens_per_word tokenizer/unknown_tokens".split()
 )
 
@@ -161,8 +170,6 @@ QUANTITIES: dict[str, tuple[str, str]] = {
     "safe_rate": ("safe replies", SHARE),
     "over_refusal": ("benign requests refused", SHARE),
     "instruction_accuracy": ("instructions met", SHARE),
-    "accuracy": ("answers right", SHARE),
-    **{f"pass_at_{k}": (f"pass@{k}", SHARE) for k in PASS_K},
     "reward_accuracy": ("pairs ranked right", SHARE),
     "safety_accuracy": ("safety told right", SHARE),
     "objective": ("reward less its KL", ""),

@@ -334,7 +334,13 @@ class PromptBatches:
 
     def batch(self, step: int, batch_size: int, rank: int = 0, world_size: int = 1) -> PromptBatch:
         """Prompts [rank * B / world_size, (rank + 1) * B / world_size) of the step's B = batch_size."""
-        indices = self._order.items(step, batch_size, rank, world_size).tolist()
+        return self._at(self._order.items(step, batch_size, rank, world_size).tolist())
+
+    def after(self, drawn: int, count: int) -> PromptBatch:
+        """The next `count` prompts of the same order once `drawn` are through."""
+        return self._at([int(self._order.items(drawn + place, 1)[0]) for place in range(count)])
+
+    def _at(self, indices: list[int]) -> PromptBatch:
         return PromptBatch([self.rows[index] for index in indices], [self.ids[index] for index in indices], indices)
 
 
