@@ -60,8 +60,7 @@ _REPLIES = (*_ANSWERS, "eval/response_*", "eval/token_*")
 _REQUESTS = ("eval/safe_rate*", "eval/over_refusal*", "eval/gold_reward")
 _SCORES = ("eval/loss", "eval/reward_*", "eval/safety_accuracy*")
 _PAIRS = ("eval/loss", "eval/reward_accuracy*", "eval/reward_margin", "eval/chosen_*", "eval/rejected_*")
-_CHECKED = ("eval/accuracy*", "eval/pass_at_*")
-_ROLLOUTS = ("rl/*", "eval/reward", "eval/kl", "eval/objective", "perf/*_seconds", *_CHECKED)
+_ROLLOUTS = ("rl/*", "eval/reward", "eval/kl", "eval/objective", "perf/*_seconds")
 _LOSS: Panel = (("train/loss", "eval/loss"),)
 _SAFETY: Panel = (("eval/safe_rate", "eval/over_refusal"), ("eval/objective",))
 _REWARD: Panel = (("rl/reward", "rl/gold_reward"),)
@@ -71,8 +70,6 @@ _POLICY = (
     "eval/safe_rate",
     "eval/over_refusal",
     "eval/instruction_accuracy",
-    "eval/accuracy",
-    "eval/pass_at_8",
     "eval/kl",
     "eval/gold_reward",
     "eval/objective",
@@ -362,16 +359,7 @@ SPECS: dict[str, StageSpec] = {
             adapters=True,
             reference=True,
             objective="eval/objective",
-            headlines=(
-                "eval/accuracy",
-                "eval/pass_at_8",
-                "eval/instruction_accuracy",
-                "eval/reward",
-                "eval/kl",
-                "eval/objective",
-                "rl/reward",
-                "rl/kl",
-            ),
+            headlines=("eval/instruction_accuracy", "eval/reward", "eval/kl", "eval/objective", "rl/reward", "rl/kl"),
             metrics=(*_TRAINING, *_REPLIES, *_REQUESTS, *_ROLLOUTS),
             loss=("loss of the policy", ""),
             next="eval",
@@ -386,13 +374,11 @@ SPECS: dict[str, StageSpec] = {
             headlines=(
                 "eval/ppl",
                 "eval/instruction_accuracy",
-                "eval/accuracy",
-                "eval/pass_at_8",
                 "eval/safe_rate",
                 "eval/over_refusal",
                 "eval/response_ppl",
             ),
-            metrics=(*_DOCUMENTS, *_REPLIES, *_REQUESTS, *_CHECKED),
+            metrics=(*_DOCUMENTS, *_REPLIES, *_REQUESTS),
         ),
     )
 }
