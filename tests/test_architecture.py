@@ -22,7 +22,7 @@ ROWS = [
     {"stages"},
     {"launch"},
     {"sweeps", "compare", "chat", "train", "score", "merge"},
-    {"pipeline"},
+    {"doctor", "pipeline"},
 ]
 # The same inside models/: opening whatever checkpoint there is stands above full models and above what is put on them.
 MODEL_ROWS = [
@@ -46,6 +46,7 @@ PROGRAMS = (
     "train",
     "chat.__main__",
     "compare.__main__",
+    "doctor.__main__",
     "pipeline.__main__",
     "score",
     "merge",

@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import hydra
@@ -91,28 +92,32 @@ def job(node: DictConfig) -> float | None:
     return launch.run_job(config, node)
 
 
-def single_or_multi(node: DictConfig) -> float | None:
-    """The job. In a single run its error goes around Hydra, which would print a line of its own before it."""
-    if launch.in_multirun():
-        return job(node)
-    try:
-        return job(node)
-    except Exception as error:
-        errors.append(error)
-        return None
-
-
-errors: list[Exception] = []
-
-
 def main() -> None:
     """Console entry. Exit status: 0 done, 1 an error that was explained, 129, 130 or 143 stopped by a signal."""
+    command("tinychat.train", job)
+
+
+def command(program: str, job: Callable[[DictConfig], float | None]) -> None:
+    """The command line of a program that takes the words of this one: compose, and do what `job` does with it. Ends the
+    process where something is wrong, in one line."""
+    errors: list[Exception] = []
+
+    def single_or_multi(node: DictConfig) -> float | None:
+        """The job. In a single run its error goes around Hydra, which would print a line of its own before it."""
+        if launch.in_multirun():
+            return job(node)
+        try:
+            return job(node)
+        except Exception as error:
+            errors.append(error)
+            return None
+
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us; explain() prints them
     console.take_library_output()
     process.end_without_a_last_look()
     register()
     try:
-        outer_launcher.refuse("tinychat.train", sys.argv[1:])
+        outer_launcher.refuse(program, sys.argv[1:])
         if (script := words.script(sys.argv[1:])) is not None:
             print(script, flush=True)
             return

@@ -34,6 +34,7 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
     [
         ("python -m tinychat.train stage=pretrain model=gp", ["gpt2_100m", "gpt6x512"]),
         ("python -m tinychat.train sta", ["stage="]),
+        ("python -m tinychat.doctor stage=pretrain model=gp", ["gpt2_100m", "gpt6x512"]),
         ("python -m tinychat.chat mod", [""]),
         ("python other.py mod", [""]),
     ],

@@ -8,10 +8,8 @@ What is heavy is imported after the arguments have been read, so that `--help` a
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +17,7 @@ from typing import TYPE_CHECKING
 from tinychat.errors import UserError
 from tinychat.runtime.console import Parser, main_of
 from tinychat.runtime.run_files import at_home, said_of
-from tinychat.runtime.terminal import as_text
+from tinychat.runtime.terminal import as_text, table_width
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -106,7 +104,7 @@ def _print(found: Comparison, seeds: Sequence[SeedPairs], items: Sequence[ItemPa
     from tinychat.compare import report as compare_table
     from tinychat.compare.report import headline
 
-    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _width())
+    console = Console(highlight=False, markup=False, width=table_width())
     console.print(as_text(headline(found)), style="bold")
     for note in found.notes:
         console.print(as_text(note))
@@ -127,12 +125,6 @@ def _print(found: Comparison, seeds: Sequence[SeedPairs], items: Sequence[ItemPa
     if items:
         console.print("best run against other single runs, on the same held-out items", style="bold")
         _show(console, compare_table.items_table(found, items))
-
-
-def _width() -> int:
-    """Of what goes to a file or pipe: wide enough for a table that is not folded."""
-    columns = os.environ.get("COLUMNS", "")
-    return int(columns) if columns.isdigit() and int(columns) > 20 else 160
 
 
 def _show(console: Console, shown: TextTable) -> None:

@@ -29,8 +29,8 @@ _tinychat_completion()
 {
     local line="${COMP_LINE:0:COMP_POINT}" choices word reply
     COMPREPLY=()
-    [[ "$line" =~ ^([^[:space:]]+[[:space:]]+-m[[:space:]]+tinychat\.train)[[:space:]]+(.*)$ ]] || return 0
-    local program="${BASH_REMATCH[1]}" rest="${BASH_REMATCH[2]}"
+    [[ "$line" =~ ^([^[:space:]]+[[:space:]]+-m[[:space:]]+tinychat\.(train|doctor))[[:space:]]+(.*)$ ]] || return 0
+    local program="${BASH_REMATCH[1]}" rest="${BASH_REMATCH[3]}"
     choices=$(COMP_LINE="tinychat.train $rest" $program --shell-completion query=bash 2>/dev/null)
     word="${rest##*[[:space:]]}"
     for reply in $(compgen -W "$choices" -- "$word"); do

@@ -31,7 +31,7 @@ from tinychat.runtime import terminal
 from tinychat.runtime.run_files import Unreadable, said_of
 from tinychat.runtime.terminal import say
 
-__all__ = ["JobFailed", "Stopped", "in_multirun", "run_job"]
+__all__ = ["JobFailed", "Stopped", "forget_launcher", "in_multirun", "overrides", "run_job"]
 
 
 def run_job(config: Config, node: DictConfig) -> float | None:
@@ -107,7 +107,7 @@ def _claimed(config: Config, run_dir: Path, made: list[Path]) -> Iterator[None]:
 def _tell_next(config: Config, run_dir: Path, result: dict[str, Any]) -> None:
     """How it goes on from a run that has finished; a sweep says that once for all of its trials."""
     if result.get("status") == "finished" and not in_multirun():
-        next_steps.tell(config, run_dir, result, _overrides())
+        next_steps.tell(config, run_dir, result, overrides())
 
 
 def _mend_report(run_dir: Path, result: dict[str, Any]) -> None:
@@ -130,12 +130,17 @@ def _start(config: Config, run_dir: Path) -> bool:
         return config.launch.node_rank == 0  # which reports
     from tinychat.launch import worker  # torch and transformers load here
 
-    for name in filter(is_of_launcher, list(os.environ)):  # they would have this rank wait for others
-        del os.environ[name]
+    forget_launcher()
     status = worker.run(run_dir)
     if status:
         raise Stopped(status)
     return True
+
+
+def forget_launcher() -> None:
+    """Take the variables of an outer launcher away: they would have this process, a whole job, wait for others."""
+    for name in filter(is_of_launcher, list(os.environ)):
+        del os.environ[name]
 
 
 def _plan(config: Config) -> str:
@@ -190,7 +195,7 @@ def _choose_run_dir(config: Config, resolved: dict[str, Any]) -> tuple[Path, dic
 
 def _new_folder(config: Config) -> Path:
     """A folder for a run that begins. Raises UserError, and makes none, where something refuses the job."""
-    preflight.check(config, _overrides())
+    preflight.check(config, overrides())
     name = config.run_name or folders.default_run_name(config)
     return folders.new_run_dir(Path(config.paths.outputs), config.experiment_name, name)
 
@@ -203,7 +208,7 @@ def _fresh_folder(run_dir: Path, config: Config) -> Path:
             "or choose another folder"
         )
     if config.launch.node_rank == 0:
-        preflight.check(config, _overrides())
+        preflight.check(config, overrides())
     run_dir.mkdir(parents=True, exist_ok=True)
     return run_dir
 
@@ -266,13 +271,13 @@ def _write_inputs(run_dir: Path, config: Config, resolved: Any) -> None:
     differ between a run and its continuation (runs.NOT_IDENTITY) is the new command's. Without passwords, which have a
     file of their own."""
     if not (run_dir / folders.CONFIG).exists():
-        found = parents.find_parents(config, _overrides())
+        found = parents.find_parents(config, overrides())
         terminal.keep(run_dir, resolved)
         parents.write(run_dir, found, Path(config.paths.outputs))
         if run_dir.absolute().parent.parent == (Path(config.paths.outputs) / config.experiment_name).absolute():
             folders.mark_created(run_dir)
     else:
-        parents.keep(run_dir, config, _overrides())
+        parents.keep(run_dir, config, overrides())
         terminal.keep(run_dir, resolved)
     text = OmegaConf.to_yaml(OmegaConf.create(terminal.masked_tree(resolved)))
     folders.write_text_atomic(run_dir / folders.CONFIG, text)
@@ -317,7 +322,7 @@ def _command() -> str:
     return "python -m tinychat.train " + for_shell(map(terminal.masked, sys.argv[1:]))
 
 
-def _overrides() -> list[str]:
+def overrides() -> list[str]:
     """What the command line says about this job."""
     from hydra.core.hydra_config import HydraConfig
 

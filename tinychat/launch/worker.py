@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -147,9 +147,7 @@ def _run_stage(config: Config, run_dir: Path, world: World, stop: StopFlag) -> i
         log.info("%s", line)
     status, result, problem = "failed", StageResult(), None
     try:
-        custom.use(config.model)
-        module, _, function = spec_of(config).run.partition(":")
-        stage = getattr(importlib.import_module(module), function)
+        stage = function_of(config)
         stop.patient = False  # a stage that can save says so
         result = stage(config, context)
         status = "pruned" if result.stopped and context.pruning else "stopped" if result.stopped else "finished"
@@ -170,6 +168,13 @@ def _run_stage(config: Config, run_dir: Path, world: World, stop: StopFlag) -> i
             _write_result(run_dir, content)
             _finish(run_dir, tracker, content)
     return 128 + stop.signal_number if result.stopped and stop.signal_number else 0
+
+
+def function_of(config: Config) -> Callable[[Config, Context], StageResult]:
+    """What runs the job's stage; a user's model code is known from here on."""
+    custom.use(config.model)
+    module, _, function = spec_of(config).run.partition(":")
+    return getattr(importlib.import_module(module), function)
 
 
 def _start_tracker(config: Config, run_dir: Path, found: dict[str, str | None]) -> Tracker:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,6 +42,16 @@ def _as_tokens(tokenizer: PreTrainedTokenizerFast, chat: list[Message]) -> list[
 def _reply_end(encoded: EncodedChat) -> int | None:
     """What the template writes after a reply's end token was not there in training either."""
     return len(encoded.ids) - int(np.argmax(encoded.trained[::-1])) if encoded.trained.any() else None
+
+
+def outputs_of(model: Any, sequences: Sequence[Sequence[int]], pad_id: int, device: Any) -> list[float]:
+    """What the head of a reward model gives for each, in one batch padded on the right."""
+    ids = torch.full((len(sequences), max(map(len, sequences))), pad_id)
+    real = torch.zeros(ids.shape, dtype=torch.bool)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = torch.as_tensor(sequence)
+        real[row, : len(sequence)] = True
+    return raw_scores(model, ids.to(device), real.to(device)).tolist()
 
 
 class Scorer:
@@ -132,13 +143,8 @@ class Scorer:
 
     def _batch(self, sequences: list[Sequence[int]]) -> list[float]:
         """Outputs for sequences, the longest first."""
-        ids = torch.full((len(sequences), len(sequences[0])), int(self.tokenizer.pad_token_id or 0))
-        real = torch.zeros(ids.shape, dtype=torch.bool)
-        for row, sequence in enumerate(sequences):
-            ids[row, : len(sequence)] = torch.as_tensor(sequence)
-            real[row, : len(sequence)] = True
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32):
-            return raw_scores(self.model, ids.to(self.device), real.to(self.device)).tolist()
+            return outputs_of(self.model, sequences, int(self.tokenizer.pad_token_id or 0), self.device)
 
     def encode(self, prompts: Sequence[list[Message]], replies: Sequence[str]) -> list[list[int] | Refused]:
         """Tokens of each prompt ([system,] user, ..., user) with its reply, up to the reply's end token; the reason in

@@ -29,6 +29,9 @@ NOISE_TIMES = 4  # or by so many times what the same sequence differs among equa
 TOLERANCE = {torch.float32: 2e-4, torch.bfloat16: 0.4, torch.float16: 0.05}
 MEAN_TOLERANCE = {torch.float32: 5e-5, torch.bfloat16: 0.03, torch.float16: 0.01}  # on the mean
 MAX_FIRST_KL = {torch.float32: 1e-6, torch.bfloat16: 1e-2, torch.float16: 1e-3}  # k3 per token, where it must be 0
+MOST_SIGMAS = 6.0  # of a sum of draws: once in 500 million
+MOST_MISSING = 20.0  # tokens: once in 500 million
+SHARE_ROUNDING = 1e-5  # of sums of probabilities
 MOST_IN_A_ROW = 5  # steps beyond it
 
 
@@ -147,6 +150,50 @@ def check_padding(
         "padding on the left changes log-probabilities",
         "the model does not heed attention_mask and position_ids",
     )
+
+
+def check_first_kl(logprobs: Tensor, ref_logprobs: Tensor, dtype: torch.dtype, temperature: float) -> float:
+    """The largest distance in nats of sampled tokens' log-probabilities (n,) from the reference's, where the policy is
+    its reference still. Raises UserError where it, or the mean one, is beyond rounding."""
+    return _compare(
+        ref_logprobs,
+        logprobs,
+        dtype,
+        temperature,
+        "the KL from the reference is not 0 before the first update",
+        "the reference is another model than the policy's start, or random",
+    )
+
+
+def check_draws(probabilities: Tensor, chosen: Tensor) -> tuple[float, float]:
+    """Whether tokens were drawn from the whole of these distributions, whatever was recorded beside them.
+
+    probabilities: (n, V) fp32 that the policy gives; chosen: (n,) the tokens drawn. Returns how many standard errors
+    the sum of log p(chosen) lies from minus the sum of entropies, which it is in expectation; and how many tokens
+    should have come from beyond the least likely place at which any did, by rank or by the probability of all that are
+    likelier: under top-k and top-p these never come. That number is exponentially distributed with mean 1 where all is
+    well. Raises UserError where either is beyond chance.
+    """
+    own = probabilities.gather(1, chosen[:, None])
+    likelier = probabilities > own
+    places, above = likelier.sum(1), (probabilities * likelier).sum(1)
+    logs = probabilities.clamp(min=torch.finfo(torch.float32).tiny).log()
+    expected = (probabilities * logs).sum(1)
+    variance = ((probabilities * logs.square()).sum(1) - expected.square()).clamp(min=0).sum()
+    excess = float((own[:, 0].log() - expected).double().sum())
+    sigmas = excess / max(float(variance), 1e-12) ** 0.5
+    ordered = probabilities.sort(1, descending=True).values
+    beyond_rank = float(ordered[:, int(places.max()) + 1 :].double().sum())
+    before = (ordered.cumsum(1) - ordered).double()  # probability of all that are likelier
+    beyond_share = float((ordered * (before > float(above.max()) + SHARE_ROUNDING)).double().sum())
+    missing = max(beyond_rank, beyond_share)
+    if not (abs(sigmas) <= MOST_SIGMAS and missing <= MOST_MISSING):
+        raise UserError(
+            f"self-check: replies are not drawn from the policy's own distribution: their log-probabilities are "
+            f"{sigmas:+.1f} standard errors from what it expects, and {missing:.1f} tokens are missing that its tail "
+            "should have given (top-k, top-p, or another temperature while sampling)"
+        )
+    return sigmas, missing
 
 
 def check_scores(

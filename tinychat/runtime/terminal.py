@@ -8,6 +8,7 @@ are shown as ***.
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import unicodedata
@@ -120,6 +121,15 @@ def is_plain(text: str) -> bool:
     """Whether nothing in `text`, line ends and tabs among it, would act on a terminal or end a line."""
     breaks = ("Cc", "Cs", "Zl", "Zp")
     return as_text(text) == text and not any(unicodedata.category(letter) in breaks for letter in text)
+
+
+def table_width() -> int | None:
+    """Columns for a table on standard output; None: those of the terminal. A file or pipe has enough for one that is
+    not folded."""
+    if sys.stdout.isatty():
+        return None
+    columns = os.environ.get("COLUMNS", "")
+    return int(columns) if columns.isdigit() and int(columns) > 20 else 160
 
 
 def say(line: str) -> None:

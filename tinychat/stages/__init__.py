@@ -94,6 +94,14 @@ class Context:
         if self.tracker is not None:
             self.tracker.log_metrics(step, metrics)
 
+    def check(self, checks: Mapping[str, Callable[[], float | None]]) -> dict[str, float | None]:
+        """What each of them finds, by its name; {} where an examiner takes note instead. Raises UserError as the first
+        that refuses to train."""
+        if self.examiner is not None:
+            self.examiner.ask(checks)
+            return {}
+        return {name: check() for name, check in checks.items()}
+
     def should_stop(self) -> bool:
         """Whether any rank was told to stop. A collective: every rank calls it at the same step."""
         if self.world.is_main and self.pruned is None:

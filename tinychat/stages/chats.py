@@ -3,6 +3,7 @@ cache, and the evaluation of replies."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ def chat_facts(chats: ChatCache) -> dict[str, Any]:
 
 def show_example(tokenizer: Any, chats: ChatCache, context: Context) -> None:
     """Print one conversation as the model sees it, what is trained in colour."""
-    if not context.world.is_main:
+    if not (context.world.is_main and log.isEnabledFor(logging.INFO)):
         return
     encoded = EncodedChat(np.asarray(chats.ids(0)), np.asarray(chats.trained(0)), prompt_length=0)
     log.info("one conversation; what is trained is bold (%d of %d tokens):", encoded.trained.sum(), len(encoded.ids))

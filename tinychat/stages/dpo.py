@@ -58,7 +58,7 @@ def run(config: Config, context: Context) -> StageResult:
     tokenizer = get_chat_tokenizer(config, context)
     policy = get_policy(config, context, tokenizer, stage.dropout)
     words = vocabulary(tokenizer)
-    check_tokens(tokenizer, end_ids(tokenizer))
+    context.check({"pad token": lambda: check_tokens(tokenizer, end_ids(tokenizer))})
     length = context_length(stage.context_length, policy)
     train = get_pairs("train", tokenizer, length, config, context)
     numbers = pairs_that_differ(train, config.data.name)
@@ -80,10 +80,10 @@ def run(config: Config, context: Context) -> StageResult:
         check_same_start(loop, start, context)
         if loop.step == 0 and references is not None:
             first = batches.micro_batches(0, stage.batch_size, stage.micro_batch_size, world.rank, world.size)[0]
-            check_start(stage, engine, with_reference(first, references), words)
+            context.check({"start": lambda: check_start(stage, engine, with_reference(first, references), words)})
         if loop.step == 0 and stage.eval_first:
             loop.evaluate(lambda most: held_out.measure(most, last=False), during=stage.eval_pairs)
-            tell_fall(loop)
+            held_out.has_fallen(loop)
         for step in loop:
             sums: Sums = {}
             done = loop.train(
@@ -105,7 +105,7 @@ def run(config: Config, context: Context) -> StageResult:
                     during=stage.eval_pairs,
                     score=held_out.measure_pairs,
                 )
-                tell_fall(loop)
+                held_out.has_fallen(loop)
             loop.save_if_due()
 
     if not loop.unfinished:
@@ -170,9 +170,10 @@ def step_means(sums: Sums, engine: Engine) -> dict[str, float]:
     return {f"train/{title}": found[name] / found["pairs"] for name, title in REPORTED.items()}
 
 
-def check_start(stage: DpoStage, engine: Engine, batch: Batch, words: Vocabulary) -> None:
+def check_start(stage: DpoStage, engine: Engine, batch: Batch, words: Vocabulary) -> float:
     """Before the first step the policy is the reference: h is 0, and the loss of sigmoid ln 2. As an update computes
-    it, but for dropout. Raises UserError where that is not so: training would pull towards something else."""
+    it, but for dropout. Returns the largest distance of log-probabilities in nats a token. Raises UserError where they
+    are apart: training would pull towards something else."""
     on_device = {key: part.to(engine.world.device) for key, part in batch.items()}
     with engine.inference() as model:
         model.train(stage.dropout == 0)
@@ -192,6 +193,7 @@ def check_start(stage: DpoStage, engine: Engine, batch: Batch, words: Vocabulary
     log.info(
         "self-check passed: the policy is its reference within %.1e nats a token, loss %.4f%s", largest, loss, wanted
     )
+    return largest
 
 
 def check_same_start(loop: TrainingLoop, start: str, context: Context) -> None:
@@ -201,23 +203,6 @@ def check_same_start(loop: TrainingLoop, start: str, context: Context) -> None:
             f"init_from={context.parents['init_from']}: these are other weights than those this run began with, which "
             "are its reference; put them back, or begin a run of its own: resume=never"
         )
-
-
-def tell_fall(loop: TrainingLoop) -> None:
-    """Tell once when held-out replies of both sides have become less likely than when they were measured first: the
-    policy then moves to replies that are in no pair."""
-    now = {side: loop.metrics[f"eval/{side}_logprobs"] for side in ("chosen", "rejected")}
-    first = loop.state.setdefault("logprobs", now)
-    falls = {side: first[side] - value for side, value in now.items()}
-    if min(falls.values()) <= FALL or "told" in loop.state:
-        return
-    text = (
-        f"both sides fall: held-out chosen replies have lost {falls['chosen']:.1f} nats on average, rejected ones "
-        f"{falls['rejected']:.1f}; the policy moves to replies of neither kind: look at the samples, raise stage.beta, "
-        "lower stage.lr, or try stage.loss=rpo"
-    )
-    log.warning("alarm at step %d: %s", loop.step, text)
-    loop.state["told"] = [f"step {loop.step}: {text}"]
 
 
 class HeldOutPairs:
@@ -249,6 +234,7 @@ class HeldOutPairs:
             prompts = PromptBatches(source, tokenizer, length, room, config.seed, OnBadRow.skip)
             self._prompts = spread(prompts, config.stage.kl_prompts, context.world)
         self._scores: PairScores | None = None  # of the latest measurement
+        self._logprobs = {"chosen": 0.0, "rejected": 0.0}  # of the latest measurement
 
     def measure(self, most: int | None, last: bool) -> dict[str, float]:
         """measure_pairs, the replies, and in the last evaluation the distance from the start."""
@@ -280,6 +266,7 @@ class HeldOutPairs:
             stage.beta * gains(stage.loss.value, logprobs, lengths, references, stage.length_normalisation).numpy()
         )
         self._scores = PairScores(rewards, known[:, 1:3].numpy(), known[:, 3].numpy())
+        self._logprobs = {"chosen": float(logprobs[:, 0].mean()), "rejected": float(logprobs[:, 1].mean())}
         right = float(self._scores.right.sum())
         metrics = with_interval("eval/reward_accuracy", right / len(table), wilson(round(right), len(table)))
         return {
@@ -288,8 +275,8 @@ class HeldOutPairs:
             "eval/reward_margin": float((rewards[:, 0] - rewards[:, 1]).mean()),
             "eval/chosen_reward": float(rewards[:, 0].mean()),
             "eval/rejected_reward": float(rewards[:, 1].mean()),
-            "eval/chosen_logprobs": float(logprobs[:, 0].mean()),
-            "eval/rejected_logprobs": float(logprobs[:, 1].mean()),
+            "eval/chosen_logprobs": self._logprobs["chosen"],
+            "eval/rejected_logprobs": self._logprobs["rejected"],
         }
 
     def distance(self) -> dict[str, float]:
@@ -309,6 +296,21 @@ class HeldOutPairs:
             "eval/kl": experience.kl().sum().item() / len(rollout),
             "eval/response_length": rollout.n_tokens / len(rollout),
         }
+
+    def has_fallen(self, loop: TrainingLoop) -> None:
+        """Tell once when both sides have become less likely than at the first measurement: the policy then moves to
+        replies that are in no pair."""
+        first = loop.state.setdefault("logprobs", dict(self._logprobs))
+        falls = {side: first[side] - now for side, now in self._logprobs.items()}
+        if min(falls.values()) <= FALL or "told" in loop.state:
+            return
+        text = (
+            f"both sides fall: on held-out pairs the chosen replies have lost {falls['chosen']:.1f} nats on average, "
+            f"the rejected ones {falls['rejected']:.1f}; the policy moves to replies of neither kind: look at the "
+            "samples, raise stage.beta, lower stage.lr, or try stage.loss=rpo"
+        )
+        log.warning("alarm at step %d: %s", loop.step, text)
+        loop.state["told"] = [f"step {loop.step}: {text}"]
 
     def write_tables(self) -> None:
         """The latest replies, and which pairs are told right, for the report and the tracker."""

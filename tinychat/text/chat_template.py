@@ -186,11 +186,14 @@ def check_trained(tokenizer: PreTrainedTokenizerFast, encoded: EncodedChat, plac
             )
 
 
-def coloured_example(tokenizer: PreTrainedTokenizerFast, encoded: EncodedChat) -> Text:
-    """The conversation for a terminal: trained tokens green and bold, the rest dim, ↵ where a line ends."""
+def coloured_example(tokenizer: PreTrainedTokenizerFast, encoded: EncodedChat, brackets: bool = False) -> Text:
+    """The conversation for a terminal: trained tokens green and bold, the rest dim, ↵ where a line ends. brackets:
+    trained ones also between ⟦ and ⟧."""
     text = Text()
     for start, stop in _runs(encoded.trained):
         piece = decode_exactly(tokenizer, encoded.ids[start:stop].tolist())
+        if brackets and encoded.trained[start]:
+            piece = f"⟦{piece}⟧"
         text.append(as_text(piece).replace("\n", "↵\n"), style="bold green" if encoded.trained[start] else "dim")
     return text
 
