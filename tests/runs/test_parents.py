@@ -175,3 +175,32 @@ def test_auto_passes_over_a_run_whose_checkpoint_is_damaged_or_gone(
             parents.find_parents(config)
         with pytest.raises(folders.Unusable, match=f"checkpoint {newer}"):  # never another of the run unasked
             folders.resolve_checkpoint(str(newer.parent.parent))
+
+
+def test_auto_takes_the_newest_reward_model_that_reads_the_policy_s_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a recipe on data of one's own in the same experiment the newest is another's."""
+    checkpoints = {}
+    for day, (stage, vocabulary) in enumerate([("sft", "a"), ("reward", "a"), ("reward", "b")], 1):
+        made = finished_run(tmp_path / "default" / stage / f"2026-01-0{day}_00-00-00")
+        padding = {"padding": {"length": day}, "truncation": None}  # left by whatever it was last called with
+        (made / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {vocabulary: 0}}, **padding}))
+        manifest.write_manifest(made, None)
+        (made.parents[1] / folders.CONFIG).write_text(f"stage: {{name: {stage}}}\nmodel: {{name: mini}}\n")
+        checkpoints[stage, vocabulary] = str(made)
+    config: Any = SimpleNamespace(
+        init_from="auto",
+        experiment_name="default",
+        stage=SimpleNamespace(name="ppo", judge=None),
+        model=SimpleNamespace(name="mini", arch=None),
+        paths=SimpleNamespace(outputs=str(tmp_path)),
+        reward=SimpleNamespace(parts={"model": SimpleNamespace(kind="model", path="auto", weight=1.0)}),
+        tokenizer=SimpleNamespace(path=None, kind=None),
+        checkpoint=SimpleNamespace(verify=True),
+    )
+    monkeypatch.setattr(parents, "reward_models", lambda reward: reward.parts)
+    found = parents.find_parents(config)
+    assert (found["init_from"], found["reward.model"]) == (checkpoints["sft", "a"], checkpoints["reward", "a"])
+    shutil.rmtree(Path(checkpoints["reward", "a"]).parents[1])  # none that fits: the one there is, and its own error
+    assert parents.find_parents(config)["reward.model"] == checkpoints["reward", "b"]

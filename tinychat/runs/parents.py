@@ -223,17 +223,17 @@ def _find_parents(config: Config, said: Sequence[str]) -> dict[str, str | None]:
     if init_from and named and any(word.startswith(("tokenizer=", "tokenizer.path=")) for word in said):
         # Only to be compared with the checkpoint's own, which is used.
         found["named_tokenizer"] = config.tokenizer.path or config.tokenizer.name
-    return found | _scorers(config)
+    return found | _scorers(config, init_from)
 
 
-def _scorers(config: Config) -> dict[str, str | None]:
-    """The checkpoints that score or are compared, by their keys in find_parents."""
+def _scorers(config: Config, policy: str | None) -> dict[str, str | None]:
+    """The checkpoints that score or are compared, by their keys in find_parents. policy: what the stage starts from."""
     stage = config.stage
     found: dict[str, str | None] = {}
     if spec_of(config).rewards:
         for name, part in reward_models(config.reward).items():
             spec = part.path or "auto"
-            newest = _newest(config, *makers(Made.reward), which=spec) if spec in AUTO else None
+            newest = _newest(config, *makers(Made.reward), which=spec, policy=policy) if spec in AUTO else None
             found[f"reward.{name}"] = str(newest) if newest else _resolve(spec, config)
     judge = getattr(stage, "judge", None)
     if judge in AUTO:
@@ -333,13 +333,27 @@ def _newest_checkpoint(config: Config, said: Sequence[str]) -> Path:
     )
 
 
-def _newest(config: Config, *stages: str, which: str | None = "auto") -> Path | None:
+def _newest(config: Config, *stages: str, which: str | None = "auto", policy: str | None = None) -> Path | None:
     """The checkpoint (`which` of AUTO) of the newest finished run of the first of some stages that has one, of this
-    model and experiment; one that is damaged or gone is passed over. A trial of a search is no such run: it may be a
-    bad one. Raises UserError where all are damaged."""
+    model and experiment; one that is damaged or gone is passed over, as is one that reads other tokens than a policy's
+    where there is one that reads the same. A trial of a search is no such run: it may be a bad one. Raises UserError
+    where all are damaged."""
     found = itertools.chain.from_iterable(_finished(config, partial(_trained, config, stage)) for stage in stages)
+    if policy is not None and (wanted := _tokens_of(policy)) is not None:
+        every = list(found)
+        found = iter([folder for folder in every if _tokens_of(str(folder)) in (wanted, None)] or every)
     checkpoint = folders.first_usable(found, folders.BEST if which == folders.BEST else "")
     return checkpoint.resolve() if checkpoint else None
+
+
+def _tokens_of(spec: str) -> Any:
+    """What decides which ids a text gets, of a checkpoint or of the one that a run ended with; None where it cannot be
+    told, as of an address of the hub."""
+    try:
+        state = run_files.read_json(folders.resolve_checkpoint(spec) / "tokenizer.json") or None
+    except (UserError, Unreadable):
+        return None
+    return state and {key: part for key, part in state.items() if key not in ("truncation", "padding")}
 
 
 def _trained(config: Config, stage: str, other: dict) -> bool:
