@@ -133,6 +133,7 @@ def test_without_a_template_tinyworld_is_documents_alone(measure, folder: Path) 
 def test_safety_and_a_comparison_with_other_checkpoints(measure, folder: Path) -> None:
     """The rates are those counted from the table of replies; the others are measured as if each were the first."""
     short = ("stage.safety_tokens=12", "stage.eval_tokens=512", "stage.eval_rows=8", "stage.samples=[]")
+    short += ("stage.pass_k=[1,2]", "stage.pass_prompts=3")
     result = measure("compared", "init_from=full", "stage.against=[pretrained,full]", *short)
     assert set(result["metrics"]) >= SAFETY | DOCUMENTS
     replies = table(folder / "compared", "safety")
@@ -152,6 +153,7 @@ def test_safety_and_a_comparison_with_other_checkpoints(measure, folder: Path) -
     found = table(folder / "compared", "comparison")
     first, base, again = (dict(zip(found["columns"], row, strict=True)) for row in found["rows"])
     assert first["checkpoint"].startswith("sft ")
+    assert first["pass@2"] == result["metrics"]["eval/pass_at_2"] >= result["metrics"]["eval/pass_at_1"]
     assert base["checkpoint"].endswith("/pretrained")
     assert {**again, "checkpoint": ""} == {**first, "checkpoint": ""}
     for column, name in {"perplexity": "eval/ppl", "safe rate": "eval/safe_rate"}.items():

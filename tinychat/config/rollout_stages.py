@@ -9,7 +9,14 @@ from enum import Enum
 
 from omegaconf import MISSING
 
-from tinychat.config.stages import ReplyEvaluation, SafetyEvaluation, TrainLoop, above_zero, not_negative
+from tinychat.config.stages import (
+    AnswerEvaluation,
+    ReplyEvaluation,
+    SafetyEvaluation,
+    TrainLoop,
+    above_zero,
+    not_negative,
+)
 
 
 class KLControl(Enum):
@@ -52,7 +59,7 @@ class MissingEnd(Enum):
 
 
 @dataclass
-class RolloutStage(TrainLoop, ReplyEvaluation, SafetyEvaluation):
+class RolloutStage(TrainLoop, AnswerEvaluation, ReplyEvaluation, SafetyEvaluation):
     """Learning from the policy's own replies: a step is one rollout and the updates it feeds."""
 
     rollout_size: int = MISSING  # replies per step, over all ranks

@@ -60,7 +60,8 @@ _REPLIES = (*_ANSWERS, "eval/response_*", "eval/token_*")
 _REQUESTS = ("eval/safe_rate*", "eval/over_refusal*", "eval/gold_reward")
 _SCORES = ("eval/loss", "eval/reward_*", "eval/safety_accuracy*")
 _PAIRS = ("eval/loss", "eval/reward_accuracy*", "eval/reward_margin", "eval/chosen_*", "eval/rejected_*")
-_ROLLOUTS = ("rl/*", "eval/reward", "eval/kl", "eval/objective", "perf/*_seconds")
+_CHECKED = ("eval/accuracy*", "eval/pass_at_*")
+_ROLLOUTS = ("rl/*", "eval/reward", "eval/kl", "eval/objective", "perf/*_seconds", *_CHECKED)
 _LOSS: Panel = (("train/loss", "eval/loss"),)
 _SAFETY: Panel = (("eval/safe_rate", "eval/over_refusal"), ("eval/objective",))
 _REWARD: Panel = (("rl/reward", "rl/gold_reward"),)
@@ -70,6 +71,8 @@ _POLICY = (
     "eval/safe_rate",
     "eval/over_refusal",
     "eval/instruction_accuracy",
+    "eval/accuracy",
+    "eval/pass_at_8",
     "eval/kl",
     "eval/gold_reward",
     "eval/objective",
@@ -374,11 +377,13 @@ SPECS: dict[str, StageSpec] = {
             headlines=(
                 "eval/ppl",
                 "eval/instruction_accuracy",
+                "eval/accuracy",
+                "eval/pass_at_8",
                 "eval/safe_rate",
                 "eval/over_refusal",
                 "eval/response_ppl",
             ),
-            metrics=(*_DOCUMENTS, *_REPLIES, *_REQUESTS),
+            metrics=(*_DOCUMENTS, *_REPLIES, *_REQUESTS, *_CHECKED),
         ),
     )
 }

@@ -96,6 +96,7 @@ class TrainLoop(StageSettings):
         return max(1, min(self.micro_batch_size, self.batch_size // ranks))
 
     def problems(self, ranks: int) -> Iterator[str]:
+        yield from super().problems(ranks)
         if min(self.batch_size, self.micro_batch_size) >= 1:
             yield from self._batch_problems(ranks)
         if self.schedule is Schedule.wsd and not 0 <= self.decay_fraction <= 1:
@@ -138,6 +139,30 @@ class ReplyEvaluation:
     generate_rows: int | None = MISSING  # conversations answered by greedy generation at most; null: all
     generate_tokens: int = MISSING  # tokens generated per reply at most
     generate_batch_size: int = MISSING  # replies generated side by side on one rank
+
+
+PASS_K = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+@dataclass
+class AnswerEvaluation(StageSettings):
+    """How often one of several sampled replies to a held-out prompt is right; a reply is as long as generate_tokens."""
+
+    pass_k: list[int] = MISSING  # k of the pass@k that are measured, each one of PASS_K; []: none
+    pass_samples: int | None = MISSING  # replies sampled to each prompt; null: the largest k
+    pass_prompts: int = MISSING  # held-out prompts with a checkable answer, at most
+    temperature: float = MISSING
+
+    def problems(self, ranks: int) -> Iterator[str]:
+        yield from super().problems(ranks)
+        if unknown := [k for k in self.pass_k if k not in PASS_K]:
+            yield f"stage.pass_k={self.pass_k}: {unknown[0]} is none of {', '.join(map(str, PASS_K))}"
+        if self.pass_samples is not None and self.pass_samples < max(self.pass_k, default=1):
+            yield f"stage.pass_samples={self.pass_samples}: at least the largest of stage.pass_k={self.pass_k}, or null"
+        if self.pass_prompts < 1:
+            yield f"stage.pass_prompts={self.pass_prompts}: must be at least 1"
+        if self.pass_k and self.temperature <= 0:
+            yield f"stage.temperature={self.temperature}: above 0; pass@k is of sampled replies"
 
 
 @dataclass
@@ -276,7 +301,7 @@ class DpoStage(TrainLoop, ReplyEvaluation, SafetyEvaluation):
 
 
 @dataclass
-class EvalStage(ReplyEvaluation, SafetyEvaluation, StageSettings):
+class EvalStage(AnswerEvaluation, ReplyEvaluation, SafetyEvaluation, StageSettings):
     """What a checkpoint is worth: perplexity on text, accuracy on conversations, safety of its replies."""
 
     against: list[str] = MISSING  # other checkpoints that are measured in the same way, for one table

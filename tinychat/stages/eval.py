@@ -16,12 +16,14 @@ from rich.table import Table
 
 from tinychat.config.plugins import gives
 from tinychat.config.schema import Config
+from tinychat.config.stages import PASS_K
 from tinychat.engine import Engine, evaluation_engine
 from tinychat.errors import UserError
 from tinychat.runs import folders
 from tinychat.runtime import run_files
 from tinychat.runtime.console import format_eval
 from tinychat.stages import Context, StageResult
+from tinychat.stages.answers import HeldOutAnswers
 from tinychat.stages.chats import OWN_TEMPLATE, HeldOut, get_chat_tokenizer
 from tinychat.stages.common import (
     context_length,
@@ -46,6 +48,7 @@ class Subject:
     documents: bool
     conversations: bool
     requests: bool
+    answers: bool  # to prompts, for pass@k
 
     @property
     def path(self) -> str:
@@ -61,9 +64,10 @@ class Measured:
     facts: dict[str, Any] = field(default_factory=dict)
     held_out: HeldOut | None = None
     requests: HeldOutRequests | None = None
+    answers: HeldOutAnswers | None = None
 
     def write_tables(self) -> None:
-        for part in (self.held_out, self.requests):
+        for part in (self.held_out, self.requests, self.answers):
             if part is not None:
                 part.write_tables()
 
@@ -88,27 +92,27 @@ def what_to_measure(config: Config, context: Context, like: Any = None) -> Subje
     """
     data, tokenizer = config.data, get_tokenizer(config, context)
     documents, conversations = (gives(data, rows) for rows in ("documents", "conversations"))
-    requests = has_requests(config)
-    if not (documents or conversations or requests):
+    requests, answers = has_requests(config), bool(config.stage.pass_k)
+    if not (documents or conversations or requests or answers):
         raise UserError(f"stage.safety_prompts=0: data={data.name} has nothing but requests; let some be answered")
     lacks_template = config.template.name == OWN_TEMPLATE and not tokenizer.chat_template
-    if (conversations or requests) and lacks_template and _borrow(tokenizer, like):
+    if (conversations or requests or answers) and lacks_template and _borrow(tokenizer, like):
         log.info("%s has no chat template: measured in that of the first checkpoint", context.parents["init_from"])
         documents = documents and not (data.path or data.val_path)
-    elif (conversations or requests) and lacks_template:
+    elif (conversations or requests or answers) and lacks_template:
         if not documents:
             alone = "conversations" if conversations else "requests"
             raise UserError(
                 f"init_from={context.parents['init_from']}: this checkpoint has no chat template, and data={data.name} "
                 f"has {alone} alone; add template=instruct (or chatml), in which stage=sft would train it"
             )
-        conversations = requests = False
+        conversations = requests = answers = False
         log.info("this checkpoint has no chat template: measured on documents alone (template=instruct: on all)")
-    elif conversations or requests:
+    elif conversations or requests or answers:
         tokenizer = get_chat_tokenizer(config, context)
         # Files that tinyworld is given hold one or the other; with a template, what stage=sft reads of them.
         documents = documents and not (data.path or data.val_path)
-    return Subject(context, tokenizer, documents, conversations, requests)
+    return Subject(context, tokenizer, documents, conversations, requests, answers)
 
 
 def _borrow(tokenizer: Any, like: Any) -> bool:
@@ -127,9 +131,10 @@ def measure(subject: Subject, config: Config, judge: Judge | None = None) -> Mea
     tokens = get_tokens(config.data, "validation", tokenizer, config, context) if subject.documents else None
     held_out = HeldOut(tokenizer, length, config, context) if subject.conversations else None
     requests = HeldOutRequests(tokenizer, config, context, judge) if subject.requests else None
+    answers = HeldOutAnswers(tokenizer, length, config, context) if subject.answers else None
     engine = evaluation_engine(model, config.precision, context.world)
 
-    found = Measured(engine, held_out=held_out, requests=requests)
+    found = Measured(engine, held_out=held_out, requests=requests, answers=answers)
     found.facts = {"checkpoint measured": subject.path, "context length": length}
     if tokens is not None:
         begin = text_beginning(tokenizer)[0] if stage.isolate_documents else None
@@ -141,6 +146,9 @@ def measure(subject: Subject, config: Config, judge: Judge | None = None) -> Mea
     if requests is not None:
         found.metrics |= requests.measure(engine)
         found.facts |= requests.facts()
+    if answers is not None:
+        found.metrics |= answers.measure(engine)
+        found.facts |= {"prompts for pass@k": len(answers.prompts.ids), "replies to each": answers.samples}
     check_numbers(found.metrics, subject.path)
     return found
 
@@ -158,6 +166,8 @@ def check_numbers(metrics: Mapping[str, float], path: str) -> None:
 COLUMNS = {
     "perplexity": "eval/ppl",
     "instruction accuracy": "eval/instruction_accuracy",
+    "accuracy": "eval/accuracy",
+    **{f"pass@{k}": f"eval/pass_at_{k}" for k in PASS_K},
     "safe rate": "eval/safe_rate",
     "judge": "eval/safe_rate_judge",
     "rules": "eval/safe_rate_rules",
@@ -166,7 +176,7 @@ COLUMNS = {
     "gold reward": "eval/gold_reward",
 }
 Row = tuple[str, dict[str, float]]  # a checkpoint's name, which another may have too, and its metrics
-RATES = ("instruction accuracy", "safe rate", "over-refusal")  # whose bounds the table has too
+RATES = ("instruction accuracy", "accuracy", "safe rate", "over-refusal")  # whose bounds the table has too
 
 
 def checkpoint_name(path: str) -> str:
@@ -188,11 +198,17 @@ def unique_names(paths: list[str]) -> list[str]:
     ]
 
 
+def measured_columns(measured: Sequence[Row]) -> dict[str, str]:
+    """The columns that something fills."""
+    return {name: metric for name, metric in COLUMNS.items() if any(metric in metrics for _, metrics in measured)}
+
+
 def comparison(measured: Sequence[Row]) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows of the table; what was not measured is None."""
-    bounds = {f"{name}, 95 % {end}": f"{COLUMNS[name]}_{key}" for name in RATES for key, end in
+    """Columns and rows of the table; what was not measured of a checkpoint is None."""
+    columns = measured_columns(measured)
+    bounds = {f"{name}, 95 % {end}": f"{COLUMNS[name]}_{key}" for name in RATES if name in columns for key, end in
               (("low", "from"), ("high", "to"))}  # fmt: skip
-    wanted = COLUMNS | bounds
+    wanted = columns | bounds
     rows = [[name, *(metrics.get(metric) for metric in wanted.values())] for name, metrics in measured]
     return ["checkpoint", *wanted], rows
 
@@ -206,7 +222,7 @@ def write_comparison(measured: Sequence[Row], context: Context) -> None:
 
 def as_text(measured: Sequence[Row]) -> str:
     """The table for a terminal, without the columns that nothing fills."""
-    filled = {name: metric for name, metric in COLUMNS.items() if any(metric in metrics for _, metrics in measured)}
+    filled = measured_columns(measured)
     table = Table()
     table.add_column("checkpoint", overflow="fold")  # whole, as the end tells runs apart
     for name in filled:
@@ -228,7 +244,7 @@ def _cell(metrics: dict[str, float], name: str) -> str:
     return f"{metrics[name]:.1%}\n({low:.1%} to {high:.1%})"
 
 
-OBJECTIVES = ("eval/loss", "eval/response_loss", "eval/safe_rate")  # the first that was measured
+OBJECTIVES = ("eval/loss", "eval/response_loss", "eval/safe_rate", "eval/accuracy")  # the first that was measured
 
 
 def run(config: Config, context: Context) -> StageResult:

@@ -10,7 +10,7 @@ import torch
 
 from tinychat.config.plugins import source_of
 from tinychat.config.schema import Config
-from tinychat.config.stages import ScoreRange
+from tinychat.config.stages import AnswerEvaluation, ScoreRange
 from tinychat.data.chats.rows import LeftOut
 from tinychat.data.preferences.prompts import PromptRow, prompt_source, with_prompts
 from tinychat.engine import Engine
@@ -26,6 +26,7 @@ from tinychat.evaluation.safety import (
 )
 from tinychat.models.generation.decode import DecodeOptions
 from tinychat.stages import Context
+from tinychat.stages.answers import HeldOutAnswers
 from tinychat.stages.chats import HeldOut
 from tinychat.stages.common import log, write_table
 from tinychat.text.chat_render import Refused
@@ -125,15 +126,20 @@ class HeldOutReplies:
         self.requests = HeldOutRequests(tokenizer, config, context) if asks else None
         # Of preferences alone (all but tinyworld's) the chosen replies are no instructions to be met.
         self.instructions = HeldOut(tokenizer, length, config, context) if "conversations" in has else None
+        checks = isinstance(config.stage, AnswerEvaluation) and config.stage.pass_k
+        self.answers = HeldOutAnswers(tokenizer, length, config, context) if checks else None
 
     def measure(self, engine: Engine, most: int | None) -> dict[str, float]:
-        """Metrics of greedy replies; most: instructions, None: all."""
+        """Metrics of greedy replies, and of sampled ones where the stage asks for pass@k; most: instructions, None:
+        all."""
         found = {} if self.requests is None else self.requests.measure(engine)
-        return found if self.instructions is None else found | self.instructions.measure(engine, most)
+        if self.instructions is not None:
+            found |= self.instructions.measure(engine, most)
+        return found if self.answers is None else found | self.answers.measure(engine)
 
     def write_tables(self) -> None:
         """The latest replies, for the report and the tracker."""
-        for part in (self.requests, self.instructions):
+        for part in (self.requests, self.instructions, self.answers):
             if part is not None:
                 part.write_tables()
 

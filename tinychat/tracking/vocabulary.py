@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 from tinychat.config.specs import SPECS
+from tinychat.config.stages import PASS_K
 
 
 def with_bounds(metrics: dict[str, str]) -> dict[str, str]:
@@ -35,6 +36,11 @@ METRICS: dict[str, str] = {
     **with_bounds(
         {
             "eval/instruction_accuracy": "share of held-out instructions with a checkable answer that are met",
+            "eval/accuracy": "share of held-out prompts with a checkable answer whose greedy reply is right",
+            **{
+                f"eval/pass_at_{k}": f"chance that one of {k} replies sampled for a held-out prompt is right"
+                for k in PASS_K
+            },
             "eval/rouge_l": "ROUGE-L F1 of replies to held-out prompts with an open answer",
             "eval/exact_match": "share of replies equal to a short reference (up to 5 words)",
             "eval/response_loss": "mean negative log-likelihood of held-out replies, in nats per token",
@@ -170,6 +176,8 @@ QUANTITIES: dict[str, tuple[str, str]] = {
     "safe_rate": ("safe replies", SHARE),
     "over_refusal": ("benign requests refused", SHARE),
     "instruction_accuracy": ("instructions met", SHARE),
+    "accuracy": ("answers right", SHARE),
+    **{f"pass_at_{k}": (f"pass@{k}", SHARE) for k in PASS_K},
     "reward_accuracy": ("pairs ranked right", SHARE),
     "safety_accuracy": ("safety told right", SHARE),
     "objective": ("reward less its KL", ""),
