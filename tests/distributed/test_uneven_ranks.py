@@ -127,3 +127,9 @@ def test_every_stage_ends_where_ranks_have_uneven_rows(warm, base: Path, tmp_pat
         "stage.rollout_size=4", "stage.rollout_batch_size=1", "stage.response_length=16", "stage.entropy_coef=0.01",
         "stage.safety_prompts=3", "stage.safety_tokens=8", "stage.value=shared",
     )  # fmt: skip
+    run(
+        "grpo", f"init_from={policy}", *data("preference"), "reward=model", f"reward.parts.model.path={reward}",
+        "stage.group_size=2", "stage.rollout_size=4", "stage.rollout_batch_size=1", "stage.response_length=16",
+        "stage.entropy_coef=0.01", "stage.safety_prompts=3", "stage.safety_tokens=8", "stage.refill=1",
+        "stage.correction=icepop", "stage.drop_stale=0.1", "stage.entropy_share=0.5", "stage.missing_end=mask",
+    )  # fmt: skip

@@ -91,6 +91,33 @@ def test_a_policy_learns_without_a_value_function(made: Path, tmp_path: Path, pe
         assert any(not torch.equal(weight, before[name]) for name, weight in after.state_dict().items())
 
 
+def test_without_a_penalty_no_reference_is_loaded(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor is a KL measured. One reply in four has no reward, and those to many prompts are all worth the same."""
+    monkeypatch.setattr("tinychat.stages.rollouts.Reference", None)
+    (tmp_path / "some.py").write_text(
+        "def score(prompts, replies):\n"
+        "    values = [None if place % 4 == 3 else float('mat' not in prompt) * len(reply)\n"
+        "              for place, (prompt, reply) in enumerate(zip(prompts, replies))]\n"
+        "    return values\n"
+    )
+    more = (f"reward.parts.python.path={tmp_path / 'some.py'}:score", "stage.beta=0", "stage.refill=1")
+    with caplog.at_level("INFO"):
+        done = without_values(
+            made, tmp_path / "run", *more, "stage.loss=dapo", "stage.missing_end=mask", "stage.lr=1e-3"
+        )
+    found = done.metrics
+    assert not {"rl/kl", "rl/kl_full", "eval/kl", "rl/kl_loss", "rl/return"} & found.keys()
+    assert found["eval/objective"] == found["eval/reward"]
+    assert found["rl/reward_missing"] == 0.25
+    _, *replies = map(json.loads, (tmp_path / "run" / "rollouts" / "step-000002.jsonl").read_text().splitlines())
+    assert [any(reply["advantages"]) for reply in replies[3::4]] == [False, False], "no reward, no advantage"
+    assert "ref_logprobs" not in replies[0] and "learnt" in replies[0]
+    told = [line for line in caplog.messages if "no spread after 1 refills" in line]
+    assert told, "the mat's replies are all worth the same"
+
+
 @pytest.mark.parametrize("micro_batch_size", [1, 2])
 def test_an_updates_loss_is_divided_by_what_the_algorithm_counts(micro_batch_size: int) -> None:
     """In all its replies, however they are split into micro-batches."""
