@@ -201,6 +201,8 @@ def test_a_plan_counts_the_models_of_the_entry(conf: Path) -> None:
     groups = estimate(schema.to_config(job(conf, "stage=groups", *small)))
     assert [model.name for model in groups.models] == ["policy", "reference", "reward model"], "no value function"
     assert "replies of" in describe(groups)[1] and "sampling" in groups.seconds
+    alone = estimate(schema.to_config(job(conf, "stage=grpo", "stage.beta=0", *small)))
+    assert [model.name for model in alone.models] == ["policy", "reward model"], "nothing is compared with a reference"
     verified = estimate(schema.to_config(job(conf, "stage=groups", "reward=verifier", *small)))
     assert [model.name for model in verified.models] == ["policy", "reference"]
     with pytest.raises(UserError, match=r"stage=eval trains no model; there are pretrain, sft, .*pairs, groups"):
