@@ -26,6 +26,7 @@ MANDATORY = {  # what these options leave to the command line
     "data=python": ["data.source=x.py:Rows"],
     "template=jinja": ["template.path=x.jinja"],
     "sweep=sft_lora": ["stage=sft"],
+    "sweep=dpo_beta": ["stage=dpo"],
     **{f"tuned={path.stem}": [f"stage={path.stem.split('_')[0]}"] for path in (CONF / "tuned").glob("*_*.yaml")},
     **{f"sweep=ppo_{name}": ["stage=ppo"] for name in ("bayes", "grid", "pareto", "random", "tpe")},
 }

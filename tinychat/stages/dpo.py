@@ -83,7 +83,7 @@ def run(config: Config, context: Context) -> StageResult:
             context.check({"start": lambda: check_start(stage, engine, with_reference(first, references), words)})
         if loop.step == 0 and stage.eval_first:
             loop.evaluate(lambda most: held_out.measure(most, last=False), during=stage.eval_pairs)
-            held_out.has_fallen(loop)
+            tell_fall(loop)
         for step in loop:
             sums: Sums = {}
             done = loop.train(
@@ -105,7 +105,7 @@ def run(config: Config, context: Context) -> StageResult:
                     during=stage.eval_pairs,
                     score=held_out.measure_pairs,
                 )
-                held_out.has_fallen(loop)
+                tell_fall(loop)
             loop.save_if_due()
 
     if not loop.unfinished:
@@ -205,6 +205,23 @@ def check_same_start(loop: TrainingLoop, start: str, context: Context) -> None:
         )
 
 
+def tell_fall(loop: TrainingLoop) -> None:
+    """Tell once when held-out replies of both sides have become less likely than when they were measured first: the
+    policy then moves to replies that are in no pair."""
+    now = {side: loop.metrics[f"eval/{side}_logprobs"] for side in ("chosen", "rejected")}
+    first = loop.state.setdefault("logprobs", now)
+    falls = {side: first[side] - value for side, value in now.items()}
+    if min(falls.values()) <= FALL or "told" in loop.state:
+        return
+    text = (
+        f"both sides fall: held-out chosen replies have lost {falls['chosen']:.1f} nats on average, rejected ones "
+        f"{falls['rejected']:.1f}; the policy moves to replies of neither kind: look at the samples, raise stage.beta, "
+        "lower stage.lr, or try stage.loss=rpo"
+    )
+    log.warning("alarm at step %d: %s", loop.step, text)
+    loop.state["told"] = [f"step {loop.step}: {text}"]
+
+
 class HeldOutPairs:
     """Held-out pairs and what the policy makes of them; how it replies; and how far it went from where it began."""
 
@@ -234,7 +251,6 @@ class HeldOutPairs:
             prompts = PromptBatches(source, tokenizer, length, room, config.seed, OnBadRow.skip)
             self._prompts = spread(prompts, config.stage.kl_prompts, context.world)
         self._scores: PairScores | None = None  # of the latest measurement
-        self._logprobs = {"chosen": 0.0, "rejected": 0.0}  # of the latest measurement
 
     def measure(self, most: int | None, last: bool) -> dict[str, float]:
         """measure_pairs, the replies, and in the last evaluation the distance from the start."""
@@ -266,7 +282,6 @@ class HeldOutPairs:
             stage.beta * gains(stage.loss.value, logprobs, lengths, references, stage.length_normalisation).numpy()
         )
         self._scores = PairScores(rewards, known[:, 1:3].numpy(), known[:, 3].numpy())
-        self._logprobs = {"chosen": float(logprobs[:, 0].mean()), "rejected": float(logprobs[:, 1].mean())}
         right = float(self._scores.right.sum())
         metrics = with_interval("eval/reward_accuracy", right / len(table), wilson(round(right), len(table)))
         return {
@@ -275,8 +290,8 @@ class HeldOutPairs:
             "eval/reward_margin": float((rewards[:, 0] - rewards[:, 1]).mean()),
             "eval/chosen_reward": float(rewards[:, 0].mean()),
             "eval/rejected_reward": float(rewards[:, 1].mean()),
-            "eval/chosen_logprobs": self._logprobs["chosen"],
-            "eval/rejected_logprobs": self._logprobs["rejected"],
+            "eval/chosen_logprobs": float(logprobs[:, 0].mean()),
+            "eval/rejected_logprobs": float(logprobs[:, 1].mean()),
         }
 
     def distance(self) -> dict[str, float]:
@@ -296,21 +311,6 @@ class HeldOutPairs:
             "eval/kl": experience.kl().sum().item() / len(rollout),
             "eval/response_length": rollout.n_tokens / len(rollout),
         }
-
-    def has_fallen(self, loop: TrainingLoop) -> None:
-        """Tell once when both sides have become less likely than at the first measurement: the policy then moves to
-        replies that are in no pair."""
-        first = loop.state.setdefault("logprobs", dict(self._logprobs))
-        falls = {side: first[side] - now for side, now in self._logprobs.items()}
-        if min(falls.values()) <= FALL or "told" in loop.state:
-            return
-        text = (
-            f"both sides fall: on held-out pairs the chosen replies have lost {falls['chosen']:.1f} nats on average, "
-            f"the rejected ones {falls['rejected']:.1f}; the policy moves to replies of neither kind: look at the "
-            "samples, raise stage.beta, lower stage.lr, or try stage.loss=rpo"
-        )
-        log.warning("alarm at step %d: %s", loop.step, text)
-        loop.state["told"] = [f"step {loop.step}: {text}"]
 
     def write_tables(self) -> None:
         """The latest replies, and which pairs are told right, for the report and the tracker."""

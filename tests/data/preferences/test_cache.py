@@ -24,6 +24,7 @@ from tinychat.data.preferences.tokens import (
     collate_pairs,
     eval_pairs,
     preference_cache,
+    usable_pairs,
 )
 from tinychat.errors import UserError
 from tinychat.text.chat_template import encode_prompts, end_token_id, set_template
@@ -265,6 +266,33 @@ def test_ranks_share_the_global_batch_and_any_step_may_come_first(world_size: in
         assert PreferenceBatches(CACHE, seed=1).tokens(step, B) == int(whole["attention_mask"].sum())
     with pytest.raises(UserError, match=r"stage\.batch_size=6 does not divide over 4 ranks; use 4"):
         PreferenceBatches(CACHE, seed=1).batch(0, B, 0, 4)
+
+
+def test_pairs_that_say_nothing_are_counted_and_left_out() -> None:
+    cache = make_cache([4, 4, 5, 5, 3, 6, 4, 4], [2, 2, 2, 2, 3, 3, 2, 2])
+    cache.all_ids[4:8] = cache.all_ids[:4]  # pair 0: the same tokens; pair 2: its chosen side is its prompt
+    found = usable_pairs(cache)
+    assert (found.pairs.tolist(), found.n_equal, found.n_bare) == ([1, 3], 1, 1)
+    assert found.left_out() == "1 with the same tokens on both sides, 1 with a side without a reply"
+    batches = PreferenceBatches(cache, 1, found.pairs)
+    assert {int(pair) for step in range(3) for pair in batches.batch(step, 2)["pair"]} == {1, 3}
+    counted = [int(pair) for batch in eval_pairs(cache, 3, pairs=found.pairs) for pair in batch["pair"][::2]]
+    assert sorted(counted) == [1, 3]
+    assert batches.tokens(0, 2) == 5 + 5 + 4 + 4
+
+
+@pytest.mark.parametrize(("world_size", "size"), [(1, 6), (1, 2), (2, 3), (3, 1), (2, 8)])
+def test_micro_batches_are_the_global_batch_sorted_by_length(world_size: int, size: int) -> None:
+    batches = PreferenceBatches(CACHE, seed=1)
+    for step in (0, 3):
+        parts = [batches.micro_batches(step, B, size, rank, world_size) for rank in range(world_size)]
+        assert {len(part) for part in parts} == {-(-(B // world_size) // size)}
+        found = sorted(int(pair) for rank in parts for rows in rank for pair in rows["pair"][::2])
+        assert found == sorted(batches.batch(step, B)["pair"][::2].tolist())
+        for rank in parts:
+            longest = [int(rows["last"].max()) + 1 for rows in rank]
+            assert longest == sorted(longest, reverse=True)
+            assert [rows["input_ids"].shape[1] for rows in rank] == [-(-length // 8) * 8 for length in longest]
 
 
 def test_width_stays_within_the_context() -> None:
