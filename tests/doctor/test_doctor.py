@@ -270,6 +270,18 @@ def test_rewards_that_teach_nothing_are_named(made: Path, reward: str, check: st
     assert set(failed(*words_of("ppo", made, reward=reward), "stage.value_from=policy")) == {check}
 
 
+def test_groups_of_equal_rewards_are_named_and_only_a_reference_that_is_there_is_looked_at(
+    made: Path,
+) -> None:
+    examined = examine(
+        job(*words_of("grpo", made, reward="same"), "stage.beta=0", "stage.missing_end=none"), ranks=False
+    )
+    found = {one.check: one for one in examined.findings}
+    assert [one.check for one in examined.findings.failed] == ["reward differs"]
+    assert found["micro-batches"].verdict is Verdict.skipped
+    assert not {"reference", "kl"} & set(found)
+
+
 def test_a_reference_that_is_not_the_start_is_named(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = ReferenceModel.logprobs
     monkeypatch.setattr(ReferenceModel, "logprobs", lambda *given: original(*given) + 0.5)

@@ -134,6 +134,8 @@ def _incomparable(first: FirstLook, findings: Findings) -> str:
     """Why another split of the batch must give another update; "" where it must not."""
     if first.dropout:
         return "dropout draws other masks for another split"
+    if first.trace is not None and not first.trace.grad_norm:
+        return "the first update has no gradient"
     changes = any(finding.check == "reward repeats" for finding in findings.failed)
     return "the reward gives other values each time" if changes else ""
 

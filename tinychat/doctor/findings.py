@@ -103,7 +103,7 @@ CHECKS = {
     "reward differs": Check(
         "reward not constant",
         "equal rewards teach nothing",
-        "other prompts or another reward; a higher stage.temperature",
+        "other prompts or another reward; a higher stage.temperature or stage.group_size",
     ),
     "scores": Check(
         "scores unpadded",

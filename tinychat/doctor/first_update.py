@@ -213,8 +213,8 @@ class FirstLook:
         for name, check in checks.items():
             self._findings.ask(name, lambda check=check, name=name: _said(name, check()))  # type: ignore[misc]
 
-    def replies(self, sampler: Any, prompts: Any, rewards: Any) -> None:
-        look_at_replies(self._findings, self._config, sampler, prompts, rewards)
+    def replies(self, sampler: Any, prompts: Any, rewards: Any, group: int) -> None:
+        look_at_replies(self._findings, self._config, sampler, prompts, rewards, group)
 
     def train_step(self, engine: Engine, tokenizer: Any, micro_batches: Sequence[Batch], loss_fn: LossFn) -> StepStats:
         if self.trace is not None:
@@ -268,7 +268,7 @@ class OneUpdate:
     def ask(self, checks: Mapping[str, Callable[[], float | None]]) -> None:
         pass
 
-    def replies(self, sampler: Any, prompts: Any, rewards: Any) -> None:
+    def replies(self, sampler: Any, prompts: Any, rewards: Any, group: int) -> None:
         pass
 
     def train_step(self, engine: Engine, tokenizer: Any, micro_batches: Sequence[Batch], loss_fn: LossFn) -> StepStats:

@@ -32,7 +32,7 @@ def main() -> None:
     world = join_world(config.device, config.launch.timeout_minutes)
     status, update = 0, OneUpdate()
     try:
-        run_stage(config, folder / f"rank{world.rank}", world, folders.read_json(folder / PARENTS), update)
+        run_stage(config, folder / f"rank{world.rank}", world, folders.read_json(folder / PARENTS) or {}, update)
         if world.is_main and update.trace is not None:
             torch.save(vars(update.trace), folder / TRACE)
     except UserError as error:

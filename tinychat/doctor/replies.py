@@ -16,7 +16,7 @@ from tinychat.models.logprobs import OutputHead, last_hidden
 from tinychat.rl.rewards import Rewards
 from tinychat.rl.rollout import Experience, Rollout
 from tinychat.rl.selfcheck import SCORE_TOLERANCE, check_draws, check_first_kl
-from tinychat.stages.policy import Sampler
+from tinychat.stages.policy import Reference, Sampler
 from tinychat.stages.rollouts import step_seed
 
 REPLIES = 64  # looked at
@@ -24,23 +24,24 @@ PROBABILITIES = 1 << 23  # looked at together
 
 
 def look_at_replies(
-    findings: Findings, config: Config, sampler: Sampler, prompts: PromptBatches, rewards: Rewards
+    findings: Findings, config: Config, sampler: Sampler, prompts: PromptBatches, rewards: Rewards, group: int
 ) -> None:
-    """Add what is found of a rollout such as the first step's."""
-    size = min(config.stage.rollout_size, REPLIES)
-    rollout = sampler.sample(prompts.batch(0, size), step_seed(config.seed, 1))
+    """Add what is found of a rollout such as the first step's, of `group` replies to each prompt."""
+    size = max(1, min(config.stage.rollout_size, REPLIES) // group)
+    rollout = sampler.sample(prompts.batch(0, size), step_seed(config.seed, 1), group)
     experience = sampler.measure(rollout)
     findings.ask("end drawn", lambda: _ended(rollout))
     findings.ask("draws", lambda: _draws(sampler, rollout, experience))
-    findings.ask("reference", lambda: _reference_mode(sampler))
-    findings.ask("kl", lambda: _first_kl(sampler, experience))
+    if (reference := sampler.models.reference) is not None:
+        findings.ask("reference", lambda: _reference_mode(sampler, reference))
+        findings.ask("kl", lambda: _first_kl(sampler, experience))
     try:
         scores = _scores(sampler, rewards, rollout)
     except UserError as error:
         findings.add("reward repeats", False, str(error))
         return
     findings.ask("reward repeats", lambda: _repeats(sampler, rewards, rollout, scores))
-    findings.ask("reward differs", lambda: _differs(scores))
+    findings.ask("reward differs", lambda: _differs(scores, group))
 
 
 def _ended(rollout: Rollout) -> str:
@@ -80,10 +81,9 @@ def _distributions(sampler: Sampler, experience: Experience) -> tuple[Tensor, Te
     return probabilities.cpu(), experience.targets[:rows][experience.mask[:rows]]
 
 
-def _reference_mode(sampler: Sampler) -> str:
-    models = sampler.models
-    with models.inference() as policy, models.reference.model(policy) as reference:
-        training = [name or "the model" for name, module in reference.named_modules() if module.training]
+def _reference_mode(sampler: Sampler, reference: Reference) -> str:
+    with sampler.models.inference() as policy, reference.model(policy) as model:
+        training = [name or "the model" for name, module in model.named_modules() if module.training]
     if training:
         raise UserError(f"the reference is in training mode ({training[0]} and {len(training) - 1} more parts)")
     return "all of its parts are"
@@ -119,9 +119,15 @@ def _repeats(sampler: Sampler, rewards: Rewards, rollout: Rollout, scores: Tenso
     return f"the same when scored again, within {gap:.1e} in other batches"
 
 
-def _differs(scores: Tensor) -> str:
+def _differs(scores: Tensor, group: int) -> str:
     distinct = len(set(scores.tolist()))
     said = f"mean {scores.mean():.3g}, standard deviation {scores.std(unbiased=False):.3g}, {distinct} different values"
     if distinct < 2:
         raise UserError(f"all {len(scores)} replies got {scores[0]:.3g}")
-    return said
+    if group == 1:
+        return said
+    groups = scores.view(-1, group)
+    apart = int((groups.max(1).values > groups.min(1).values).sum())
+    if not apart:
+        raise UserError(f"within each of {len(groups)} groups of {group} all rewards are equal")
+    return f"{said}, {apart} of {len(groups)} groups of {group} differ in themselves"

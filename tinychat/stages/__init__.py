@@ -69,8 +69,8 @@ class Examiner(Protocol):
     def ask(self, checks: Mapping[str, Callable[[], float | None]]) -> None:
         """Call what would refuse the training by UserError, each for itself."""
 
-    def replies(self, sampler: Sampler, prompts: PromptBatches, rewards: Rewards) -> None:
-        """Look at what rollouts are made of, before the first."""
+    def replies(self, sampler: Sampler, prompts: PromptBatches, rewards: Rewards, group: int) -> None:
+        """Look at what rollouts are made of, before the first. group: replies to each prompt."""
 
     def train_step(self, engine: Engine, tokenizer: Any, micro_batches: Sequence[Batch], loss_fn: LossFn) -> StepStats:
         """In place of engine.train_step."""

@@ -133,10 +133,10 @@ def learn_from_rollouts(
         alarms = Alarms(target, mean_tolerance(engine.dtype, stage.temperature), loop.state.get("alarms", {}))
         ratios = FirstRatios(engine.dtype, loop.state.get("ratios", {}))
         checks = checks_before_training(sampler, prompts, tokenizer, rewards, config.seed)
-        if found := context.check(checks):
-            tell_checked(found)
+        if gaps := context.check(checks):
+            tell_checked(gaps)
         if context.examiner is not None:
-            context.examiner.replies(sampler, prompts, rewards)
+            context.examiner.replies(sampler, prompts, rewards, algorithm.group)
         if loop.step == 0 and stage.eval_first:
             loop.evaluate(lambda _most: held_out.measure(controller.beta, last=False))
         loop.state.setdefault("drawn", loop.step * (stage.rollout_size // algorithm.group))
