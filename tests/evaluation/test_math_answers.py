@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tinychat.evaluation import math_answers
 from tinychat.evaluation.answers import is_correct
 from tinychat.evaluation.final_answer import Parts, split_reply, stated
 from tinychat.evaluation.math_answers import is_number
@@ -71,7 +72,6 @@ WRONG = [
     ("4", ""),
     ("4", "   \n"),
     ("4", "many"),
-    ("many", "many"),  # what is expected is no number
     ("7", "7 or 8"),
     ("8", "7 or 8"),
     ("6", "5或6"),
@@ -154,3 +154,38 @@ def test_what_is_stated() -> None:
     assert stated(r"\boxed{\frac{1}{2}}") == ([r"\frac{1}{2}"], True)
     assert stated("4?\nIs it 4?") == ([], False)
     assert stated("It is 3.\nIt is 4. Good.") == (["It is 4. Good."], False)
+
+
+EXPRESSIONS = [
+    (r"\sqrt{2}", r"\boxed{\sqrt{2}}", True),
+    (r"\sqrt{2}", "The answer is $2^{1/2}$.", True),
+    ("x + 1", "1+x", True),
+    ("(1, 2)", "(1,2)", True),
+    ("x + 1", "x + 2", False),
+    (r"\sqrt{2}", "1.5", False),
+    ("x + 1", "", False),
+    ("x + 1", r"\boxed{x+1} or \boxed{x+2}", False),
+    ("x + 1", "9^{9^{9^{9}}}", False),  # for ever
+]
+
+
+@pytest.mark.slow
+def test_expressions_are_compared_by_math_verify(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("math_verify")
+    monkeypatch.setattr(math_answers, "EXPRESSION_SECONDS", 3.0)
+    assert [is_correct("math", reply, expected) for expected, reply, _ in EXPRESSIONS] == [
+        right for *_, right in EXPRESSIONS
+    ]
+    assert math_answers.serves("x + 1")
+    assert not math_answers.serves("")
+
+
+def test_without_math_verify_expressions_are_compared_letter_by_letter_and_that_is_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(math_answers, "has_math_verify", lambda: False)
+    assert is_correct("math", r"\boxed{x+1}", "x + 1")
+    assert not is_correct("math", "1 + x", "x + 1")
+    assert "[math]' compares expressions" in caplog.text
+    assert math_answers.serves("7")
+    assert not math_answers.serves("x + 1")

@@ -111,7 +111,8 @@ def test_a_missing_reward_is_no_number_and_no_part_of_the_sum(tmp_path: Path) ->
     assert known_rewards(parts) == [False, True]
 
 
-def test_a_reference_that_its_kind_of_answer_cannot_use_is_refused() -> None:
+def test_a_reference_that_its_kind_of_answer_cannot_use_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tinychat.evaluation.math_answers.has_math_verify", lambda: False)
     part = rewards(right=RewardPart("verifier", 1.0, None))
     part.check_rows([row(1, "math", "7"), row(2, "logic", "不一定"), row(3, "choice", "B"), row(4, "regex", "a+")])
     for kind, reference, what in (

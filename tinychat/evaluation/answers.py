@@ -11,9 +11,9 @@ from decimal import Decimal
 from typing import Any
 
 from tinychat.config.plugins import VERIFIERS
-from tinychat.errors import UserError
+from tinychat.errors import UserError, install_command
+from tinychat.evaluation import math_answers
 from tinychat.evaluation.final_answer import split_reply
-from tinychat.evaluation.math_answers import is_number, same_number
 from tinychat.evaluation.verdicts import letters, same_choice, same_verdict, verdict
 from tinychat.runtime import limited, user_code
 
@@ -85,10 +85,10 @@ def credit(kind: str, reply: str, expected: str) -> float:
 
     exact: equal but for blanks; case and punctuation count. word: equal after normalise(). number: the last number in
     the reply, in digits or English words, has the value of the (last) one expected. yes_no: the first words are equal.
-    list: the same items in the same order, in part where some are. math: the number that the reply states as its answer
-    (math_answers). logic: yes, no or unknown, and choice: letters of options (verdicts). regex: what is expected is a
-    pattern, which the answer has to hold. Or one of the user's (data.verifiers), by its name. A reply's thought is not
-    part of its answer (final_answer).
+    list: the same items in the same order, in part where some are. math: the number or expression that the reply
+    states as its answer (math_answers). logic: yes, no or unknown, and choice: letters of options (verdicts). regex:
+    what is expected is a pattern, which the answer has to hold. Or one of the user's (data.verifiers), by its name. A
+    reply's thought is not part of its answer (final_answer).
     Raises UserError for another kind, and for what the user's raises or gives.
     """
     check = VERIFIERS.named(kind, "answer")
@@ -199,7 +199,7 @@ CHECKS: dict[str, Check] = {
     "word": _same,
     "yes_no": _same_first_word,
     "list": _same_items,
-    "math": same_number,
+    "math": math_answers.same_answer,
     "logic": same_verdict,
     "choice": same_choice,
     "regex": matches,
@@ -208,7 +208,7 @@ CHECKS: dict[str, Check] = {
 WHOLE = frozenset(("exact", "number", "word", "yes_no", "list"))
 # Kinds that cannot use every reference -> what one has to be, and whether a text is.
 REFERENCES: dict[str, tuple[str, Callable[[str], bool]]] = {
-    "math": ("one number", is_number),
+    "math": (f"one number (for others: {install_command('math')})", math_answers.serves),
     "logic": ("yes, no or unknown", lambda text: verdict(text) is not None),
     "choice": ("letters from A to J", lambda text: bool(letters(text))),
     "regex": ("a regular expression", lambda text: pattern_problem(text) == ""),

@@ -1,15 +1,27 @@
 """Whether a reply states the number that is expected: integers, decimals, fractions, percentages, with or without
 units, in digits, LaTeX, English or Chinese words. Exact arithmetic; what is no number is never compared as one.
+
+Other references, such as \\sqrt{2} or x + 1, are for math-verify (the extra `math`), which asks sympy. It is not asked
+about numbers: it takes the first of two answers, reads "3 1/2" as 1 and no words, and needs milliseconds, not
+microseconds. It runs within bounds, as 9^{9^{9^9}} would take for ever.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 import re
 import unicodedata
 from fractions import Fraction
 from typing import NamedTuple
 
+from tinychat.errors import install_command
 from tinychat.evaluation.final_answer import stated
+from tinychat.runtime import limited
+from tinychat.runtime.run_files import tell_once
+
+log = logging.getLogger("tinychat")
+EXPRESSION_SECONDS, EXPRESSION_MEMORY = 5.0, 1e9  # for comparing two expressions
 
 MOST_DIGITS = 400  # of a numeral, and of an exponent's value: more are no answer
 MOST_NESTING = 20  # fractions in fractions
@@ -107,6 +119,47 @@ def is_number(text: str) -> bool:
     """Whether what a text states is one number."""
     said, _ = stated(text)
     return len(said) == 1 and value_of(said[0], strict=True) is not None
+
+
+def serves(reference: str) -> bool:
+    """Whether replies can be checked against it: one number, or any expression where math-verify is there."""
+    return is_number(reference) or (has_math_verify() and bool(stated(reference)[0]))
+
+
+def has_math_verify() -> bool:
+    return importlib.util.find_spec("math_verify") is not None
+
+
+def same_answer(reply: str, expected: str) -> bool:
+    """Whether the reply states the number or expression that is expected, each time that it states any."""
+    if is_number(expected):
+        return same_number(reply, expected)
+    said, (wanted, *_) = stated(reply)[0], [*stated(expected)[0], ""]
+    if not has_math_verify():
+        tell_once(
+            f"an expected answer, {wanted[:80]!r}, is no number: replies are compared with it letter by letter; "
+            f"{install_command('math')} compares expressions"
+        )
+        return bool(said) and all("".join(text.split()) == "".join(wanted.split()) for text in said)
+    try:
+        address = f"{__name__}:equal_expressions"
+        return bool(said) and all(
+            limited.call(address, [text, wanted], EXPRESSION_SECONDS, EXPRESSION_MEMORY) is True for text in said
+        )
+    except limited.OutOfBounds as error:
+        log.warning("comparing %r with the expected %r %s: counted as wrong", reply[-80:], wanted[:80], error)
+        return False
+
+
+def equal_expressions(said: str, wanted: str) -> bool:
+    """By math-verify, without its own limit of time, which is a signal. Called within bounds alone."""
+    from math_verify import parse, verify
+
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it says at each call that its limit is off
+    first, second = (
+        parse(rf"\boxed{{{text.strip().strip('$').rstrip('.')}}}", parsing_timeout=None) for text in (wanted, said)
+    )
+    return bool(first and second) and bool(verify(first, second, timeout_seconds=None))
 
 
 def same_number(reply: str, expected: str) -> bool:
