@@ -21,6 +21,7 @@ from tinychat.errors import UserError
 from tinychat.runtime.world import World
 from tinychat.stages import answers
 from tinychat.stages.answers import HeldOutAnswers
+from tinychat.stages.policy import thought_lengths
 from tinychat.text.chat_template import set_template
 from tinychat.tracking import vocabulary
 
@@ -113,3 +114,18 @@ def test_settings_that_cannot_be(changes: dict[str, Any], says: str) -> None:
     settings = {"pass_k": [1, 8], "pass_samples": None, "pass_prompts": 9, "temperature": 1.0, **changes}
     assert list(AnswerEvaluation(**settings).problems(1)) == [says]
     assert not list(AnswerEvaluation([], None, 9, 0.0).problems(1))
+
+
+def test_thoughts_and_answers_are_measured_where_replies_mark_them() -> None:
+    tokenizer = babbler()[1]
+
+    def count(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False).input_ids)
+
+    found = thought_lengths(tokenizer, ["<think>the cat sat</think>on", "the mat\n#### the dog", "the\ndog"])
+    vocabulary.check_names(found)
+    assert found == {
+        "rl/thought_length": pytest.approx((count("the cat sat") + count("the mat")) / 3),
+        "rl/answer_length": pytest.approx((count("on") + count("the dog") + count("the\ndog")) / 3),
+    }
+    assert thought_lengths(tokenizer, ["the cat", "the\ndog"]) == {}

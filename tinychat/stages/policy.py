@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -16,6 +16,7 @@ from tinychat.config.rollout_stages import RolloutStage
 from tinychat.config.schema import Config, OnBadRow, PeftConfig, PeftKind
 from tinychat.data.preferences.prompts import PromptBatch, PromptBatches, prompt_shape, prompt_source
 from tinychat.engine import Batch, Engine, evaluation_engine
+from tinychat.evaluation.final_answer import split_reply
 from tinychat.models.actor_critic import ActorCritic, hidden_and_values, policy_and_values, policy_of
 from tinychat.models.adapters import is_adapter
 from tinychat.models.checkpoints import start_model
@@ -193,6 +194,18 @@ def spread(prompts: PromptBatches, most: int, world: World) -> PromptBatch:
     size = max(1, min(len(prompts), most) // world.size) * world.size
     picked = [index * len(prompts) // size for index in range(size)]
     return PromptBatch([prompts.rows[i] for i in picked], [prompts.ids[i] for i in picked], picked)
+
+
+def thought_lengths(tokenizer: Any, replies: Sequence[str]) -> dict[str, float]:
+    """Mean tokens of thoughts and of answers, where replies mark a thought (final_answer); else nothing."""
+    parts = [split_reply(reply, by_line=False) for reply in replies]
+    if not any(part.thought for part in parts):
+        return {}
+    found = {"rl/thought_length": [part.thought for part in parts], "rl/answer_length": [part.answer for part in parts]}
+    return {
+        name: mean([len(ids) for ids in tokenizer(texts, add_special_tokens=False).input_ids])
+        for name, texts in found.items()
+    }
 
 
 def mean(values: Any) -> float:

@@ -44,7 +44,7 @@ from tinychat.runtime.world import World, seed_rank
 from tinychat.stages import Context, StageResult
 from tinychat.stages.common import Speedometer, context_length, describe_engine, log, split_batch, write_lineage
 from tinychat.stages.loop import TrainingLoop
-from tinychat.stages.policy import Models, PolicyEvaluation, Reference, Sampler, mean, rollout_table
+from tinychat.stages.policy import Models, PolicyEvaluation, Reference, Sampler, mean, rollout_table, thought_lengths
 from tinychat.text.tokenizer import vocabulary_size
 
 
@@ -146,6 +146,7 @@ def learn_from_rollouts(
             experience = sampler.measure(rollout)
             rollout.scores = with_missing_ends(stage, rollout)
             found = rollout_metrics(stage, rollout, experience, beta) | of_groups
+            found |= thought_lengths(tokenizer, sampler.replies(rollout))
             found |= algorithm.advantages(rollout, experience, beta)
             now = Coefficients(beta, stage.entropy_coef if bonus is None else bonus.update(found["rl/entropy"]))
             found |= {"rl/beta": beta} | ({} if bonus is None else {"rl/entropy_coef": now.entropy})
