@@ -118,6 +118,17 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def arithmetic_of_processor() -> str:
+    """What a default run computes in: bf16 where the processor multiplies it, else fp32. Without such instructions bf16
+    is many times slower."""
+    import torch
+
+    from tinychat.config.schema import Precision
+    from tinychat.engine import resolve_precision
+
+    return {torch.bfloat16: "bf16", torch.float32: "fp32"}[resolve_precision(Precision.auto, torch.device("cpu"))]
+
+
 def describe_machine() -> dict[str, Any]:
     try:
         names = re.findall(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)

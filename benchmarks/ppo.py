@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from harness import Result, conclude, cores, describe_machine, markdown, run_process  # beside this file
-from ppo_shapes import MODELS, end_and_pad, gpt2_config
-from ppo_task import CHECKED, MICRO, PHASES
+from rl_shapes import MODELS, end_and_pad, gpt2_config
+from rl_task import CHECKED, MICRO, PHASES
 from sft import trl_version
 
 VARIANTS = ("trl-fp32", "trl-bf16", "tinychat-fp32", "tinychat-bf16", "tinychat-bf16-shared")
@@ -173,19 +173,31 @@ def describe(run: Result) -> str:
 
 def table(runs: list[Result], variants: list[str]) -> list[dict[str, Any]]:
     """Medians over the rounds, with ratios to trl in the same arithmetic (without trl: to the first variant)."""
-    rows: dict[str, dict[str, Any]] = {}
+    rows = medians(runs, variants)
+    named = {row["variant"]: row for row in rows}
+    for row in rows:
+        add_ratios(row, named.get(f"trl-{row['variant'].split('-')[1]}", rows[0]))
+    return rows
+
+
+NUMBERS = ("samples_per_s", "cpu_samples_per_s", "memory_gb")
+
+
+def medians(runs: list[Result], variants: list[str]) -> list[dict[str, Any]]:
+    rows = []
     for variant in variants:
         own = [run for run in runs if run["variant"] == variant]
-        names = ("samples_per_s", "cpu_samples_per_s", "memory_gb")
-        rows[variant] = {"variant": variant} | {name: statistics.median(run[name] for run in own) for name in names}
+        row = {"variant": variant} | {name: statistics.median(run[name] for run in own) for name in NUMBERS}
         for phase in PHASES:
-            rows[variant][phase] = statistics.median(run["phase_seconds"][phase] for run in own)
-        base = rows.get(f"trl-{variant.split('-')[1]}", rows[variants[0]])
-        rows[variant]["ratio_to"] = base["variant"]
-        for name in names:
-            rows[variant][f"{name}_ratio"] = rows[variant][name] / base[name]
-        rows[variant]["core_share"] = min(run["core_share"] for run in own)
-    return list(rows.values())
+            row[phase] = statistics.median(run["phase_seconds"][phase] for run in own)
+        rows.append(row | {"core_share": min(run["core_share"] for run in own)})
+    return rows
+
+
+def add_ratios(row: dict[str, Any], base: dict[str, Any]) -> None:
+    row["ratio_to"] = base["variant"]
+    for name in NUMBERS:
+        row[f"{name}_ratio"] = row[name] / base[name]
 
 
 def as_text(rows: list[dict[str, Any]]) -> str:

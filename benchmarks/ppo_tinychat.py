@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from measuring import peak_memory_gb, weights_digest  # beside this file
 from omegaconf import OmegaConf
-from ppo_task import BETAS, CHECKED, EPS, LR, MICRO, TEMPERATURE, Clock, Task
+from rl_task import BETAS, CHECKED, EPS, LR, MICRO, TEMPERATURE, Clock, Task
 
 from tinychat.config.rollout_stages import PpoStage
 from tinychat.config.schema import Config, DsConfig, OptimConfig, Precision, RewardConfig, RewardPart
@@ -28,7 +28,7 @@ from tinychat.runtime.world import World
 from tinychat.stages import Context, StopFlag
 from tinychat.stages.policy import WHOLE, Models, Reference, Sampler
 from tinychat.stages.ppo import algorithm, get_actor_critic
-from tinychat.stages.rollouts import learn, step_seed, with_missing_ends
+from tinychat.stages.rollouts import Coefficients, learn, step_seed, with_missing_ends
 from tinychat.text.tokenizer import load_saved_tokenizer
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -70,7 +70,7 @@ def run(task: Task) -> dict[str, Any]:
         return {"variant": task.variant, "weights": weights, **said_of(task, sampler, rewards)}
     sampler.end_ids = ()  # every reply has the full length, as PPOTrainer's have
     engine.set_lr(1.0)
-    loop, clock = Loop(engine), Clock()
+    loop, clock, now = Loop(engine), Clock(), Coefficients(config.stage.beta, 0.0)
     for step in range(1, task.total + 1):
         clock.begin()
         ids = task.prompts(step - 1)
@@ -78,11 +78,11 @@ def run(task: Task) -> dict[str, Any]:
         rollout = sampler.sample(PromptBatch(rows, ids, list(range(len(ids)))), step_seed(task.seed, step))
         clock.lap("rollout")
         experience = sampler.measure(rollout)
-        rewarded, _ = sampler.score(rollout)
-        rollout.scores = with_missing_ends(config.stage, rewarded, rollout)
+        sampler.score(rollout)
+        rollout.scores = with_missing_ends(config.stage, rollout)
         ppo.advantages(rollout, experience, config.stage.beta)
         clock.lap("scoring")
-        learn(config, cast(Any, loop), engine, experience, ppo, step, config.stage.beta)
+        learn(config, cast(Any, loop), engine, experience, ppo, step, now)
         clock.lap("update")
     memory = peak_memory_gb()
     return {

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from measuring import peak_memory_gb, weights_digest  # beside this file
-from ppo_task import BETAS, EPS, LR, MICRO, TEMPERATURE, Clock, Task
+from rl_task import BETAS, EPS, LR, MICRO, TEMPERATURE, Clock, Task
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 
 

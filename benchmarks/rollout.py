@@ -36,7 +36,7 @@ from harness import (  # beside this file
     speed_table,
     summary,
 )
-from ppo_shapes import MODELS, end_and_pad, gpt2_config, prompts
+from rl_shapes import MODELS, end_and_pad, gpt2_config, prompts
 
 VARIANTS = ("transformers-fp32", "transformers-bf16", "tinychat-fp32", "tinychat-bf16")
 KINDS = ("products", "head", "attention", "cache", "sampling", "norms", "other operators", "Python")

@@ -1,12 +1,15 @@
-"""benchmarks/rollout.py and benchmarks/ppo.py: equal tokens, log-probabilities and amounts of work before any ratio.
+"""benchmarks/rollout.py, ppo.py, grpo.py and dpo.py: equal tokens, log-probabilities, losses and amounts of work before
+any ratio.
 
-The test with trl's trainer runs where TINYCHAT_TRL112_PYTHON names the python of an environment with trl 1.12.
+The tests with trl's trainers run where TINYCHAT_TRL112_PYTHON (PPO) and TINYCHAT_TRL_PYTHON (GRPO and DPO) name the
+python of an environment with trl 1.12 and 1.16.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -19,6 +22,7 @@ from tests.conftest import REPOSITORY, environment_of
 
 BENCHMARKS = REPOSITORY / "benchmarks"
 TRL_PYTHON = os.environ.get("TINYCHAT_TRL112_PYTHON")
+TRL116_PYTHON = os.environ.get("TINYCHAT_TRL_PYTHON")
 
 
 def benchmark(script: str, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -36,7 +40,7 @@ def benchmark(script: str, folder: Path, *options: str) -> subprocess.CompletedP
 @pytest.fixture
 def imported(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return {name: importlib.import_module(name) for name in ("rollout", "ppo", "ppo_task")}
+    return {name: importlib.import_module(name) for name in ("rollout", "ppo", "grpo", "dpo_task", "rl_task")}
 
 
 @pytest.mark.timeout(1000)
@@ -109,9 +113,92 @@ def test_other_log_probabilities_or_work_leave_no_ratios(imported: dict[str, Mod
 
 
 def test_the_clock_gives_medians_of_timed_steps(imported: dict[str, ModuleType]) -> None:
-    task = imported["ppo_task"].Task("v", "tiny", "", 8, 4, 4, 1, warmup=1, steps=3, threads=1, seed=0)
+    task = imported["rl_task"].Task("v", "tiny", "", 8, 4, 4, 1, warmup=1, steps=3, threads=1, seed=0)
     steps = [{"rollout": x, "scoring": 1.0, "update": 2.0} for x in (100.0, 1.0, 3.0, 5.0)]
-    clock = imported["ppo_task"].Clock([*steps, {}], [*steps, {}])
+    clock = imported["rl_task"].Clock([*steps, {}], [*steps, {}])
     found = clock.summary(task)
     assert found["samples_per_s"] == pytest.approx(8 / 6)
     assert found["phase_seconds"] == {"rollout": 3.0, "scoring": 1.0, "update": 2.0}
+
+
+# --------------------------------------------------------------------------------------------------- GRPO and DPO
+
+GRPO = ("--group", "4", "--response", "5", "--warmup", "0", "--steps", "1")
+DPO = ("--response", "8", "--warmup", "1", "--steps", "1")
+
+
+@pytest.mark.slow
+def test_grpo_without_trl_measures_tinychat_alone(tmp_path: Path) -> None:
+    done = benchmark("grpo.py", tmp_path, *GRPO, "--epochs", "2", "--variants", "trl-fp32,tinychat-fp32")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "trl is left out: python -m venv" in done.stdout
+    (run,) = json.loads((tmp_path / "grpo.json").read_text())["runs"]
+    assert run["tokens_per_step"] == 8 * 5  # no reply ends early
+    assert run["updates_per_step"] == 2  # one for each epoch
+
+
+@pytest.mark.slow
+def test_dpo_without_trl_measures_tinychat_alone(tmp_path: Path) -> None:
+    done = benchmark("dpo.py", tmp_path, *DPO, "--variants", "trl-fp32,tinychat-fp32")
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads((tmp_path / "dpo.json").read_text())
+    (checked,), (run,) = report["checked_in_fp32"], report["runs"]
+    assert checked["losses"][0] == pytest.approx(math.log(2), abs=1e-5)
+    assert len(set(checked["losses"])) == 3
+    assert run["reference_seconds"] > 0
+
+
+@pytest.mark.timeout(1000)
+@pytest.mark.skipif(not TRL116_PYTHON, reason="TINYCHAT_TRL_PYTHON names no environment with trl 1.16")
+@pytest.mark.parametrize(("script", "sizes"), [("grpo.py", GRPO), ("dpo.py", DPO)])
+def test_trl_116_computes_the_same(script: str, sizes: tuple[str, ...], tmp_path: Path) -> None:
+    variants = ("--variants", "trl-fp32,trl-fp32-tuned,tinychat-fp32")
+    done = benchmark(script, tmp_path, *sizes, *variants, "--trl-python", str(TRL116_PYTHON))
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    report = json.loads((tmp_path / script.replace("py", "json")).read_text())
+    assert [row["variant"] for row in report["table"]] == variants[1].split(",")
+
+
+def test_another_loss_or_gradient_leaves_no_ratios(imported: dict[str, ModuleType]) -> None:
+    run = {"variant": "trl-fp32", "weights": "w", "logprobs": [[-1.0, -2.0]], "loss": 0.5, "gradient": 2.0}
+    ours = {**run, "variant": "tinychat-fp32"}
+    assert imported["grpo"].compare([run, ours])[1] == []
+    for other in ({"loss": 0.5001}, {"gradient": 2.001}, {"logprobs": [[-1.0, -2.001]]}, {"weights": "x"}):
+        assert len(imported["grpo"].compare([run, {**ours, **other}])[1]) == 1, other
+
+
+def test_ratios_are_to_the_fastest_of_trl(imported: dict[str, ModuleType]) -> None:
+    phases = {"rollout": 1.0, "scoring": 1.0, "update": 1.0}
+    speeds = {"trl-bf16": 2.0, "trl-bf16-tuned": 3.0, "tinychat-bf16": 9.0}
+    runs = [
+        {
+            "variant": variant,
+            "samples_per_s": speed,
+            "cpu_samples_per_s": speed,
+            "memory_gb": 1.0,
+            "phase_seconds": phases,
+            "core_share": 1.0,
+        }
+        for variant, speed in speeds.items()
+    ]
+    rows = imported["grpo"].table(runs, list(speeds))
+    assert [row["ratio_to"] for row in rows] == ["trl-bf16-tuned"] * 3
+    assert rows[-1]["samples_per_s_ratio"] == 3.0
+
+
+def test_the_time_of_the_reference_counts(imported: dict[str, ModuleType]) -> None:
+    module = imported["dpo_task"]
+    task = module.Task("v", "tiny", "", batch=8, prompt=4, response=4, warmup=1, steps=3, threads=1, seed=0)
+    record = module.Record(losses=[0.0] * 4, times=[1.0, 2.0, 3.0, 4.0], cpu_times=[1.0, 2.0, 3.0, 4.0])
+    found = module.summary(
+        record, task, [100] * 4, reference=(4.0, 2.0)
+    )  # three of its four seconds are of timed steps
+    assert found["tokens_per_s"] == pytest.approx(300 / (3 + 3))
+    assert found["cpu_tokens_per_s"] == pytest.approx(300 / (3 + 1.5))
+    assert found["pairs_per_s"] == pytest.approx(24 / 6)
+
+
+def test_the_digest_of_a_step_is_of_its_pairs(imported: dict[str, ModuleType]) -> None:
+    digest, pairs = imported["dpo_task"].digest, [([1, 2], [1, 3]), ([4], [4, 5])]
+    assert digest(pairs) == digest(pairs[::-1])
+    assert digest(pairs) != digest([pairs[0], pairs[1][::-1]])

@@ -6,14 +6,15 @@ from typing import Any
 
 import numpy as np
 
-GPT2_ENTRIES = 50_257
-# Where arithmetic decides, where overhead decides, and one to try the benchmark out (no measure of anything).
-MODELS: dict[str, dict[str, int]] = {
-    "gpt6x512": {"n_layer": 6, "n_embd": 512, "n_head": 8, "n_positions": 1024, "entries": GPT2_ENTRIES},
-    "gpt4x256": {"n_layer": 4, "n_embd": 256, "n_head": 4, "n_positions": 256, "entries": 2_000},
-    "tiny": {"n_layer": 2, "n_embd": 32, "n_head": 2, "n_positions": 128, "entries": 200},
-}
 ADDED_TOKENS = 2  # an end token and padding, behind the words
+# Where arithmetic decides, where overhead decides, and one to try the benchmark out (no measure of anything). Words
+# ("entries") and added tokens are a multiple of 64, as model_vocab_size rounds to: of a row that is no token tinychat
+# takes no logit into account, other libraries do.
+MODELS: dict[str, dict[str, int]] = {
+    "gpt6x512": {"n_layer": 6, "n_embd": 512, "n_head": 8, "n_positions": 1024, "entries": 50_304 - ADDED_TOKENS},
+    "gpt4x256": {"n_layer": 4, "n_embd": 256, "n_head": 4, "n_positions": 256, "entries": 2_048 - ADDED_TOKENS},
+    "tiny": {"n_layer": 2, "n_embd": 32, "n_head": 2, "n_positions": 256, "entries": 256 - ADDED_TOKENS},
+}
 
 
 def end_and_pad(name: str) -> tuple[int, int]:
@@ -23,7 +24,7 @@ def end_and_pad(name: str) -> tuple[int, int]:
 
 def vocabulary(name: str) -> int:
     """Rows of the embedding."""
-    return -(-(MODELS[name]["entries"] + ADDED_TOKENS) // 64) * 64
+    return MODELS[name]["entries"] + ADDED_TOKENS
 
 
 def gpt2_config(name: str) -> Any:

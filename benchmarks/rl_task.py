@@ -1,4 +1,4 @@
-"""What every process of the PPO benchmark is told, and what it reports. Imports nothing of tinychat."""
+"""What every process of the benchmarks ppo.py and grpo.py is told, and what it reports. Imports nothing of tinychat."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ppo_shapes import prompts  # beside this file
+from rl_shapes import prompts  # beside this file
 
 LR, BETAS, EPS = 3e-6, (0.9, 0.999), 1e-8  # trl.PPOConfig's
 TEMPERATURE = 1.0
@@ -25,14 +25,15 @@ class Task:
     variant: str
     model: str
     work: str  # folder: policy/ and reward/, weights and tokenizer
-    batch: int  # prompts of a step
-    prompt: int  # tokens of each
-    response: int  # tokens sampled for each
+    batch: int  # replies of a step
+    prompt: int  # tokens of each prompt
+    response: int  # tokens of each reply
     epochs: int
     warmup: int  # steps that are not timed
     steps: int  # timed steps
     threads: int
     seed: int
+    group: int = 1  # replies to each prompt
     check: bool = False  # fp32, and no training: only what is said of `sequences`
 
     @property
@@ -52,7 +53,7 @@ class Task:
         return str(Path(self.work) / name)
 
     def prompts(self, step: int) -> list[list[int]]:
-        return prompts(self.model, self.batch, self.prompt, self.seed + step).tolist()
+        return prompts(self.model, self.batch // self.group, self.prompt, self.seed + step).tolist()
 
     def sequences(self) -> np.ndarray:
         """(CHECKED, prompt + response) words."""
