@@ -122,6 +122,8 @@ def test_every_stage_ends_where_ranks_have_uneven_rows(warm, base: Path, tmp_pat
     run("pretrain", start, *data("text"), *samples, "stage.context_length=64")
     policy = run("sft", start, *data("chat"), "stage.generate_tokens=8", "stage.generate_batch_size=2")
     reward = run("reward", f"init_from={policy}", *data("preference"))
+    replies = ("stage.generate_batch_size=1", "stage.safety_prompts=3", "stage.safety_tokens=8", "stage.kl_prompts=3")
+    run("dpo", f"init_from={policy}", *data("preference"), *replies)
     run(
         "ppo", f"init_from={policy}", *data("preference"), "reward=model", f"reward.parts.model.path={reward}",
         "stage.rollout_size=4", "stage.rollout_batch_size=1", "stage.response_length=16", "stage.entropy_coef=0.01",

@@ -50,7 +50,7 @@ REPORTED = {
     "chosen_logprobs": "chosen_logprobs",
     "rejected_logprobs": "rejected_logprobs",
 }
-FALL = 1.0  # nats per reply on average by which both sides have fallen when it is told
+FALL = 0.1  # of their first log-probability that both sides have lost when it is told
 
 
 def run(config: Config, context: Context) -> StageResult:
@@ -211,7 +211,7 @@ def tell_fall(loop: TrainingLoop) -> None:
     now = {side: loop.metrics[f"eval/{side}_logprobs"] for side in ("chosen", "rejected")}
     first = loop.state.setdefault("logprobs", now)
     falls = {side: first[side] - value for side, value in now.items()}
-    if min(falls.values()) <= FALL or "told" in loop.state:
+    if "told" in loop.state or not all(fall > FALL * -first[side] for side, fall in falls.items()):
         return
     text = (
         f"both sides fall: held-out chosen replies have lost {falls['chosen']:.1f} nats on average, rejected ones "
