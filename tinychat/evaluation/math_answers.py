@@ -51,7 +51,7 @@ def _units() -> dict[str, tuple[str, Fraction]]:
         "euros": "€ euro euros:1",
         "pounds": "£:1",
     }
-    found = {}
+    found: dict[str, tuple[str, Fraction]] = {}
     for measure, groups in scales.items():
         for names, factor in re.findall(r"([^:]+):(\S+)\s*", groups):
             found |= {name: (measure, Fraction(factor)) for name in names.split()}

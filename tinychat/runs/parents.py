@@ -338,7 +338,9 @@ def _newest(config: Config, *stages: str, which: str | None = "auto", policy: st
     model and experiment; one that is damaged or gone is passed over, as is one that reads other tokens than a policy's
     where there is one that reads the same. A trial of a search is no such run: it may be a bad one. Raises UserError
     where all are damaged."""
-    found = itertools.chain.from_iterable(_finished(config, partial(_trained, config, stage)) for stage in stages)
+    found: Iterator[Path] = itertools.chain.from_iterable(
+        _finished(config, partial(_trained, config, stage)) for stage in stages
+    )
     if policy is not None and (wanted := _tokens_of(policy)) is not None:
         every = list(found)
         found = iter([folder for folder in every if _tokens_of(str(folder)) in (wanted, None)] or every)
