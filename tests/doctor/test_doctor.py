@@ -35,6 +35,7 @@ from tinychat.errors import UserError
 from tinychat.models.generation import decode
 from tinychat.plan.memory import GB
 from tinychat.rl.selfcheck import check_draws
+from tinychat.runtime.world import World
 from tinychat.stages import common, ppo, sft
 from tinychat.stages.pairs import ReferenceModel
 from tinychat.stages.policy import Reference, Sampler
@@ -76,6 +77,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prompts = [f"{start} {end}" for start in WORDS for end in ("sat", "and the cat", "on the mat and the dog", "mat")]
     (folder / "prompts.txt").write_text("\n".join(prompts))
     (folder / "held_out.txt").write_text("the mat and the cat\nthe dog sat\n")
+    answers = [{"prompt": f"the mat {word}", "reference": "cat", "answer": "word"} for word in ("sat", "and")]
+    write_rows(folder / "answers.jsonl", answers)
     (folder / "rewards.py").write_text(REWARDS)
     for name, some in (("train", prompts), ("val", ["the mat and the cat", "the dog sat"])):
         write_rows(folder / f"chats-{name}.jsonl", [{"prompt": one, "response": f"{one[::-1]} cat"} for one in some])
@@ -97,7 +100,7 @@ def words_of(stage: str, made: Path, arch: str = "llama", reward: str = "length"
     """Overrides of a job of a stage."""
     start = (f"stage={stage}", f"init_from={made / arch}", *TINY)
     if SPECS[stage].rollouts:
-        data = (f"data.path={made / 'prompts.txt'}", f"data.val_path={made / 'held_out.txt'}")
+        data = (f"data.path={made / 'prompts.txt'}", f"data.val_path={made / 'answers.jsonl'}")
         return (*start, *ROLLOUTS, *data, *reward_words(made, reward))
     if SPECS[stage].reads == "documents":
         paths = (f"data.path={made / 'prompts.txt'}", f"data.val_path={made / 'held_out.txt'}")
@@ -318,8 +321,7 @@ def test_updates_are_compared_by_norm_direction_and_content() -> None:
     def trace(norm: float = 2.0, direction: float = 1.0, parts: int = 2, rows: tuple[int, ...] = (1, 2)) -> Trace:
         return Trace(0.5, norm, parts, torch.tensor([1.0, direction]), list(rows))
 
-    first: Any = SimpleNamespace(trace=trace(), dtype=torch.float32)
-    assert "differ by" in compare(first, trace(parts=4), "2 and 1", "micro-batches")
+    assert "differ by" in compare(trace(), trace(parts=4), "2 and 1", "micro-batches", torch.float32)
     for other, what, said in (
         (trace(1.0, parts=4), "micro-batches", "divided twice, by the number of micro-batches"),
         (trace(1.0), "ranks", "divided twice, by the number of ranks"),
@@ -328,7 +330,29 @@ def test_updates_are_compared_by_norm_direction_and_content() -> None:
         (trace(rows=(1, 3)), "ranks", "other sequences"),
     ):
         with pytest.raises(UserError, match=said):
-            compare(first, other, "1 and 2", what)
+            compare(trace(), other, "1 and 2", what, torch.float32)
+
+
+def test_where_rounding_draws_other_replies_ranks_are_compared_in_fp32(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def on_ranks(config: Config, *_: Any) -> Trace:
+        asked.append(config)
+        if len(asked) == 1:
+            return Trace(0.0, 1.0, 1, None, [1])
+        update = first_update.OneUpdate()
+        doctor_examine.run_stage(config, Path(config.paths.outputs) / "other", world, parents, update)
+        assert update.trace is not None
+        return update.trace
+
+    monkeypatch.setattr(doctor_examine, "_on_ranks", on_ranks)
+    world, parents = World(0, 0, 1, torch.device("cpu")), {"init_from": str(made / "llama"), "tokenizer": None}
+    found = {one.check: one for one in examine(job(*words_of("sft", made), "precision=bf16")).findings}
+    assert [config.precision.value for config in asked] == ["bf16", "fp32"]
+    assert found["ranks"].verdict is Verdict.passed
+    assert "in fp32 (rounding in bfloat16 draws other replies): gradients differ by 0.0e+00" in found["ranks"].said
 
 
 def test_draws_tell_top_k_top_p_and_temperature_from_the_whole_distribution() -> None:
@@ -387,10 +411,10 @@ def test_the_command_prints_a_table_and_leaves_nothing(warm: Any, made: Path, tm
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     assert "1 rank and 2: gradients differ by" in " ".join(done.stdout.replace("│", " ").split())
     assert "⟦" in done.stdout
-    assert done.stdout.splitlines()[-1] == "all checks pass"
+    assert done.stdout.splitlines()[-1] == "no check fails"
     assert list(tmp_path.iterdir()) == []
     wrong = (*words_of("ppo", made, reward="same"), "stage.value_from=policy")
     done = doctor(warm, tmp_path, *wrong)
     assert done.returncode == 1
-    assert done.stdout.splitlines()[-1] == "1 checks fail"
+    assert done.stdout.splitlines()[-1] == "1 check fails"
     assert json.dumps("FAIL")[1:-1] in done.stdout

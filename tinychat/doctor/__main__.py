@@ -54,7 +54,8 @@ def _print(examined: object) -> int:
         console.print(coloured_example(*examined.example, brackets=True))
     console.print(examined.findings.table())
     failed = examined.findings.failed
-    console.print(f"{len(failed)} checks fail" if failed else "all checks pass", style="bold")
+    verdict = f"{len(failed)} checks fail" if len(failed) > 1 else "1 check fails" if failed else "no check fails"
+    console.print(verdict, style="bold")
     return 1 if failed else 0
 
 

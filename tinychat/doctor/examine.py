@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinychat.config.schema import Config
+from tinychat.config.schema import Config, Precision
 from tinychat.doctor.findings import Findings
 from tinychat.doctor.first_update import TRACE, FirstLook, OneUpdate, Trace
 from tinychat.doctor.stage_run import PARENTS, in_brief, other_split, run_stage, write_config
@@ -32,6 +32,7 @@ PATIENCE = 300  # seconds for the ranks
 # Between two ways of making an update: of the norm of its gradient, and of its direction, both as shares.
 SAME_NORM = {torch.float32: 1e-3, torch.bfloat16: 0.02, torch.float16: 0.02}
 SAME_DIRECTION = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
+NO_GRADIENT = 1e-6  # norm
 FACTOR = 0.05  # by which a ratio of norms may be off and still tell what it is
 OVER_PLAN = 1.25  # docs/scaling.md: a process is up to that much above its plan
 
@@ -67,7 +68,7 @@ def examine(config: Config, said: Sequence[str] = (), ranks: bool = True) -> Exa
         if why_not:
             findings.add("ranks", None, why_not)
         else:
-            findings.ask("ranks", lambda: _ranks(brief, scratch, found, first))
+            findings.ask("ranks", lambda: _ranks(brief, scratch, world, found, first))
         _memory(config, first, findings)
     return Examined(findings, first.example)
 
@@ -85,7 +86,7 @@ def _again(
         findings.add("micro-batches", False, str(error))
         return
     assert second.again is not None and second.trace is not None
-    other = second.trace
+    made, other = first.trace, second.trace
     findings.ask("resume", lambda: _same_step(first.weights, first.again, second.again or {}))
     if split is None:
         findings.add("micro-batches", None, "a batch is a single sequence")
@@ -93,7 +94,7 @@ def _again(
         findings.add("micro-batches", None, why_not)
     else:
         sizes = f"micro_batch_size {config.stage.per_forward(1)} and {split.stage.per_forward(1)}"
-        findings.ask("micro-batches", lambda: compare(first, other, sizes, "micro-batches"))
+        findings.ask("micro-batches", lambda: compare(made, other, sizes, "micro-batches", first.dtype))
 
 
 def _same_step(wanted: dict[str, Tensor], reloaded: dict[str, Tensor], elsewhere: dict[str, Tensor]) -> str:
@@ -107,10 +108,8 @@ def _same_step(wanted: dict[str, Tensor], reloaded: dict[str, Tensor], elsewhere
     return f"{len(wanted)} weights are the same, bit for bit"
 
 
-def compare(first: FirstLook, other: Trace, ways: str, what: str) -> str:
+def compare(one: Trace, other: Trace, ways: str, what: str, dtype: torch.dtype) -> str:
     """Two updates from the same sequences. Raises UserError where they differ by more than rounding."""
-    one, dtype = first.trace, first.dtype
-    assert one is not None
     if one.rows != other.rows:
         raise UserError(f"{ways}: the batches hold other sequences")
     ratio = other.grad_norm / one.grad_norm if one.grad_norm else 1.0
@@ -134,8 +133,8 @@ def _incomparable(first: FirstLook, findings: Findings) -> str:
     """Why another split of the batch must give another update; "" where it must not."""
     if first.dropout:
         return "dropout draws other masks for another split"
-    if first.trace is not None and not first.trace.grad_norm:
-        return "the first update has no gradient"
+    if first.trace is not None and first.trace.grad_norm < NO_GRADIENT:
+        return f"the gradient of the first update is {first.trace.grad_norm:.1e}, which is rounding"
     changes = any(finding.check == "reward repeats" for finding in findings.failed)
     return "the reward gives other values each time" if changes else ""
 
@@ -149,9 +148,23 @@ def _no_ranks(config: Config, world: World) -> str:
     return next(iter(config.stage.problems(RANKS)), "")
 
 
-def _ranks(config: Config, scratch: Path, found: dict[str, str | None], first: FirstLook) -> str:
-    """The same update on several ranks, each a process of its own. Raises UserError."""
-    folder = scratch / "ranks"
+def _ranks(config: Config, scratch: Path, world: World, found: dict[str, str | None], first: FirstLook) -> str:
+    """The same update on one rank and on several. Raises UserError."""
+    ways = f"1 rank and {RANKS}"
+    one, other, dtype = first.trace, _on_ranks(config, scratch / "ranks", found), first.dtype
+    assert one is not None
+    if one.rows != other.rows and dtype is not torch.float32:
+        # Ranks sample fewer replies side by side, which rounds otherwise and now and then draws another token.
+        exact, again = replace(config, precision=Precision.fp32), OneUpdate()
+        run_stage(exact, scratch / "exact", world, found, again)
+        assert again.trace is not None
+        one, other, dtype = again.trace, _on_ranks(exact, scratch / "exact_ranks", found), torch.float32
+        ways += f" in fp32 (rounding in {str(first.dtype).removeprefix('torch.')} draws other replies)"
+    return compare(one, other, ways, "ranks", dtype)
+
+
+def _on_ranks(config: Config, folder: Path, found: dict[str, str | None]) -> Trace:
+    """The first update made by several ranks, each a process of its own. Raises UserError."""
     folder.mkdir()
     write_config(config, folder)
     (folder / PARENTS).write_text(json.dumps(found), encoding="utf-8")
@@ -182,8 +195,7 @@ def _ranks(config: Config, scratch: Path, found: dict[str, str | None], first: F
     if any(rank.returncode for rank in started) or not (folder / TRACE).exists():
         lines = [line for text in complaints for line in text.splitlines()[-1:]]
         raise UserError(f"{RANKS} ranks: {lines[0] if lines else 'ended without a word'}")
-    other = Trace(**torch.load(folder / TRACE, weights_only=True))
-    return compare(first, other, f"1 rank and {RANKS}", "ranks")
+    return Trace(**torch.load(folder / TRACE, weights_only=True))
 
 
 def _memory(config: Config, first: FirstLook, findings: Findings) -> None:

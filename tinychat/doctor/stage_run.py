@@ -20,7 +20,7 @@ from tinychat.runtime.world import World, answering, seed_everything
 from tinychat.stages import Context, Examiner, StageResult, StopFlag
 
 PARENTS = "parents.json"
-TRAIN_ROWS, HELD_OUT_ROWS = 2_000, 64  # read at most: what the first step is made of, and what a stage insists on
+TRAIN_ROWS, HELD_OUT_ROWS = 2_000, 200  # read at most: what the first step is made of, and what a stage insists on
 
 
 class Enough(Exception):
