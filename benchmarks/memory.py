@@ -26,6 +26,7 @@ from hydra import compose, initialize_config_dir
 from memory_run import measure
 
 from tinychat.config import schema
+from tinychat.config.specs import spec_of
 from tinychat.models.build import build_model, model_vocab_size
 from tinychat.plan.estimate import Plan, estimate
 from tinychat.plan.memory import GB
@@ -51,6 +52,7 @@ COMMON = (
     "checkpoint.every=0",
     f"model.context_length={CONTEXT}",
 )
+ROLLOUTS = ("ppo", "grpo")
 BUCKET = "+ds.config.zero_optimization.reduce_bucket_size=5e6"  # the default is 1 GB, which a CPU takes only as used
 TWO = ("launch=torchrun", "launch.nproc=2")
 EVALUATION = "evaluation"  # comes after the last training step: not measured
@@ -86,6 +88,9 @@ CASES = [
     Case("reward gpt bf16, Muon", "reward", GPT, (BF16, *BATCH)),
     Case("ppo gpt bf16", "ppo", GPT, (BF16, *BATCH)),
     Case("ppo gpt fp32", "ppo", GPT, (FP32, *BATCH)),
+    Case("grpo gpt bf16", "grpo", GPT, (BF16, *BATCH)),
+    Case("grpo gpt bf16, no reference", "grpo", GPT, (BF16, "stage.beta=0", *BATCH)),
+    Case("dpo gpt bf16", "dpo", GPT, (BF16, *BATCH)),
 ]  # fmt: skip
 LARGE = Case(
     "pretrain gpt6x512 bf16, Muon",
@@ -167,17 +172,21 @@ class Bench:
         words = [f"stage={case.stage}", *case.model, VOCABULARY, *COMMON, *case.more]
         words += ["data.val_fraction=0.2"]
         words += [f"tokenizer.path={self.folder / 'tokenizer'}", f"paths.cache={self.folder / 'cache'}"]
-        if case.stage == "ppo":
+        if case.stage in ROLLOUTS:
             words += ["data=prompts", f"data.path={self.folder / 'prompts.txt'}", "reward=python"]
-            words += [f"reward.parts.python.path={self.folder / 'reward.py'}:score", "stage.value_from=policy"]
+            words += [f"reward.parts.python.path={self.folder / 'reward.py'}:score"]
             words += [f"stage.response_length={RESPONSE}", "stage.rollout_size=16", "stage.epochs=1"]
-            words += ["stage.safety_prompts=0", "stage.judge=null", "stage.max_kl=null"]
-        if case.stage == "reward":
+            words += ["stage.max_kl=null"]
+        if case.stage == "ppo":
+            words += ["stage.value_from=policy"]
+        if case.stage in ("reward", "dpo"):
             words += ["data=preference", f"data.path={self.folder / 'pairs.jsonl'}"]
         if case.stage == "pretrain":
             words += ["stage.samples=[]"]
-        if case.stage in ("sft", "ppo"):
+        if case.stage in ("sft", "dpo", *ROLLOUTS):
             words += ["stage.eval_first=false", "stage.generate_rows=2", "stage.generate_tokens=8"]
+        if case.stage in ("dpo", *ROLLOUTS):
+            words += ["stage.safety_prompts=0", "stage.judge=null"]
         if case.stage == "sft":
             words += ["data=chat", f"data.path={self.folder / 'chats.jsonl'}"]
         if case == LARGE:
@@ -211,7 +220,7 @@ def planned(words: list[str]) -> Plan:
 def until_evaluation(plan: Plan) -> float:
     """Bytes at the height of what comes before the last evaluation; on a CPU offloaded parts lie there too."""
     wanted = {name: size for name, size in plan.memory.phases.items() if name != EVALUATION}
-    if plan.config.stage.name == "sft":
+    if not spec_of(plan.config).rollouts and "sampling replies" in wanted:
         wanted.pop("sampling replies")  # part of the evaluation
     return max(wanted.values()) + plan.memory.host
 

@@ -34,7 +34,7 @@ from tinychat.pipeline.__main__ import (
 from tinychat.pipeline.jobs import Composer, Job, hand_on, needs
 from tinychat.pipeline.process import run_forked
 from tinychat.pipeline.recipe import Recipe, Request, judge, load_recipe, parse_gate, parse_request
-from tinychat.pipeline.report import StageRun, headline, measured, verdict_lines
+from tinychat.pipeline.report import StageRun, _policies_table, headline, measured, verdict_lines
 from tinychat.runs import folders
 
 CONF = REPOSITORY / "conf" / "pipeline"
@@ -197,6 +197,8 @@ def test_a_wrong_word_is_answered(word: str, says: str) -> None:
         ("stages: {sft: 3}", "sft: must be a list"),
         ("stages: {sfd: []}", "Did you mean sft?"),
         ("stages: {sft: []}\ngate: {}", "Did you mean gates?"),
+        ("stages: {sft: []}\nmore: {sft: []}", "more: must have further stages"),
+        ("stages: {sft: []}\nmore: {rlvf: []}", "Did you mean rlvr?"),
         ("[1", "flow sequence"),
         ("name: x", "must have stages"),
     ],
@@ -208,6 +210,37 @@ def test_a_recipe_of_another_form_is_named(text: str, says: str, tmp_path: Path)
         load_recipe(str(path), CONF)
     assert says in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+def test_some_stages_run_only_where_they_are_named() -> None:
+    whole = load_recipe("tinyworld", CONF)
+    usual = ["tokenizer", "pretrain", "sft", "reward", "judge", "ppo"]
+    assert recipe.chosen_stages(whole, Request()) == list(FULL.stages) == usual
+    assert {stage for gate in FULL.gates for stage in gate.stages} < set(usual)
+    assert (
+        whole.more == {"dpo", "grpo", "rlvr"} == {stage for gate in whole.gates for stage in gate.stages} - set(usual)
+    )
+
+    named = parse_request(["stages=sft,grpo,dpo", "grpo:stage.group_size=4"])
+    chosen = recipe.chosen_stages(whole, named)
+    assert chosen == ["sft", "dpo", "grpo"]
+    made = recipe.narrowed(whole, chosen)
+    assert list(made.stages) == [*usual[:5], "dpo", "ppo", "grpo"], "what make run has done stands beside them"
+    assert {stage for gate in made.gates for stage in gate.stages} >= {"dpo", "ppo", "grpo"}
+    assert not any("rlvr" in gate.stages for gate in made.gates)
+    assert recipe.chosen_stages(whole, parse_request(["stages=all"])) == list(whole.stages)
+    with pytest.raises(UserError, match="stage dpo: runs only where stages= names it"):
+        recipe.chosen_stages(whole, parse_request(["dpo:stage.beta=1"]))
+
+
+def test_each_way_on_from_sft_is_given_what_it_learns_from() -> None:
+    chosen = ["dpo", "grpo", "rlvr"]
+    made = recipe.narrowed(load_recipe("tinyworld", CONF), chosen)
+    jobs = jobs_of(made)
+    judged = {"init_from": "out put/sft/1", "stage.judge": "out put/judge/1"}
+    assert hand_on(jobs["dpo"], made, FOUND) == hand_on(jobs["rlvr"], made, FOUND) == judged
+    assert hand_on(jobs["grpo"], made, FOUND) == judged | {"reward.parts.model.path": "out put/reward/1"}
+    assert [needs(jobs[stage], made) for stage in chosen] == [["sft"], ["sft", "reward"], ["sft"]]
 
 
 def test_an_unknown_recipe_suggests_the_nearest() -> None:
@@ -267,14 +300,15 @@ def test_what_is_wrong_is_said_before_anything_runs(words: list[str], says: str)
 
 # --- handing on
 
-FULL = load_recipe("tinyworld", CONF)
+FULL = recipe.narrowed(load_recipe("tinyworld", CONF), [])
 FOUND: dict[str, Path | None] = {stage: Path(f"out put/{stage}/1") for stage in ORDER}
 
 
 def test_each_stage_is_given_the_folders_of_this_pipeline() -> None:
     made = Recipe("full", FULL.path, FULL.common, {**FULL.stages, "eval": []})
     jobs = jobs_of(made)
-    handed = {stage: hand_on(job, made, FOUND) for stage, job in jobs.items()}
+    found = {stage: FOUND[stage] for stage in made.stages}
+    handed = {stage: hand_on(job, made, found) for stage, job in jobs.items()}
     assert handed["tokenizer"] == {}
     assert handed["pretrain"] == {"tokenizer.path": "out put/tokenizer/1"}
     assert handed["sft"] == {"init_from": "out put/pretrain/1"}
@@ -344,6 +378,30 @@ def test_first_and_last_values_come_from_the_run_folder(tmp_path: Path) -> None:
     assert values["ppo"] == {"eval/safe_rate": 0.9, "rl/kl": 3.0}
     assert values["ppo" + recipe.START] == {"eval/safe_rate": 0.5, "rl/kl": 2.0}
     assert "eval" not in values
+
+
+def test_policies_stand_beside_the_one_that_they_began_with(tmp_path: Path) -> None:
+    """The start's column is what was measured at step 0, whoever did; a rollout's own figures are not in it."""
+    job = next(iter(jobs_of(SMALL).values()))
+    runs = [StageRun("sft", job, tmp_path, "ran")]
+    logged = {"dpo": {"eval/safe_rate": 0.5}, "ppo": {"eval/safe_rate": 0.6, "eval/over_refusal": 0.01}, "grpo": {}}
+    for number, (stage, first) in enumerate(logged.items()):
+        folder = tmp_path / stage
+        folder.mkdir()
+        lines = [{"step": 0, **first}, {"step": 1, "eval/kl": 9.0, "rl/kl": 9.0}]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps({"time": 1.0, **line}) + "\n" for line in lines))
+        last = {"eval/safe_rate": 0.9, "eval/safe_rate_low": 0.85, "eval/safe_rate_high": 0.93, "eval/kl": 1.0 + number}
+        folders.write_text_atomic(folder / folders.RESULT, json.dumps({"metrics": last, "minutes": 2.5}))
+        runs.append(StageRun(stage, job, folder, "ran"))
+    columns, lines_of = _policies_table(runs)
+    assert columns == ["start", "DPO", "PPO", "GRPO"]
+    table = {row[0]: row[1:] for row in lines_of}
+    assert table["eval/safe_rate"] == ["0.5", *["0.9 (0.85 to 0.93)"] * 3]
+    assert table["eval/over_refusal"] == ["0.01", "", "0.01", ""]
+    assert table["eval/kl"] == ["", "1", "2", "3"]
+    assert table["minutes of the stage"] == ["", "2.50", "2.50", "2.50"]
+    assert not any(name.startswith("rl/") for name in table)
+    assert _policies_table(runs[:1]) == ([], [])
 
 
 def test_a_headline_has_the_minutes_and_what_the_gates_look_at(tmp_path: Path) -> None:

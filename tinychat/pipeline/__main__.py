@@ -137,7 +137,9 @@ def run(words: Sequence[str]) -> int:
     if request.help:
         print(recipe.help_text(chosen_recipe, folder))
         return 0
-    chosen, gates = recipe.chosen_stages(chosen_recipe, request), recipe.gates_of(chosen_recipe, request)
+    chosen = recipe.chosen_stages(chosen_recipe, request)
+    chosen_recipe = recipe.narrowed(chosen_recipe, chosen)
+    gates = recipe.gates_of(chosen_recipe, request)
     with Composer(chosen_recipe, request) as composer:
         jobs = composer.jobs()
     pipeline = Pipeline(chosen_recipe, request, chosen, gates, jobs)

@@ -27,7 +27,8 @@ _COLUMNS = 3
 _WIDTH, _PANEL_HEIGHT = 9.6, 2.1  # inches
 _ROWS = 3  # prompts: the first ones of the recipe
 _LINE = 0.155  # inches between two lines of the table
-_LETTERS = 36  # of a line of a cell
+_LETTERS = 36  # of a line of a cell at most
+_ALL_LETTERS = 144  # of a line of all cells of a row
 _LONGEST = 4  # lines of a cell; what is longer ends in an ellipsis
 _GREY = "#555555"
 
@@ -82,7 +83,8 @@ def panels_of(runs: Mapping[str, Path]) -> list[Panel]:
 def _draw(panels: Sequence[Panel], head: list[str], rows: list[list[str]]) -> Figure:
     from matplotlib.figure import Figure
 
-    cells = [[_wrapped(cell) for cell in row] for row in rows]
+    letters = min(_LETTERS, _ALL_LETTERS // max(1, len(head)))
+    cells = [[_wrapped(cell, letters) for cell in row] for row in rows]
     table = _LINE * (sum(max(map(len, row)) + 0.9 for row in cells) + 2.2) if rows else 0.0
     lines = -(-len(panels) // _COLUMNS)
     height = _PANEL_HEIGHT * lines + table
@@ -135,9 +137,9 @@ def _label(metric: str, panel: Panel) -> str:
     return {"train": "training", "eval": "held out"}[metric.partition("/")[0]] if one else quantities[metric]
 
 
-def _wrapped(text: str) -> list[str]:
+def _wrapped(text: str, letters: int) -> list[str]:
     flat = " ".join(text.split())
-    return textwrap.wrap(flat, _LETTERS, max_lines=_LONGEST, placeholder=" …") or ["(no reply)"]
+    return textwrap.wrap(flat, letters, max_lines=_LONGEST, placeholder=" …") or ["(no reply)"]
 
 
 def _table(

@@ -134,13 +134,15 @@ def judge(gate: Gate, measured: Measured) -> Verdict:
 
 
 DEFAULT = "tinyworld"
-_KEYS = {"name", "common", "stages", "gates", "samples", "sample_tokens"}
+ALL = "all"
+_KEYS = {"name", "common", "stages", "more", "gates", "samples", "sample_tokens"}
 _PREFIXED = re.compile(r"^([A-Za-z_]\w*):(.+)$")
 _HELP = """\
 tinychat.pipeline: the recipe in one command, each stage on the checkpoint of the one before.
 
   python -m tinychat.pipeline                                  the recipe {name}
   python -m tinychat.pipeline stages=sft,reward,ppo            some of its stages; the others' finished runs are used
+  python -m tinychat.pipeline stages=all                       all of them, those that only run where they are named too
   python -m tinychat.pipeline seed=2 ppo:stage.beta=0.1        overrides of every stage that has the key, and of one
   python -m tinychat.pipeline pipeline=FILE.yaml               a recipe of your own
 
@@ -154,7 +156,7 @@ Recipes: {recipes}
 
 Recipe {name}: stages and the settings of their jobs ({path})
 
-{stages}
+{stages}{more}
 
 Gates
 
@@ -173,6 +175,7 @@ class Recipe:
     gates: list[Gate] = field(default_factory=list)
     samples: list[str] = field(default_factory=list)  # prompts that every policy answers for the report
     sample_tokens: int = 64
+    more: frozenset[str] = frozenset()  # of the stages, those that run only where stages= names them
 
 
 @dataclass
@@ -206,7 +209,7 @@ def parse_request(words: Sequence[str]) -> Request:
             request.recipe = value
         elif key == "stages":
             names = [name.strip() for name in value.strip("[]").split(",") if name.strip()]
-            request.stages = [known(name, recipe_order(), f"stages={value}:") for name in names]
+            request.stages = [known(name, (*recipe_order(), ALL), f"stages={value}:") for name in names]
         elif key == "resume":
             request.resume = _choice(word, {"auto": True, "never": False})
         elif key == "strict":
@@ -256,19 +259,20 @@ def load_recipe(spec: str, folder: Path) -> Recipe:
         raise UserError(f"{path}: must have stages, each with a list of overrides, as 'sft: [stage.max_steps=3000]'")
     for key in content:
         known(str(key), _KEYS, f"{path}: key")
-    for stage in content["stages"]:
+    more = content.get("more") or {}
+    if not isinstance(more, dict) or more.keys() & content["stages"].keys():
+        raise UserError(f"{path}: more: must have further stages, each with a list of overrides, as 'dpo: []'")
+    settings = {**content["stages"], **more}
+    for stage in settings:
         known(str(stage), recipe_order(), f"{path}: stage")
-    stages = {
-        stage: _overrides(path, stage, content["stages"][stage])
-        for stage in recipe_order()
-        if stage in content["stages"]
-    }
+    stages = {stage: _overrides(path, stage, settings[stage]) for stage in recipe_order() if stage in settings}
     gates = [parse_gate(str(name), text, tuple(stages)) for name, text in (content.get("gates") or {}).items()]
     return Recipe(
         name=str(content.get("name") or path.stem),
         path=path,
         common=_overrides(path, "common", content.get("common")),
         stages=stages,
+        more=frozenset(more),
         gates=gates,
         samples=_words(path, "samples", content.get("samples")),
         sample_tokens=int(content.get("sample_tokens") or 64),
@@ -286,11 +290,25 @@ def _words(path: Path, key: str, value: Any) -> list[str]:
 
 
 def chosen_stages(recipe: Recipe, request: Request) -> list[str]:
-    """The stages to run, in the order of the recipe. Raises UserError for one that it does not have."""
-    for stage in (*request.of_stage, *(request.stages or ())):
+    """The stages to run, in the order of the recipe. Raises UserError for one that it does not have, and for settings
+    of one that has to be named and is not."""
+    named = request.stages or []
+    for stage in (*request.of_stage, *(name for name in named if name != ALL)):
         if stage not in recipe.stages:
             raise UserError(f"stage {stage}: recipe {recipe.name} has none; it has {', '.join(recipe.stages)}")
-    return [stage for stage in recipe.stages if request.stages is None or stage in request.stages]
+    usual = [stage for stage in recipe.stages if stage not in recipe.more]
+    wanted = recipe.stages if ALL in named else usual if request.stages is None else named
+    for stage in request.of_stage:
+        if stage in recipe.more and stage not in wanted:
+            raise UserError(f"stage {stage}: runs only where stages= names it, as stages={stage}")
+    return [stage for stage in recipe.stages if stage in wanted]
+
+
+def narrowed(recipe: Recipe, chosen: Sequence[str]) -> Recipe:
+    """The recipe without what runs only where it is named and was not, and without the gates of that."""
+    stages = {stage: words for stage, words in recipe.stages.items() if stage not in recipe.more or stage in chosen}
+    gates = [gate for gate in recipe.gates if stages.keys() >= set(gate.stages)]
+    return replace(recipe, stages=stages, more=recipe.more & stages.keys(), gates=gates)
 
 
 def gates_of(recipe: Recipe, request: Request) -> list[Gate]:
@@ -308,7 +326,11 @@ def gates_of(recipe: Recipe, request: Request) -> list[Gate]:
 
 def help_text(recipe: Recipe, folder: Path) -> str:
     """What --help prints."""
-    stages = "\n".join(f"  {name:<10}{' '.join(words)}" for name, words in recipe.stages.items())
+    lines = {name: f"  {name:<10}{' '.join(words)}".rstrip() for name, words in recipe.stages.items()}
+    stages = "\n".join(line for name, line in lines.items() if name not in recipe.more)
+    more = "\n".join(
+        ["", "", "and, where stages= names them", "", *(lines[name] for name in lines if name in recipe.more)]
+    )
     width = max((len(gate.name) for gate in recipe.gates), default=0) + 2
     gates = [f"  {gate.name:<{width}}{gate.measures} {gate.wanted}" for gate in recipe.gates]
     if recipe.common:
@@ -318,5 +340,6 @@ def help_text(recipe: Recipe, folder: Path) -> str:
         path=recipe.path,
         recipes=", ".join(recipes(folder)),
         stages=stages,
+        more=more if recipe.more else "",
         gates="\n".join(line.rstrip() for line in gates) or "  none",
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tinychat.config.schema import ModelConfig
-from tinychat.config.specs import SPECS, Made, makers
+from tinychat.config.specs import SPECS, Made, Start, makers
 from tinychat.pipeline import picture
 from tinychat.pipeline import recipe as gates
 from tinychat.pipeline.jobs import Job
@@ -119,6 +119,9 @@ class PipelineReport:
     gates: list[tuple[str, str, str, str, str]]  # name, verdict, value, wanted, what is measured
     stages: list[tuple[str, str, str, Link]]  # stage, state, minutes, run folder
     metrics: tuple[list[str], list[list[str]]]  # stages; [metric, a cell for each]
+    compared: tuple[
+        list[str], list[list[str]]
+    ]  # the start and each policy that learnt from it; [metric, a cell for each]
     curves: list[tuple[str, str]]  # stage, file in the folder
     policies: list[str]
     samples: list[list[str]]  # prompt, a reply of each policy
@@ -182,6 +185,7 @@ def write(
         gates=[_gate_row(verdict) for verdict in verdicts],
         stages=[_stage_row(run, folder) for run in stages],
         metrics=_metrics_table(stages),
+        compared=_policies_table(stages),
         curves=_curves(folder, stages),
         policies=policies,
         samples=[[row["prompt"], *(row[name] for name in policies)] for row in saved.get("samples", [])],
@@ -224,9 +228,8 @@ def _summary(verdicts: Sequence[Verdict]) -> str:
 
 
 def _gate_row(verdict: Verdict) -> tuple[str, str, str, str, str]:
-    value = "" if verdict.value is None else format_value(float(f"{verdict.value:.4g}"))
-    if verdict.low is not None and verdict.high is not None:
-        value += f" ({verdict.low:.3g} to {verdict.high:.3g})"
+    bounds = {f"{verdict.gate.metric}_low": verdict.low, f"{verdict.gate.metric}_high": verdict.high}
+    value = _with_bounds(verdict.gate.metric, {verdict.gate.metric: verdict.value, **bounds})
     return verdict.gate.name, verdict.word, value, verdict.gate.wanted, verdict.gate.measures
 
 
@@ -256,6 +259,40 @@ def _metrics_table(stages: Sequence[StageRun]) -> tuple[list[str], list[list[str
     ranked = [name for name in METRICS if name in names]
     cells = [[name, *(_cell(metrics.get(name)) for metrics in found.values())] for name in ranked]
     return list(found), cells
+
+
+def _policies_table(stages: Sequence[StageRun]) -> tuple[list[str], list[list[str]]]:
+    """What the policies are judged by that were trained from one start, side by side; the start's column is what the
+    first of them that measured it found at step 0."""
+    runs = [run for run in stages if run.folder and _goes_on_from_a_policy(run.stage)]
+    if not runs:
+        return [], []
+    starts: dict[str, float] = {}
+    for run in runs:
+        assert run.folder is not None
+        series = series_of(MetricsLog(run.folder / "metrics.jsonl").read())
+        found = {name: points[0][1] for name, points in series.items() if points[0][0] == 0}
+        starts = found | starts
+    values = measured(runs)
+    names = dict.fromkeys(name for run in runs for name in SPECS[run.stage].headlines if name.startswith("eval/"))
+    columns = [("start", starts), *((SPECS[run.stage].policy, values[run.stage]) for run in runs)]
+    rows = [[name, *(_with_bounds(name, found) for _, found in columns)] for name in names]
+    minutes = ["minutes of the stage", "", *(f"{run.result.get('minutes') or 0.0:.2f}" for run in runs)]
+    return [name for name, _ in columns], [row for row in rows if any(row[2:])] + [minutes]
+
+
+def _goes_on_from_a_policy(stage: str) -> bool:
+    spec = SPECS[stage]
+    return spec.makes is Made.language and spec.start is Start.checkpoint
+
+
+def _with_bounds(metric: str, found: Mapping[str, float | None]) -> str:
+    value = found.get(metric)
+    if value is None:
+        return ""
+    low, high = (found.get(f"{metric}_{end}") for end in ("low", "high"))
+    bounds = "" if low is None or high is None else f" ({low:.3g} to {high:.3g})"
+    return format_value(float(f"{value:.4g}")) + bounds
 
 
 def _cell(value: float | None) -> str:

@@ -176,7 +176,7 @@ def work_of(config: Config, length: int, on_cpu: bool) -> Work:
         targets = min(stage.response_length, length - 1)
         measured = min(stage.rollout_batch_size, max(1, stage.rollout_size // ranks))
         more = {"sampled_rows": measured, "measured_rows": measured, "kl_elements": elements_at_once(on_cpu)}
-        more |= {"prompt": length - targets, "response": targets}
+        more |= {"prompt": length - targets, "response": targets, "group": getattr(stage, "group_size", 1)}
     elif spec.answers:
         response = min(stage.generate_tokens, length - 1)
         more = {"sampled_rows": stage.generate_batch_size, "prompt": length - response, "response": response}

@@ -118,6 +118,7 @@ class Work:
     checkpointing: bool
     eval_rows: int  # sequences of a forward pass in evaluation
     sampled_rows: int = 0  # replies sampled side by side
+    group: int = 1  # of them to one prompt, which is computed once; held-out prompts have one each
     prompt: int = 0  # tokens of their prompts
     response: int = 0  # tokens of those replies
     measured_rows: int = 0  # PPO: sequences of a forward pass over a rollout
@@ -407,7 +408,7 @@ def sampling_seconds(
     products = 2.0 * policy.weights * work.sampled_rows
     token = max((read + kv) / hardware.bandwidth, products / rate)
     token += OPERATORS_PER_LAYER * policy.layers * hardware.per_operator
-    prefill = work.prompt * work.sampled_rows * body_flops(policy) / rate
+    prefill = work.prompt * math.ceil(work.sampled_rows / work.group) * body_flops(policy) / rate
     return math.ceil(replies / work.sampled_rows) * (prefill + work.response * token)
 
 
