@@ -27,7 +27,6 @@ MANDATORY = {  # what these options leave to the command line
     "template=jinja": ["template.path=x.jinja"],
     "sweep=sft_lora": ["stage=sft"],
     "sweep=dpo_beta": ["stage=dpo"],
-    "sweep=grpo_bayes": ["stage=grpo"],
     **{f"tuned={path.stem}": [f"stage={path.stem.split('_')[0]}"] for path in (CONF / "tuned").glob("*_*.yaml")},
     "sweep=grpo_bayes": ["stage=grpo"],
     **{f"sweep=ppo_{name}": ["stage=ppo"] for name in ("bayes", "grid", "pareto", "random", "tpe")},

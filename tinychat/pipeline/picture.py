@@ -27,6 +27,7 @@ _COLUMNS = 3
 _WIDTH, _PANEL_HEIGHT = 9.6, 2.1  # inches
 _ROWS = 3  # prompts: the first ones of the recipe
 _LINE = 0.155  # inches between two lines of the table
+_TITLE = 48  # letters above a panel at most
 _LETTERS = 36  # of a line of a cell at most
 _ALL_LETTERS = 144  # of a line of all cells of a row
 _LONGEST = 4  # lines of a cell; what is longer ends in an ellipsis
@@ -118,7 +119,10 @@ def _panel(axes: Axes, panel: Panel) -> None:
     mark(axes, panel.marks)
     titles = dict.fromkeys(title_of(name, panel.stage) for name in panel.curves)
     what = next(iter(titles)) if len(titles) == 1 else ", ".join(label_of(n, panel.stage)[0] for n in panel.curves)
-    axes.set_title(f"{SPECS[panel.stage].title}: {what}", fontsize=9, loc="left")
+    title = f"{SPECS[panel.stage].title}: {what}"
+    if len(title) > _TITLE and len(panel.curves) > 1:  # the legend names them
+        title = SPECS[panel.stage].title
+    axes.set_title(title, fontsize=9, loc="left")
     if len(panel.curves) > 1 or panel.headline:
         shown = [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
         title = panel.headline or None

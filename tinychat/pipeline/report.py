@@ -261,6 +261,10 @@ def _metrics_table(stages: Sequence[StageRun]) -> tuple[list[str], list[list[str
     return list(found), cells
 
 
+# In units of a stage's own loss, reward or KL weight: no two stages have the same.
+_OF_A_STAGE = {"eval/loss", "eval/reward", "eval/objective"}
+
+
 def _policies_table(stages: Sequence[StageRun]) -> tuple[list[str], list[list[str]]]:
     """What the policies are judged by that were trained from one start, side by side; the start's column is what the
     first of them that measured it found at step 0."""
@@ -274,11 +278,15 @@ def _policies_table(stages: Sequence[StageRun]) -> tuple[list[str], list[list[st
         found = {name: points[0][1] for name, points in series.items() if points[0][0] == 0}
         starts = found | starts
     values = measured(runs)
-    names = dict.fromkeys(name for run in runs for name in SPECS[run.stage].headlines if name.startswith("eval/"))
+    names = dict.fromkeys(name for run in runs for name in SPECS[run.stage].headlines if _comparable(name))
     columns = [("start", starts), *((SPECS[run.stage].policy, values[run.stage]) for run in runs)]
     rows = [[name, *(_with_bounds(name, found) for _, found in columns)] for name in names]
     minutes = ["minutes of the stage", "", *(f"{run.result.get('minutes') or 0.0:.2f}" for run in runs)]
     return [name for name, _ in columns], [row for row in rows if any(row[2:])] + [minutes]
+
+
+def _comparable(metric: str) -> bool:
+    return metric.startswith("eval/") and metric not in _OF_A_STAGE
 
 
 def _goes_on_from_a_policy(stage: str) -> bool:
