@@ -166,6 +166,10 @@ class Tokens:
             raise UserError(said)
         return said
 
+    def stored(self) -> torch.dtype:
+        """The type of the weights."""
+        return next(self._engine.model.parameters()).dtype
+
     def padding(self) -> str:
         rows = [row for row in self._rows if 0 < row.prompt_length < len(row.ids)][:ROWS]
         prompts = [row.ids[: row.prompt_length].tolist() for row in rows]
@@ -247,7 +251,9 @@ class FirstLook:
         if not spec.scores:
             looks |= {"end drawn": tokens.end_drawn}
         for name, look in looks.items():
-            if name not in known:
+            if name == "padding" and name not in known and (stored := tokens.stored()) is not torch.float32:
+                self._findings.add(name, None, f"weights are stored as {stored}, whose rounding would hide it")
+            elif name not in known:
                 self._findings.ask(name, look)
 
 
