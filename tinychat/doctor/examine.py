@@ -34,7 +34,7 @@ SAME_NORM = {torch.float32: 1e-3, torch.bfloat16: 0.02, torch.float16: 0.02}
 SAME_DIRECTION = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
 NO_GRADIENT = 1e-6  # norm
 FACTOR = 0.05  # by which a ratio of norms may be off and still tell what it is
-OVER_PLAN = 1.25  # docs/scaling.md: a process is up to that much above its plan
+OVER_PLAN = 1.25  # a choice: tensors reach 1.05 times their plan, and a process grows beside them (docs/scaling.md)
 
 
 @dataclass
