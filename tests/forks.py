@@ -52,3 +52,14 @@ def fork_ranks(config: Any, run_dir: Path) -> None:
             worker.main()  # which ends the process
     statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in started]
     ranks._judge(run_dir, next(filter(None, statuses), 0), [])
+
+
+def fork_later_ranks(run: Callable[[Any, Path], None]) -> Callable[[Any, Path], None]:
+    """The same for a sweep whose first trial has ranks as they are, for tests of what is in such a process."""
+    later: list[Callable[[Any, Path], None]] = []
+
+    def run_next(config: Any, run_dir: Path) -> None:
+        (later[0] if later else run)(config, run_dir)
+        later.append(fork_ranks)
+
+    return run_next

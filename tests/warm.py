@@ -27,7 +27,7 @@ import tinychat.stages.eval, tinychat.stages.ppo, tinychat.stages.reward, tinych
 import tinychat.sweeps.run, tinychat.train
 from hydra import compose, initialize_config_dir
 from peft import get_peft_model
-from tests.forks import fork_ranks, run_and_leave
+from tests.forks import fork_later_ranks, fork_ranks, run_and_leave
 from tinychat.config import schema
 from tinychat.models import build
 from tinychat.report import curves, run
@@ -68,7 +68,8 @@ for line in sys.stdin:
         if job["largest_file"] is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (job["largest_file"],) * 2)
         if job["fork_ranks"]:
-            tinychat.launch.ranks.run = fork_ranks
+            later = job["fork_ranks"] == "later"
+            tinychat.launch.ranks.run = fork_later_ranks(tinychat.launch.ranks.run) if later else fork_ranks
         sys.argv = [job["module"], *job["arguments"]]
         for name in ("tinychat.train", "tinychat.merge"):
             del sys.modules[name]
@@ -104,9 +105,9 @@ class WarmPython:
         differs = {name for name, _ in self.environment.items() ^ environment.items()}
         return not any(AT_START.match(name) for name in differs)
 
-    def train(self, folder: Path, *overrides: str, fork_ranks: bool = False) -> subprocess.CompletedProcess[str]:
+    def train(self, folder: Path, *overrides: str, fork_ranks: bool | str = False) -> subprocess.CompletedProcess[str]:
         """`python -m tinychat.train OVERRIDES` in a folder. fork_ranks: several ranks are forks too, without their
-        launcher."""
+        launcher; "later": but those of a sweep's first trial."""
         return self.run("tinychat.train", folder, *overrides, fork_ranks=fork_ranks)
 
     def run(
@@ -118,7 +119,7 @@ class WarmPython:
         environment: dict[str, str] | None = None,
         timeout: float = 300,
         largest_file: int | None = None,
-        fork_ranks: bool = False,
+        fork_ranks: bool | str = False,
     ) -> subprocess.CompletedProcess[str]:
         """`python -m MODULE ARGUMENTS` in a folder, to its end. largest_file: bytes a file may have, as on
         a full disk."""

@@ -44,11 +44,11 @@ STEP = (
 )
 
 
-def grpo(warm, made: Path, out: Path, *overrides: str, fails: bool = False):  # noqa: F811
+def grpo(warm, made: Path, out: Path, *overrides: str, fails: bool = False, **options: bool):  # noqa: F811
     (out / "lengths.py").write_text(LENGTHS)
     reward = ("reward=python", f"reward.parts.python.path={out / 'lengths.py'}:score")
     given = (*STEP, f"init_from={made / 'sft'}", f"data.path={made / 'prompts.txt'}", *reward)
-    done = warm.train(out, *given, f"run_dir={out / 'run'}", *overrides)
+    done = warm.train(out, *given, f"run_dir={out / 'run'}", *overrides, **options)
     assert (done.returncode != 0) is fails, done.stderr[-3000:]
     return done
 
@@ -101,7 +101,7 @@ def test_a_run_leaves_a_policy_with_its_records(plain: Path) -> None:
 )
 def test_every_split_trains_alike(warm, made: Path, plain: Path, tmp_path: Path, split: tuple[str, ...]) -> None:  # noqa: F811
     more = ("stage.micro_batch_size=1",) if TORCHRUN[0] in split else ()
-    grpo(warm, made, tmp_path, *split, *more)
+    grpo(warm, made, tmp_path, *split, *more, fork_ranks=True)
     for name in ("rl/reward", "rl/kl", "rl/policy_loss", "train/loss", "rl/approx_kl", "rl/ratio_max", "rl/ratio_min"):
         assert metrics(tmp_path, name) == pytest.approx(metrics(plain, name), abs=1e-4, rel=1e-3), name
     if "ds=zero3" not in split:
