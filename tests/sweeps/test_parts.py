@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from enum import Enum
 from pathlib import Path
 
 import optuna
@@ -68,6 +69,8 @@ def test_the_nearest_point_of_values() -> None:
     space = read_space(params, [], grid=False)
     assert space.nearest({"x": 5e-5, "n": 4.9, "c": 50, "w": "two"}) == {"x": 1.0, "n": 5, "c": 64, "w": "two"}
     assert space.nearest({"x": 9, "n": 99, "c": 256, "w": "one"}) == {"x": 2.0, "n": 7, "c": 256, "w": "one"}
+    word = Enum("Word", ["one", "two"]).two  # type: ignore[attr-defined]
+    assert space.nearest({"x": 1.5, "n": 1, "c": 8, "w": word}) == {"x": 1.5, "n": 1, "c": 8, "w": "two"}
     assert space.nearest({"x": 1.5, "n": 1, "c": 8, "w": "three"}) is None
     assert space.nearest({"x": None, "n": 1, "c": 8, "w": "one"}) is None
 

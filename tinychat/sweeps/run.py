@@ -123,7 +123,10 @@ class Sweep:
         points, space = plan.points, plan.space.distributions
         first = None
         if plan.settings.own_first and points is None:
-            first = plan.space.nearest({key: OmegaConf.select(self._master, key.lstrip("+")) for key in space})
+            own = {key: OmegaConf.select(self._master, key.lstrip("+")) for key in space}
+            first = plan.space.nearest(own)
+            if first is None:
+                say(f"sweep.own_first: the run's own values are not in the space, the first trial is another: {own}")
         self.study = SharedStudy(plan.settings, plan.folder, space, plan.directions, points, facts, first)
         self._introduce()
         self.ending = Ending(plan, self.study, self._context, self._master)

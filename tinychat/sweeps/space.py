@@ -8,6 +8,7 @@ import itertools
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 import optuna
@@ -52,6 +53,7 @@ class Space:
         found = {}
         for name, distribution in self.distributions.items():
             value = values[name]
+            value = value.name if isinstance(value, Enum) else value  # as a list in the space names it
             listed = distribution.choices if isinstance(distribution, CategoricalDistribution) else None
             if listed and value in listed:
                 pass
