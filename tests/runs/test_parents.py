@@ -177,6 +177,25 @@ def test_auto_passes_over_a_run_whose_checkpoint_is_damaged_or_gone(
             folders.resolve_checkpoint(str(newer.parent.parent))
 
 
+def test_auto_takes_the_newest_policy_whatever_it_was_trained_by(tmp_path: Path) -> None:
+    """PPO, DPO and GRPO go on from SFT: none of them comes before another, and all before what they began with."""
+    made = {}
+    for day, stage in enumerate(["grpo", "ppo", "dpo", "sft", "pretrain"], 1):
+        made[stage] = finished_run(tmp_path / "default" / stage / f"2026-01-0{day}_00-00-00")
+        manifest.write_manifest(made[stage], None)
+        (made[stage].parents[1] / folders.CONFIG).write_text(f"stage: {{name: {stage}}}\nmodel: {{name: mini}}\n")
+    config: Any = SimpleNamespace(
+        init_from="auto",
+        experiment_name="default",
+        stage=SimpleNamespace(name="eval"),
+        model=SimpleNamespace(name="mini"),
+        paths=SimpleNamespace(outputs=str(tmp_path)),
+    )
+    for stage in ("dpo", "ppo", "grpo", "sft", "pretrain"):
+        assert parents._newest_checkpoint(config, []) == made[stage]
+        shutil.rmtree(made[stage].parents[1])
+
+
 def test_auto_takes_the_newest_reward_model_that_reads_the_policy_s_tokens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -335,11 +335,13 @@ def _newest_checkpoint(config: Config, said: Sequence[str]) -> Path:
 
 def _newest(config: Config, *stages: str, which: str | None = "auto", policy: str | None = None) -> Path | None:
     """The checkpoint (`which` of AUTO) of the newest finished run of the first of some stages that has one, of this
-    model and experiment; one that is damaged or gone is passed over, as is one that reads other tokens than a policy's
-    where there is one that reads the same. A trial of a search is no such run: it may be a bad one. Raises UserError
-    where all are damaged."""
+    model and experiment. Stages that go on from the same ones (PPO, DPO and GRPO from SFT) are as good as each other:
+    of them the newest run. One that is damaged or gone is passed over, as is one that reads other tokens than a
+    policy's where there is one that reads the same. A trial of a search is no such run: it may be a bad one. Raises
+    UserError where all are damaged."""
     found: Iterator[Path] = itertools.chain.from_iterable(
-        _finished(config, partial(_trained, config, stage)) for stage in stages
+        _finished(config, partial(_trained, config, tuple(alike)))
+        for _, alike in itertools.groupby(stages, key=lambda name: (SPECS[name].start, SPECS[name].starts_from))
     )
     if policy is not None and (wanted := _tokens_of(policy)) is not None:
         every = list(found)
@@ -358,8 +360,8 @@ def _tokens_of(spec: str) -> Any:
     return state and {key: part for key, part in state.items() if key not in ("truncation", "padding")}
 
 
-def _trained(config: Config, stage: str, other: dict) -> bool:
-    return other["stage"]["name"] == stage and other["model"]["name"] == config.model.name
+def _trained(config: Config, stages: Sequence[str], other: dict) -> bool:
+    return other["stage"]["name"] in stages and other["model"]["name"] == config.model.name
 
 
 def _finished(config: Config, wanted: Callable[[dict], bool]) -> Iterator[Path]:
