@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +28,7 @@ from tinychat.errors import UserError
 from tinychat.models.checkpoints import load_model
 from tinychat.models.vocabulary import vocabulary
 from tinychat.runtime.world import World
-from tinychat.stages import Context, StageResult, StopFlag, dpo, pairs
+from tinychat.stages import Context, StageResult, StopFlag, common, dpo, pairs
 from tinychat.stages.chats import get_chat_tokenizer
 from tinychat.stages.pairs import ReferenceModel, get_pairs, side_logprobs, weights_key
 from tinychat.stages.policy import get_policy
@@ -65,6 +66,14 @@ def composed(made: Path, *overrides: str) -> Any:
     data = (f"data.path={made / 'train.jsonl'}", f"data.val_path={made / 'held_out.jsonl'}")
     with initialize_config_dir(str(REPOSITORY / "conf")):
         return compose("config", [*STEP, *data, f"paths.cache={made / 'cache'}", *overrides])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick() -> Iterator[None]:
+    """The machine's peak takes as long to measure as a training here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(common, "matmul_rate", lambda *_: 1e12)
+        yield
 
 
 def surroundings(made: Path, run_dir: Path, *overrides: str) -> tuple[Config, Context]:
