@@ -55,6 +55,13 @@ def test_preferences_are_what_reinforcement_learning_and_its_measurement_go_on_w
         assert found["next"] == f"python -m tinychat.train stage={following} data=pku_safe data.path=x"
 
 
+def test_pass_at_k_is_measured_by_what_comes_next_too(tmp_path: Path) -> None:
+    config = of_stage("rlvr")
+    config.stage.pass_k = [1, 8]
+    found = dict(next_steps.lines(config, tmp_path, {"checkpoint": "c"}, ["data=gsm8k"]))  # type: ignore[arg-type]
+    assert found["next"] == "python -m tinychat.train stage=eval data=gsm8k 'stage.pass_k=[1,8]'"
+
+
 def test_a_measurement_is_followed_by_a_comparison(tmp_path: Path) -> None:
     assert told("eval", tmp_path, ["stage=eval"])["next"] == "python -m tinychat.compare 'my lab' --stage eval"
     found = dict(next_steps.lines(of_stage("eval", "/o"), tmp_path, {}, []))  # type: ignore[arg-type]

@@ -119,10 +119,10 @@ def _panel(axes: Axes, panel: Panel) -> None:
     mark(axes, panel.marks)
     titles = dict.fromkeys(title_of(name, panel.stage) for name in panel.curves)
     what = next(iter(titles)) if len(titles) == 1 else ", ".join(label_of(n, panel.stage)[0] for n in panel.curves)
-    title = f"{SPECS[panel.stage].title}: {what}"
-    if len(title) > _TITLE and len(panel.curves) > 1:  # the legend names them
-        title = SPECS[panel.stage].title
-    axes.set_title(title, fontsize=9, loc="left")
+    above = f"{SPECS[panel.stage].title}: {what}"
+    if len(above) > _TITLE and len(panel.curves) > 1:  # the legend names them
+        above = SPECS[panel.stage].title
+    axes.set_title(above, fontsize=9, loc="left")
     if len(panel.curves) > 1 or panel.headline:
         shown = [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
         title = panel.headline or None

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from tinychat.config.schema import Config
 from tinychat.config.shapes import shape_of
-from tinychat.config.specs import Made, spec_of
+from tinychat.config.specs import SPECS, Made, spec_of
 from tinychat.config.words import for_shell
 from tinychat.runtime.terminal import say
 
@@ -50,6 +51,9 @@ def lines(config: Config, run_dir: Path, result: Mapping[str, Any], said: Sequen
     if stage.next:
         kept = (*_KEPT, *_DATA) if stage.next_data else _KEPT
         words = [word for word in said if word.lstrip("+").startswith(kept)]
+        wanted = getattr(config.stage, "pass_k", [])  # stage=eval measures it only where it is asked for
+        if wanted and "pass_k" in {field.name for field in fields(SPECS[stage.next].settings)}:
+            words.append(f"stage.pass_k=[{','.join(map(str, wanted))}]")
         yield "next", for_shell(["python", "-m", "tinychat.train", f"stage={stage.next}", *words])
     else:
         elsewhere = [] if config.paths.outputs == "outputs" else ["--outputs", config.paths.outputs]
