@@ -31,6 +31,7 @@ from tinychat.plan.memory import (
     Memory,
     Split,
     Work,
+    body_flops,
     memory,
     sampling_seconds,
     traffic,
@@ -281,6 +282,15 @@ def test_sampling_reads_all_weights_for_each_token() -> None:
     work = Work(2, 1, 64, 16, True, False, 1, sampled_rows=8, prompt=0, response=16, measured_rows=8)
     token = (1000 * 2 + 8 * 8 * 40 * 2) / card.bandwidth + 15 * 2 * card.per_operator
     assert sampling_seconds(MODEL, 16, work, 2, card, rate=1e30) == pytest.approx(2 * 16 * token)
+
+
+def test_the_prompt_of_a_group_is_computed_once() -> None:
+    card = KNOWN["3090"]
+    alone = Work(2, 1, 64, 16, True, False, 1, sampled_rows=8, prompt=48, response=16, measured_rows=8)
+    group = dataclasses.replace(alone, group=4)
+    prefills = [sampling_seconds(MODEL, 8, work, 2, card, rate=1e6) for work in (alone, group)]
+    assert prefills[0] - prefills[1] == pytest.approx((8 - 2) * 48 * body_flops(MODEL) / 1e6)
+    assert memory([MODEL], ALONE, group, 4, 2, False).peak == memory([MODEL], ALONE, alone, 4, 2, False).peak
 
 
 # ------------------------------------------------------------------------------------------------------ what is said
