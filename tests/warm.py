@@ -125,7 +125,7 @@ class WarmPython:
         a full disk."""
         self.given.write_bytes(stdin)
         files = {"stdin": str(self.given), "<stdout>": str(self.out), "<stderr>": str(self.err)}
-        where = {"folder": str(folder), "environment": environment or environment_of()}
+        where: dict[str, Any] = {"folder": str(folder), "environment": environment or environment_of()}
         where |= {"apart": False, "fork_ranks": fork_ranks}
         self._tell({"module": module, "arguments": arguments, "largest_file": largest_file, **where, **files})
         assert self._server.stdout

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -114,7 +115,7 @@ def test_killed_in_a_step_it_ends_bit_identically(made: Path, plain: Path, tmp_p
     """In a refill too: the prompts that were drawn are counted."""
     trap, fuse = tmp_path / "trap.py", tmp_path / "fuse"
     trap.write_text(LENGTHS + KILLER.replace("ppo_loss", "grpo_loss").replace("ppo", "grpo").replace("ggrpo", "grpo"))
-    variables = {"TINYCHAT_TEST_FUSE": str(fuse), "TINYCHAT_TEST_WHERE": where}
+    variables: dict[str, Any] = {"TINYCHAT_TEST_FUSE": str(fuse), "TINYCHAT_TEST_WHERE": where}
     fuse.write_text("5" if where == "rollout" else "3")
     reward = ("reward=python", f"reward.parts.python.path={trap}:score")
     given = (*STEP, f"init_from={made / 'sft'}", f"data.path={made / 'prompts.txt'}", *reward, "checkpoint.every=1")
