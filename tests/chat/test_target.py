@@ -75,7 +75,7 @@ def test_hub_ids_have_an_owner_or_none(outputs: Path, monkeypatch: pytest.Monkey
     ("spec", "words"),
     [
         ("labb", "experiments lab, other"),
-        ("lab/reward-mini", "no finished run of stage pretrain, sft, ppo"),
+        ("lab/reward-mini", "no finished run of stage pretrain, sft, dpo, ppo, grpo, rlvr"),
         ("outputs/lab/none", "outputs/lab/none: no such folder"),
     ],
 )

@@ -16,7 +16,7 @@ from tinychat.models.vocabulary import WHOLE
 from tinychat.rl.rollout import to_experience
 from tinychat.runtime.world import World
 from tinychat.stages.ppo import algorithm
-from tinychat.stages.rollouts import learn
+from tinychat.stages.rollouts import Coefficients, learn
 
 ALONE = World(0, 0, 1, torch.device("cpu"))
 
@@ -48,8 +48,9 @@ def updates(settings: Any, own: bool, weight_decay: float = 0.0, steps: int = 3,
     rows.fields |= {"logprobs": logprobs, "values": values, "advantages": advantages, "returns": returns}
     loop: Any = SimpleNamespace(train=lambda parts, loss, _tokens, _samples: engine.train_step(parts, loss))
     config: Any = SimpleNamespace(stage=settings, seed=0)
+    now = Coefficients(kl=0.1, entropy=settings.entropy_coef)
     for step in range(first, first + steps):
-        learn(config, loop, engine, rows, algorithm(settings, WHOLE), step, beta=0.1)
+        learn(config, loop, engine, rows, algorithm(settings, WHOLE), step, now)
     return engine, before
 
 

@@ -229,10 +229,10 @@ def test_failure_in_the_middle_leaves_nothing(
 def test_full_disk(
     source: TextSource, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(file: object) -> None:
+    def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(caches, "_sync", full)
+    monkeypatch.setattr(caches.os, "fsync", full)
     with pytest.raises(UserError, match=r"paths\.cache=.*disk is full.*MB free") as caught:
         token_cache(source, tokenizer, tmp_path / "cache", progress=False)
     assert "\n" not in str(caught.value)
