@@ -107,7 +107,10 @@ def refusal(*overrides: str) -> str:
         (["stage=grpo", "stage.group_size=1"], ["stage.group_size=1", "at least 2"]),
         (["stage=grpo", "stage.group_size=6"], ["stage.batch_size=64 is no multiple of 6", "use 66"]),
         (
-            ["stage=rlvr", "stage.rollout_size=24", "stage.batch_size=24", "stage.micro_batch_size=8", *TWO_RANKS],
+            [
+                *("stage=rlvr", "stage.group_size=8", "stage.rollout_size=24", "stage.batch_size=24"),
+                *("stage.micro_batch_size=8", *TWO_RANKS),
+            ],
             ["stage.rollout_size=24 is no multiple of 16", "on each of 2 ranks", "use 32"],
         ),
         (["stage=grpo", "stage.beta=0", "stage.kl=adaptive"], ["stage.kl=adaptive", "above 0"]),
