@@ -115,13 +115,14 @@ def _row(place: str, row: Any) -> Row:
     """Raises UserError for a row that cannot be scored."""
     from tinychat.data.chats.files import listed, opening
     from tinychat.data.chats.rows import BadRow, as_columns, chat_row
+    from tinychat.data.chats.tools import shown_as_text
     from tinychat.data.files.tables import Unreadable
     from tinychat.data.preferences.rows import paired_row, preference_row
 
     if not isinstance(row, (dict, Unreadable)):
         raise UserError(f'{place}: is no object with "prompt" and "response"')
     try:
-        content = as_columns(row, place)
+        content = as_columns(shown_as_text(row), place)
         begun = opening(content, place)
         if "chosen" in content and "rejected" in content:
             if isinstance(content["chosen"], list):
@@ -129,7 +130,7 @@ def _row(place: str, row: Any) -> Row:
                 pair = paired_row(chosen, rejected, place)
             else:
                 pair = preference_row([*begun, *_prompt(content, place)], content["chosen"], content["rejected"], place)
-            return Row(place, content, pair.prompt, (pair.chosen, pair.rejected))
+            return Row(place, row, pair.prompt, (pair.chosen, pair.rejected))
         if "messages" in content:
             messages = chat_row([*begun, *listed(content["messages"], place, "messages")], place).messages
         else:
@@ -141,7 +142,7 @@ def _row(place: str, row: Any) -> Row:
             messages = chat_row([*begun, *_prompt(content, place), reply], place).messages
     except BadRow as bad:
         raise UserError(f"{place}: {bad.why}; mend or remove this row") from None
-    return Row(place, content, messages[:-1], (messages[-1]["content"],))
+    return Row(place, row, messages[:-1], (messages[-1]["content"],))
 
 
 def _prompt(content: dict[str, Any], place: str) -> list[Any]:

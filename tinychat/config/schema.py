@@ -149,6 +149,13 @@ class ResumeData(Enum):
     changed = "changed"
 
 
+class ToolCalls(Enum):
+    """What becomes of a conversation in which tools are called."""
+
+    refuse = "refuse"
+    text = "text"
+
+
 class OnBadRow(Enum):
     """What becomes of a row that cannot be used."""
 
@@ -246,6 +253,7 @@ class DataConfig:
     max_rows: int | None = MISSING  # training conversations or preferences taken (seeded choice) or generated at most
     max_val_rows: int | None = MISSING  # the same for validation
     on_bad_row: OnBadRow = MISSING  # a row that cannot be used: fail names it, skip leaves it out and counts
+    tool_calls: ToolCalls = MISSING  # refuse: a row with calls cannot be used; text: calls and results become text
     preference: Preference = MISSING  # pku_saferlhf: the chosen reply is the safer or the better (more helpful) one
     judge_fraction: float = MISSING  # preferences: share of training prompts for a judge, unseen by the reward model
     seed: int = MISSING  # of the hold-out, the choice of rows and of what is generated

@@ -20,6 +20,7 @@ from tinychat.config.plugins import MADE_OF, VERIFIERS
 from tinychat.config.schema import DataConfig
 from tinychat.data.chats.files import ALPACA, GSM8K, MINIMIND, Layout, find_layout
 from tinychat.data.chats.rows import BadRow, ChatRow, chat_row
+from tinychat.data.chats.tools import as_text, with_tools
 from tinychat.data.files.row_sources import DataSource, Found, Hub, generated_rows
 from tinychat.data.files.splits import Split, SplitFiles, find_files, hash_file, seeded_hold_out, split_files
 from tinychat.data.files.tables import not_text, short
@@ -362,7 +363,9 @@ class UsersSource(DataSource):
         def read() -> Iterator[Any]:
             with _told(key):
                 for number, row in enumerate(_each(its, side), start=1):
-                    yield canonical(row, rows, f"{self._address}, row {number}", config.answer)
+                    row = {"messages": row} if isinstance(row, list) and rows == "conversations" else row
+                    ((place, shown),) = with_tools([(f"{self._address}, row {number}", row)], config.tool_calls)
+                    yield canonical(shown, rows, place, config.answer)
 
         def identify(memo_dir: Path | None) -> str:
             with _told(key):
@@ -381,6 +384,7 @@ class UsersSource(DataSource):
                     more,
                     *([side] if own else []),
                     *([config.answer] if config.answer else []),
+                    *as_text(config),
                 ],
                 default=str,
             )
@@ -456,8 +460,6 @@ def _document(row: Any, place: str) -> str:
 
 
 def _conversation(row: Any, place: str) -> ChatRow:
-    if isinstance(row, list):
-        return chat_row(row, place)
     if not isinstance(row, dict):
         raise BadRow(place, f'{short(row)} is no conversation: a list of {{"role": ..., "content": ...}}')
     known = {key: str(row[key]) for key in ("family", "answer") if "messages" in row and row.get(key)}

@@ -75,7 +75,9 @@ def test_what_is_no_conversation(messages: list[Any], why: str) -> None:
 
 
 def test_unknown_role_lists_the_known() -> None:
-    with pytest.raises(BadRow, match=r'message 2 has the unknown role "tool\\nx"; the roles are system, user, human'):
+    with pytest.raises(
+        BadRow, match=r'message 2 has the unknown role "tool\\nx"; the roles are system, developer, user, human'
+    ):
         chat_row([U, {"role": "tool\nx", "content": "b"}], "p")
 
 
@@ -184,10 +186,11 @@ def test_what_is_not_used_is_named() -> None:
     ]
     assert unused({"question": "a", "context": "b", "answer": "c"}) == ["context"]
     assert unused({"instruction": "a", "input": "b", "context": "c", "output": "d"}) == ["context"]
-    assert unused({"prompt": "a", "messages": [{**U, "name": "Ann"}, {**A, "tool_calls": [{"id": 1}]}]}) == [
+    messages = [{**U, "name": "Ann"}, {**A, "tool_calls": [], "reasoning_content": "Well."}]
+    assert unused({"prompt": "a", "messages": messages}) == [
         "name of messages",
         "prompt",
-        "tool_calls of messages",
+        "reasoning_content of messages",
     ]
 
 

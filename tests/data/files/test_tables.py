@@ -163,3 +163,15 @@ def test_columns_of_parquet_with_one_name_are_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match='2 columns are named "text"'):
         rows(tmp_path / "a.parquet")
+
+
+def test_a_csv_file_of_excel_is_parted_at_semicolons(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    for header, first, want in (
+        ("prompt;response", "Hello, you;Hi", {"prompt": "Hello, you", "response": "Hi"}),
+        ("\ufeffprompt;response\r", '"a;b";c\r', {"prompt": "a;b", "response": "c"}),
+        ("prompt,x;y", "a,b", {"prompt": "a", "x;y": "b"}),
+        ('"prompt;response"', "a", {"prompt;response": "a"}),
+    ):
+        path.write_text(f"{header}\n{first}\n", "utf-8")
+        assert [row for _, row in read_rows(path, Meter())] == [want]

@@ -196,8 +196,8 @@ def test_what_is_not_used_of_a_preference_is_named() -> None:
     row = {"prompt": "Hello", "chosen": "Hi", "rejected": "No", "margin": 2.0, "id": None}
     assert taken(row).unused == ("margin",)
     assert taken({**PKU, "prompt_source": "x"}, "pku_saferlhf").unused == ("prompt_source",)
-    named = {"chosen": [U, {**A, "name": "x"}], "rejected": [U, {**NO, "tool_calls": [1]}]}
-    assert set(taken(named).unused) == {"name of messages", "tool_calls of messages"}
+    named = {"chosen": [U, {**A, "name": "x"}], "rejected": [U, {**NO, "reasoning_content": "Well."}]}
+    assert set(taken(named).unused) == {"name of messages", "reasoning_content of messages"}
 
 
 def test_own_labels() -> None:

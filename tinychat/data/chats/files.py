@@ -32,7 +32,7 @@ COLUMNS = (
 KNOWN = f"{', '.join(LISTS)}, or {', '.join(f'{user} and {reply}' for user, reply, _ in COLUMNS)}"
 # All that is asked for in rows of conversations and of prompts.
 READ = frozenset(
-    (*LISTS, *TEXTS, *SYSTEMS, HISTORY, *(name for columns in COLUMNS for name in columns if name is not None))
+    (*LISTS, *TEXTS, *SYSTEMS, HISTORY, "tools", *(name for columns in COLUMNS for name in columns if name is not None))
 )
 
 

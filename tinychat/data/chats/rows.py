@@ -18,6 +18,7 @@ Message = dict[str, str]
 # What data sets call the three roles.
 ROLES = {
     "system": "system",
+    "developer": "system",
     "user": "user",
     "human": "user",
     "assistant": "assistant",
@@ -25,10 +26,16 @@ ROLES = {
     "chatgpt": "assistant",
     "bot": "assistant",
 }
+# What they call calls of tools (a role, or keys of the assistant's messages) and their results (a role).
+CALL_ROLES = ("function_call", "tool_call")
+CALLS = ("tool_calls", "function_call")
+RESULT_ROLES = ("tool", "function", "observation", "tool_response")
 # Keys that say whether a message is learnt from (OpenAI's weight, Axolotl's train, SWIFT's loss), and their values.
 WEIGHTS = ("weight", "train", "training", "loss")
 WEIGHT = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 READ_KEYS = ("role", "content", "input", *WEIGHTS)  # of a message
+TEXT_PARTS = ("text", "input_text", "output_text")
+AS_TEXT = "to show calls and results as text: data.tool_calls=text"
 ORDER = "a conversation goes [system,] user, assistant, user, assistant, ..."
 
 
@@ -190,10 +197,16 @@ def _message(message: Any, number: int, place: str) -> Message:
         if key not in message:
             has = ", ".join(map(str, message)) or "nothing"
             raise BadRow(place, f"message {number} has no {key!r}; it has {has}")
-    role, content = message["role"], message["content"]
+    role, content = message["role"], parts_as_text(message["content"])
     name = ROLES.get(role) if isinstance(role, str) else None
+    if isinstance(role, str) and role in (*CALL_ROLES, *RESULT_ROLES):
+        raise BadRow(place, f"message {number} has the role {role}, of a tool; {AS_TEXT}")
+    if any(not is_empty(message.get(key)) for key in CALLS):
+        raise BadRow(place, f"message {number} calls a tool; {AS_TEXT}")
     if name is None:
         raise BadRow(place, f"message {number} has the unknown role {short(role)}; the roles are {', '.join(ROLES)}")
+    if isinstance(content, list) and (other := next((part for part in content if not _is_text(part)), None)):
+        raise BadRow(place, f"the content of message {number} ({name}) has a part that is no text: {short(other)}")
     if wrong := not_text(content):
         raise BadRow(place, f"the content of message {number} ({name}) {wrong}")
     checked = {"role": name, "content": content}
@@ -203,6 +216,20 @@ def _message(message: Any, number: int, place: str) -> Message:
         if message["input"].strip():
             checked["input"] = message["input"]
     return checked
+
+
+def parts_as_text(content: Any) -> Any:
+    """A content that is a list of parts (OpenAI's {"type": "text", "text": ...}) as one text, a line for each part, as
+    vLLM writes it; anything else, also a list with another part, as it is."""
+    if not isinstance(content, list) or not content or not all(map(_is_text, content)):
+        return content
+    return "\n".join(part if isinstance(part, str) else part["text"] for part in content)
+
+
+def _is_text(part: Any) -> bool:
+    if not isinstance(part, dict):
+        return isinstance(part, str)
+    return isinstance(part.get("text"), str) and part.get("type", "text") in TEXT_PARTS
 
 
 def _check_order(before: list[Message], message: Message, number: int, place: str) -> None:

@@ -15,6 +15,7 @@ from tinychat.config.plugins import gives, source_of, sources_of
 from tinychat.config.schema import DataConfig
 from tinychat.data.chats.files import READ, Layout, read_chats
 from tinychat.data.chats.rows import BadRow, ChatRow
+from tinychat.data.chats.tools import as_text, with_tools
 from tinychat.data.files.row_sources import (
     Found,
     Hub,
@@ -184,14 +185,14 @@ def _from_files(config: DataConfig, found: SplitFiles) -> Found[ChatRow]:
         for path in tables.taken:
             with readable(path):
                 placed = ((f"{path}, {place}", row) for place, row in read_rows(path, Meter(), READ))
-                for used, row in read_chats(placed, layout):
+                for used, row in read_chats(with_tools(placed, config.tool_calls), layout):
                     if used and used not in told:
                         log.info("%s: %s (%s)", config.name, used.describe(), path)
                         told.add(used)
                     yield row
 
     def identify(memo_dir: Path | None) -> str:
-        return json.dumps([layout.columns() if layout else None, tables.hashes(memo_dir)])
+        return json.dumps([layout.columns() if layout else None, tables.hashes(memo_dir), *as_text(config)])
 
     return Found(tables.describe("rows"), read, identify, tables.hold_out, tables.size)
 
@@ -203,12 +204,12 @@ def _from_hub(config: DataConfig, split: Split, place: Hub) -> Found[ChatRow]:
         rows = (
             (f"{place.repository}, row {number}", row) for number, row in enumerate(hub.rows(stream=False), start=1)
         )
-        return (row for _, row in read_chats(rows, layout))
+        return (row for _, row in read_chats(with_tools(rows, config.tool_calls), layout))
 
     description = f"{place.repository}{f', {place.file}' if place.file else ''} (of the hub)"
     return Found(
         description,
         read,
-        lambda memo_dir: hub.fingerprint(),
+        lambda memo_dir: "".join([hub.fingerprint(), *as_text(config)]),
         None if place.validation else seeded_hold_out(config, split),
     )

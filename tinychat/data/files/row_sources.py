@@ -75,7 +75,7 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
 
 
-READING_VERSION = 3  # raise it when the same files would give other rows
+READING_VERSION = 4  # raise it when the same files would give other rows
 log = logging.getLogger(__name__)
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import codecs
 import csv
 import gzip
+import itertools
 import json
 import zlib
 from collections import Counter
@@ -120,7 +121,8 @@ def read_rows(path: Path, meter: Meter, columns: Collection[str] | None = None) 
     """The rows of a jsonl, json, csv, tsv or parquet file in their order, each with its place ("line 7").
 
     - jsonl: one object a line, blank lines left out. json: a list of objects, or objects one after the other.
-      csv, tsv: a header, then rows. parquet: rows; where `columns` are given, the others are not read (UNREAD).
+      csv, tsv: a header, then rows (in a csv file parted by commas, or by semicolons where the header has no comma).
+      parquet: rows; where `columns` are given, the others are not read (UNREAD).
     - A row is a dict, but for a jsonl line that holds another value, and for one that is Unreadable: an object with
       a key twice, a csv row with more fields than the header. Of a parquet row a value is Unreadable that Python
       cannot hold (a text that is not UTF-8, a date after the year 9999).
@@ -135,7 +137,7 @@ def read_rows(path: Path, meter: Meter, columns: Collection[str] | None = None) 
         return _jsonl_rows(path, meter)
     if kind == "json":
         return _json_rows(path, meter)
-    return _csv_rows(path, "\t" if kind == "tsv" else ",", meter)
+    return _csv_rows(path, "\t" if kind == "tsv" else None, meter)
 
 
 def short(value: Any) -> str:
@@ -252,9 +254,13 @@ def _take(pieces: Iterator[str], characters: int) -> str:
     return "".join(taken)
 
 
-def _csv_rows(path: Path, delimiter: str, meter: Meter) -> Iterator[tuple[str, Any]]:
+def _csv_rows(path: Path, delimiter: str | None, meter: Meter) -> Iterator[tuple[str, Any]]:
+    """delimiter: None: the one that the header has, a comma, or where there is none a semicolon."""
     csv.field_size_limit(MAX_LINE)
     lines = (line.text for line in read_lines(path, meter, long_lines="refuse"))
+    if delimiter is None:
+        header = list(itertools.islice(lines, 1))
+        lines, delimiter = itertools.chain(header, lines), ";" if header and _by_semicolons(header[0]) else ","
     reader = csv.DictReader(lines, delimiter=delimiter, strict=True)
     start = 1
     try:
@@ -267,6 +273,11 @@ def _csv_rows(path: Path, delimiter: str, meter: Meter) -> Iterator[tuple[str, A
         return
     except csv.Error as error:
         raise UserError(f"{path}: the row that starts at line {start} is not valid CSV ({error})") from None
+
+
+def _by_semicolons(header: str) -> bool:
+    """Whether a csv file is Excel's of a country whose decimal point is a comma."""
+    return "," not in header and len(next(csv.reader([header], delimiter=";"), [])) > 1
 
 
 def _csv_row(row: dict[Any, Any], columns: Sequence[str]) -> dict[str, Any] | Unreadable:

@@ -20,6 +20,7 @@ from tinychat.data.batching import SeededOrder
 from tinychat.data.chats.files import READ, prompt_column, prompt_messages
 from tinychat.data.chats.rows import ROLES, BadRow, ChatRow, Columns, LeftOut, Message, as_columns, chat_row, prompt_key
 from tinychat.data.chats.sources import ChatSource, chat_source
+from tinychat.data.chats.tools import as_text, with_tools
 from tinychat.data.files import splits
 from tinychat.data.files.row_sources import Found, RowSource, max_rows, no_path
 from tinychat.data.files.splits import Split, readable
@@ -144,14 +145,14 @@ def _find(config: DataConfig, split: Split) -> Found[PromptRow]:
     def read() -> Iterator[PromptRow | BadRow]:
         for path in found.taken:
             with readable(path):
-                for place, row in _rows(path):
+                for place, row in with_tools(_rows(path), config.tool_calls):
                     try:
                         yield prompt_row(row, f"{path}, {place}", config.answer)
                     except BadRow as bad:
                         yield bad
 
     def identify(memo_dir: Path | None) -> str:
-        return json.dumps([*found.hashes(memo_dir), *([config.answer] if config.answer else [])])
+        return json.dumps([*found.hashes(memo_dir), *([config.answer] if config.answer else []), *as_text(config)])
 
     return Found(found.describe("prompts"), read, identify, found.hold_out, found.size)
 

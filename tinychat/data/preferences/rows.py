@@ -4,6 +4,7 @@ it comes out of the rows of a table: PKU-SafeRLHF's, HH's and MiniMind's columns
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,7 @@ from typing import Any, Protocol
 
 from tinychat.config.schema import Preference
 from tinychat.data.chats.files import READ, as_list, listed, only_reply, opening, prompt_column, prompt_messages
-from tinychat.data.chats.rows import BadRow, Columns, Message, as_columns, chat_row, prompt_key
+from tinychat.data.chats.rows import BadRow, Columns, Message, as_columns, chat_row, is_empty, prompt_key
 from tinychat.data.files.tables import not_text, short
 
 
@@ -134,16 +135,19 @@ PREFERRED = {
 TURN = re.compile(r"\n\n(Human|Assistant):")
 TURN_ROLES = {"Human": "user", "Assistant": "assistant"}
 LABELS = ("category", "harmful", "chosen_safe", "rejected_safe")
+SCORES = ("score_chosen", "score_rejected")  # of UltraFeedback's binarized rows
+COMPLETIONS = "completions"  # UltraFeedback's: several replies, each with a score in the first of these that it has
+COMPLETION_SCORES = ("overall_score", "fine-grained_score")
 # All that is asked for in rows of preferences.
 COLUMNS = READ.union(
-    ("chosen", "rejected", *LABELS, *(column for column, _ in PREFERRED.values())),
+    ("chosen", "rejected", *SCORES, COMPLETIONS, *LABELS, *(column for column, _ in PREFERRED.values())),
     (f"response_{side}{end}" for side in (0, 1) for end in ("", "_severity_level", "_harm_category")),
     (f"is_response_{side}_safe" for side in (0, 1)),
 )
 TRUTH = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
 OWN_COLUMNS = (
-    "prompt (a text or messages), chosen and rejected; or chosen and rejected alone, each a list of messages or a "
-    "transcript of Human: and Assistant: turns"
+    "prompt (a text or messages), chosen and rejected; chosen and rejected alone, each a list of messages or a "
+    "transcript of Human: and Assistant: turns; or instruction and completions, each with response and overall_score"
 )
 
 
@@ -213,8 +217,11 @@ def own_row(row: Columns, place: str) -> PreferenceRow:
 
     Messages beside a prompt may be replies alone ([assistant], or the message itself) or whole conversations.
     """
+    if COMPLETIONS in row and not {"chosen", "rejected"} <= set(row):
+        return ultrafeedback_row(row, place)
     if "chosen" not in row or "rejected" not in row:
         raise BadRow(place, f"no preference in the columns {row.names()}; known are {OWN_COLUMNS}")
+    _check_scores(row, place)
     chosen, rejected = (_side(row[name], name, place) for name in ("chosen", "rejected"))
     has_prompt = prompt_column(row) is not None
     if isinstance(chosen, list) and isinstance(rejected, list):
@@ -227,6 +234,46 @@ def own_row(row: Columns, place: str) -> PreferenceRow:
     if isinstance(chosen, str) and TURN.match(_begun(chosen)):
         return hh_row(row, place)
     raise BadRow(place, f"no column 'prompt'; it has {row.names()}; known are {OWN_COLUMNS}")
+
+
+def ultrafeedback_row(row: Columns, place: str) -> PreferenceRow:
+    """UltraFeedback: an instruction with several completions, of which the one with the highest score is chosen and
+    the one with the lowest rejected (of equal ones the first)."""
+    completions = [one for one in listed(row[COMPLETIONS], place, COMPLETIONS) if isinstance(one, dict)]
+    scored = [(score, one) for one in completions if (score := _score(one, place)) is not None]
+    if len(scored) < 2:
+        raise BadRow(place, f"{len(scored)} of {len(completions)} completions have a score; a pair takes two")
+    best, worst = (pick(scored, key=lambda item: item[0]) for pick in (max, min))
+    if best[0] == worst[0]:
+        raise BadRow(place, f"all {len(scored)} completions have the score {best[0]:g}: none is preferred")
+    prompt = prompt_messages(row, place)
+    found = preference_row(prompt, best[1].get("response"), worst[1].get("response"), place, _labels(row, place))
+    keys = dict.fromkeys(key for _, one in scored for key, value in one.items() if not is_empty(value))
+    unused = [f"{key} of completions" for key in keys if key not in ("response", *COMPLETION_SCORES)]
+    return replace(found, unused=(*found.unused, *unused))
+
+
+def _score(completion: dict[str, Any], place: str) -> float | None:
+    value = next((value for key in COMPLETION_SCORES if (value := completion.get(key)) is not None), None)
+    return None if value is None else _number(value, "score of a completion", place)
+
+
+def _number(value: Any, name: str, place: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number) or isinstance(value, bool):
+        raise BadRow(place, f"{name} is {short(value)}, not a number")
+    return number
+
+
+def _check_scores(row: Columns, place: str) -> None:
+    """Raises BadRow where the scores beside a pair say that the rejected reply is the better one."""
+    given = [None if is_empty(row.get(name)) else _number(row[name], name, place) for name in SCORES]
+    chosen, rejected = given
+    if chosen is not None and rejected is not None and chosen < rejected:
+        raise BadRow(place, f"score_chosen is {chosen:g}, below score_rejected, {rejected:g}")
 
 
 def _side(value: Any, name: str, place: str) -> Any:

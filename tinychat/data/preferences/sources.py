@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 from tinychat.config.plugins import gives, source_of, sources_of
 from tinychat.config.schema import DataConfig
 from tinychat.data.chats.rows import BadRow
+from tinychat.data.chats.tools import as_text, with_tools
 from tinychat.data.files.row_sources import (
     Found,
     Hub,
@@ -118,10 +119,10 @@ def _from_files(config: DataConfig, found: SplitFiles) -> Found[PreferenceRow]:
         for path in found.taken:
             with readable(path):
                 placed = ((f"{path}, {place}", row) for place, row in read_rows(path, Meter(), COLUMNS))
-                yield from read_preferences(placed, source.reader(config))
+                yield from read_preferences(with_tools(placed, config.tool_calls), source.reader(config))
 
     def identify(memo_dir: Path | None) -> str:
-        return json.dumps([*source.reading(config), found.hashes(memo_dir)])
+        return json.dumps([*source.reading(config), found.hashes(memo_dir), *as_text(config)])
 
     return Found(found.describe("prompts"), read, identify, found.hold_out, found.size)
 
@@ -131,10 +132,10 @@ def _from_hub(config: DataConfig, split: Split, place: Hub) -> Found[PreferenceR
 
     def read() -> Iterator[PreferenceRow | BadRow]:
         rows = ((f"{place.repository}, row {number}", row) for number, row in enumerate(hub.rows(stream=False), 1))
-        return read_preferences(rows, source.reader(config))
+        return read_preferences(with_tools(rows, config.tool_calls), source.reader(config))
 
     def identify(memo_dir: Path | None) -> str:
-        return json.dumps([*source.reading(config), hub.fingerprint()])
+        return json.dumps([*source.reading(config), hub.fingerprint(), *as_text(config)])
 
     description = f"{place.repository}{f', {place.file}' if place.file else ''} ({hub.split} split of the hub)"
     hold_out = None if place.validation else seeded_hold_out(config, split)
