@@ -11,7 +11,7 @@ from tests.conftest import TINY_DATA, curve, result_of, run_train, save_base, wr
 from tinychat.config import checks
 
 RECIPE = "experiment=seed_8x3090"
-STAGES = ("pretrain", "sft", "reward", "ppo")
+STAGES = ("pretrain", "sft", "reward", "dpo", "ppo", "grpo", "rlvr")
 # What differs from eight cards: two processes, a type that DeepSpeed has on a CPU, a tiny model, and little of all.
 SHRUNK = (
     RECIPE,

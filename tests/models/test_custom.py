@@ -61,6 +61,22 @@ def test_sizes_and_options_reach_the_class(tmp_path: Path) -> None:
     assert model_of(tmp_path / "own").config.num_hidden_layers == 2, "sizes that are null are those of the class"
 
 
+def test_an_architecture_of_transformers_is_named_by_its_configuration() -> None:
+    """The same model as arch=llama makes, with tinychat's faster arithmetic too."""
+    sizes = {"n_layer": 2, "n_embd": 32, "n_head": 4, "n_kv_head": 2, "n_inner": 64, "context_length": 64}
+    named = dataclasses.replace(from_conf("llama2_style"), **sizes)
+    own = dataclasses.replace(from_conf("llama2_15m"), **sizes)
+    models = []
+    for config in (named, own):
+        torch.manual_seed(0)
+        models.append(build_model(config, 320, pad_token_id=1, eos_token_id=0).eval())
+    assert torch.equal(logits(models[0], IDS), logits(models[1], IDS))
+    assert type(models[0].config).__name__ == "LlamaConfig"
+    assert attention_can_be_set(models[0])
+    try_out(models[0], packs=True, generates=True)
+    assert "LlamaConfig has no such argument" in refused("transformers:LlamaConfig", options={"rms_nrm_eps": 1e-5})
+
+
 def test_what_is_saved_loads_here_and_elsewhere(tmp_path: Path) -> None:
     model = model_of(tmp_path)
     (tmp_path / "saved").mkdir()

@@ -40,6 +40,9 @@ def test_a_model_of_ones_own_is_talked_to_with_its_code(tmp_path: Path) -> None:
     config.model = SimpleNamespace(arch="custom", path="my_model.py:MyConfig")
     found = dict(next_steps.lines(config, tmp_path, {"checkpoint": "c"}, []))  # type: ignore[arg-type]
     assert found["talk to it"] == f"python -m tinychat.chat --model-code my_model.py:MyConfig {tmp_path}"
+    config.model.path = "transformers:LlamaConfig"
+    found = dict(next_steps.lines(config, tmp_path, {"checkpoint": "c"}, []))  # type: ignore[arg-type]
+    assert found["talk to it"] == f"python -m tinychat.chat {tmp_path}", "any program opens it"
 
 
 def test_a_tokenizer_is_followed_by_training_on_its_texts(tmp_path: Path) -> None:
@@ -53,6 +56,15 @@ def test_preferences_are_what_reinforcement_learning_and_its_measurement_go_on_w
     for stage, following in (("reward", "ppo"), ("ppo", "eval")):
         found = told(stage, tmp_path, ["data=pku_safe", "data.path=x", "stage.lr=1", f"stage={stage}"])
         assert found["next"] == f"python -m tinychat.train stage={following} data=pku_safe data.path=x"
+
+
+def test_a_stage_of_an_experiment_is_followed_by_one_of_that_experiment(tmp_path: Path) -> None:
+    said = ["experiment=minimind2", "tracker=none", "data.path=x"]
+    assert told("pretrain", tmp_path, said)["next"].endswith("stage=sft experiment=minimind2 tracker=none")
+    assert told("sft", tmp_path, said)["next"].endswith("stage=dpo experiment=minimind2 tracker=none"), (
+        "no reward model"
+    )
+    assert told("dpo", tmp_path, said)["next"] == "python -m tinychat.train stage=eval tracker=none data.path=x"
 
 
 def test_pass_at_k_is_measured_by_what_comes_next_too(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A model of the user's own: a transformers configuration and its classes, registered with transformers by a file that
-the command line names. Never by a checkpoint: what lies in a folder is not run.
+the command line names. Never by a checkpoint: what lies in a folder is not run. An architecture of transformers itself
+is named as transformers:LlamaConfig.
 
 What the stages ask of such a model is asked of its classes when they are loaded, and tried on a few tokens before it is
 trained: a mask that is ignored or a future that is seen would show in no message, only in the numbers.
@@ -63,7 +64,7 @@ def _problem(config: Any) -> str | None:
     kind, name = str(getattr(config, "model_type", "")), config.__name__
     if not kind:
         return f'{name} has no model_type; give it one, as model_type = "{name.removesuffix("Config").lower()}"'
-    if kind in CONFIG_MAPPING_NAMES:
+    if kind in CONFIG_MAPPING_NAMES and CONFIG_MAPPING[kind] is not config:
         return f"the model_type {kind!r} of {name} is taken by an architecture of transformers; choose another"
     lines = f'AutoConfig.register("{kind}", {name}) and AutoModelForCausalLM.register({name}, YOUR_MODEL)'
     if kind not in CONFIG_MAPPING or config not in MODEL_FOR_CAUSAL_LM_MAPPING:

@@ -8,9 +8,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import tinychat
 from tinychat.config.schema import Config
 from tinychat.config.shapes import shape_of
-from tinychat.config.specs import SPECS, Made, spec_of
+from tinychat.config.specs import SPECS, Made, recipe_order, spec_of
 from tinychat.config.words import for_shell
 from tinychat.runtime.terminal import say
 
@@ -48,19 +49,32 @@ def lines(config: Config, run_dir: Path, result: Mapping[str, Any], said: Sequen
         return
     if stage.makes is Made.language:
         yield "talk to it", talk(run_dir, config)
-    if stage.next:
+    family = _family(said)
+    # An experiment of several stages goes on with one of its own, where it has one that this leads to.
+    later = [name for name in recipe_order() if stage.name in SPECS[name].origins and name in family]
+    following = stage.next if stage.next in family or not later else later[0]
+    if following:
         kept = (*_KEPT, *_DATA) if stage.next_data else _KEPT
+        kept = (*kept, "experiment=") if following in family else kept
         words = [word for word in said if word.lstrip("+").startswith(kept)]
         wanted = getattr(config.stage, "pass_k", [])  # stage=eval measures it only where it is asked for
-        if wanted and "pass_k" in {field.name for field in fields(SPECS[stage.next].settings)}:
+        if wanted and "pass_k" in {field.name for field in fields(SPECS[following].settings)}:
             words.append(f"stage.pass_k=[{','.join(map(str, wanted))}]")
-        yield "next", for_shell(["python", "-m", "tinychat.train", f"stage={stage.next}", *words])
+        yield "next", for_shell(["python", "-m", "tinychat.train", f"stage={following}", *words])
     else:
         elsewhere = [] if config.paths.outputs == "outputs" else ["--outputs", config.paths.outputs]
         words = ["python", "-m", "tinychat.compare", config.experiment_name, "--stage", stage.name, *elsewhere]
         yield "next", shlex.join(words)
 
 
+def _family(said: Sequence[str]) -> set[str]:
+    """The stages that the command's experiment has settings of, in a folder beside its file."""
+    name = next((word.partition("=")[2] for word in said if word.startswith("experiment=")), "")
+    homes = (Path(tinychat.__file__).parent / "conf", Path("conf")) if name else ()
+    return {file.stem for home in homes for file in (home / "experiment" / name).glob("*.yaml")}
+
+
 def talk(run_dir: Path, config: Config) -> str:
-    code = ["--model-code", str(config.model.path)] if shape_of(config.model).own_code else []
+    named = shape_of(config.model).own_code and not str(config.model.path).startswith("transformers:")
+    code = ["--model-code", str(config.model.path)] if named else []
     return shlex.join(["python", "-m", "tinychat.chat", *code, str(run_dir)])
