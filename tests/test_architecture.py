@@ -21,7 +21,7 @@ ROWS = [
     {"plan"},
     {"stages"},
     {"launch"},
-    {"sweeps", "compare", "chat", "train", "score", "merge"},
+    {"sweeps", "compare", "chat", "train", "score", "merge", "generate"},
     {"doctor", "pipeline"},
 ]
 # The same inside models/: opening whatever checkpoint there is stands above full models and above what is put on them.
@@ -50,6 +50,7 @@ PROGRAMS = (
     "pipeline.__main__",
     "score",
     "merge",
+    "generate.__main__",
     "launch.guard",
     "launch.agents",
 )

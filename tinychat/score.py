@@ -13,11 +13,9 @@ import contextlib
 import json
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from tinychat.errors import UserError
@@ -81,11 +79,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def read(file: str) -> Iterator[Row]:
     """The rows of a file, or of standard input for "-". Raises UserError, naming file and line."""
-    from tinychat.data.files.tables import Meter, read_rows
+    from tinychat.data.files.tables import Meter, pipe_as_file, read_rows
 
     path, name = at_home(file), file
     if file == "-":
-        path, name = _kept_pipe(), PIPE
+        path, name = pipe_as_file(texts=False), PIPE
     elif not path.is_file():
         raise UserError(f"{file}: {'is a folder' if path.is_dir() else 'no such file'}; give a file of JSON lines")
     count = 0
@@ -100,15 +98,6 @@ def read(file: str) -> Iterator[Row]:
             path.unlink()
     if not count:
         raise UserError(f"{name}: holds no rows")
-
-
-def _kept_pipe() -> Path:
-    """Standard input as a temporary file, as what a list is must be known before it is read."""
-    content = sys.stdin.buffer.read()
-    suffix = ".json" if content.lstrip()[:1] == b"[" else ".jsonl"
-    with tempfile.NamedTemporaryFile(prefix="tinychat-", suffix=suffix, delete=False) as kept:
-        kept.write(content)
-    return Path(kept.name)
 
 
 def _row(place: str, row: Any) -> Row:

@@ -127,10 +127,14 @@ def find_base(folder: Path) -> str:
     )
 
 
-def check_base(folder: Path, base: str, files: list[Path]) -> None:
-    """Raise UserError when the base's weights (in `files`) are not those the adapter was trained on."""
+def check_base(folder: Path, base: str, files: list[Path], named: bool = False) -> None:
+    """Raise UserError when the base's weights (in `files`) are not those the adapter was trained on. named: the user
+    says that this is its base, not the adapter."""
     record = read_adapter_base(folder)
     if record is not None and record.fingerprint and record.fingerprint != weights_fingerprint(files):
+        if named:
+            own = f"; its own is {record.address}" if record.address else ""
+            raise UserError(f"adapter {folder}: trained on other weights than those in {base}{own}")
         raise UserError(
             f"adapter {folder}: trained on other weights than those now in its base {base}; put the old weights back, "
             f"or write their folder as base_model_name_or_path into {folder / ADAPTER_CONFIG}{_and_manifest(folder)}"
@@ -235,20 +239,21 @@ def load_adapter(
     quantize: bool,
     is_trainable: bool,
     load_base: Callable[[str, float | None, bool], Any] = read_language_model,
+    base_address: str | None = None,
 ) -> Any:
     """What checkpoints.load_model does for an adapter's folder. load_base(address, dropout, quantize): the model it is
-    put on."""
+    put on; base_address: where that is, None: where the adapter says."""
     quiet_bitsandbytes()
     from peft import PeftConfig as AdapterConfig
     from peft import set_peft_model_state_dict
 
-    address = find_base(folder)
+    address = base_address or find_base(folder)
     check_safetensors(folder, ADAPTER_WEIGHTS)
     folders.verify_contents(folder)
     base_folder = model_folder(address)
     if is_adapter_folder(base_folder):
         raise UserError(f"adapter {folder}: its base {address} is an adapter itself; merge that one first")
-    check_base(folder, address, weight_files(base_folder))
+    check_base(folder, address, weight_files(base_folder), named=base_address is not None)
     base = load_base(address, dropout, quantize)
     try:
         config = AdapterConfig.from_pretrained(str(folder))

@@ -65,22 +65,47 @@ def pretrained_path(config: ModelConfig) -> str:
     return config.path
 
 
-def load_model(path: str, dropout: float | None = None, quantize: bool = False, is_trainable: bool = False) -> Any:
+def load_model(
+    path: str,
+    dropout: float | None = None,
+    quantize: bool = False,
+    is_trainable: bool = False,
+    adapter: str | None = None,
+) -> Any:
     """The model in a folder or hub repository: fp32, scaled-dot-product attention, in evaluation mode.
 
     An adapter's folder gives a peft.PeftModel on its base, all of it frozen, or with `is_trainable` all but the
     adapter; other folders give a PreTrainedModel. `dropout` replaces every dropout rate of the architecture; None keeps
-    them. `quantize` holds the linear layers of the blocks in 4 bits (see tinychat.models.quantized).
+    them. `quantize` holds the linear layers of the blocks in 4 bits (see tinychat.models.quantized). `adapter`: the
+    folder of one to be put on the full model at `path`, wherever it says that its base is.
 
     Raises UserError for a folder that is missing, is no model, is cut short or changed since tinychat wrote it, or does
     not hold exactly the model's weights; for an adapter also when its base is missing or another one.
     """
     folder = model_folder(path)
+    if adapter is not None:
+        return _with_adapter(path, folder, adapter, dropout, quantize, is_trainable)
     if is_adapter_folder(folder):
         if read_adapter_config(folder).get("task_type") == "SEQ_CLS":
             raise no_language_model(path)
         return load_adapter(folder, dropout, quantize, is_trainable)
     return read_language_model(path, dropout, quantize)
+
+
+def _with_adapter(
+    path: str, folder: Path, adapter: str, dropout: float | None, quantize: bool, is_trainable: bool
+) -> Any:
+    its = model_folder(adapter)
+    if not is_adapter_folder(its):
+        raise UserError(f"adapter {adapter}: holds no {ADAPTER_CONFIG}, so it is no adapter")
+    if is_adapter_folder(folder):
+        raise UserError(
+            f"{path} is an adapter itself, on which no other can be put; merge it first: python -m tinychat.merge "
+            f"{path} FOLDER"
+        )
+    if read_adapter_config(its).get("task_type") == "SEQ_CLS":
+        raise no_language_model(adapter)
+    return load_adapter(its, dropout, quantize, is_trainable, base_address=str(folder.resolve()))
 
 
 def start_model(

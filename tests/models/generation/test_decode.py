@@ -8,10 +8,18 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    MistralConfig,
+    Qwen3Config,
+)
 
 from tinychat.models.generation import decode as module
-from tinychat.models.generation.decode import Decoded, DecodeOptions, decode, prepare, sample
+from tinychat.models.generation.decode import Decoded, DecodeOptions, Filter, choose, decode, prepare, sample
 from tinychat.models.kernels import kv_cache
 from tinychat.models.kernels.lean import LeanModel, Unsupported, product
 from tinychat.models.logprobs import IGNORED, token_nll
@@ -113,6 +121,67 @@ def generated(model: Any, prompts: list[list[int]]) -> list[list[int]]:
 def test_greedy_tokens_are_those_of_generate(model: Any, prompts: list[list[int]]) -> None:
     assert isinstance(prepare(model), LeanModel)
     assert run(model, prompts, temperature=0).responses == generated(model, prompts)
+
+
+def test_filters_give_the_distribution_of_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawn from: what choose hands to sample; against the processors of generate, in its order."""
+    chance = torch.Generator().manual_seed(2)
+    logits = 3 * torch.randn(5, VOCABULARY, generator=chance)
+    ids = torch.randint(VOCABULARY, (5, 9), generator=chance)
+    seen = torch.zeros(5, VOCABULARY, dtype=torch.bool).scatter_(1, ids, True)
+    drawn_from = []
+    original = module.sample
+    monkeypatch.setattr(module, "sample", lambda p, draws: drawn_from.append(p) or original(p, draws))
+    for temperature, top_k, top_p, penalty in ((0.7, 20, 0.8, 1.3), (1.0, 0, 0.5, 1.0), (1.5, 3, 1.0, 0.8)):
+        wanted = GenerationConfig(
+            do_sample=True, temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=penalty
+        )
+        processors = GPT2LMHeadModel(SHAPES["gpt2"])._get_logits_processor(wanted, 9, ids)
+        options = DecodeOptions(1, (), temperature, filter=Filter(top_k, top_p, penalty))
+        chosen, logprobs = choose(logits, torch.rand(5, dtype=torch.float64), options, seen if penalty != 1 else None)
+        theirs = processors(ids, logits.clone()).log_softmax(-1)
+        torch.testing.assert_close(drawn_from[-1], theirs.exp())
+        torch.testing.assert_close(logprobs, theirs.gather(1, chosen[:, None])[:, 0], atol=1e-5, rtol=0)
+        assert 1 < (drawn_from[-1] > 0).sum(1).max() < VOCABULARY
+
+
+def test_a_repetition_penalty_is_that_of_generate(model: Any, prompts: list[list[int]]) -> None:
+    """Of prompt and reply, and of rows that stay when others are dropped from the batch."""
+    ends = tuple(range(0, VOCABULARY, 5))
+    found = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        output = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=NEW,
+            repetition_penalty=1.8,
+            eos_token_id=list(ends),
+            pad_token_id=PAD,
+        )
+        found.append(output[0, len(prompt) :].tolist())
+    assert run(model, prompts, temperature=0, end_ids=ends, filter=Filter(repetition_penalty=1.8)).responses == found
+    assert len(set(map(len, found))) > 2
+    twice = run(model, prompts, temperature=0, end_ids=ends, filter=Filter(repetition_penalty=1.8), group=2)
+    assert twice.responses == [response for response in found for _ in range(2)]
+
+
+def test_a_reply_ends_where_it_is_told_to(model: Any, prompts: list[list[int]]) -> None:
+    free = run(model, prompts, max_new_tokens=40)
+    stopped = run(model, prompts, max_new_tokens=40, filter=Filter(stopped=lambda ids: sum(ids[-2:]) % 7 == 0))
+    for whole, cut in zip(free.responses, stopped.responses, strict=True):
+        ends = [n for n in range(1, 41) if sum(whole[max(0, n - 2) : n]) % 7 == 0]
+        assert cut == whole[: min(ends, default=40)]
+    assert len(set(map(len, stopped.responses))) > 2 and not any(stopped.ended)
+
+
+def test_draws_of_the_callers_are_taken(model: Any, prompts: list[list[int]]) -> None:
+    draws = torch.rand(len(prompts), NEW, dtype=torch.float64)
+    options = DecodeOptions(NEW, (), seed=1)
+    whole = decode(model, prompts, options, PAD, 3, draws=draws).responses
+    back = decode(model, prompts[::-1], options, PAD, 2, draws=draws.flip(0)).responses
+    assert back[::-1] == whole != decode(model, prompts, options, PAD, 3).responses
 
 
 @pytest.mark.usefixtures("own_forward")
@@ -309,6 +378,12 @@ def test_prompts_that_cannot_be_continued_are_refused(model: Any, prompt: list[i
 def test_bad_options_are_refused(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name}={value}"):
         DecodeOptions(**{"max_new_tokens": 1, "end_ids": (), name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), [("top_k", -1), ("top_p", 0.0), ("top_p", 1.1), ("repetition_penalty", 0)])
+def test_bad_filters_are_refused(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{name}={value}"):
+        Filter(**{name: value})  # type: ignore[arg-type]
 
 
 def test_no_prompts_no_responses(model: Any) -> None:

@@ -8,6 +8,9 @@ import csv
 import gzip
 import itertools
 import json
+import re
+import sys
+import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
@@ -138,6 +141,20 @@ def read_rows(path: Path, meter: Meter, columns: Collection[str] | None = None) 
     if kind == "json":
         return _json_rows(path, meter)
     return _csv_rows(path, "\t" if kind == "tsv" else None, meter)
+
+
+_ROWS_BEGIN = {"json": re.compile(rb'\s*\[\s*[\[{"\]]'), "jsonl": re.compile(rb'\s*\{\s*["}]')}
+
+
+def pipe_as_file(texts: bool) -> Path:
+    """Standard input as a temporary file, as what it holds must be known before it is read: a JSON list, JSON lines,
+    or with `texts` also lines of text, which are all that begins like neither. The caller removes it."""
+    content = sys.stdin.buffer.read()
+    found = next((kind for kind, begins in _ROWS_BEGIN.items() if begins.match(content)), None)
+    suffix = found or ("txt" if texts else "jsonl")
+    with tempfile.NamedTemporaryFile(prefix="tinychat-", suffix=f".{suffix}", delete=False) as kept:
+        kept.write(content)
+    return Path(kept.name)
 
 
 def short(value: Any) -> str:

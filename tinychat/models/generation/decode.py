@@ -1,19 +1,20 @@
 """Batched generation for evaluation and for rollouts: the full distribution, log-probabilities recorded on the way.
 
-Unlike tinychat.models.generation.generate (chat, samples) there is no top-k, top-p or repetition penalty: the
-log-probability of a token is that of the distribution it was drawn from, which RL needs. It is the one that
-tinychat.models.logprobs.token_nll computes at the same temperature.
+The log-probability of a token is that of the distribution it was drawn from, which RL needs. Without a Filter, which
+leaves tokens out or reweighs them and is for programs alone, it is the one that tinychat.models.logprobs.token_nll
+computes at the same temperature.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
 
 from tinychat.models.kernels.attention import name_of
 from tinychat.models.kernels.head_loss import tempered
@@ -27,6 +28,43 @@ BLOCK = 64  # tokens whose probabilities are summed before one of them is search
 
 
 @dataclass(frozen=True)
+class Filter:
+    """What makes the distribution another one than the model's, in transformers' order: the penalty, the temperature,
+    top-k, top-p."""
+
+    top_k: int = 0  # only so many of the likeliest tokens; 0: all
+    top_p: float = 1.0  # only the likeliest tokens that together have this probability; 1: all
+    repetition_penalty: float = 1.0  # divides logits above 0 of tokens already there, and multiplies those below
+    # Whether a reply ends with the last of its tokens so far, beside end_ids.
+    stopped: Callable[[list[int]], bool] | None = None
+
+    def __post_init__(self) -> None:
+        if self.top_k < 0:
+            raise ValueError(f"top_k={self.top_k}: must be at least 0")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p}: must be above 0 and at most 1")
+        if not 0 < self.repetition_penalty < float("inf"):
+            raise ValueError(f"repetition_penalty={self.repetition_penalty}: must be above 0")
+
+    def likeliest(self, logits: Tensor) -> Tensor:
+        """(B, V) tempered logits, -inf where a token is left out."""
+        unused: Any = None  # the warpers look at no tokens
+        if self.top_k:
+            logits = TopKLogitsWarper(self.top_k)(unused, logits)
+        if self.top_p < 1:
+            logits = TopPLogitsWarper(self.top_p)(unused, logits)
+        return logits
+
+    def penalised(self, logits: Tensor, seen: Tensor) -> Tensor:
+        """(B, V) logits with the penalty where `seen` (B, >= V) is true (Keskar et al. 2019, section 4.1)."""
+        less = torch.where(logits < 0, logits * self.repetition_penalty, logits / self.repetition_penalty)
+        return torch.where(seen[:, : logits.shape[1]], less, logits)
+
+
+WHOLE_DISTRIBUTION = Filter()
+
+
+@dataclass(frozen=True)
 class DecodeOptions:
     max_new_tokens: int
     end_ids: tuple[int, ...]  # a row ends with the first of these; (): at max_new_tokens
@@ -35,6 +73,7 @@ class DecodeOptions:
     vocabulary: Vocabulary = WHOLE  # only its tokens are drawn, and their probabilities sum to 1
     group: int = 1  # replies to each prompt, which is computed once for them
     first: int = 0  # place of the first reply in a longer list decoded in parts: reply i has the draws of first + i
+    filter: Filter = WHOLE_DISTRIBUTION
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -63,13 +102,15 @@ def decode(
     pad_id: int,
     batch_size: int,
     dtype: torch.dtype | None = None,
+    draws: Tensor | None = None,
 ) -> Decoded:
     """Continue each prompt options.group times, batch_size replies at a time (those to prompts of like length
     together), without gradients or dropout.
 
     model: a transformers causal language model, a PeftModel, or a wrapper with `.module`; its mode is kept. `pad_id`
     fills the left of shorter prompts and may lie beyond the embedding. dtype=torch.bfloat16 takes that type for matrix
-    products, as autocast does (weights are copied once a call).
+    products, as autocast does (weights are copied once a call). draws: (replies, max_new_tokens) float64, uniform in
+    [0, 1), in place of those of options.seed.
 
     Every reply has draws of its own: they depend on the seed, its place (from options.first) and max_new_tokens, not
     on batch_size or the other prompts, nor on whether a prompt has a group or is repeated. Batches hold whole groups
@@ -80,7 +121,7 @@ def decode(
     forward, group = prepare(model, dtype), options.group
     _check_prompts(prompts, forward.config.max_position_embeddings)
     replies = len(prompts) * group
-    draws = _draws(replies, options)
+    draws = _draws(replies, options) if draws is None else draws
     longest_first = sorted(range(replies), key=lambda reply: -len(prompts[reply // group]))
     at_once = batch_size // group * group or batch_size
     decoded = Decoded([[]] * replies, [[]] * replies, [False] * replies)
@@ -202,17 +243,21 @@ def _decode_batch(
         of = of.to(device)
         logits = logits[of]
         cache.keep_rows(of)
+    own = _History(prompts, of, options.filter, logits)
     taken = []  # of each step: rows, tokens, log-probabilities, whether the row was still running
     for step in range(steps):
-        chosen, logprobs = choose(logits, draws[:, step] if options.temperature else None, options)
+        chosen, logprobs = choose(logits, draws[:, step] if options.temperature else None, options, own.seen)
         taken.append((rows, chosen, logprobs, running))
         running = running & ~torch.isin(chosen, ends) & (room > step + 1)
+        if own.kept:
+            running = running & ~own.add(chosen)
         left = int(running.sum())
         if left == 0:
             break
         if left <= COMPACT_BELOW * len(rows):
             kept = running.nonzero()[:, 0]
             cache.keep_rows(kept)
+            own.keep_rows(kept)
             rows, chosen, draws, room, running = rows[kept.cpu()], chosen[kept], draws[kept], room[kept], running[kept]
         logits = forward(chosen[:, None], cache)
     responses: list[list[int]] = [[] for _ in of]
@@ -225,20 +270,56 @@ def _decode_batch(
     return responses, scores, [response[-1] in options.end_ids for response in responses]
 
 
+class _History:
+    """What a Filter asks of the tokens of each row so far; nothing where it asks for nothing."""
+
+    def __init__(self, prompts: list[list[int]], of: Tensor, wanted: Filter, logits: Tensor):
+        """of: (B,); logits: (B, V) of the first step."""
+        self.seen: Tensor | None = None  # (B, V) bool: the token is in prompt or response
+        self._stopped = wanted.stopped
+        self._responses: list[list[int]] = [[] for _ in range(len(of))]
+        if wanted.repetition_penalty != 1:
+            self.seen = torch.zeros_like(logits, dtype=torch.bool)
+            for row, index in enumerate(of.tolist()):
+                ids = torch.tensor(prompts[index], device=logits.device)
+                self.seen[row, ids[ids < logits.shape[1]]] = True
+        self.kept = self.seen is not None or self._stopped is not None
+
+    def add(self, chosen: Tensor) -> Tensor:
+        """The rows' next tokens (B,) -> which of them stop with these, (B,) bool."""
+        if self.seen is not None:
+            self.seen.scatter_(1, chosen[:, None], True)
+        if self._stopped is None:
+            return torch.zeros_like(chosen, dtype=torch.bool)
+        for response, token in zip(self._responses, chosen.tolist(), strict=True):
+            response.append(token)
+        return torch.tensor([self._stopped(response) for response in self._responses], device=chosen.device)
+
+    def keep_rows(self, rows: Tensor) -> None:
+        if self.seen is not None:
+            self.seen = self.seen[rows]
+        self._responses = [self._responses[row] for row in rows.tolist()] if self._stopped else []
+
+
 def _left_padded(prompts: list[list[int]], longest: int, pad_id: int) -> Tensor:
     return torch.tensor([[pad_id] * (longest - len(prompt)) + prompt for prompt in prompts])
 
 
-def choose(logits: Tensor, draws: Tensor | None, options: DecodeOptions) -> tuple[Tensor, Tensor]:
+def choose(
+    logits: Tensor, draws: Tensor | None, options: DecodeOptions, seen: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The next tokens (B,) int64 and their log-probabilities (B,) fp32 from logits (B, V).
 
-    draws: (B,) float64, uniform in [0, 1); None: the likeliest token.
+    draws: (B,) float64, uniform in [0, 1); None: the likeliest token. seen: (B, V) bool, the tokens that a repetition
+    penalty is for.
     """
     logits = options.vocabulary.of_logits(logits.float())
+    if seen is not None:
+        logits = options.filter.penalised(logits, seen)
     if draws is None:
         chosen = logits.argmax(-1)
         return chosen, logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(-1)
-    probabilities = torch.softmax(tempered(logits, options.temperature), -1)
+    probabilities = torch.softmax(options.filter.likeliest(tempered(logits, options.temperature)), -1)
     chosen = sample(probabilities, draws)
     return chosen, probabilities.gather(1, chosen[:, None])[:, 0].log()
 

@@ -1,0 +1,1 @@
+"""Replies of a checkpoint to many prompts, for scripts."""
