@@ -231,7 +231,7 @@ SPECS: dict[str, StageSpec] = {
                 "eval/token_accuracy",
                 "eval/reply_ended",
             ),
-            metrics=(*_TRAINING, *_REPLIES, "data/trained_tokens"),
+            metrics=(*_TRAINING, *_REPLIES, "data/trained_tokens", "eval/teacher_loss", "eval/gap_closed"),
             next="reward",
             next_data=False,
         ),

@@ -165,8 +165,45 @@ class AnswerEvaluation(StageSettings):
             yield f"stage.temperature={self.temperature}: above 0; pass@k is of sampled replies"
 
 
+class Divergence(Enum):
+    """How far a student's distribution of the next token is from its teacher's; tinychat/models/kernels/distillation.py
+    has the formulas."""
+
+    forward = "forward"  # KL(teacher || student): the student covers all that the teacher may say
+    reverse = "reverse"  # KL(student || teacher): the student says nothing that the teacher would not
+    jsd = "jsd"  # generalised Jensen-Shannon, in between
+
+
 @dataclass
-class SftStage(TrainLoop, ReplyEvaluation):
+class Distillation(StageSettings):
+    """Learning from a teacher's distributions beside the data's tokens; without a teacher none of it acts."""
+
+    teacher: str | None = MISSING  # checkpoint or run folder; auto: newest SFT run of another model; null: none
+    teacher_share: float = MISSING  # a in (1 - a) * cross-entropy + a * T^2 * divergence
+    teacher_temperature: float = MISSING  # T, which divides the logits of both
+    divergence: Divergence = MISSING  # on the data's replies
+    jsd_beta: float = MISSING  # divergence=jsd: the teacher's share of the mixture, above 0 and below 1
+    on_policy: float = MISSING  # share of the steps that learn from the student's own replies to the data's prompts
+    on_policy_divergence: Divergence = MISSING  # on those, at the temperature they are sampled at
+    on_policy_temperature: float = MISSING
+    on_policy_tokens: int = MISSING  # of such a reply at most
+
+    def problems(self, ranks: int) -> Iterator[str]:
+        yield from super().problems(ranks)
+        for key in ("teacher_share", "on_policy"):
+            if not 0 <= (value := getattr(self, key)) <= 1:
+                yield f"stage.{key}={value}: a share between 0 and 1"
+        yield from above_zero(self, "teacher_temperature", "on_policy_temperature", "on_policy_tokens")
+        if not 0 < self.jsd_beta < 1:
+            yield f"stage.jsd_beta={self.jsd_beta}: above 0 (near it: forward) and below 1 (near it: reverse)"
+        if self.teacher is None and self.on_policy:
+            yield f"stage.on_policy={self.on_policy}: a teacher judges own replies; give stage.teacher=FOLDER or auto"
+        if self.teacher is not None and self.teacher_share == 0 and self.on_policy == 0:
+            yield "stage.teacher_share=0 stage.on_policy=0: nothing is learnt from stage.teacher; raise one of them"
+
+
+@dataclass
+class SftStage(Distillation, TrainLoop, ReplyEvaluation):
     """Supervised fine-tuning on conversations: the loss falls on the assistant's replies alone."""
 
     context_length: int | None = MISSING  # tokens per sequence; null: the model's
@@ -182,6 +219,11 @@ class SftStage(TrainLoop, ReplyEvaluation):
         yield from shares(self, "label_smoothing", "dropout")
         if not 0 <= self.length_power <= 1:
             yield f"stage.length_power={self.length_power}: from 0 (tokens weigh alike) to 1 (conversations do)"
+        if self.teacher is not None and self.label_smoothing:
+            yield (
+                f"stage.label_smoothing={self.label_smoothing}: the teacher's distribution is what softens the labels; "
+                "use 0 with stage.teacher"
+            )
 
 
 class RewardLoss(Enum):

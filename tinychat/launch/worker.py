@@ -66,6 +66,9 @@ def _parents(config: Config, found: Mapping[str, str | None]) -> Iterator[tuple[
     judge = getattr(config.stage, "judge", None)
     if judge in parents.AUTO:
         yield f"stage.judge={judge}", found.get("judge")
+    teacher = getattr(config.stage, "teacher", None)
+    if teacher in parents.AUTO:
+        yield f"stage.teacher={teacher}", found.get("teacher")
     if spec_of(config).rewards:
         for name, part in plugins.reward_models(config.reward).items():
             if part.path is None or part.path in parents.AUTO:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinychat.models.kernels.attention import plan_blocks, uses_blocked_attention
+from tinychat.models.kernels.distillation import DistilledLogits, LinearDistillation, Mixture
 from tinychat.models.kernels.head_loss import LinearEntropy, LinearNLL, kept_entropy, nll_of_logits, tempered
 from tinychat.models.vocabulary import WHOLE, Vocabulary
 from tinychat.runtime.process import LARGE
@@ -57,15 +58,73 @@ def token_nll(
     Returns:
         (B, T) fp32, in nats; 0 where the target is IGNORED.
     """
-    inner = getattr(model, "module", model)
-    # The head is called by the model's own forward, so that DDP's and ZeRO's hooks see it; it returns the losses.
+    with head_returns_nll(inner_model(model), targets, temperature, for_sum, label_smoothing, exact, vocabulary):
+        return called(model, input_ids, position_ids, attention_mask, segments).logits
+
+
+def distilled(
+    model: Any,
+    input_ids: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    taught: Tensor,
+    teacher_logits: Callable[[Tensor], Tensor],
+    mixture: Mixture,
+    position_ids: Tensor | None = None,
+    segments: Tensor | None = None,
+    vocabulary: Vocabulary = WHOLE,
+) -> Tensor:
+    """(3,): over all targets the sums of weight · loss, of cross-entropy, and of the divergence from a teacher, as
+    tinychat.models.kernels.distillation has them. The first has the student's gradient.
+
+    Args:
+        model: the student, a transformers causal language model, possibly wrapped (DDP, DeepSpeed).
+        input_ids, targets, position_ids, segments, vocabulary: as for token_nll.
+        weights: (B, T), of the targets in the loss.
+        taught: (B, T, D'), what the teacher's head gets for the same tokens.
+        teacher_logits: (n, D') of it -> logits (n, V) over the vocabulary, without gradient.
+    """
+    student, kept = inner_model(model), targets != IGNORED
+    device, known = input_ids.device.type, taught[kept]
+
+    def teacher(part: slice) -> Tensor:
+        return teacher_logits(known[part])
+
+    head = student.get_output_embeddings()
+    fused = type(head) is torch.nn.Linear and head.bias is None
+
+    def losses(hidden: Tensor, logits_of: Callable[[Tensor], Tensor]) -> Tensor:
+        wanted, own = targets[kept], hidden[kept]
+        if not fused:
+            logits = vocabulary.of_logits(logits_of(own).float())
+            return DistilledLogits.apply(logits, wanted, weights[kept].to(logits.dtype), teacher, mixture)
+        if torch.is_autocast_enabled(device):
+            own = own.to(torch.get_autocast_dtype(device))
+        with torch.autocast(device, enabled=False):
+            at = weights[kept].to(torch.promote_types(own.dtype, torch.float32))
+            return LinearDistillation.apply(own, head.weight, wanted, at, teacher, mixture, vocabulary)
+
+    with head_is(head, losses):
+        return called(model, input_ids, position_ids, None, segments).logits
+
+
+def inner_model(model: Any) -> Any:
+    """The transformers model in what wraps it (DDP, DeepSpeed), or the model."""
+    return getattr(model, "module", model)
+
+
+def called(
+    model: Any, input_ids: Tensor, position_ids: Tensor | None, attention_mask: Tensor | None, segments: Tensor | None
+) -> Any:
+    """The output of the model's own forward, which calls the head, so that DDP's and ZeRO's hooks see it. Arguments as
+    for token_nll."""
+    inner = inner_model(model)
     more: dict[str, Any] = {"attention_mask": attention_mask}
     if segments is not None and uses_blocked_attention(inner):
         more["block_plan"] = plan_blocks(segments.shape[1], segments)
     elif segments is not None:
         more["attention_mask"] = segment_mask(segments)
-    with head_returns_nll(inner, targets, temperature, for_sum, label_smoothing, exact, vocabulary):
-        return model(input_ids=input_ids, position_ids=position_ids, use_cache=False, **more).logits
+    return model(input_ids=input_ids, position_ids=position_ids, use_cache=False, **more)
 
 
 def segment_mask(segments: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from tinychat.errors import UserError
 from tinychat.models import custom
 from tinychat.models.build import hf_config, model_vocab_size
 from tinychat.models.checkpoints import load_config, pretrained_path
+from tinychat.models.kernels.head_loss import elements_at_once
 from tinychat.plan.memory import (
     Hardware,
     Memory,
@@ -31,7 +32,6 @@ from tinychat.plan.memory import (
     update_seconds,
 )
 from tinychat.plan.models import ModelPlan, Numbers, stage_models
-from tinychat.rl.kl import elements_at_once
 from tinychat.runs import parents
 from tinychat.runtime.run_files import at_home
 from tinychat.text.tokenizer import load_tokenizer, vocabulary_size

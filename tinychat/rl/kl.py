@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinychat.errors import UserError, no_such
-from tinychat.models.kernels.head_loss import tempered
+from tinychat.models.kernels.head_loss import elements_at_once, tempered
 
 LOG_RATIO_BOUND = 20.0  # exp(20) is 5e8: far beyond any ratio that means something, far below fp32's largest number
 
@@ -79,11 +79,6 @@ def _k3(d: Tensor) -> Tensor:
 
 
 ESTIMATORS: dict[str, Callable[[Tensor], Tensor]] = {"k1": _k1, "k2": _k2, "k3": _k3}
-
-
-def elements_at_once(on_cpu: bool) -> int:
-    """Of kl_and_entropy: so few that a CPU keeps them in its cache, so many that a GPU is busy."""
-    return 1 << 19 if on_cpu else 1 << 22
 
 
 @torch.no_grad()

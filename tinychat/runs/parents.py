@@ -130,7 +130,12 @@ _PATH = (str, type(None))
 # Words for the newest finished run of the stage before: auto takes the checkpoint it ended with, best the one with the
 # best score. The same of a named run: its folder, and FOLDER/best.
 AUTO = ("auto", folders.BEST)
-_SETTINGS = {"init_from": "init_from", "tokenizer": "tokenizer.path", "judge": "stage.judge"}
+_SETTINGS = {
+    "init_from": "init_from",
+    "tokenizer": "tokenizer.path",
+    "judge": "stage.judge",
+    "teacher": "stage.teacher",
+}
 
 
 def setting_of(parent: str) -> str | None:
@@ -206,7 +211,7 @@ def _from_lineage(run_dir: Path) -> dict[str, str | None] | None:
 
 def find_parents(config: Config, said: Sequence[str] = ()) -> dict[str, str | None]:
     """{"init_from": checkpoint folder or hub id or None, "tokenizer": folder or None}; and where a stage has them
-    "reward.NAME" (the model of that part of the reward), "judge", "against.0", "against.1", ...
+    "reward.NAME" (the model of that part of the reward), "judge", "teacher", "against.0", "against.1", ...
 
     said: the command's overrides. Raises UserError, with the commands that make the missing parents.
     """
@@ -241,6 +246,9 @@ def _scorers(config: Config, policy: str | None) -> dict[str, str | None]:
         found["judge"] = str(newest) if newest else None
     elif judge is not None:
         found["judge"] = _resolve(judge, config)
+    teacher = getattr(stage, "teacher", None)
+    if teacher is not None:
+        found["teacher"] = str(_teacher(config, teacher)) if teacher in AUTO else _resolve(teacher, config)
     for index, spec in enumerate(getattr(stage, "against", ())):
         found[f"against.{index}"] = _resolve(spec, config)
     return found
@@ -348,6 +356,22 @@ def _newest(config: Config, *stages: str, which: str | None = "auto", policy: st
         found = iter([folder for folder in every if _tokens_of(str(folder)) in (wanted, None)] or every)
     checkpoint = folders.first_usable(found, folders.BEST if which == folders.BEST else "")
     return checkpoint.resolve() if checkpoint else None
+
+
+def _teacher(config: Config, which: str) -> Path:
+    """The checkpoint of the newest run of this stage that trained another model, of the same experiment."""
+    stage, student = config.stage.name, config.model.name
+
+    def wanted(other: dict) -> bool:
+        return other["stage"]["name"] == stage and other["model"]["name"] != student
+
+    if found := folders.first_usable(_finished(config, wanted), folders.BEST if which == folders.BEST else ""):
+        return found.resolve()
+    raise UserError(
+        f"stage.teacher={which}: no finished {stage} run of another model than model={student} in experiment "
+        f"{config.experiment_name!r}; make one: python -m tinychat.train stage={stage} model=NAME, or name a folder: "
+        "stage.teacher=FOLDER"
+    )
 
 
 def _tokens_of(spec: str) -> Any:

@@ -1,4 +1,5 @@
-"""stage=sft: supervised fine-tuning on conversations; the loss falls on the assistant's replies and their end."""
+"""stage=sft: supervised fine-tuning on conversations; the loss falls on the assistant's replies and their end. With a
+teacher its distributions are learnt beside the tokens, on the data's replies or on the student's own."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from tinychat.data.chats.tokens import ChatBatches
 from tinychat.engine import Batch, build_engine
 from tinychat.models.build import count_parameters, training_flops_per_token
 from tinychat.models.logprobs import IGNORED, token_nll
+from tinychat.rl.losses import Sums
 from tinychat.runtime.world import seed_rank
 from tinychat.stages import Context, StageResult
 from tinychat.stages.chats import HeldOut, chat_facts, get_chat_tokenizer, get_chats, get_start_model, show_example
@@ -23,6 +25,7 @@ from tinychat.stages.common import (
     write_lineage,
 )
 from tinychat.stages.loop import TrainingLoop
+from tinychat.stages.teacher import Teacher
 
 
 def run(config: Config, context: Context) -> StageResult:
@@ -33,24 +36,38 @@ def run(config: Config, context: Context) -> StageResult:
     train = get_chats("train", tokenizer, length, config, context)
     held_out = HeldOut(tokenizer, length, config, context)
     show_example(tokenizer, train, context)
+    teacher = None if stage.teacher is None else Teacher(config, context, tokenizer, model, length)
     batches = ChatBatches(train, length, stage.packing, config.seed)
     parameters, flops = count_parameters(model), training_flops_per_token(model, length)
     engine = build_engine(model, config.optim, config.ds, stage, config.precision, world)
     seed_rank(config.seed, world.rank)
     origin = write_lineage(config, context, {"train": chat_facts(train), "validation": chat_facts(held_out.chats)})
 
+    def measured(most: int | None) -> dict[str, float]:
+        found = held_out.measure(engine, most)
+        if teacher is not None:
+            teacher.compare(held_out, loop, found, most)
+        return found
+
     speed = Speedometer(flops, engine.dtype, world)
     with TrainingLoop(config, context, engine, tokenizer, origin, speed, score="eval/response_loss") as loop:
+        if teacher is not None:
+            teacher.check_same(loop)
         if loop.step == 0 and stage.eval_first:
-            loop.evaluate(lambda most: held_out.measure(engine, most), during=stage.eval_rows)
+            loop.evaluate(measured, during=stage.eval_rows)
         for step in loop:
-            rows = batches.batch(step - 1, stage.batch_size, world.rank, world.size)
-            held = batches.held(step - 1, stage.batch_size)
+            own = teacher is not None and teacher.on_policy_at(step)
+            if teacher is not None and own:
+                rows, held = teacher.own_replies(engine, batches, step)
+            else:
+                rows = batches.batch(step - 1, stage.batch_size, world.rank, world.size)
+                held = batches.held(step - 1, stage.batch_size)
             whole = float((held.trained ** (1 - stage.length_power)).sum())
+            sums: Sums = {}
             done = loop.train(
                 split_batch(rows, stage.micro_batch_size, world.device),
                 # Each micro-batch and rank adds its share of the step's weighted mean.
-                lambda model, batch: reply_nll(model, batch, stage) / whole,  # noqa: B023
+                lambda model, batch: batch_loss(model, batch, stage, teacher, own, sums) / whole,  # noqa: B023
                 held.tokens,
                 stage.batch_size,
             )
@@ -59,14 +76,11 @@ def run(config: Config, context: Context) -> StageResult:
                 {
                     "data/trained_tokens": float(held.trained.sum()),
                     "data/epoch": batches.epoch_of(step, stage.batch_size),
+                    **({} if teacher is None else teacher.step_means(sums, held, own)),
                 },
             )
             if loop.evaluation_due:
-                loop.evaluate(
-                    lambda most: held_out.measure(engine, most),
-                    during=stage.eval_rows,
-                    score=lambda most: held_out.measure_loss(engine, most),
-                )
+                loop.evaluate(measured, during=stage.eval_rows, score=lambda most: held_out.measure_loss(engine, most))
             loop.save_if_due()
 
     if not loop.unfinished:
@@ -78,9 +92,21 @@ def run(config: Config, context: Context) -> StageResult:
         "template": config.template.name,
         "conversations": len(train),
         "conversations cut": train.n_cut,
+        **({} if teacher is None else {"teacher": teacher.path}),
         **describe_engine(engine),
     }
     return loop.result(facts)
+
+
+def batch_loss(
+    model: Any, batch: Batch, stage: SftStage, teacher: Teacher | None, own: bool, sums: Sums
+) -> torch.Tensor:
+    """Weighted sum of the losses of a micro-batch's trained tokens; what a teacher has to report is added to `sums`.
+    own: the replies are the student's own."""
+    if teacher is None:
+        return reply_nll(model, batch, stage)
+    weights = token_weights(batch["targets"], batch["segments"], stage.length_power)
+    return teacher.loss(model, batch, weights, own, sums)
 
 
 def reply_nll(model: Any, batch: Batch, stage: SftStage) -> torch.Tensor:

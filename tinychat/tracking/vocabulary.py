@@ -28,6 +28,13 @@ METRICS: dict[str, str] = {
     "train/rejected_reward": "mean implicit reward of the step's rejected replies",
     "train/chosen_logprobs": "mean log-probability of the step's chosen replies, in nats per reply",
     "train/rejected_logprobs": "mean log-probability of the step's rejected replies, in nats per reply",
+    "train/ce": "cross-entropy to the tokens of the data's replies beside a teacher, in nats per token",
+    "train/kl_teacher": "stage.divergence from the teacher on the step's replies of the data, at "
+    "stage.teacher_temperature, in nats per token",
+    "train/on_policy_kl": "stage.on_policy_divergence from the teacher on the step's own replies, in nats per token",
+    "train/on_policy_length": "mean tokens of the step's own replies, the end token included",
+    "eval/teacher_loss": "mean negative log-likelihood of held-out replies under the teacher, in nats per token",
+    "eval/gap_closed": "share of the student's distance from that, as it was before the first step, that is gone",
     "eval/loss": "held-out loss: of language models nats per token, of reward models per pair or reply, "
     "of DPO per pair",
     "eval/ppl": "perplexity of held-out tokens, exp(eval/loss)",
@@ -140,7 +147,8 @@ METRICS: dict[str, str] = {
 
 # Of which less is better; of all others more is. What is neither good nor bad in itself (an entropy) is among those.
 LOWER_IS_BETTER = frozenset(
-    "train/loss train/grad_norm eval/loss eval/ppl eval/bits_per_byte eval/response_loss eval/response_ppl "
+    "train/loss train/grad_norm train/ce train/kl_teacher train/on_policy_kl eval/teacher_loss eval/loss eval/ppl "
+    "eval/bits_per_byte eval/response_loss eval/response_ppl "
     "eval/over_refusal eval/reward_ece eval/kl rl/kl rl/kl_per_token rl/kl_full rl/policy_loss rl/value_loss "
     "rl/approx_kl rl/clip_frac rl/value_clip_frac rl/sampler_gap rl/sampler_gap_max rl/first_kl rl/kl_loss "
     "rl/stale rl/reward_missing rl/groups_equal rl/groups_wrong perf/rollout_seconds perf/scoring_seconds "
@@ -187,6 +195,12 @@ QUANTITIES: dict[str, tuple[str, str]] = {
     "gold_reward": ("gold reward", ""),
     "kl": ("KL to the start", PER_REPLY),
     "response_loss": ("loss on held-out replies", PER_TOKEN),
+    "teacher_loss": ("the teacher's loss on held-out replies", PER_TOKEN),
+    "gap_closed": ("distance from the teacher that is gone", SHARE),
+    "ce": ("cross-entropy", PER_TOKEN),
+    "kl_teacher": ("divergence from the teacher", PER_TOKEN),
+    "on_policy_kl": ("divergence from the teacher on own replies", PER_TOKEN),
+    "on_policy_length": ("length of own replies", "tokens"),
     "rouge_l": ("ROUGE-L of replies", SHARE),
     "exact_match": ("short answers equal", SHARE),
     "token_accuracy": ("reply tokens told right", SHARE),

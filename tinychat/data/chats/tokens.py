@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -53,6 +53,11 @@ class ChatCache(EncodedRows):
     def trained(self, index: int) -> np.ndarray:
         """Which of them are targets: bool, as long as ids(index)."""
         return self.all_trained[self.starts[index] : self.starts[index + 1]]
+
+    def prompt(self, index: int) -> list[int]:
+        """What stands before the last reply that is trained."""
+        starts, _ = _reply_spans(self.trained(index))
+        return self.ids(index)[: starts[-1]].tolist()
 
     @property
     def n_trained(self) -> int:
@@ -214,7 +219,7 @@ class ChatBatches:
         the longest conversation of the global batch, rounded up to a multiple of 8.
         """
         mine = share_of(batch_size, rank, world_size)
-        sequences = self._sequences(step, batch_size)
+        sequences = self.sequences(step, batch_size)
         width = self.length
         if not self.packing:
             width = padded_width(max(int(self._lengths[rows].max()) for rows in sequences), self.length)
@@ -222,11 +227,11 @@ class ChatBatches:
 
     def held(self, step: int, batch_size: int) -> Held:
         """What the step's global batch holds, over all ranks."""
-        rows = np.concatenate(self._sequences(step, batch_size))
+        rows = np.concatenate(self.sequences(step, batch_size))
         return Held(int(self._lengths[rows].sum()), self._trained[rows])
 
-    def _sequences(self, step: int, batch_size: int) -> list[np.ndarray]:
-        """Rows of each sequence of the global batch."""
+    def sequences(self, step: int, batch_size: int) -> list[np.ndarray]:
+        """The conversations, by their numbers, of each sequence of the global batch."""
         found = []
         for sequence in range(step * batch_size, (step + 1) * batch_size):
             _, epoch = self._find(sequence)
@@ -278,7 +283,22 @@ def pack(lengths: np.ndarray, length: int, order: np.ndarray) -> list[list[int]]
     return bins
 
 
-def collate(cache: ChatCache, sequences: Sequence[np.ndarray], width: int) -> dict[str, torch.Tensor]:
+class Conversations(Protocol):
+    """N conversations as tokens, one after the other: of a cache, or made while training."""
+
+    @property
+    def all_ids(self) -> np.ndarray: ...
+    @property
+    def all_trained(self) -> np.ndarray: ...
+    @property
+    def starts(self) -> np.ndarray: ...  # [N + 1]
+    @property
+    def lengths(self) -> np.ndarray: ...  # [N]
+    @property
+    def pad_id(self) -> int: ...
+
+
+def collate(cache: Conversations, sequences: Sequence[np.ndarray], width: int) -> dict[str, torch.Tensor]:
     """Conversations by row number, several to a sequence, as int64 tensors [B, T = width]:
 
     - input_ids: all tokens of each, one after the other; then padding.

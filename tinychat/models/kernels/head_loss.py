@@ -30,6 +30,12 @@ def tempered(logits: Tensor, temperature: float) -> Tensor:
     return logits if temperature == 1.0 else logits.float() / temperature
 
 
+def elements_at_once(on_cpu: bool) -> int:
+    """How many logits become probabilities together where arrays of them are combined: so few that a CPU keeps them in
+    its cache, so many that a GPU is busy."""
+    return 1 << 19 if on_cpu else 1 << 22
+
+
 class LinearNLL(torch.autograd.Function):
     """(N, D), (V, D), (N,) -> (N,). The products are in hidden's type."""
 
@@ -49,7 +55,7 @@ class LinearNLL(torch.autograd.Function):
         ctx.weight_dtype, ctx.in_place = weight.dtype, weight if adds_in_place(weight) else None
         ctx.rows, ctx.vocabulary = len(weight), vocabulary
         weight = cast(weight, hidden.dtype)[: vocabulary.size]
-        gradients = _Gradients(hidden, weight, ctx.needs_input_grad[1]) if eager else None
+        gradients = HeadGradients(hidden, weight, ctx.needs_input_grad[1]) if eager else None
         small = len(hidden) * len(weight) <= KEPT_ELEMENTS and any(ctx.needs_input_grad[:2])
         ctx.kept = [] if small and not eager else None
         for part in _chunks(len(hidden), len(weight), exact):
@@ -57,7 +63,7 @@ class LinearNLL(torch.autograd.Function):
             nll[part] = (total.log() - own)[:, 0]
             if gradients is not None:
                 scale = torch.full_like(total, 1 / temperature)
-                gradients.add(e, total, own, targets[part], scale, part)
+                gradients.add(_nll_slope(e, total, own, targets[part]), scale / total, part)
             if ctx.kept is not None:
                 ctx.kept.append((e, total, own))
             else:
@@ -77,7 +83,7 @@ class LinearNLL(torch.autograd.Function):
             factor = float(grad[0])
         else:
             into = None if ctx.in_place is None else ctx.in_place.grad[: len(weight)]
-            gradients = _Gradients(hidden, weight, ctx.needs_input_grad[1], into)
+            gradients = HeadGradients(hidden, weight, ctx.needs_input_grad[1], into)
             for part in _chunks(len(hidden), len(weight), ctx.exact):
                 if kept:
                     e, total, own = kept.pop(0)
@@ -85,7 +91,8 @@ class LinearNLL(torch.autograd.Function):
                     e, total, own = _exp_logits(
                         hidden[part], weight, targets[part], ctx.temperature, ctx.exact, ctx.vocabulary
                     )
-                gradients.add(e, total, own, targets[part], grad[part, None] / ctx.temperature, part)
+                scale = grad[part, None] / ctx.temperature
+                gradients.add(_nll_slope(e, total, own, targets[part]), scale / total, part)
                 scratch.give(e)
                 del e
         of_weight = gradients.of_weight(factor, ctx.weight_dtype, ctx.in_place, ctx.rows)
@@ -132,7 +139,15 @@ def nll_of_logits(logits: Tensor, targets: Tensor, temperature: float) -> Tensor
     return (total.log() - own)[:, 0]
 
 
-class _Gradients:
+def _nll_slope(e: Tensor, total: Tensor, own: Tensor, targets: Tensor) -> Tensor:
+    """total · (softmax(z) - onehot), which is d nll / d z times the row sum, in place of e: the division moves from
+    (n, V) to (n, D)."""
+    # On a CPU scatter_ would copy all of e first.
+    e[torch.arange(len(e), device=e.device), targets] = (own.exp() - total).to(e.dtype)[:, 0]
+    return e
+
+
+class HeadGradients:
     """Those of hidden and weight, chunk by chunk. A frozen weight, as under an adapter, has none: a third of the head's
     arithmetic."""
 
@@ -142,20 +157,14 @@ class _Gradients:
         self.of_hidden = torch.empty_like(hidden)
         self._sum: Tensor | None = None
 
-    def add(self, e: Tensor, total: Tensor, own: Tensor, targets: Tensor, scale: Tensor, part: slice) -> None:
-        """Add scale · d nll / d (hidden, weight) of one chunk; scale is (n, 1) fp32. Overwrites e.
-
-        d nll / d z = softmax(z) - onehot, here times the row sum: the division moves from (n, V) to (n, D).
-        """
+    def add(self, slope: Tensor, scale: Tensor, part: slice) -> None:
+        """Add scale · slope, (n, 1) fp32 and (n, V), which is d loss / d logits of one chunk."""
         hidden, weight = self._hidden[part], self._weight
-        # On a CPU scatter_ would copy all of e first.
-        e[torch.arange(len(e), device=e.device), targets] = (own.exp() - total).to(e.dtype)[:, 0]
-        scale = scale / total
-        self.of_hidden[part] = (e @ weight) * scale
+        self.of_hidden[part] = (slope @ weight) * scale
         if not self._trained:
             return
         more = scratch.take(tuple(weight.shape), weight.dtype, weight.device)
-        torch.mm(e.t(), (hidden * scale).to(hidden.dtype), out=more)
+        torch.mm(slope.t(), (hidden * scale).to(hidden.dtype), out=more)
         if self._into is not None:
             _add(self._into, more)
         elif self._sum is None:  # a single one stays as it is: reading so large a tensor again costs time
@@ -195,7 +204,7 @@ def _add(into: Tensor, more: Tensor, factor: float = 1.0) -> None:
 
 def _in_fp32(x: Tensor) -> Tensor:
     """x, or a copy in its place."""
-    if x.dtype == torch.float32:
+    if x.dtype in (torch.float32, torch.float64):
         return x
     copy = scratch.take(tuple(x.shape), torch.float32, x.device).copy_(x)
     scratch.give(x)
