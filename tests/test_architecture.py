@@ -22,7 +22,7 @@ ROWS = [
     {"stages"},
     {"launch"},
     {"sweeps", "compare", "chat", "train", "score", "merge", "generate"},
-    {"doctor", "pipeline"},
+    {"doctor", "inspect", "pipeline"},
 ]
 # The same inside models/: opening whatever checkpoint there is stands above full models and above what is put on them.
 MODEL_ROWS = [
@@ -47,6 +47,7 @@ PROGRAMS = (
     "chat.__main__",
     "compare.__main__",
     "doctor.__main__",
+    "inspect.__main__",
     "pipeline.__main__",
     "score",
     "merge",

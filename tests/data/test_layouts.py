@@ -81,7 +81,7 @@ PAIR = ("Hello", "Hi", "No")
 # The layout's name in docs/data.md; data=; a row; what is read: a text, messages, or (prompt, chosen, rejected); a
 # broken row; what is said of it.
 LAYOUTS: list[tuple[str, str, Row, Any, Any, str]] = [
-    ("MiniMind pretraining", "text", {"text": "Hello"}, "Hello", {"text": 7}, "text is 7, not a string"),
+    ("text column", "text", {"text": "Hello"}, "Hello", {"text": 7}, "text is 7, not a string"),
     (
         "MiniMind SFT",
         "minimind_sft",

@@ -62,7 +62,7 @@ def read_documents(path: Path, text_column: str, meter: Meter | None = None, ski
         return
     for place, row in read_rows(path, meter, (text_column,)):
         try:
-            text = _text_of(f"{path}, {place}", row, text_column, meter)
+            text = text_of(f"{path}, {place}", row, text_column, meter)
         except BadRow as bad:
             if not skip:
                 raise
@@ -96,7 +96,8 @@ def _count_cut(meter: Meter, place: str) -> None:
     meter.first_cut = meter.first_cut or place
 
 
-def _text_of(place: str, row: Any, column: str, meter: Meter) -> str:
+def text_of(place: str, row: Any, column: str, meter: Meter) -> str:
+    """The document in a row's column; which others had values is counted in `meter`. Raises BadRow."""
     if not isinstance(row, (dict, Unreadable)):
         raise BadRow(place, f'{short(row)} is not an object such as {{"{column}": "..."}}')
     columns = as_columns(row, place)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, Protocol
 
+from tinychat.data.files import foreign
 from tinychat.data.files.splits import format_of
 from tinychat.errors import UserError
 
@@ -65,8 +66,9 @@ def _read(stream: IO[bytes], path: Path, number: int, limit: int) -> bytes:
     except EOFError:
         raise UserError(f"{path}: compressed file cut short after line {number - 1}; copy it again") from None
     except (gzip.BadGzipFile, zlib.error) as error:
-        reason = str(error)[:80]
-        raise UserError(f"{path}: not a sound gzip file ({reason}) after line {number - 1}; copy it again") from None
+        reason, found = str(error)[:80], foreign.told(path)
+        works = f"the file {found}" if found else "copy it again"
+        raise UserError(f"{path}: not a sound gzip file ({reason}) after line {number - 1}; {works}") from None
     if not chunk and number == 1 and isinstance(stream, gzip.GzipFile) and path.stat().st_size == 0:
         raise UserError(f"{path}: compressed file cut short (0 bytes); copy it again")
     return chunk
@@ -78,9 +80,10 @@ def _decode(decoder: codecs.IncrementalDecoder, chunk: bytes, path: Path, number
         return decoder.decode(chunk, final=not chunk)
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
-        works = "convert it with: iconv -f LATIN1 -t UTF-8 (or whatever it is written in)"
-        if offset == 0 and chunk[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            works = "it looks like UTF-16; convert it with: iconv -f UTF-16 -t UTF-8"
+        found = foreign.told(path)
+        works = (
+            f"the file {found}" if found else "convert it: iconv -f WINDOWS-1252 -t UTF-8 (or what it is written in)"
+        )
         place = f"line {number}, byte {offset - pending + error.start} (0x{byte:02x})"
         raise UserError(f"{path}, {place}: not valid UTF-8; {works}") from None
 
@@ -110,6 +113,10 @@ class Unreadable:
     why: str
 
 
+class NotJson(Unreadable):
+    """In place of a line of a jsonl file that is no JSON."""
+
+
 class Unread:
     """In place of a value that was left in its file, as nobody asked for its column."""
 
@@ -120,7 +127,9 @@ class Unread:
 UNREAD = Unread()
 
 
-def read_rows(path: Path, meter: Meter, columns: Collection[str] | None = None) -> Iterator[tuple[str, Any]]:
+def read_rows(
+    path: Path, meter: Meter, columns: Collection[str] | None = None, on_broken: Literal["raise", "give"] = "raise"
+) -> Iterator[tuple[str, Any]]:
     """The rows of a jsonl, json, csv, tsv or parquet file in their order, each with its place ("line 7").
 
     - jsonl: one object a line, blank lines left out. json: a list of objects, or objects one after the other.
@@ -128,7 +137,8 @@ def read_rows(path: Path, meter: Meter, columns: Collection[str] | None = None) 
       parquet: rows; where `columns` are given, the others are not read (UNREAD).
     - A row is a dict, but for a jsonl line that holds another value, and for one that is Unreadable: an object with
       a key twice, a csv row with more fields than the header. Of a parquet row a value is Unreadable that Python
-      cannot hold (a text that is not UTF-8, a date after the year 9999).
+      cannot hold (a text that is not UTF-8, a date after the year 9999). With on_broken=give a jsonl line that is no
+      JSON is NotJson, and reading goes on.
 
     Raises UserError, naming file and line or row, for broken UTF-8, a compressed file cut short, a name that two
     columns have, and what is not valid JSON, CSV or Parquet.
@@ -137,7 +147,7 @@ def read_rows(path: Path, meter: Meter, columns: Collection[str] | None = None) 
     if kind == "parquet":
         return _parquet_rows(path, columns, meter)
     if kind == "jsonl":
-        return _jsonl_rows(path, meter)
+        return _jsonl_rows(path, meter, on_broken)
     if kind == "json":
         return _json_rows(path, meter)
     return _csv_rows(path, "\t" if kind == "tsv" else None, meter)
@@ -203,7 +213,7 @@ class _Decoder:
         return value if self._twice is None else Unreadable(f"an object has the key {short(self._twice)} twice")
 
 
-def _jsonl_rows(path: Path, meter: Meter) -> Iterator[tuple[str, Any]]:
+def _jsonl_rows(path: Path, meter: Meter, on_broken: str) -> Iterator[tuple[str, Any]]:
     decoder = _Decoder()
     for line in read_lines(path, meter, long_lines="refuse"):
         if line.text.isspace():
@@ -211,11 +221,13 @@ def _jsonl_rows(path: Path, meter: Meter) -> Iterator[tuple[str, Any]]:
         try:
             yield f"line {line.number}", decoder.whole(line.text)
         except (ValueError, RecursionError) as error:
-            what = getattr(error, "msg", str(error))
-            raise UserError(
-                f"{path}, line {line.number}: not valid JSON ({what}): {short(line.text.strip())}; "
-                "a jsonl file has one object on each line (name a file with one list of objects .json)"
-            ) from None
+            wrong = f"not valid JSON ({getattr(error, 'msg', str(error))}): {short(line.text.strip())}"
+            if on_broken == "give":
+                yield f"line {line.number}", NotJson(wrong)
+                continue
+            found = foreign.told(path)
+            works = f"the file {found}" if found else "a jsonl file has one object on each line"
+            raise UserError(f"{path}, line {line.number}: {wrong}; {works}") from None
 
 
 def _json_rows(path: Path, meter: Meter) -> Iterator[tuple[str, Any]]:
@@ -335,8 +347,9 @@ def _parquet_rows(path: Path, columns: Collection[str] | None, meter: Meter) -> 
                     yield f"row {row}", values | left
                 meter.bytes_read += size * batch.num_rows // max(1, file.metadata.num_rows)
     except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).split("\n")[0][:120]
-        raise UserError(f"{path}: not a whole Parquet file ({reason}); it broke after row {row}") from None
+        reason, found = str(error).split("\n")[0][:120], foreign.told(path)
+        what = f"; the file {found}" if found else ""
+        raise UserError(f"{path}: not a whole Parquet file ({reason}); it broke after row {row}{what}") from None
 
 
 def _leaves(file: Any, columns: Collection[str]) -> list[str]:

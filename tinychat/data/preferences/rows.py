@@ -231,7 +231,7 @@ def own_row(row: Columns, place: str) -> PreferenceRow:
         chosen, rejected = replies
     if has_prompt:
         return preference_row(prompt_messages(row, place), chosen, rejected, place, _labels(row, place))
-    if isinstance(chosen, str) and TURN.match(_begun(chosen)):
+    if isinstance(chosen, str) and TURN.match(begun(chosen)):
         return hh_row(row, place)
     raise BadRow(place, f"no column 'prompt'; it has {row.names()}; known are {OWN_COLUMNS}")
 
@@ -294,14 +294,14 @@ def transcript(text: Any, name: str, place: str) -> list[Message]:
     """The messages of a transcript; blanks around a turn's text go."""
     if not isinstance(text, str):
         raise BadRow(place, f"{name} is {short(text)}, not a transcript")
-    before, *parts = TURN.split(_begun(text))
+    before, *parts = TURN.split(begun(text))
     if before.strip() or not parts:
         raise BadRow(place, f'{name} is {short(text)}, which does not begin with "\\n\\nHuman:"')
     turns = zip(parts[::2], parts[1::2], strict=True)
     return [{"role": TURN_ROLES[who], "content": said.strip()} for who, said in turns]
 
 
-def _begun(text: str) -> str:
+def begun(text: str) -> str:
     """A transcript whose leading blank line was lost has it again."""
     return f"\n\n{text.lstrip()}"
 
