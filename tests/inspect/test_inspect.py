@@ -254,7 +254,7 @@ def test_a_line_that_is_no_json_ends_a_training_and_is_no_end_here(tmp_path: Pat
         (["a.xyz"], "a.xyz: cannot be read; its name says nothing that is known"),
         (["empty.jsonl"], "the file is empty"),
         (["a.jsonl", "--tokenizer", "nothere/x/y"], "nothere/x/y: no such folder"),
-        (["a.jsonl", "--template", "chatm"], "chatm"),
+        (["a.jsonl", "--template", "chatm"], "Did you mean chatml?"),
     ],
 )
 def test_errors_are_one_line(tmp_path: Path, monkeypatch: Any, arguments: list[str], why: str) -> None:

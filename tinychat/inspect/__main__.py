@@ -33,7 +33,7 @@ Files are read as streams, all rows unless --rows says otherwise; lengths and la
 rows, drawn evenly. Without --tokenizer the newest run's under --outputs is used; where there is none, lengths are in
 characters and the samples are shown in bytes.
 
-Exit status: 0, 1 where nothing can be trained on or an error was explained. Options may be written with - or _."""
+Exit status: 0, 1 where nothing can be trained on or an error was explained."""
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

@@ -21,9 +21,10 @@ from tinychat.config.schema import TokenizerConfig, TokenizerKind
 from tinychat.data.chats.rows import ChatRow
 from tinychat.data.chats.tokens import without_untrained
 from tinychat.data.preferences.rows import PreferenceRow
-from tinychat.errors import UserError, install_command
+from tinychat.errors import UserError, install_command, no_such
 from tinychat.inspect.layouts import texts_of
 from tinychat.runs import folders, trial
+from tinychat.runtime.run_files import at_home
 from tinychat.text import TEMPLATES
 from tinychat.text.chat_render import Refused
 from tinychat.text.chat_template import EncodedChat, set_template, try_chats, try_prompts
@@ -73,6 +74,8 @@ def measure_of(spec: str | None, template: str | None, outputs: Path) -> Measure
         found = Measure(train_bpe(["a"], MIN_VOCAB_SIZE, progress=False), "none", True)
     if template is not None:
         is_file = template not in TEMPLATES
+        if is_file and not at_home(template).exists():
+            raise no_such("--template", template, "chat template", TEMPLATES, "; or one of yours: FILE.jinja")
         set_template(found.tokenizer, "jinja" if is_file else template, template if is_file else None)
     elif not found.tokenizer.chat_template:
         set_template(found.tokenizer, DEFAULT_TEMPLATE)
