@@ -76,19 +76,20 @@ def _report(run: Path) -> Path:
 def _pipeline(tmp_path: Path, runs: list[Path]) -> Path:
     from tinychat.pipeline import report
     from tinychat.pipeline.recipe import Gate, Verdict
+    from tinychat.pipeline.steps import Step
 
     folder = tmp_path / "pipeline"
     folder.mkdir()
     samples = {"policies": {HOSTILE: HOSTILE}, "samples": [{"prompt": HOSTILE, HOSTILE: HOSTILE}]}
     (folder / "samples.json").write_text(json.dumps(samples))
-    job: Any = SimpleNamespace(command=HOSTILE)
+    job: Any = SimpleNamespace(command=lambda folder: HOSTILE)
     recipe: Any = SimpleNamespace(name=HOSTILE)
     verdict = Verdict(Gate(HOSTILE, "eval/loss", "sft", None, ">=", 0.9), 0.5)
-    stages = [
-        report.StageRun("sft", job, runs[0], HOSTILE),
-        report.StageRun("ppo", job, runs[1], "ran"),
+    steps = [
+        report.StepRun(Step("sft", [], stage="sft"), job, runs[0], HOSTILE),
+        report.StepRun(Step("ppo", [], stage="ppo"), job, runs[1], "ran"),
     ]
-    report.write(folder, recipe, [verdict], stages, HOSTILE, 60.0)
+    report.write(folder, recipe, [verdict], steps, HOSTILE, 60.0)
     return folder / "report.html"
 
 

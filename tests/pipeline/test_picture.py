@@ -21,17 +21,17 @@ LOGGED = {
 
 
 @pytest.fixture
-def runs(tmp_path: Path) -> dict[str, Path]:
+def runs(tmp_path: Path) -> dict[str, tuple[str, Path]]:
     for stage, rows in LOGGED.items():
         (tmp_path / stage).mkdir()
         lines = [json.dumps({"step": step, "time": 0.0} | metrics) for step, metrics in rows.items()]
         (tmp_path / stage / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     facts = {"curriculum": {"stories after lessons": 40}}
     (tmp_path / "pretrain" / "result.json").write_text(json.dumps({"status": "FINISHED", "facts": facts}))
-    return {stage: tmp_path / stage for stage in LOGGED}
+    return {stage: (stage, tmp_path / stage) for stage in LOGGED}
 
 
-def test_a_panel_for_what_has_a_curve_and_a_figure_for_each_stage(runs: dict[str, Path]) -> None:
+def test_a_panel_for_what_has_a_curve_and_a_figure_for_each_stage(runs: dict[str, tuple[str, Path]]) -> None:
     panels = panels_of(runs)
     assert [(panel.stage, list(panel.curves)) for panel in panels] == [
         ("pretrain", ["train/loss"]),
@@ -45,7 +45,9 @@ def test_a_panel_for_what_has_a_curve_and_a_figure_for_each_stage(runs: dict[str
 
 
 @pytest.mark.filterwarnings("error")
-def test_curves_and_replies_are_drawn(runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_curves_and_replies_are_drawn(
+    runs: dict[str, tuple[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drawn = []
     draw = picture._draw
     monkeypatch.setattr(picture, "_draw", lambda *parts: drawn.append(draw(*parts)) or drawn[0])

@@ -31,25 +31,39 @@ from tinychat.pipeline.__main__ import (
     _verdicts,
     _wait_for_earlier_start,
 )
-from tinychat.pipeline.jobs import Composer, Job, hand_on, needs
+from tinychat.pipeline.jobs import AnyJob, Composer, Job, hand_on, needs
 from tinychat.pipeline.process import run_forked
 from tinychat.pipeline.recipe import Recipe, Request, judge, load_recipe, parse_gate, parse_request
-from tinychat.pipeline.report import StageRun, _policies_table, headline, measured, verdict_lines
+from tinychat.pipeline.report import StepRun, _policies_table, headline, measured, verdict_lines
+from tinychat.pipeline.steps import Step
 from tinychat.runs import folders
 
 CONF = REPOSITORY / "conf" / "pipeline"
 ORDER = recipe_order()
+
+
+def stages(**settings: list[str]) -> dict[str, Step]:
+    return {name: Step(name, words, stage=name) for name, words in settings.items()}
+
+
 SMALL = Recipe(
     "small",
     Path("small.yaml"),
     ["experiment_name=small"],
-    {name: [] for name in ("tokenizer", "pretrain", "sft", "eval")},
+    stages(tokenizer=[], pretrain=[], sft=[], eval=[]),
 )
 
 
-def jobs_of(recipe: Recipe, *words: str) -> dict[str, Job]:
+STEPS = stages(**{name: [] for name in ORDER})
+
+
+def all_jobs_of(recipe: Recipe, *words: str) -> dict[str, AnyJob]:
     with Composer(recipe, parse_request(words)) as composer:
         return composer.jobs()
+
+
+def jobs_of(recipe: Recipe, *words: str) -> dict[str, Job]:
+    return {name: job for name, job in all_jobs_of(recipe, *words).items() if isinstance(job, Job)}
 
 
 # --- gates
@@ -121,7 +135,7 @@ def test_a_gate_of_another_form_is_named(text: str, says: str) -> None:
 
 
 def test_the_command_sets_a_bound() -> None:
-    made = Recipe("x", Path("x"), [], {"ppo": []}, [parse_gate("safe rate", "ppo eval/safe_rate >= 0.95", ORDER)])
+    made = Recipe("x", Path("x"), [], stages(ppo=[]), [parse_gate("safe rate", "ppo eval/safe_rate >= 0.95", ORDER)])
     (gate,) = recipe.gates_of(made, parse_request(["gates.safe_rate=0.5"]))
     assert (gate.sign, gate.bound) == (">=", 0.5)
     (gate,) = recipe.gates_of(made, parse_request(["gates.safe_rate=null"]))
@@ -142,7 +156,8 @@ def test_every_recipe_composes_as_its_first_line_says(path: Path) -> None:
     assert made.path == path
     assert made.samples
     jobs = jobs_of(made)
-    assert list(jobs) == [stage for stage in ORDER if stage in made.stages]
+    if all(step.called == "" for step in made.steps.values()):
+        assert list(jobs) == [stage for stage in ORDER if stage in made.steps]
     assert len({job.config.experiment_name for job in jobs.values()}) == 1
     names = {gate.metric for gate in made.gates}
     assert "eval/ppl" in names and {"rl/kl", "eval/kl"} & names
@@ -168,10 +183,10 @@ def test_a_command_line_is_sorted() -> None:
         resume=False,
         strict=True,
         plain=["seed=2", "tokenizer.path=a:b", "paths.outputs=/x:y"],
-        of_stage={"ppo": ["stage.beta=0.1"], "sft": ["+data.mix.x.source=alpaca"]},
+        of_step={"ppo": ["stage.beta=0.1"], "sft": ["+data.mix.x.source=alpaca"]},
     )
     made = load_recipe("tinyworld", CONF)
-    assert recipe.chosen_stages(made, parse_request(["stages=ppo,sft"])) == ["sft", "ppo"], "always in order"
+    assert recipe.chosen_steps(made, parse_request(["stages=ppo,sft"])) == ["sft", "ppo"], "always in order"
 
 
 @pytest.mark.parametrize(
@@ -186,7 +201,7 @@ def test_a_command_line_is_sorted() -> None:
 )
 def test_a_wrong_word_is_answered(word: str, says: str) -> None:
     with pytest.raises(UserError) as caught:
-        parse_request([word])
+        recipe.chosen_steps(load_recipe("tinyworld", CONF), parse_request([word]))
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -215,22 +230,22 @@ def test_a_recipe_of_another_form_is_named(text: str, says: str, tmp_path: Path)
 def test_some_stages_run_only_where_they_are_named() -> None:
     whole = load_recipe("tinyworld", CONF)
     usual = ["tokenizer", "pretrain", "sft", "reward", "judge", "ppo"]
-    assert recipe.chosen_stages(whole, Request()) == list(FULL.stages) == usual
+    assert recipe.chosen_steps(whole, Request()) == list(FULL.steps) == usual
     assert {stage for gate in FULL.gates for stage in gate.stages} < set(usual)
     assert (
         whole.more == {"dpo", "grpo", "rlvr"} == {stage for gate in whole.gates for stage in gate.stages} - set(usual)
     )
 
     named = parse_request(["stages=sft,grpo,dpo", "grpo:stage.group_size=4"])
-    chosen = recipe.chosen_stages(whole, named)
+    chosen = recipe.chosen_steps(whole, named)
     assert chosen == ["sft", "dpo", "grpo"]
     made = recipe.narrowed(whole, chosen)
-    assert list(made.stages) == [*usual[:5], "dpo", "ppo", "grpo"], "what make run has done stands beside them"
+    assert list(made.steps) == [*usual[:5], "dpo", "ppo", "grpo"], "what make run has done stands beside them"
     assert {stage for gate in made.gates for stage in gate.stages} >= {"dpo", "ppo", "grpo"}
     assert not any("rlvr" in gate.stages for gate in made.gates)
-    assert recipe.chosen_stages(whole, parse_request(["stages=all"])) == list(whole.stages)
-    with pytest.raises(UserError, match="stage dpo: runs only where stages= names it"):
-        recipe.chosen_stages(whole, parse_request(["dpo:stage.beta=1"]))
+    assert recipe.chosen_steps(whole, parse_request(["stages=all"])) == list(whole.steps)
+    with pytest.raises(UserError, match="step dpo: runs only where stages= names it"):
+        recipe.chosen_steps(whole, parse_request(["dpo:stage.beta=1"]))
 
 
 def test_each_way_on_from_sft_is_given_what_it_learns_from() -> None:
@@ -264,7 +279,7 @@ def test_plain_overrides_reach_every_stage_that_has_the_key() -> None:
 
 
 def test_the_commands_choice_of_a_group_takes_the_place_of_the_recipes() -> None:
-    made = Recipe("x", Path("x"), ["model=gpt6x512"], {"pretrain": ["model=mini"], "sft": []})
+    made = Recipe("x", Path("x"), ["model=gpt6x512"], stages(pretrain=["model=mini"], sft=[]))
     assert jobs_of(made)["pretrain"].config.model.name == "gpt6x512"
     jobs = jobs_of(made, "model=gpt2_100m", "sft:model=llama2_15m")
     assert [job.config.model.name for job in jobs.values()] == ["gpt2_100m", "llama2_15m"]
@@ -305,9 +320,9 @@ FOUND: dict[str, Path | None] = {stage: Path(f"out put/{stage}/1") for stage in 
 
 
 def test_each_stage_is_given_the_folders_of_this_pipeline() -> None:
-    made = Recipe("full", FULL.path, FULL.common, {**FULL.stages, "eval": []})
+    made = Recipe("full", FULL.path, FULL.common, FULL.steps | stages(eval=[]))
     jobs = jobs_of(made)
-    found = {stage: FOUND[stage] for stage in made.stages}
+    found = {stage: FOUND[stage] for stage in made.steps}
     handed = {stage: hand_on(job, made, found) for stage, job in jobs.items()}
     assert handed["tokenizer"] == {}
     assert handed["pretrain"] == {"tokenizer.path": "out put/tokenizer/1"}
@@ -325,7 +340,7 @@ def test_each_stage_is_given_the_folders_of_this_pipeline() -> None:
     }
     given = jobs["eval"].given(handed["eval"])
     # The words of the command mean the configuration that the run is found by.
-    with Composer(made, Request(of_stage={"eval": given.overrides})) as composer:
+    with Composer(made, Request(of_step={"eval": given.overrides})) as composer:
         assert composer.jobs()["eval"].identity == given.identity != jobs["eval"].identity
     assert given.resolved["stage"]["against"] == ["out put/pretrain/1", "out put/sft/1"]
 
@@ -350,7 +365,7 @@ def test_the_best_of_a_stage_is_handed_on_where_it_is_asked_for() -> None:
 
 
 def test_without_a_judge_no_other_pipelines_is_taken() -> None:
-    made = Recipe("x", Path("x"), [], {"sft": [], "ppo": []})
+    made = Recipe("x", Path("x"), [], stages(sft=[], ppo=[]))
     assert hand_on(jobs_of(made)["ppo"], made, {"sft": Path("s")}) == {"init_from": "s", "stage.judge": None}
 
 
@@ -374,7 +389,7 @@ def test_first_and_last_values_come_from_the_run_folder(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     folders.write_text_atomic(tmp_path / folders.RESULT, json.dumps({"metrics": {"eval/safe_rate": 0.9}}))
     job = next(iter(jobs_of(SMALL).values()))
-    values = measured([StageRun("ppo", job, tmp_path, "ran"), StageRun("eval", job, None, "left out")])
+    values = measured([StepRun(STEPS["ppo"], job, tmp_path, "ran"), StepRun(STEPS["eval"], job, None, "left out")])
     assert values["ppo"] == {"eval/safe_rate": 0.9, "rl/kl": 3.0}
     assert values["ppo" + recipe.START] == {"eval/safe_rate": 0.5, "rl/kl": 2.0}
     assert "eval" not in values
@@ -383,7 +398,7 @@ def test_first_and_last_values_come_from_the_run_folder(tmp_path: Path) -> None:
 def test_policies_stand_beside_the_one_that_they_began_with(tmp_path: Path) -> None:
     """The start's column is what was measured at step 0, whoever did; a rollout's own figures are not in it."""
     job = next(iter(jobs_of(SMALL).values()))
-    runs = [StageRun("sft", job, tmp_path, "ran")]
+    runs = [StepRun(STEPS["sft"], job, tmp_path, "ran")]
     logged = {"dpo": {"eval/safe_rate": 0.5}, "ppo": {"eval/safe_rate": 0.6, "eval/over_refusal": 0.01}, "grpo": {}}
     for number, (stage, first) in enumerate(logged.items()):
         folder = tmp_path / stage
@@ -392,14 +407,14 @@ def test_policies_stand_beside_the_one_that_they_began_with(tmp_path: Path) -> N
         (folder / "metrics.jsonl").write_text("".join(json.dumps({"time": 1.0, **line}) + "\n" for line in lines))
         last = {"eval/safe_rate": 0.9, "eval/safe_rate_low": 0.85, "eval/safe_rate_high": 0.93, "eval/kl": 1.0 + number}
         folders.write_text_atomic(folder / folders.RESULT, json.dumps({"metrics": last, "minutes": 2.5}))
-        runs.append(StageRun(stage, job, folder, "ran"))
+        runs.append(StepRun(STEPS[stage], job, folder, "ran"))
     columns, lines_of = _policies_table(runs)
     assert columns == ["start", "DPO", "PPO", "GRPO"]
     table = {row[0]: row[1:] for row in lines_of}
     assert table["eval/safe_rate"] == ["0.5", *["0.9 (0.85 to 0.93)"] * 3]
     assert table["eval/over_refusal"] == ["0.01", "", "0.01", ""]
     assert table["eval/kl"] == ["", "1", "2", "3"]
-    assert table["minutes of the stage"] == ["", "2.50", "2.50", "2.50"]
+    assert table["minutes of the step"] == ["", "2.50", "2.50", "2.50"]
     assert not any(name.startswith("rl/") for name in table)
     assert _policies_table(runs[:1]) == ([], [])
 
@@ -411,10 +426,10 @@ def test_a_headline_has_the_minutes_and_what_the_gates_look_at(tmp_path: Path) -
     job = next(iter(jobs_of(SMALL).values()))
     lines = ("ppo eval/safe_rate >= 0.9", "ppo rl/kl", "ppo - ppo:start eval/safe_rate >= 0.2", "sft eval/ppl <= 9")
     wanted = [parse_gate(text, text, ORDER) for text in lines]
-    ran = StageRun("ppo", job, tmp_path, "ran")
+    ran = StepRun(STEPS["ppo"], job, tmp_path, "ran")
     assert headline(ran, wanted) == "ppo: 1.50 minutes | safe rate 0.9123 | kl 3"
     assert headline(ran, []) == "ppo: 1.50 minutes | ppl 7"
-    before = StageRun("ppo", job, tmp_path, "finished before")
+    before = StepRun(STEPS["ppo"], job, tmp_path, "finished before")
     assert headline(before, []) == f"ppo: finished already in {tmp_path} | 1.50 minutes | ppl 7"
 
 

@@ -1,4 +1,4 @@
-"""The recipe in one command: stages run as jobs, checkpoints are handed on, what is done is skipped.
+"""The recipe in one command: its steps run as jobs, checkpoints are handed on, what is done is skipped.
 
     python -m tinychat.pipeline stages=pretrain,sft,reward,ppo seed=2 ppo:stage.beta=0.1
 
@@ -22,15 +22,16 @@ from typing import Any
 
 from tinychat import train
 from tinychat.config.schema import Config, TrackerKind
-from tinychat.config.specs import SPECS, Made, makers
+from tinychat.config.specs import Made, spec_of
 from tinychat.errors import UserError
 from tinychat.launch import job as launch
 from tinychat.launch import outer_launcher
 from tinychat.pipeline import recipe, report
-from tinychat.pipeline.jobs import Composer, Job, hand_on, needs
+from tinychat.pipeline.jobs import AnyJob, Composer, Job, hand_on, needs
 from tinychat.pipeline.process import preload, run_forked
 from tinychat.pipeline.recipe import Gate, Recipe, Request, Verdict, asking, judge
-from tinychat.pipeline.report import PIPELINE, StageRun
+from tinychat.pipeline.report import PIPELINE, StepRun
+from tinychat.pipeline.steps import origin_of
 from tinychat.runs import folders, next_steps
 from tinychat.runtime import console
 from tinychat.runtime.process import end_without_a_last_look
@@ -102,30 +103,45 @@ class Pipeline:
 
     recipe: Recipe
     request: Request
-    chosen: list[str]  # stages to run, in order
+    chosen: list[str]  # steps to run, in order
     gates: list[Gate]
-    jobs: dict[str, Job]  # without parents
-    done: dict[str, StageRun] = field(default_factory=dict)
+    jobs: dict[str, AnyJob]  # without parents
+    done: dict[str, StepRun] = field(default_factory=dict)
     folder: Path | None = None  # of the report
-    started: bool = False  # whether a stage has run in this command
+    started: bool = False  # whether a step has run in this command
     parent: str | None = None  # id of the MLflow run above those of the stages
     began: float = field(default_factory=time.time)
     lock: folders.RunLock | None = None  # of the folder
 
     @property
     def found(self) -> dict[str, Path | None]:
-        return {stage: run.folder for stage, run in self.done.items()}
+        """What the steps have made."""
+        return {name: run.folder and run.job.product(run.folder) for name, run in self.done.items()}
 
-    def next_job(self, stage: str) -> Job | None:
+    @property
+    def config(self) -> Config:
+        """Of the first stage: what all have alike."""
+        jobs = [job for job in (*map(self.jobs.__getitem__, self.chosen), *self.jobs.values()) if isinstance(job, Job)]
+        return jobs[0].config
+
+    @property
+    def there(self) -> set[str]:
+        """Steps that run or have run."""
+        return {*self.chosen, *(name for name, made in self.found.items() if made)}
+
+    def needs(self, name: str) -> list[str]:
+        return needs(self.jobs[name], self.recipe, self.there)
+
+    def next_job(self, name: str) -> AnyJob | None:
         """The job with its parents; None where one of them has no finished run."""
-        job = self.jobs[stage]
-        if any(not self.found.get(name) for name in needs(job, self.recipe)):
+        job = self.jobs[name]
+        if any(not self.found.get(other) for other in self.needs(name)):
             return None
         return job.given(hand_on(job, self.recipe, self.found))
 
-    def finished(self, stage: str, job: Job | None) -> Path | None:
-        """The run that makes the stage unnecessary."""
-        anew = stage in self.chosen and not self.request.resume
+    def finished(self, name: str, job: AnyJob | None) -> Path | None:
+        """The run that makes the step unnecessary."""
+        anew = name in self.chosen and not self.request.resume
         return None if job is None or anew else job.newest(finished=True)
 
 
@@ -137,21 +153,23 @@ def run(words: Sequence[str]) -> int:
     if request.help:
         print(recipe.help_text(chosen_recipe, folder))
         return 0
-    chosen = recipe.chosen_stages(chosen_recipe, request)
+    chosen = recipe.chosen_steps(chosen_recipe, request)
     chosen_recipe = recipe.narrowed(chosen_recipe, chosen)
     gates = recipe.gates_of(chosen_recipe, request)
     with Composer(chosen_recipe, request) as composer:
         jobs = composer.jobs()
     pipeline = Pipeline(chosen_recipe, request, chosen, gates, jobs)
+    if pipeline.config.plan is not False:
+        _print_plans(pipeline)
+        return 0
     _refuse_missing_parents(pipeline)
     pipeline.folder = _folder_of(pipeline, words)
     lock = pipeline.lock = folders.RunLock(pipeline.folder)
     try:
         status = "FAILED"
         try:
-            _run_stages(pipeline)
-            model = pipeline.jobs[chosen[0]].config.model
-            report.make_samples(pipeline.folder, pipeline.recipe, list(pipeline.done.values()), model)
+            _run_steps(pipeline)
+            report.make_samples(pipeline.folder, pipeline.recipe, list(pipeline.done.values()), pipeline.config.model)
             status = "FINISHED"
         except (launch.Stopped, KeyboardInterrupt):
             status = "KILLED"
@@ -160,34 +178,52 @@ def run(words: Sequence[str]) -> int:
             verdicts = _verdicts(pipeline)
             written = _report(pipeline, words, verdicts)
             if pipeline.parent is not None:
-                close_parent(pipeline.folder, pipeline.jobs[chosen[0]].config, verdicts, status)
+                close_parent(pipeline.folder, pipeline.config, verdicts, status)
     finally:
         lock.release()
     return _conclude(pipeline, verdicts, written)
 
 
+def _print_plans(pipeline: Pipeline) -> None:
+    """The estimate of each step that trains, on what the steps before it have made, where they have run. Raises
+    UserError."""
+    from tinychat.plan.report import print_plan  # torch loads here
+
+    for name, step in pipeline.recipe.steps.items():
+        known = pipeline.next_job(name)
+        job = known or pipeline.jobs[name]
+        pipeline.done[name] = StepRun(step, job, pipeline.finished(name, known), "found")
+        if name not in pipeline.chosen:
+            continue
+        print(f"\n== {name}{f' ({step.called})' if step.called else ''}")
+        if isinstance(job, Job) and spec_of(job.config).trains:
+            print_plan(job.config)
+        else:
+            print("trains no model")
+
+
 def _refuse_missing_parents(pipeline: Pipeline) -> None:
-    """Before anything is written: a stage that is left out must have a finished run where another one needs it."""
-    for stage in pipeline.recipe.stages:
-        job = pipeline.next_job(stage)
-        done = pipeline.finished(stage, job)
-        if stage in pipeline.chosen:
-            for name in needs(pipeline.jobs[stage], pipeline.recipe):
-                if name not in pipeline.chosen and not pipeline.found.get(name):
-                    key = _SETTING_OF.get(SPECS[name].makes, "init_from")
+    """Before anything is written: a step that is left out must have a finished run where another one needs it."""
+    for name, step in pipeline.recipe.steps.items():
+        job = pipeline.next_job(name)
+        done = pipeline.finished(name, job)
+        if name in pipeline.chosen:
+            for other in pipeline.needs(name):
+                if other not in pipeline.chosen and not pipeline.found.get(other):
+                    key = _SETTING_OF.get(pipeline.recipe.steps[other].makes, "init_from")
+                    instead = f", or name a folder: {name}:{key}=FOLDER" if step.stage else ""
                     raise UserError(
-                        f"stages={','.join(pipeline.chosen)}: stage {stage} needs stage {name}, of which no run "
-                        f"with these settings has finished; add it to stages=, or name a folder: {stage}:{key}=FOLDER"
+                        f"stages={','.join(pipeline.chosen)}: stage {name} needs stage {other}, of which no run "
+                        f"with these settings has finished; add it to stages={instead}"
                     )
-        pipeline.done[stage] = StageRun(stage, job or pipeline.jobs[stage], done, "found")
+        pipeline.done[name] = StepRun(step, job or pipeline.jobs[name], done, "found")
     pipeline.done.clear()
 
 
 def _folder_of(pipeline: Pipeline, words: Sequence[str]) -> Path:
-    """The folder of the report: that of the same stages with the same settings, else a new one."""
-    first = next(iter(pipeline.jobs.values())).config
-    outputs, experiment = Path(first.paths.outputs), first.experiment_name
-    settings = {"recipe": pipeline.recipe.name} | {stage: job.identity for stage, job in pipeline.jobs.items()}
+    """The folder of the report: that of the same steps with the same settings, else a new one."""
+    outputs, experiment = Path(pipeline.config.paths.outputs), pipeline.config.experiment_name
+    settings = {"recipe": pipeline.recipe.name} | {name: job.identity for name, job in pipeline.jobs.items()}
     identity = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     earlier = [path.parent for path in (outputs / experiment / "pipeline").glob(f"*/{PIPELINE}")]
     earlier.sort(key=folders.order_of, reverse=True)
@@ -205,26 +241,32 @@ def _folder_of(pipeline: Pipeline, words: Sequence[str]) -> Path:
     return folder
 
 
-def _run_stages(pipeline: Pipeline) -> None:
-    """Stage by stage: find its run or make it."""
+def _run_steps(pipeline: Pipeline) -> None:
+    """Step by step: find its run or make it."""
     say(f"pipeline {pipeline.recipe.name}: {', '.join(pipeline.chosen)}; report in {pipeline.folder}")
-    for stage in pipeline.recipe.stages:
-        job = pipeline.next_job(stage)
-        folder = pipeline.finished(stage, job)
-        if stage in pipeline.chosen and job is None:
-            raise UserError(f"stage {stage}: what it is built on has no finished run; add its stage to stages=")
+    for name, step in pipeline.recipe.steps.items():
+        job = pipeline.next_job(name)
+        folder = pipeline.finished(name, job)
+        if name in pipeline.chosen and job is None:
+            raise UserError(f"stage {name}: what it is built on has no finished run; add its stage to stages=")
         state = "finished before" if folder else "left out"
-        if stage in pipeline.chosen and job is not None and folder is None:
+        if name in pipeline.chosen and job is not None and folder is None:
             _start_up(pipeline, job)
-            say(f"\n== {stage} ({pipeline.chosen.index(stage) + 1} of {len(pipeline.chosen)})")
-            pipeline.done[stage] = StageRun(stage, job, None, "did not finish")
-            _wait_for_earlier_start(job)
-            run_forked(functools.partial(_train, job, pipeline), f"stage {stage}")
+            origin = origin_of(step, pipeline.recipe.steps, pipeline.there) if step.start else None
+            kind = ", ".join(filter(None, [step.called, f"from {origin}" if origin else ""]))
+            number = f"({pipeline.chosen.index(name) + 1} of {len(pipeline.chosen)})"
+            say(f"\n== {name} {f'({kind}) ' if kind else ''}{number}")
+            pipeline.done[name] = StepRun(step, job, None, "did not finish")
+            if isinstance(job, Job):
+                _wait_for_earlier_start(job)
+                run_forked(functools.partial(_train, job, pipeline), f"stage {name}")
+            else:
+                run_forked(job.run, f"step {name}")
             folder, state = job.newest(finished=True), "ran"
             if folder is None:  # the stage has read the files in conf/ again
-                raise UserError(f"stage {stage} ran with other settings than were checked; was conf/ edited meanwhile?")
-        done = pipeline.done[stage] = StageRun(stage, job or pipeline.jobs[stage], folder, state)
-        if stage in pipeline.chosen:
+                raise UserError(f"stage {name} ran with other settings than were checked; was conf/ edited meanwhile?")
+        done = pipeline.done[name] = StepRun(step, job or pipeline.jobs[name], folder, state)
+        if name in pipeline.chosen:
             say(f"== {report.headline(done, pipeline.gates)}")
 
 
@@ -233,22 +275,23 @@ def _wait_for_earlier_start(job: Job) -> None:
     unfinished = job.newest(finished=False)
     if unfinished is None or not folders.is_live(unfinished):
         return
-    say(f"{job.stage}: an earlier start is still running in {unfinished}; waiting for it to save and end")
+    say(f"{job.step.name}: an earlier start is still running in {unfinished}; waiting for it to save and end")
     until = time.monotonic() + _ORPHAN_SECONDS
     while folders.is_live(unfinished) and time.monotonic() < until:
         time.sleep(0.2)
 
 
-def _start_up(pipeline: Pipeline, job: Job) -> None:
-    """Before the first stage that really runs: imports, and the MLflow run that its children name."""
+def _start_up(pipeline: Pipeline, job: AnyJob) -> None:
+    """Before the first step that really runs: imports, and the MLflow run that its children name."""
     if pipeline.started:
         return
     pipeline.started = True
-    mlflow = any(other.config.tracker.kind is TrackerKind.mlflow for other in pipeline.jobs.values())
-    preload(pipeline.chosen, mlflow)
-    if job.config.tracker.kind is TrackerKind.mlflow and pipeline.folder is not None:
+    jobs = pipeline.jobs
+    mlflow = any(isinstance(one, Job) and one.config.tracker.kind is TrackerKind.mlflow for one in jobs.values())
+    preload((pipeline.recipe.steps[name].module for name in pipeline.chosen), mlflow)
+    if isinstance(job, Job) and job.config.tracker.kind is TrackerKind.mlflow and pipeline.folder is not None:
         name = f"pipeline-{pipeline.recipe.name}"
-        commands = {stage: shlex.join(map(masked, other.overrides)) for stage, other in pipeline.jobs.items()}
+        commands = {n: shlex.join(map(masked, one.overrides)) for n, one in jobs.items() if isinstance(one, Job)}
         pipeline.parent = open_parent(pipeline.folder, job.config, f"{name} {pipeline.folder.name}", commands)
 
 
@@ -263,8 +306,9 @@ def _train(job: Job, pipeline: Pipeline) -> None:
 
 
 def _verdicts(pipeline: Pipeline) -> list[Verdict]:
-    there = {*pipeline.chosen, *(stage for stage, folder in pipeline.found.items() if folder)}
-    wanted = [gate for gate in pipeline.gates if there.issuperset(gate.stages)]  # stages= leaves the others out
+    wanted = [
+        gate for gate in pipeline.gates if pipeline.there.issuperset(gate.stages)
+    ]  # stages= leaves the others out
     values = report.measured(list(pipeline.done.values()))
     return [judge(gate, values) for gate in wanted]
 
@@ -274,9 +318,9 @@ def _report(pipeline: Pipeline, words: Sequence[str], verdicts: Sequence[Verdict
     command = "python -m tinychat.pipeline " + shlex.join(map(masked, words))
     seconds = time.time() - pipeline.began
     assert pipeline.folder is not None
-    stage_runs = list(pipeline.done.values())
+    step_runs = list(pipeline.done.values())
     try:
-        report.write(pipeline.folder, pipeline.recipe, verdicts, stage_runs, command, seconds)
+        report.write(pipeline.folder, pipeline.recipe, verdicts, step_runs, command, seconds)
     except OSError as error:
         say(f"no report of the pipeline: {said_of(error, pipeline.folder)}")
         return False
@@ -291,9 +335,9 @@ def _conclude(pipeline: Pipeline, verdicts: Sequence[Verdict], written: bool) ->
     minutes = (time.time() - pipeline.began) / 60
     assert pipeline.folder is not None
     say(f"{minutes:.1f} minutes; report: {pipeline.folder / 'report.html' if written else 'none was written'}")
-    policy = next((folder for stage in reversed(makers(Made.language)) if (folder := pipeline.found.get(stage))), None)
-    if policy:
-        say(f"talk to it: {next_steps.talk(policy, next(iter(pipeline.jobs.values())).config)}")
+    able = [made for name, made in pipeline.found.items() if made and pipeline.recipe.steps[name].trains_policy]
+    if able:
+        say(f"talk to it: {next_steps.talk(able[-1], pipeline.config)}")
     if failed:
         say(f"FAILED: {len(failed)} of {len(asking(verdicts))} gates: {', '.join(failed)}")
     return 1 if not written or (failed and pipeline.request.strict) else 0

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tinychat.config.specs import SPECS, recipe_order
+from tinychat.config.specs import SPECS
 from tinychat.report.curves import Series, mark, save_picture, series_of, style_axes, title_of
 from tinychat.report.headline import figures_of
 from tinychat.report.run import CURRICULUM
@@ -36,21 +36,22 @@ _GREY = "#555555"
 
 @dataclass
 class Panel:
-    """Curves of a stage that stand together."""
+    """Curves of a step that stand together."""
 
+    name: str  # of the step
     stage: str
     curves: dict[str, Series]
     logged: dict[str, Series]  # all of the stage, bounds among them
-    headline: str  # what its stage has reached; "" but in the first panel of a stage
+    headline: str  # what its step has reached; "" but in the first panel of a step
     marks: dict[str, int]  # what begins: at which step
 
 
 def write_picture(
-    path: Path, runs: Mapping[str, Path], policies: Sequence[str], samples: Sequence[Mapping[str, str]]
+    path: Path, runs: Mapping[str, tuple[str, Path]], policies: Sequence[str], samples: Sequence[Mapping[str, str]]
 ) -> bool:
     """Draw a recipe to a PNG; False where there is nothing to draw or matplotlib does not work.
 
-    runs: stage -> folder of its finished run. policies: whose replies the samples have.
+    runs: step -> its stage and the folder of its finished run. policies: whose replies the samples have.
     samples: [{"prompt": text, POLICY: reply, ...}], of which the first three are shown.
     """
     panels = panels_of(runs)
@@ -60,24 +61,23 @@ def write_picture(
     return save_picture(path, lambda: _draw(panels, ["prompt", *policies] if rows else [], rows))
 
 
-def panels_of(runs: Mapping[str, Path]) -> list[Panel]:
-    """In the order of a recipe, without those that have no curve."""
-    logged = {stage: series_of(MetricsLog(run / "metrics.jsonl").read()) for stage, run in runs.items()}
+def panels_of(runs: Mapping[str, tuple[str, Path]]) -> list[Panel]:
+    """In the order of the steps, without those that have no curve."""
     found: list[Panel] = []
-    wanted = [(spec.name, panel) for spec in map(SPECS.__getitem__, recipe_order()) for panel in spec.panels]
-    for stage, choices in wanted:
-        series = logged.get(stage, {})
-        curves = ({name: series[name] for name in names if name in series} for names in choices)
-        chosen = next((one for one in curves if any(len(points) > 1 for points in one.values())), None)
-        if chosen is None:
-            continue
-        first = not any(panel.stage == stage for panel in found)
-        last = {name: points[-1][1] for name, points in series.items()}
-        figures = figures_of(stage, last, {})[:1] if first else []
-        facts = (folders.read_result(runs[stage]) or {}).get("facts")
-        marks = facts.get(CURRICULUM) if isinstance(facts, dict) else None
-        reached = "".join(f"{figure.label}: {figure.value}" for figure in figures)
-        found.append(Panel(stage, chosen, series, reached, marks if isinstance(marks, dict) else {}))
+    for step, (stage, run) in runs.items():
+        series = series_of(MetricsLog(run / "metrics.jsonl").read())
+        for choices in SPECS[stage].panels:
+            curves = ({name: series[name] for name in names if name in series} for names in choices)
+            chosen = next((one for one in curves if any(len(points) > 1 for points in one.values())), None)
+            if chosen is None:
+                continue
+            first = not any(panel.name == step for panel in found)
+            last = {name: points[-1][1] for name, points in series.items()}
+            figures = figures_of(stage, last, {})[:1] if first else []
+            facts = (folders.read_result(run) or {}).get("facts")
+            marks = facts.get(CURRICULUM) if isinstance(facts, dict) else None
+            reached = "".join(f"{figure.label}: {figure.value}" for figure in figures)
+            found.append(Panel(step, stage, chosen, series, reached, marks if isinstance(marks, dict) else {}))
     return found
 
 
@@ -119,15 +119,15 @@ def _panel(axes: Axes, panel: Panel) -> None:
     mark(axes, panel.marks)
     titles = dict.fromkeys(title_of(name, panel.stage) for name in panel.curves)
     what = next(iter(titles)) if len(titles) == 1 else ", ".join(label_of(n, panel.stage)[0] for n in panel.curves)
-    above = f"{SPECS[panel.stage].title}: {what}"
+    title = SPECS[panel.stage].title if panel.name == panel.stage else panel.name
+    above = f"{title}: {what}"
     if len(above) > _TITLE and len(panel.curves) > 1:  # the legend names them
-        above = SPECS[panel.stage].title
+        above = title
     axes.set_title(above, fontsize=9, loc="left")
     if len(panel.curves) > 1 or panel.headline:
         shown = [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
-        title = panel.headline or None
         legend = axes.legend(
-            handles=shown, title=title, title_fontsize=8, fontsize=7.5, frameon=False, labelspacing=0.2
+            handles=shown, title=panel.headline or None, title_fontsize=8, fontsize=7.5, frameon=False, labelspacing=0.2
         )
         legend.get_title().set_fontweight("bold")
 

@@ -17,20 +17,19 @@ import traceback
 from collections.abc import Callable, Iterable
 from types import FrameType
 
-from tinychat.config.specs import SPECS
 from tinychat.errors import UserError
 from tinychat.launch.job import Stopped
 from tinychat.runtime import process
 from tinychat.runtime.process import end_group, end_with_parent
 
 
-def preload(stages: Iterable[str], mlflow: bool) -> None:
-    """Import what the stages will; some seconds, once."""
+def preload(modules: Iterable[str], mlflow: bool) -> None:
+    """Import what the steps will; some seconds, once."""
     for name in ("matplotlib.figure", "matplotlib.backends.backend_agg", "jinja2", "tinychat.launch.worker"):
         importlib.import_module(name)
-    for stage in stages:
-        with contextlib.suppress(ImportError):  # the stage itself says what is missing
-            importlib.import_module(SPECS[stage].run.partition(":")[0])
+    for module in modules:
+        with contextlib.suppress(ImportError):  # the step itself says what is missing
+            importlib.import_module(module)
     if mlflow:
         from tinychat.tracking.store import load_mlflow
 

@@ -1,5 +1,5 @@
-"""A pipeline's recipe (conf/pipeline/NAME.yaml) what a command says about it, and the gates that
-its stages have to reach, one line each. Imports nothing heavy."""
+"""A pipeline's recipe (conf/pipeline/NAME.yaml), what a command says about it, and the gates that
+its steps have to reach, one line each. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import yaml
 from tinychat.config.specs import recipe_order
 from tinychat.config.words import quoted
 from tinychat.errors import UserError
+from tinychat.pipeline.steps import NAME, PROGRAMS, Step, refuse_wrong_order, words_of
 from tinychat.runtime.run_files import at_home
 from tinychat.tracking.vocabulary import METRICS
 
@@ -136,6 +137,7 @@ def judge(gate: Gate, measured: Measured) -> Verdict:
 DEFAULT = "tinyworld"
 ALL = "all"
 _KEYS = {"name", "common", "stages", "more", "gates", "samples", "sample_tokens"}
+_STEP_KEYS = {"stage", "program", "start", "settings"}
 _PREFIXED = re.compile(r"^([A-Za-z_]\w*):(.+)$")
 _HELP = """\
 tinychat.pipeline: the recipe in one command, each stage on the checkpoint of the one before.
@@ -151,6 +153,7 @@ or parents have changed runs anew with everything after it.
 
   resume=auto|never       never: run every stage anew           strict=true     exit status 1 where a gate fails
   gates.NAME=BOUND|null   another bound; null: only reported    --help          this page, with pipeline= of that recipe
+  plan=cpu|3090|h200      memory and time of each stage; nothing runs
 
 Recipes: {recipes}
 
@@ -166,16 +169,16 @@ Gates
 
 @dataclass(frozen=True)
 class Recipe:
-    """Stages in order, each with the overrides of its job, and what they have to reach."""
+    """Steps in order, each with the overrides of its job, and what they have to reach."""
 
     name: str
     path: Path
     common: list[str]  # overrides of every stage that has the key
-    stages: dict[str, list[str]]
+    steps: dict[str, Step]
     gates: list[Gate] = field(default_factory=list)
     samples: list[str] = field(default_factory=list)  # prompts that every policy answers for the report
     sample_tokens: int = 64
-    more: frozenset[str] = frozenset()  # of the stages, those that run only where stages= names them
+    more: frozenset[str] = frozenset()  # of the steps, those that run only where stages= names them
 
 
 @dataclass
@@ -183,12 +186,12 @@ class Request:
     """A command line, sorted."""
 
     recipe: str = DEFAULT
-    stages: list[str] | None = None  # None: all of the recipe
+    stages: list[str] | None = None  # names of steps; None: all of the recipe
     resume: bool = True
     strict: bool = False
     help: bool = False
     plain: list[str] = field(default_factory=list)  # overrides of every stage that has the key
-    of_stage: dict[str, list[str]] = field(default_factory=dict)
+    of_step: dict[str, list[str]] = field(default_factory=dict)
     bounds: dict[str, str] = field(default_factory=dict)  # of gates
 
 
@@ -203,13 +206,11 @@ def parse_request(words: Sequence[str]) -> Request:
         elif not equals and not (word.startswith("~") or (prefix and prefix.group(2).startswith("~"))):
             raise UserError(f"{word}: not of the form KEY=VALUE (see python -m tinychat.pipeline --help)")
         elif prefix:
-            stage = known(prefix.group(1), recipe_order(), f"{word}: stage")
-            request.of_stage.setdefault(stage, []).append(quoted(word[len(prefix.group(1)) + 1 :], sweeps=False))
+            request.of_step.setdefault(prefix.group(1), []).append(word[len(prefix.group(1)) + 1 :])
         elif key == "pipeline":
             request.recipe = value
         elif key == "stages":
-            names = [name.strip() for name in value.strip("[]").split(",") if name.strip()]
-            request.stages = [known(name, (*recipe_order(), ALL), f"stages={value}:") for name in names]
+            request.stages = [name.strip() for name in value.strip("[]").split(",") if name.strip()]
         elif key == "resume":
             request.resume = _choice(word, {"auto": True, "never": False})
         elif key == "strict":
@@ -262,21 +263,53 @@ def load_recipe(spec: str, folder: Path) -> Recipe:
     more = content.get("more") or {}
     if not isinstance(more, dict) or more.keys() & content["stages"].keys():
         raise UserError(f"{path}: more: must have further stages, each with a list of overrides, as 'dpo: []'")
-    settings = {**content["stages"], **more}
-    for stage in settings:
-        known(str(stage), recipe_order(), f"{path}: stage")
-    stages = {stage: _overrides(path, stage, settings[stage]) for stage in recipe_order() if stage in settings}
-    gates = [parse_gate(str(name), text, tuple(stages)) for name, text in (content.get("gates") or {}).items()]
+    steps = _in_order({str(name): _step(path, str(name), said) for name, said in {**content["stages"], **more}.items()})
+    for step in steps.values():
+        refuse_wrong_order(step, steps, str(path))
+    if not any(step.stage for step in steps.values()):
+        raise UserError(f"{path}: stages: has programs alone; they need a stage whose checkpoint they read")
+    gates = [parse_gate(str(name), text, tuple(steps)) for name, text in (content.get("gates") or {}).items()]
     return Recipe(
         name=str(content.get("name") or path.stem),
         path=path,
         common=_overrides(path, "common", content.get("common")),
-        stages=stages,
-        more=frozenset(more),
+        steps=steps,
+        more=frozenset(map(str, more)),
         gates=gates,
         samples=_words(path, "samples", content.get("samples")),
         sample_tokens=int(content.get("sample_tokens") or 64),
     )
+
+
+def _step(path: Path, name: str, said: Any) -> Step:
+    """`sft: [..]`, `sft_long: {stage: sft, start: sft, settings: [..]}` or `export: {program: merge, start: sft}`."""
+    if not isinstance(said, dict):
+        known(name, recipe_order(), f"{path}: stage")
+        return Step(name, _words(path, name, said), stage=name)
+    for key in said:
+        known(str(key), _STEP_KEYS, f"{path}: {name}: key")
+    if not NAME.fullmatch(name):
+        raise UserError(f"{path}: {name!r}: a step's name has letters, digits and _ alone, as sft_long")
+    if (said.get("stage") is None) == (said.get("program") is None):
+        raise UserError(f"{path}: {name}: must have either a stage, as 'stage: sft', or a program, as 'program: merge'")
+    start = said.get("start") or []
+    start = tuple(_words(path, f"{name}: start", [start] if isinstance(start, str) else start))
+    settings = _words(path, f"{name}: settings", said.get("settings"))
+    if (stage := said.get("stage")) is not None:
+        known(str(stage), recipe_order(), f"{path}: {name}: stage")
+        return Step(name, settings, stage=str(stage), start=start)
+    known(str(said["program"]), PROGRAMS, f"{path}: {name}: program")
+    for word in settings:
+        if "=" not in word:
+            raise UserError(f"{path}: {name}: settings: {word!r}: not of the form KEY=VALUE, an option of the program")
+    return Step(name, settings, program=str(said["program"]), start=start)
+
+
+def _in_order(steps: dict[str, Step]) -> dict[str, Step]:
+    """Steps that are stages by their own name run in the order of the stages; with others among them, of the file."""
+    if all(step.name == step.stage and not step.start for step in steps.values()):
+        return {name: steps[name] for name in recipe_order() if name in steps}
+    return steps
 
 
 def _overrides(path: Path, key: str, value: Any) -> list[str]:
@@ -284,31 +317,39 @@ def _overrides(path: Path, key: str, value: Any) -> list[str]:
 
 
 def _words(path: Path, key: str, value: Any) -> list[str]:
+    """A list of texts, with the folder of the recipe in place of {here}."""
     if value is not None and not (isinstance(value, list) and all(isinstance(word, str) for word in value)):
         raise UserError(f"{path}: {key}: must be a list of texts in [ ], found {value!r}")
-    return list(value or [])
+    return [word.replace("{here}", str(path.parent.absolute())) for word in value or []]
 
 
-def chosen_stages(recipe: Recipe, request: Request) -> list[str]:
-    """The stages to run, in the order of the recipe. Raises UserError for one that it does not have, and for settings
+def chosen_steps(recipe: Recipe, request: Request) -> list[str]:
+    """The steps to run, in the order of the recipe. Raises UserError for one that it does not have, and for settings
     of one that has to be named and is not."""
     named = request.stages or []
-    for stage in (*request.of_stage, *(name for name in named if name != ALL)):
-        if stage not in recipe.stages:
-            raise UserError(f"stage {stage}: recipe {recipe.name} has none; it has {', '.join(recipe.stages)}")
-    usual = [stage for stage in recipe.stages if stage not in recipe.more]
-    wanted = recipe.stages if ALL in named else usual if request.stages is None else named
-    for stage in request.of_stage:
-        if stage in recipe.more and stage not in wanted:
-            raise UserError(f"stage {stage}: runs only where stages= names it, as stages={stage}")
-    return [stage for stage in recipe.stages if stage in wanted]
+    for name in named:
+        known(name, (*recipe.steps, ALL), f"stages={','.join(named)}: recipe {recipe.name}: step")
+    for name, words in request.of_step.items():
+        known(name, recipe.steps, f"{name}:{words[0]}: recipe {recipe.name}: step")
+    usual = [name for name in recipe.steps if name not in recipe.more]
+    wanted = recipe.steps if ALL in named else usual if request.stages is None else named
+    for name in request.of_step:
+        if name in recipe.more and name not in wanted:
+            raise UserError(f"step {name}: runs only where stages= names it, as stages={name}")
+    return [name for name in recipe.steps if name in wanted]
 
 
 def narrowed(recipe: Recipe, chosen: Sequence[str]) -> Recipe:
-    """The recipe without what runs only where it is named and was not, and without the gates of that."""
-    stages = {stage: words for stage, words in recipe.stages.items() if stage not in recipe.more or stage in chosen}
-    gates = [gate for gate in recipe.gates if stages.keys() >= set(gate.stages)]
-    return replace(recipe, stages=stages, more=recipe.more & stages.keys(), gates=gates)
+    """The recipe without what runs only where it is named and was not, unless what is left takes its checkpoint by its
+    name; and without the gates of that."""
+    kept = {name for name in recipe.steps if name not in recipe.more or name in chosen}
+    for name in reversed(recipe.steps):
+        if name in kept:
+            step = recipe.steps[name]
+            kept |= {*step.start, *words_of(step, recipe.steps).values()}
+    steps = {name: step for name, step in recipe.steps.items() if name in kept}
+    gates = [gate for gate in recipe.gates if kept >= set(gate.stages)]
+    return replace(recipe, steps=steps, more=recipe.more & kept, gates=gates)
 
 
 def gates_of(recipe: Recipe, request: Request) -> list[Gate]:
@@ -326,15 +367,16 @@ def gates_of(recipe: Recipe, request: Request) -> list[Gate]:
 
 def help_text(recipe: Recipe, folder: Path) -> str:
     """What --help prints."""
-    lines = {name: f"  {name:<10}{' '.join(words)}".rstrip() for name, words in recipe.stages.items()}
+    width = max(10, *(len(name) + 2 for name in recipe.steps))
+    lines = {name: f"  {name:<{width}}{_help_line(step)}".rstrip() for name, step in recipe.steps.items()}
     stages = "\n".join(line for name, line in lines.items() if name not in recipe.more)
     more = "\n".join(
         ["", "", "and, where stages= names them", "", *(lines[name] for name in lines if name in recipe.more)]
     )
-    width = max((len(gate.name) for gate in recipe.gates), default=0) + 2
-    gates = [f"  {gate.name:<{width}}{gate.measures} {gate.wanted}" for gate in recipe.gates]
+    longest = max((len(gate.name) for gate in recipe.gates), default=0) + 2
+    gates = [f"  {gate.name:<{longest}}{gate.measures} {gate.wanted}" for gate in recipe.gates]
     if recipe.common:
-        stages = f"  {'(all)':<10}{' '.join(recipe.common)}\n{stages}"
+        stages = f"  {'(all)':<{width}}{' '.join(recipe.common)}\n{stages}"
     return _HELP.format(
         name=recipe.name,
         path=recipe.path,
@@ -343,3 +385,9 @@ def help_text(recipe: Recipe, folder: Path) -> str:
         more=more if recipe.more else "",
         gates="\n".join(line.rstrip() for line in gates) or "  none",
     )
+
+
+def _help_line(step: Step) -> str:
+    origin = f"from {' or '.join(step.start)}" if step.start else ""
+    kind = ", ".join(part for part in (step.called, origin) if part)
+    return " ".join([*([f"({kind})"] if kind else []), *step.settings])

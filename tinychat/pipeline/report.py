@@ -1,7 +1,7 @@
-"""report.md and report.html of a pipeline: gates, stages, metrics, curves, what the policies
+"""report.md and report.html of a pipeline: gates, steps, metrics, curves, what the policies
 say to the same prompts side by side, lineage, commands.
 
-Made from the files of the stages' run folders; nothing in it was not measured there.
+Made from the files of the steps' run folders; nothing in it was not measured there.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from tinychat.config.schema import ModelConfig
-from tinychat.config.specs import SPECS, Made, Start, makers
+from tinychat.config.specs import SPECS, Made, Start
 from tinychat.pipeline import picture
 from tinychat.pipeline import recipe as gates
-from tinychat.pipeline.jobs import Job
+from tinychat.pipeline.jobs import AnyJob
 from tinychat.pipeline.process import run_forked
 from tinychat.pipeline.recipe import Gate, Recipe, Verdict, asking
+from tinychat.pipeline.steps import Step
 from tinychat.report.curves import series_of
 from tinychat.report.headline import Figure, figures_of, format_value
 from tinychat.report.run import Link, render
@@ -96,13 +97,17 @@ _BOUNDS = ("_low", "_high")
 
 
 @dataclass
-class StageRun:
-    """A stage of the recipe and its run."""
+class StepRun:
+    """A step of the recipe and its run."""
 
-    stage: str
-    job: Job
+    step: Step
+    job: AnyJob
     folder: Path | None  # of the finished run; None: it has none
     state: str  # ran | finished before | left out | did not finish
+
+    @property
+    def name(self) -> str:
+        return self.step.name
 
     @property
     def result(self) -> dict[str, Any]:
@@ -131,11 +136,10 @@ class PipelineReport:
     images: dict[str, str] = field(default_factory=dict)  # stage -> PNG in base64
 
 
-def make_samples(folder: Path, recipe: Recipe, stages: Sequence[StageRun], model: ModelConfig) -> None:
+def make_samples(folder: Path, recipe: Recipe, steps: Sequence[StepRun], model: ModelConfig) -> None:
     """Let the policies answer the recipe's prompts, unless those very checkpoints have. model: what they are. Raises
     UserError."""
-    able = makers(Made.language)
-    policies = {SPECS[run.stage].policy: run.folder for run in stages if run.stage in able and run.folder}
+    policies = {run.step.label: run.folder for run in steps if run.step.trains_policy and run.folder}
     if not policies or not recipe.samples:
         return
     known = read_samples(folder)
@@ -152,17 +156,17 @@ def make_samples(folder: Path, recipe: Recipe, stages: Sequence[StageRun], model
     run_forked(make, "the samples")
 
 
-def measured(stages: Sequence[StageRun]) -> dict[str, dict[str, float]]:
-    """{stage: its last values, "STAGE:start": the first ones that it logged}; see tinychat.pipeline.recipe."""
+def measured(steps: Sequence[StepRun]) -> dict[str, dict[str, float]]:
+    """{step: its last values, "STEP:start": the first ones that it logged}; see tinychat.pipeline.recipe."""
     values: dict[str, dict[str, float]] = {}
-    for run in stages:
+    for run in steps:
         if run.folder is None:
             continue
         series = series_of(MetricsLog(run.folder / "metrics.jsonl").read())
-        values[run.stage + gates.START] = {name: points[0][1] for name, points in series.items()}
+        values[run.name + gates.START] = {name: points[0][1] for name, points in series.items()}
         last = {name: points[-1][1] for name, points in series.items()}
         found = run.result.get("metrics") or {}
-        values[run.stage] = last | {name: value for name, value in found.items() if value is not None}
+        values[run.name] = last | {name: value for name, value in found.items() if value is not None}
     return values
 
 
@@ -170,30 +174,30 @@ def write(
     folder: Path,
     recipe: Recipe,
     verdicts: Sequence[Verdict],
-    stages: Sequence[StageRun],
+    steps: Sequence[StepRun],
     command: str,
     seconds: float,
 ) -> None:
     """Write report.md and report.html into the folder. Raises OSError."""
     saved = read_samples(folder)
     policies = list(saved.get("policies", {}))
-    in_all = sum(run.result.get("minutes") or 0.0 for run in stages)
+    in_all = sum(run.result.get("minutes") or 0.0 for run in steps)
     report = PipelineReport(
         title=f"Pipeline {recipe.name}",
         subtitle=f"{_summary(verdicts)} {in_all:.1f} minutes in stages, {seconds / 60:.1f} in this command.",
         command=command,
         gates=[_gate_row(verdict) for verdict in verdicts],
-        stages=[_stage_row(run, folder) for run in stages],
-        metrics=_metrics_table(stages),
-        compared=_policies_table(stages),
-        curves=_curves(folder, stages),
+        stages=[_step_row(run, folder) for run in steps],
+        metrics=_metrics_table(steps),
+        compared=_policies_table(steps),
+        curves=_curves(folder, steps),
         policies=policies,
         samples=[[row["prompt"], *(row[name] for name in policies)] for row in saved.get("samples", [])],
-        lineage=_lineage(stages, folder),
-        commands=[(run.stage, run.job.command) for run in stages],
-        headline=_headline(measured(stages)),
+        lineage=_lineage(steps, folder),
+        commands=[(run.name, run.job.command(run.folder)) for run in steps],
+        headline=_headline(steps),
     )
-    runs = {run.stage: run.folder for run in stages if run.folder}
+    runs = {run.name: (run.step.stage, run.folder) for run in steps if run.folder and run.step.stage}
     if picture.write_picture(folder / picture.FILE, runs, policies, saved.get("samples", [])):
         report.curves.append(("the whole recipe", picture.FILE))
     folders.write_text_atomic(folder / "report.md", render("pipeline/pipeline.md.j2", report))
@@ -211,14 +215,14 @@ def verdict_lines(verdicts: Sequence[Verdict]) -> list[str]:
     return [f"{word:<13} {name:<{width}}  {value} {wanted}".rstrip() for name, word, value, wanted, _ in rows]
 
 
-def headline(run: StageRun, wanted: Sequence[Gate]) -> str:
+def headline(run: StepRun, wanted: Sequence[Gate]) -> str:
     """For the terminal, after a stage: `sft: 3.12 minutes | instruction accuracy 0.934`, what its gates look at."""
-    values, result = measured([run]).get(run.stage, {}), run.result
-    names = [gate.metric for gate in wanted if gate.of == run.stage] or [str(result.get("objective_name"))]
+    values, result = measured([run]).get(run.name, {}), run.result
+    names = [gate.metric for gate in wanted if gate.of == run.name] or [str(result.get("objective_name"))]
     found = [f"{name.rpartition('/')[2].replace('_', ' ')} {values[name]:.4g}" for name in names if name in values]
     state = [f"finished already in {run.folder}"] if run.state == "finished before" else []
     parts = [*state, f"{result.get('minutes') or 0.0:.2f} minutes", *dict.fromkeys(found)]
-    return f"{run.stage}: {' | '.join(parts)}"
+    return f"{run.name}: {' | '.join(parts)}"
 
 
 def _summary(verdicts: Sequence[Verdict]) -> str:
@@ -233,30 +237,35 @@ def _gate_row(verdict: Verdict) -> tuple[str, str, str, str, str]:
     return verdict.gate.name, verdict.word, value, verdict.gate.wanted, verdict.gate.measures
 
 
-def _headline(values: Mapping[str, Mapping[str, float]]) -> list[Figure]:
-    """The first figure of each of the stages that make a policy or what it learns from, the last of them where two
+def _headline(steps: Sequence[StepRun]) -> list[Figure]:
+    """The first figure of each of the steps that make a policy or what it learns from, the last of them where two
     have the same."""
     figures: dict[str, Figure] = {}
-    for stage in makers(Made.language, Made.reward):
-        found = values.get(stage, {})
-        for metric in headlines_of(stage, found)[:1]:
+    values = measured(steps)
+    for run in steps:
+        if run.step.stage is None or run.step.makes not in (Made.language, Made.reward):
+            continue
+        found = values.get(run.name, {})
+        for metric in headlines_of(run.step.stage, found)[:1]:
             bounds = {f"{metric}_{end}" for end in ("low", "high")}
-            one = figures_of(stage, {name: v for name, v in found.items() if name in {metric, *bounds}}, {})[0]
-            figures[metric] = replace(one, note="; ".join(part for part in (f"stage {stage}", one.note) if part))
+            one = figures_of(run.step.stage, {n: v for n, v in found.items() if n in {metric, *bounds}}, {})[0]
+            what = f"{'stage' if run.name == run.step.stage else 'step'} {run.name}"
+            figures[metric] = replace(one, note="; ".join(part for part in (what, one.note) if part))
     return list(figures.values())
 
 
-def _stage_row(run: StageRun, folder: Path) -> tuple[str, str, str, Link]:
+def _step_row(run: StepRun, folder: Path) -> tuple[str, str, str, Link]:
     minutes = run.result.get("minutes")
     where = Link.to(run.folder, folder) if run.folder else Link("", "")
-    return run.stage, run.state, "" if minutes is None else f"{minutes:.2f}", where
+    kind = f" ({run.step.called})" if run.step.called else ""
+    return run.name + kind, run.state, "" if minutes is None else f"{minutes:.2f}", where
 
 
-def _metrics_table(stages: Sequence[StageRun]) -> tuple[list[str], list[list[str]]]:
-    """What the stages measured at their end, a column for each that has run."""
-    found = {run.stage: run.result.get("metrics") or {} for run in stages if run.folder}
+def _metrics_table(steps: Sequence[StepRun]) -> tuple[list[str], list[list[str]]]:
+    """What the steps measured at their end, a column for each that has run."""
+    found = {run.name: run.result.get("metrics") or {} for run in steps if run.folder}
     names = dict.fromkeys(name for metrics in found.values() for name in metrics if not name.endswith(_BOUNDS))
-    ranked = [name for name in METRICS if name in names]
+    ranked = [*(name for name in METRICS if name in names), *(name for name in names if name not in METRICS)]
     cells = [[name, *(_cell(metrics.get(name)) for metrics in found.values())] for name in ranked]
     return list(found), cells
 
@@ -265,33 +274,43 @@ def _metrics_table(stages: Sequence[StageRun]) -> tuple[list[str], list[list[str
 _OF_A_STAGE = {"eval/loss", "eval/reward", "eval/objective"}
 
 
-def _policies_table(stages: Sequence[StageRun]) -> tuple[list[str], list[list[str]]]:
-    """What the policies are judged by that were trained from one start, side by side; the start's column is what the
-    first of them that measured it found at step 0."""
-    runs = [run for run in stages if run.folder and _goes_on_from_a_policy(run.stage)]
+def _policies_table(steps: Sequence[StepRun]) -> tuple[list[str], list[list[str]]]:
+    """What the policies are judged by that went on from another one, and those of a stage that there are several of,
+    side by side. Before those of one start stands what the first of them that measured it found at step 0."""
+    stages = [run.step.stage for run in steps if run.folder]
+    runs = [run for run in steps if run.folder and (_goes_on(run.step) or stages.count(run.step.stage) > 1)]
+    runs = [run for run in runs if run.step.trains_policy]
     if not runs:
         return [], []
-    starts: dict[str, float] = {}
+    values = measured(runs)
+    begins: dict[str | None, list[StepRun]] = {}
     for run in runs:
         assert run.folder is not None
-        series = series_of(MetricsLog(run.folder / "metrics.jsonl").read())
-        found = {name: points[0][1] for name, points in series.items() if points[0][0] == 0}
-        starts = found | starts
-    values = measured(runs)
-    names = dict.fromkeys(name for run in runs for name in SPECS[run.stage].headlines if _comparable(name))
-    columns = [("start", starts), *((SPECS[run.stage].policy, values[run.stage]) for run in runs)]
+        begins.setdefault(parents.told(run.folder).get("init_from"), []).append(run)
+    columns: list[tuple[str, Mapping[str, float]]] = []
+    minutes: list[str] = []
+    for group in begins.values():
+        starts: dict[str, float] = {}
+        for run in group:
+            assert run.folder is not None
+            series = series_of(MetricsLog(run.folder / "metrics.jsonl").read())
+            starts = {name: points[0][1] for name, points in series.items() if points[0][0] == 0} | starts
+        columns.append(("start" if len(begins) == 1 else f"start of {group[0].step.label}", starts))
+        columns += [(run.step.label, values[run.name]) for run in group]
+        minutes += ["", *(f"{run.result.get('minutes') or 0.0:.2f}" for run in group)]
+    headlines = (name for run in runs for name in SPECS[run.step.stage or run.name].headlines)
+    names = [name for name in dict.fromkeys(headlines) if _comparable(name)]
+    names = [name for name in names if any(name in values[run.name] for run in runs)]
     rows = [[name, *(_with_bounds(name, found) for _, found in columns)] for name in names]
-    minutes = ["minutes of the stage", "", *(f"{run.result.get('minutes') or 0.0:.2f}" for run in runs)]
-    return [name for name, _ in columns], [row for row in rows if any(row[2:])] + [minutes]
+    return [name for name, _ in columns], [*rows, ["minutes of the step", *minutes]]
 
 
 def _comparable(metric: str) -> bool:
     return metric.startswith("eval/") and metric not in _OF_A_STAGE
 
 
-def _goes_on_from_a_policy(stage: str) -> bool:
-    spec = SPECS[stage]
-    return spec.makes is Made.language and spec.start is Start.checkpoint
+def _goes_on(step: Step) -> bool:
+    return bool(step.start) or (step.stage is not None and SPECS[step.stage].start is Start.checkpoint)
 
 
 def _with_bounds(metric: str, found: Mapping[str, float | None]) -> str:
@@ -307,24 +326,24 @@ def _cell(value: float | None) -> str:
     return "" if value is None else format_value(value)
 
 
-def _curves(folder: Path, stages: Sequence[StageRun]) -> list[tuple[str, str]]:
+def _curves(folder: Path, steps: Sequence[StepRun]) -> list[tuple[str, str]]:
     """Copies of the stages' curves: the folder can be taken elsewhere."""
     found = []
-    for run in stages:
+    for run in steps:
         source = run.folder / "curves.png" if run.folder else None
         if source is not None and source.is_file():
-            (folder / f"curves-{run.stage}.png").write_bytes(source.read_bytes())
-            found.append((run.stage, f"curves-{run.stage}.png"))
+            (folder / f"curves-{run.name}.png").write_bytes(source.read_bytes())
+            found.append((run.name, f"curves-{run.name}.png"))
     return found
 
 
-def _lineage(stages: Sequence[StageRun], folder: Path) -> list[tuple[str, str, Link, str]]:
+def _lineage(steps: Sequence[StepRun], folder: Path) -> list[tuple[str, str, Link, str]]:
     """(stage, what it was given, the folder), from the parents that each run wrote down."""
-    names = {str(run.folder.resolve()): run.stage for run in stages if run.folder}
+    names = {str(run.folder.resolve()): run.name for run in steps if run.folder}
     rows = []
-    for run in stages:
+    for run in steps:
         found = parents.told(run.folder) if run.folder else {}
-        rows += [(run.stage, what, *_told(str(path), names, folder)) for what, path in found.items() if path]
+        rows += [(run.name, what, *_told(str(path), names, folder)) for what, path in found.items() if path]
     return rows
 
 
