@@ -140,6 +140,33 @@ def test_packed_and_padded_batches_measure_the_same_model(way: Callable[[str], P
     assert trained["packed none"] > 2 * trained["padded none"], "several conversations to a sequence"
 
 
+TAUGHT = ("init_from=base", "stage.teacher='packed none'", "stage.on_policy=0.5", "stage.on_policy_tokens=8")
+
+
+@pytest.fixture(scope="module")
+def taught(folder: Path, way: Callable[[str], Path], warm: WarmPython) -> Path:
+    """A run of one process that learns from the plain one."""
+    way("packed none")
+    sft(warm, folder, "taught", *TAUGHT)
+    return folder / "taught"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("split", ["ds=none", "ds=zero2", "ds=zero3"])
+def test_two_ranks_learn_from_a_teacher_as_one_process_does(
+    split: str, folder: Path, taught: Path, warm: WarmPython
+) -> None:
+    run = f"taught {split}"
+    command = (*TINY_SFT, *TAUGHT, *TORCHRUN, split, "stage.micro_batch_size=1", f"run_dir='{run}'")
+    done = warm.train(folder, *command, fork_ranks=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for metric in ("train/loss", "train/grad_norm", "train/kl_teacher", "train/on_policy_kl", "eval/gap_closed"):
+        assert curve(taught, metric), metric
+        assert curve(folder / run, metric) == pytest.approx(curve(taught, metric), abs=2e-4, rel=2e-4), metric
+    for metric in ("train/on_policy_length", "data/trained_tokens", "eval/teacher_loss"):
+        assert curve(folder / run, metric) == pytest.approx(curve(taught, metric), rel=1e-5), metric
+
+
 # --- interrupted
 
 

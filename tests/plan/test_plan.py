@@ -109,6 +109,29 @@ def test_parameters_of_adapters_reward_models_and_ppo() -> None:
     assert [model.name for model in with_adapter] == ["policy", "value function", "reward model"]
 
 
+def test_a_teacher_has_its_own_shape_and_reads_before_the_student(tmp_path: Path) -> None:
+    real(composed(*LLAMA, *SMALL, "model.n_layer=5")).save_pretrained(tmp_path / "teacher")
+    words = (
+        "stage=sft",
+        *LLAMA,
+        *SMALL,
+        f"paths.outputs={tmp_path}",
+        "stage.context_length=128",
+        "stage.on_policy=0.5",
+    )
+    plain = planned(*words[:-1])
+    taught = planned(*words, f"stage.teacher={tmp_path / 'teacher'}")
+    student, teacher = taught.models
+    assert teacher.name == "teacher" and teacher.trained == 0 and teacher.layers == 5
+    assert teacher.weights > student.weights == plain.models[0].weights
+    assert device(taught.memory, "weights: teacher") == 4 * teacher.weights
+    assert taught.memory.phases["teacher's forward pass"] < taught.memory.phases["forward and backward pass"]
+    assert taught.seconds["teacher"] > 0 and any("the teacher has the shape of" in line for line in taught.assumed)
+    missing = planned(*words, "stage.teacher=auto")
+    assert missing.models[1].weights == student.weights
+    assert any("stage.teacher=auto: no checkpoint of it yet" in line for line in missing.assumed)
+
+
 def test_qlora_counts_what_is_held_in_four_bits() -> None:
     plan = planned("stage=sft", "peft=qlora", *GPT2, *SMALL)
     (model,) = plan.models

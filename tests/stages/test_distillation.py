@@ -274,11 +274,11 @@ def test_a_reward_model_is_no_teacher(made: Path, tmp_path: Path) -> None:
 def test_a_run_does_not_go_on_with_another_teacher(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made, tmp_path / "made")
     given = ("stage.max_steps=2", "checkpoint.every=1", "stage.eval_first=false")
-    trained(tmp_path / "made", tmp_path / "run", *given)
+    trained(tmp_path / "made", tmp_path / "run", *given, teacher="raw")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-000002")
-    save_base(tmp_path / "made" / "teacher", made / "student", seed=8)
+    save_base(tmp_path / "made" / "raw", made / "student", seed=8)
     with pytest.raises(UserError, match="other weights than those this run began to learn from"):
-        trained(tmp_path / "made", tmp_path / "run", *given)
+        trained(tmp_path / "made", tmp_path / "run", *given, teacher="raw")
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from tinychat.plan.memory import (
     sampling_seconds,
     update_seconds,
 )
-from tinychat.plan.models import ModelPlan, Numbers, stage_models
+from tinychat.plan.models import TEACHER, ModelPlan, Numbers, stage_models
 from tinychat.runs import parents
 from tinychat.runtime.run_files import at_home
 from tinychat.text.tokenizer import load_tokenizer, vocabulary_size
@@ -73,6 +73,7 @@ def estimate(config: Config) -> Plan:
     device = hardware(config)
     dtype = _arithmetic(config, device)
     shape, assumed = model_shape(config)
+    assumed += teacher_shape(config)[1]
     return _estimate(config, device, dtype, shape, assumed, {})
 
 
@@ -83,7 +84,9 @@ def _estimate(
     stored = dtype if config.ds.enabled else torch.float32
     length = _length(config, shape)
     if stored not in known:
-        known[stored] = stage_models(config, copy.deepcopy(shape), length, Numbers(stored, dtype, device.on_cpu))
+        numbers, taught = Numbers(stored, dtype, device.on_cpu), getattr(config.stage, "teacher", None) is not None
+        teacher = teacher_shape(config)[0] or copy.deepcopy(shape) if taught else None
+        known[stored] = stage_models(config, copy.deepcopy(shape), length, numbers, teacher)
     models, split, work = known[stored], split_of(config, known[stored], device), work_of(config, length, device.on_cpu)
     muon = config.optim.kind is OptimKind.muon
     found = memory(models, split, work, stored.itemsize, dtype.itemsize, muon)
@@ -107,8 +110,11 @@ def _arithmetic(config: Config, device: Hardware) -> torch.dtype:
 
 def model_shape(config: Config) -> tuple[Any, list[str]]:
     """The transformers configuration of the stage's models, and what was assumed to find it."""
+    student = copy.deepcopy(config)
+    if hasattr(student.stage, "teacher"):
+        student.stage.teacher = None  # which may be missing where the others are there
     try:
-        found = parents.find_parents(config)
+        found = parents.find_parents(student)
     except UserError:
         found = {"init_from": None, "tokenizer": None}
     start = found["init_from"]
@@ -124,6 +130,18 @@ def model_shape(config: Config) -> tuple[Any, list[str]]:
             0, f"init_from={config.init_from}: no checkpoint of it yet; every model is model={config.model.name}"
         )
     return hf_config(config.model, size, pad_token_id=0, eos_token_id=0), assumed
+
+
+def teacher_shape(config: Config) -> tuple[Any | None, list[str]]:
+    """The transformers configuration of a teacher, None where there is none yet, and what was assumed."""
+    if (named := getattr(config.stage, "teacher", None)) is None:
+        return None, []
+    own = ["sampling the student's own replies is not in the time"] if config.stage.on_policy else []
+    try:
+        path = parents.find_teacher(config)
+    except UserError:
+        return None, [f"stage.teacher={named}: no checkpoint of it yet; it has the student's shape", *own]
+    return load_config(path), [f"the teacher has the shape of {path}", *own]
 
 
 def _entries(config: Config, folder: str | None) -> tuple[int, str]:
@@ -201,6 +219,8 @@ def step_seconds(
     if spec.reference and not spec.rollouts:
         # Of as many pairs as a step has: each is asked about once, however many epochs there are.
         return update | {"reference, once": measuring_seconds(models, work.rows * work.accumulation, work, rate)}
+    if teachers := [model for model in models if model.name == TEACHER]:
+        update |= {"teacher": measuring_seconds(teachers, work.rows * work.accumulation, work, rate)}
     if not spec.rollouts:
         return update
     replies, updates = stage.rollout_size // split.ranks, stage.epochs * stage.rollout_size // stage.batch_size

@@ -21,7 +21,7 @@ from tinychat.engine.base import resolve_precision
 from tinychat.errors import UserError
 from tinychat.models.build import matmul_rate
 from tinychat.models.kernels.head_loss import CHUNK_ELEMENTS, EXACT_CHUNK_ELEMENTS, KEPT_ELEMENTS
-from tinychat.plan.models import ModelPlan
+from tinychat.plan.models import TEACHER, ModelPlan
 from tinychat.runtime.process import LARGE
 
 GB = 1e9
@@ -91,6 +91,7 @@ SAMPLED_ARRAYS = (
     4 * 4
 )  # fp32 arrays over the vocabulary while a token is drawn: tinychat.models.generation.decode.choose
 ALWAYS = "all the time"
+FORWARD_BACKWARD = "forward and backward pass"
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,7 @@ def memory(models: Sequence[ModelPlan], split: Split, work: Work, stored: int, c
     items += _optimizer(trained, split, stored, muon)
     items += _update(trained, split, work, stored, computed)
     items += _step(trained, split, stored, muon)
+    items += [item for model in models if model.name == TEACHER for item in _taught(model, work, computed)]
     items += _without_gradient(models, trained, split, work, stored, computed)
     return Memory([item for item in items if item.device or item.host])
 
@@ -216,7 +218,7 @@ def offloads(split: Split) -> bool:
 def _update(trained: Sequence[ModelPlan], split: Split, work: Work, stored: int, computed: int) -> list[Item]:
     """The height of a forward and backward pass: at the output head, or with activation checkpointing where a block is
     computed again. With one pass to a step gradients come as activations go."""
-    phase, on_host, kept_always = "forward and backward pass", offloads(split), split.zero == 3
+    phase, on_host, kept_always = FORWARD_BACKWARD, offloads(split), split.zero == 3
     count = sum(model.trained for model in trained)
     activations = sum(_activations(model, work) for model in trained)
     again = max(_block(model, work) for model in trained) if work.checkpointing else 0.0
@@ -242,6 +244,19 @@ def _update(trained: Sequence[ModelPlan], split: Split, work: Work, stored: int,
         gathered = min(sum(model.weights for model in trained), split.live) * stored
         items.append(Item("weights gathered from the ranks", gathered, phase=phase))
     return items
+
+
+def _taught(teacher: ModelPlan, work: Work, computed: int) -> list[Item]:
+    """What a teacher needs beside its weights: it reads a micro-batch before the student does, of which its last hidden
+    states stay, and gives logits a chunk at a time."""
+    tokens = work.rows * work.targets
+    chunk = min(tokens * teacher.vocabulary, EXACT_CHUNK_ELEMENTS) * computed
+    kept = work.rows * work.length * teacher.width * 4
+    return [
+        Item("teacher's output head in the arithmetic's type", teacher.head * computed if computed < 4 else 0.0),
+        Item("teacher: hidden states and logits", kept + chunk, phase=FORWARD_BACKWARD),
+        Item("activations", teacher.in_passing * work.rows, phase="teacher's forward pass"),
+    ]
 
 
 def _activations(model: ModelPlan, work: Work) -> float:

@@ -42,6 +42,7 @@ from tinychat.models.quantized import BLOCK, input_widths
 from tinychat.models.reward import freeze_all_but
 
 ATTENTION = "tinychat_plan"
+TEACHER = "teacher"
 BLOCKS_WITHOUT_GRADIENT = 2  # whose activations live at once where nothing is kept for a backward pass: see in_passing
 
 
@@ -103,8 +104,11 @@ class Numbers:
         return self.arithmetic is not self.weights
 
 
-def stage_models(config: Config, shape: Any, length: int, numbers: Numbers) -> list[ModelPlan]:
-    """Every model that the stage holds, the trained ones first; shape: the transformers configuration of all of them.
+def stage_models(
+    config: Config, shape: Any, length: int, numbers: Numbers, teacher: Any | None = None
+) -> list[ModelPlan]:
+    """Every model that the stage holds, the trained ones first; shape: the transformers configuration of all of them
+    but a teacher's, which has one of its own.
 
     length: tokens of a sequence. Raises UserError for an adapter's targets that the model does not have.
     """
@@ -125,6 +129,8 @@ def stage_models(config: Config, shape: Any, length: int, numbers: Numbers) -> l
     # An adapter switched off is the policy that it began with; of given tokens that one is asked before it learns.
     if spec.reference and spec.rollouts and stage.compared and whole:
         found.append(replace(whole, name="reference", trained=0, orthogonal=0))
+    if teacher is not None:
+        found.append(replace(_language(teacher, length, numbers), name=TEACHER, trained=0, orthogonal=0))
     return found + [replace(scalar, name=name, trained=0, orthogonal=0) for name in scorers]
 
 

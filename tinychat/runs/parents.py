@@ -246,9 +246,8 @@ def _scorers(config: Config, policy: str | None) -> dict[str, str | None]:
         found["judge"] = str(newest) if newest else None
     elif judge is not None:
         found["judge"] = _resolve(judge, config)
-    teacher = getattr(stage, "teacher", None)
-    if teacher is not None:
-        found["teacher"] = str(_teacher(config, teacher)) if teacher in AUTO else _resolve(teacher, config)
+    if getattr(stage, "teacher", None) is not None:
+        found["teacher"] = find_teacher(config)
     for index, spec in enumerate(getattr(stage, "against", ())):
         found[f"against.{index}"] = _resolve(spec, config)
     return found
@@ -358,15 +357,18 @@ def _newest(config: Config, *stages: str, which: str | None = "auto", policy: st
     return checkpoint.resolve() if checkpoint else None
 
 
-def _teacher(config: Config, which: str) -> Path:
-    """The checkpoint of the newest run of this stage that trained another model, of the same experiment."""
-    stage, student = config.stage.name, config.model.name
+def find_teacher(config: Config) -> str:
+    """The checkpoint that stage.teacher means; for one of AUTO that of the newest run of this stage and experiment that
+    trained another model. Raises UserError."""
+    stage, student, which = config.stage.name, config.model.name, config.stage.teacher
+    if which not in AUTO:
+        return _resolve(which, config)
 
     def wanted(other: dict) -> bool:
         return other["stage"]["name"] == stage and other["model"]["name"] != student
 
     if found := folders.first_usable(_finished(config, wanted), folders.BEST if which == folders.BEST else ""):
-        return found.resolve()
+        return str(found.resolve())
     raise UserError(
         f"stage.teacher={which}: no finished {stage} run of another model than model={student} in experiment "
         f"{config.experiment_name!r}; make one: python -m tinychat.train stage={stage} model=NAME, or name a folder: "
