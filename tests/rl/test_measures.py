@@ -76,7 +76,7 @@ def test_they_are_the_updates_numbers_to_the_last_bit(own: bool, dtype: torch.dt
     torch.nn.init.normal_(head.weight)
     with torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
         logprobs, values, _ = policy_and_values(model, rows.input_ids, rows.targets, 0.7)
-        hidden, early = hidden_and_values(model, rows.input_ids)
+        hidden, early = hidden_and_values(model, rows.input_ids, rows.targets)
         found = token_measures(hidden, OutputHead(model), hidden, OutputHead(model), rows.targets, 0.7)
     assert torch.equal(found["logprobs"], logprobs)
     assert values is not None and early is not None and torch.equal(early, values)

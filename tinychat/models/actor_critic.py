@@ -8,6 +8,7 @@ A policy that learns without a value function is a causal language model by itse
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from tinychat.models.logprobs import head_is, head_returns_nll, last_hidden
+from tinychat.models.kernels.shared_prompts import shared_prompts
+from tinychat.models.logprobs import IGNORED, head_is, head_returns_nll, last_hidden
 from tinychat.models.reward import in_fp32
 from tinychat.models.vocabulary import WHOLE, Vocabulary
 
@@ -109,15 +111,24 @@ def policy_of(model: Any) -> Any:
     return model.policy if isinstance(model, ActorCritic) else model
 
 
-def hidden_and_values(model: Any, input_ids: Tensor) -> tuple[Tensor, Tensor | None]:
+def hidden_and_values(
+    model: Any, input_ids: Tensor, targets: Tensor, group: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
     """One forward pass of a policy or an ActorCritic (possibly wrapped) without its output head.
 
-    input_ids (B, T), whole rows or padded on the right. Returns the policy's last hidden states (B, T, D), from which
-    the head makes logits, and the values (B, T) fp32 of every position, None where there is no value function.
+    input_ids, targets (B, T), whole rows or padded on the right; group as policy_and_values. Returns the policy's last
+    hidden states (B, T, D), from which the head makes logits, and the values (B, T) fp32 of every position, None where
+    there is no value function.
     """
-    with last_hidden(getattr(model, "module", model)) as seen:
-        out = model(input_ids=input_ids, use_cache=False)
-    return seen[0], getattr(out, "state_values", None)
+    inner = getattr(model, "module", model)
+    shared = shared_prompts(policy_of(inner), targets, group, IGNORED)
+    inputs = {"input_ids": input_ids} if shared is None else shared.inputs(input_ids)
+    with last_hidden(inner) as seen:
+        out = model(use_cache=False, **inputs)
+    hidden, values = seen[0], getattr(out, "state_values", None)
+    if shared is None:
+        return hidden, values
+    return shared.rows(hidden), None if values is None else shared.rows(values)
 
 
 def policy_and_values(
@@ -128,11 +139,14 @@ def policy_and_values(
     vocabulary: Vocabulary = WHOLE,
     entropy: bool = False,
     detach_values: bool = False,
+    group: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """What one forward pass of a policy or an ActorCritic (possibly wrapped) says of each target.
 
     input_ids, targets, vocabulary: as for tinychat.models.logprobs.token_nll, whose numbers these are.
     detach_values: of an ActorCritic; what is learnt from the values does not reach the policy.
+    group: (B,) a number that neighbours which begin with one prompt, up to the first target, have in common; it is then
+        computed once for them where the model can (tinychat.models.kernels.shared_prompts).
 
     Returns:
         logprobs: (B, T) fp32 of the targets, 0 where there is none, at the temperature; with gradient.
@@ -141,10 +155,19 @@ def policy_and_values(
             gradient; None unless asked for.
     """
     inner = getattr(model, "module", model)
-    detach = {"detach_values": True} if detach_values else {}
-    with head_returns_nll(inner, targets, temperature, exact=True, vocabulary=vocabulary, entropy=entropy):
-        out = model(input_ids=input_ids, use_cache=False, **detach)
+    inputs = {"input_ids": input_ids} | ({"detach_values": True} if detach_values else {})
+    shared = shared_prompts(policy_of(inner), targets, group, IGNORED)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(
+            head_returns_nll(inner, targets, temperature, exact=True, vocabulary=vocabulary, entropy=entropy)
+        )
+        if shared is not None:
+            inputs |= shared.inputs(input_ids)
+            stack.enter_context(head_is(inner.get_output_embeddings(), lambda x, own: own(shared.rows(x))))
+        out = model(use_cache=False, **inputs)
     values = getattr(out, "state_values", None)
+    if shared is not None and values is not None:
+        values = shared.rows(values)
     if entropy:
         nll, spread = out.logits.unbind(-1)
         return -nll, values, spread

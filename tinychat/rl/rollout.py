@@ -93,6 +93,7 @@ class Rollout:
     known: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))  # (N,) whether no part is missing
     parts: dict[str, list[float]] = field(default_factory=dict)  # what each part of the reward says, before its weight
     scores: Tensor = field(default_factory=lambda: torch.zeros(0))  # (N,) fp32: the rewards, penalties included
+    group: int = 1  # so many to each prompt
 
     def __len__(self) -> int:
         return len(self.responses)
@@ -131,6 +132,7 @@ class Experience:
     # MEASURES, VALUES where there are any, and what is computed from them: fp32, 0 outside the response. What is one
     # number a reply stands at each of its tokens.
     fields: dict[str, Tensor] = field(default_factory=dict)
+    group: int = 1  # so many rows, side by side, have one prompt
 
     @property
     def compared(self) -> bool:
@@ -147,11 +149,13 @@ class Experience:
         return kl_estimate(self.fields["logprobs"], self.fields["ref_logprobs"], estimator) * self.mask
 
     def rows(self, indices: np.ndarray) -> dict[str, Tensor]:
-        """Some rows, as wide as the longest of them needs; every field."""
+        """Some rows, as wide as the longest of them needs; every field. `group` (n,) numbers prompts, where several
+        rows have one."""
         chosen = torch.as_tensor(indices)
         width = used_width(self.targets[chosen])
         parts = {"input_ids": self.input_ids, "targets": self.targets, "mask": self.mask, **self.fields}
-        return {name: part[chosen, :width] for name, part in parts.items()}
+        found = {name: part[chosen, :width] for name, part in parts.items()}
+        return found if self.group == 1 else found | {"group": chosen // self.group}
 
 
 def used_width(targets: Tensor) -> int:
@@ -179,7 +183,7 @@ def sample_replies(
     done = decode(model, own, replace(options, group=together, first=first), pad_id, batch_size, dtype)
     rows = [row for row in batch.rows for _ in range(group)]
     prompts = [prompt for prompt in batch.ids for _ in range(group)]
-    return Rollout(rows, prompts, *_of_all_ranks(done, options.max_new_tokens, world))
+    return Rollout(rows, prompts, *_of_all_ranks(done, options.max_new_tokens, world), group=group)
 
 
 def _of_all_ranks(done: Decoded, width: int, world: World) -> tuple[list[list[int]], list[list[float]], list[bool]]:
@@ -200,8 +204,10 @@ def _of_all_ranks(done: Decoded, width: int, world: World) -> tuple[list[list[in
     return responses, [own[: row[0]] for own, row in zip(scores, found, strict=True)], [bool(row[1]) for row in found]
 
 
-def to_experience(prompts: Sequence[list[int]], responses: Sequence[list[int]], pad_id: int) -> Experience:
-    """Tokens as rows. Prompts are not empty."""
+def to_experience(
+    prompts: Sequence[list[int]], responses: Sequence[list[int]], pad_id: int, group: int = 1
+) -> Experience:
+    """Tokens as rows. Prompts are not empty; `group` of them, side by side, are the same."""
     lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
     width = -(-max(lengths) // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
     ids = torch.full((len(prompts), width + 1), pad_id, dtype=torch.int64)
@@ -210,7 +216,7 @@ def to_experience(prompts: Sequence[list[int]], responses: Sequence[list[int]], 
         both = torch.tensor(prompt + response)
         ids[row, : len(both)] = both
         targets[row, len(prompt) - 1 : len(both) - 1] = both[len(prompt) :]
-    return Experience(ids[:, :-1], targets, targets != IGNORED)
+    return Experience(ids[:, :-1], targets, targets != IGNORED, group=group)
 
 
 def measure(
@@ -220,21 +226,24 @@ def measure(
     batch_size: int,
     world: World,
 ) -> None:
-    """Add to the experience what `forward` says of it, each rank measuring its share of the rows, alike by length.
+    """Add to the experience what `forward` says of it, each rank measuring its share of the rows, alike by length and
+    groups together.
 
-    forward: batch of input_ids, targets, mask (b, t) on the world's device -> each of `names` as (b, t). Every rank
-    calls it equally often.
+    forward: batch of input_ids, targets, mask (b, t) and group (b,) on the world's device -> each of `names` as (b, t).
+    Every rank calls it equally often.
     """
     rows, width = experience.targets.shape
     share = rows // world.size
     own = np.arange(world.rank * share, (world.rank + 1) * share)
-    lengths = experience.mask[own].int().argmax(1) + experience.mask[own].sum(1)
-    order = own[torch.argsort(lengths, descending=True, stable=True).numpy()]
+    lengths = experience.mask.int().argmax(1) + experience.mask.sum(1)
+    longest = lengths.view(-1, experience.group).amax(1).repeat_interleave(experience.group)[own]
+    order = own[torch.argsort(longest, descending=True, stable=True).numpy()]
     found = {name: torch.zeros(rows, width) for name in names}
     for start in range(0, share, batch_size):
         part = order[start : start + batch_size]
         batch = experience.rows(part)
-        said = forward({name: batch[name].to(world.device) for name in ("input_ids", "targets", "mask")})
+        inputs = {"input_ids", "targets", "mask", "group"} & batch.keys()
+        said = forward({name: batch[name].to(world.device) for name in inputs})
         for name in names:
             values = said[name].detach().float().cpu().masked_fill(~batch["mask"], 0.0)
             found[name][torch.as_tensor(part), : values.shape[1]] = values

@@ -100,7 +100,13 @@ def grpo_loss(stage: GrpoStage, model: Any, batch: Batch, words: Vocabulary, now
     """Sum over a micro-batch's tokens, weighed, of policy loss, KL and entropy bonus; and the sums to report."""
     mask, old = batch["mask"], batch["logprobs"]
     logprobs, _, entropy = policy_and_values(
-        model, batch["input_ids"], batch["targets"], stage.temperature, words, entropy=now.entropy != 0
+        model,
+        batch["input_ids"],
+        batch["targets"],
+        stage.temperature,
+        words,
+        entropy=now.entropy != 0,
+        group=batch.get("group"),
     )
     policy, sums = group_policy_loss(
         logprobs,

@@ -21,7 +21,7 @@ from tinychat.models.actor_critic import ActorCritic, hidden_and_values, policy_
 from tinychat.models.adapters import is_adapter
 from tinychat.models.checkpoints import start_model
 from tinychat.models.generation.decode import DecodeOptions
-from tinychat.models.logprobs import OutputHead, last_hidden
+from tinychat.models.logprobs import OutputHead
 from tinychat.models.vocabulary import Vocabulary
 from tinychat.rl.rewards import Rewards, gold_rewards, known_rewards
 from tinychat.rl.rollout import (
@@ -104,15 +104,16 @@ class Models:
             yield policy_of(model)
 
     def measure(self, batch: Batch, temperature: float, full_kl: bool) -> dict[str, Tensor]:
-        """`measures` (b, t) of a batch of input_ids, targets (b, t); temperature and full_kl as token_measures."""
-        ids = batch["input_ids"]
+        """`measures` (b, t) of a batch of input_ids, targets (b, t), where several reply to one prompt with their
+        `group` (b,); temperature and full_kl as token_measures."""
+        rows = batch["input_ids"], batch["targets"], batch.get("group")
         with self.engine.inference() as model:
             policy = policy_of(model)
-            hidden, values = hidden_and_values(model, ids)
-            seen: list[Tensor] = []
+            hidden, values = hidden_and_values(model, *rows)
+            ref_hidden: Tensor | None = None
             if self.reference is not None:
-                with self.reference.model(policy) as reference, last_hidden(reference) as seen:
-                    reference(input_ids=ids, use_cache=False)
+                with self.reference.model(policy) as reference:
+                    ref_hidden, _ = hidden_and_values(reference, *rows)
             # How often the heads are called depends on a rank's own tokens.
             with self.engine.whole(policy.get_output_embeddings()):
                 ref_head = None
@@ -122,7 +123,7 @@ class Models:
                 found = token_measures(
                     hidden,
                     OutputHead(policy, self.vocabulary),
-                    seen[0] if seen else None,
+                    ref_hidden,
                     ref_head,
                     batch["targets"],
                     temperature,
@@ -138,7 +139,8 @@ class Models:
         """Log-probabilities (b, t) as an update computes them: with the model in training mode."""
         with self.engine.inference() as model:
             model.train()
-            return policy_and_values(model, batch["input_ids"], batch["targets"], temperature, self.vocabulary)[0]
+            rows = batch["input_ids"], batch["targets"]
+            return policy_and_values(model, *rows, temperature, self.vocabulary, group=batch.get("group"))[0]
 
 
 class Sampler:
@@ -167,13 +169,13 @@ class Sampler:
 
     def measure(self, rollout: Rollout) -> Experience:
         """Log-probabilities under policy and reference, entropy, values where there is a value function."""
-        experience = to_experience(rollout.prompts, rollout.responses, self._tokenizer.pad_token_id)
+        experience = to_experience(rollout.prompts, rollout.responses, self._tokenizer.pad_token_id, rollout.group)
         models = self.models
         measure(experience, self.forward, models.measures, self._stage.rollout_batch_size, models.world)
         return experience
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Models.measures of a batch of input_ids, targets, mask (b, t)."""
+        """Models.measures of a batch, as Models.measure."""
         return self.models.measure(batch, self.temperature, self._stage.full_kl)
 
     def replies(self, rollout: Rollout) -> list[str]:

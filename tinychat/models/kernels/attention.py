@@ -63,15 +63,20 @@ class Block:
     first: int
     forbidden: Tensor
 
+    def of_tensors(self, begin: int) -> tuple[slice, slice]:
+        """Its places among queries, the first of which is token `begin`, and among keys."""
+        return slice(self.start - begin, self.end - begin), slice(self.first, self.end)
 
-def plan_blocks(length: int, segments: Tensor | None = None, size: int = BLOCK) -> list[Block]:
+
+def plan_blocks(length: int, segments: Tensor | None = None, size: int = BLOCK, begin: int = 0) -> list[Block]:
     """Which keys each block of queries reads.
 
-    segments: (B, T) as for `logprobs.segment_mask`; None: every token sees all earlier ones.
+    segments: (B, T) as for `logprobs.segment_mask`; None: every token sees all earlier ones. begin: the first query,
+    where those before it are not asked for.
     """
     blocks = []
     position = torch.arange(length)
-    for start in range(0, length, size):
+    for start in range(begin, length, size):
         end, first = min(start + size, length), 0
         if segments is None:
             allowed = (position[start:end, None] >= position[None, :end]).unsqueeze(0)
@@ -89,19 +94,19 @@ def plan_blocks(length: int, segments: Tensor | None = None, size: int = BLOCK) 
 
 
 class BlockedAttention(torch.autograd.Function):
-    """softmax(q·kᵀ·scale + forbidden)·v; q, k and v are (B, H, T, D)."""
+    """softmax(q·kᵀ·scale + forbidden)·v; k and v are (B, H, T, D), q their last tokens, from the plan's first on."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, plan: list[Block]) -> Tensor:
         batch, heads, length, width = query.shape
         q, k, v = ((query * scale).flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1))
-        out, kept = torch.empty_like(v), []
+        out, kept = torch.empty_like(q), []
         for block in plan:
-            keys = slice(block.first, block.end)
-            scores = torch.bmm(q[:, block.start : block.end], k[:, keys].transpose(1, 2))
+            rows, keys = block.of_tensors(plan[0].start)
+            scores = torch.bmm(q[:, rows], k[:, keys].transpose(1, 2))
             scores.view(batch, heads, *scores.shape[1:]).add_(block.forbidden.to(scores.dtype).unsqueeze(1))
             share = torch.softmax(scores, -1)
-            out[:, block.start : block.end] = torch.bmm(share, v[:, keys])
+            out[:, rows] = torch.bmm(share, v[:, keys])
             kept.append(share)
         ctx.save_for_backward(q, k, v, out, *kept)
         ctx.scale, ctx.plan = scale, plan
@@ -110,17 +115,17 @@ class BlockedAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         q, k, v, out, *kept = ctx.saved_tensors
-        shape = grad.shape
+        shape, of_keys = grad.shape, (*grad.shape[:2], *k.shape[1:])
         grad = grad.flatten(0, 1)
         inner = (grad * out).sum(-1, keepdim=True)  # Σ share · d share, by which the softmax's gradient is centred
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         for block, share in zip(ctx.plan, kept, strict=True):
-            rows, keys = slice(block.start, block.end), slice(block.first, block.end)
+            rows, keys = block.of_tensors(ctx.plan[0].start)
             grad_v[:, keys] += torch.bmm(share.transpose(1, 2), grad[:, rows])
             scores = torch.bmm(grad[:, rows], v[:, keys].transpose(1, 2)).sub_(inner[:, rows]).mul_(share)
             grad_q[:, rows] = torch.bmm(scores, k[:, keys])
             grad_k[:, keys] += torch.bmm(scores.transpose(1, 2), q[:, rows])
-        return grad_q.mul_(ctx.scale).view(shape), grad_k.view(shape), grad_v.view(shape), None, None
+        return grad_q.mul_(ctx.scale).view(shape), grad_k.view(of_keys), grad_v.view(of_keys), None, None
 
 
 def _attend(
@@ -132,11 +137,16 @@ def _attend(
     dropout: float = 0.0,
     scaling: float | None = None,
     block_plan: list[Block] | None = None,
+    shared_prompts: Any = None,
     **rest: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface: query (B, H, T, D), key and value (B, K, T, D); returns (B, T, H, D)."""
+    """transformers' attention interface: query (B, H, T, D), key and value (B, K, T, D); returns (B, T, H, D).
+
+    shared_prompts: a SharedPrompts of the module of that name, which says what the tokens of the one row are.
+    """
     whole = query.shape[2] == key.shape[2] and query.shape[2] > 1
-    masked = attention_mask is not None and block_plan is None  # a plan says all that a mask could
+    # A plan says all that a mask could.
+    masked = attention_mask is not None and block_plan is None and shared_prompts is None
     if masked or dropout or not whole:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **rest
@@ -144,11 +154,13 @@ def _attend(
     if torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    if shared_prompts is not None:
+        return shared_prompts.attend(query, key, value, scale).contiguous(), None
     plan = block_plan if block_plan is not None else plan_blocks(query.shape[2])
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return BlockedAttention.apply(query, key, value, scale, plan).transpose(1, 2).contiguous(), None
 
 
