@@ -13,6 +13,8 @@ from tests.rl_models import EOS, PAD, actor_critic, batch, shape
 from tinychat.errors import UserError
 from tinychat.models.actor_critic import policy_and_values
 from tinychat.models.generation.decode import DecodeOptions
+from tinychat.models.kernels.attention import use_blocked_attention
+from tinychat.models.kernels.shared_prompts import SharedPrompts
 from tinychat.models.reward import raw_scores
 from tinychat.models.vocabulary import WHOLE
 from tinychat.rl.rollout import Rollout, sample_replies
@@ -35,14 +37,17 @@ ALONE = World(0, 0, 1, torch.device("cpu"))
 class Policy:
     """A tiny policy and the ways in which PPO calls it."""
 
-    def __init__(self, arch: str = "llama"):
+    def __init__(self, arch: str = "llama", group: int = 1):
         self.model = actor_critic(arch)
-        options = DecodeOptions(8, (EOS,), temperature=0.8, seed=1)
+        use_blocked_attention(self.model.policy, torch.device("cpu"))
+        use_blocked_attention(self.model.value, torch.device("cpu"))
+        options = DecodeOptions(8, (EOS,), temperature=0.8, seed=1, group=group)
         self.rollout = sample_replies(self.model.policy, batch(), options, PAD, 4, ALONE, None)
 
     @torch.no_grad()
     def logprobs(self, part: dict, temperature: float = 0.8) -> torch.Tensor:
-        return policy_and_values(self.model, part["input_ids"], part["targets"], temperature)[0]
+        rows = part["input_ids"], part["targets"]
+        return policy_and_values(self.model, *rows, temperature, group=part.get("group"))[0]
 
     def check(self, **other):
         calls = {"forward": self.logprobs, "update": self.logprobs}
@@ -51,12 +56,25 @@ class Policy:
         return checks.ratio(), checks.sampler(), checks.padding(self.model.policy)
 
 
+@pytest.mark.parametrize("group", [1, 2])
 @pytest.mark.parametrize("arch", ["gpt2", "llama"])
-def test_a_right_policy_passes(arch: str) -> None:
-    policy = Policy(arch)
+def test_a_right_policy_passes(arch: str, group: int) -> None:
+    policy = Policy(arch, group)
     ratio, sampler, padding = policy.check()
     assert ratio == 0
     assert max(sampler, padding) < 1e-5
+
+
+def test_a_prompt_shared_in_a_wrong_way_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, inputs = Policy("llama", group=2), SharedPrompts.inputs
+
+    def shifted(self: SharedPrompts, input_ids: torch.Tensor) -> dict:
+        found = inputs(self, input_ids)
+        return found | {"position_ids": torch.arange(len(self.tokens))[None]}
+
+    monkeypatch.setattr(SharedPrompts, "inputs", shifted)
+    with pytest.raises(UserError, match="log-probabilities recorded while sampling are not those of the forward pass"):
+        policy.check()
 
 
 def test_dropout_is_found() -> None:

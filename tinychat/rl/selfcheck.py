@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -85,10 +86,9 @@ class PolicyChecks:
         self._forward, self._update = forward, update
         self._pad_id, self._temperature, self._vocabulary = pad_id, temperature, vocabulary
         self._dtype, self._device = dtype, device
-        experience = to_experience(self._prompts, self._responses, pad_id)
+        experience = to_experience(self._prompts, self._responses, pad_id, rollout.group)
         self._mask = experience.mask
-        parts = {"input_ids": experience.input_ids, "targets": experience.targets, "mask": experience.mask}
-        self._batch = {name: part.to(device) for name, part in parts.items()}
+        self._batch = {name: part.to(device) for name, part in experience.rows(np.arange(len(self._mask))).items()}
 
     @functools.cached_property
     def _old(self) -> Tensor:

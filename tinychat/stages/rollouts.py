@@ -132,7 +132,7 @@ def learn_from_rollouts(
         target = stage.kl_target if stage.kl is KLControl.adaptive else None
         alarms = Alarms(target, mean_tolerance(engine.dtype, stage.temperature), loop.state.get("alarms", {}))
         ratios = FirstRatios(engine.dtype, loop.state.get("ratios", {}))
-        checks = checks_before_training(sampler, prompts, tokenizer, rewards, config.seed)
+        checks = checks_before_training(sampler, prompts, tokenizer, rewards, config.seed, algorithm.group)
         if gaps := context.check(checks):
             tell_checked(gaps)
         if context.examiner is not None:
@@ -275,7 +275,7 @@ def group_shares(rewards: Tensor) -> dict[str, float]:
 
 
 def checks_before_training(
-    sampler: Sampler, prompts: PromptBatches, tokenizer: Any, rewards: Rewards, seed: int
+    sampler: Sampler, prompts: PromptBatches, tokenizer: Any, rewards: Rewards, seed: int, group: int
 ) -> dict[str, Callable[[], float | None]]:
     """What would spoil training without an error (tinychat.rl.selfcheck), each to be called for itself, by all ranks.
     It returns the largest distance where it compares numbers, and raises UserError."""
@@ -284,7 +284,8 @@ def checks_before_training(
     @functools.cache
     def rollout() -> Rollout:
         size = models.world.size
-        return sampler.sample(prompts.batch(0, -(-4 // size) * size), step_seed(seed, 0))
+        pair = min(group, 2)  # where replies share a prompt, so do these
+        return sampler.sample(prompts.batch(0, -(-4 // (pair * size)) * size), step_seed(seed, 0), pair)
 
     @functools.cache
     def policy() -> PolicyChecks:
