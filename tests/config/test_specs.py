@@ -157,7 +157,7 @@ def test_checks_know_a_stage_by_its_entry(conf: Path) -> None:
 
 
 def test_an_unknown_stage_is_one_line() -> None:
-    with pytest.raises(UserError, match=r"stage\.name=pears: no such stage; there are tokenizer, corpus, pretrain"):
+    with pytest.raises(UserError, match=r"stage\.name=pears: no such stage; there are corpus, tokenizer, pretrain"):
         composed("stage.name=pears")
 
 
@@ -244,7 +244,8 @@ def test_a_rank_runs_the_function_that_the_entry_names(conf: Path, tmp_path: Pat
 
 
 def test_a_recipe_comes_in_the_order_in_which_stages_build_on_each_other() -> None:
-    assert recipe_order() == ("tokenizer", "pretrain", "sft", "reward", "judge", "dpo", "ppo", "grpo", "rlvr", "eval")
+    made = ("corpus", "tokenizer", "pretrain", "sft", "reward", "judge", "dpo", "ppo", "grpo", "rlvr")
+    assert recipe_order() == (*made, "eval")
     assert makers(Made.language) == ("pretrain", "sft", "dpo", "ppo", "grpo", "rlvr")
     for spec in SPECS.values():
         module, _, function = spec.run.partition(":")
@@ -258,7 +259,7 @@ def test_a_recipe_comes_in_the_order_in_which_stages_build_on_each_other() -> No
 # --- no module but its own names a stage
 
 # Words that mean something else too; of these only comparisons, tables and imports tell.
-COMMON = {"tokenizer", "reward", "judge", "eval", "grpo"}
+COMMON = {"corpus", "tokenizer", "reward", "judge", "eval", "grpo"}
 
 
 def names_of_stages(path: Path) -> list[str]:

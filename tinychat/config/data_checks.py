@@ -6,9 +6,12 @@ import glob
 from collections.abc import Iterator
 from pathlib import Path
 
+from omegaconf import MISSING
+
 from tinychat.config import plugins
+from tinychat.config.corpus_stage import CorpusSource, EvaluationSet, weight_problems
 from tinychat.config.schema import Config, DataConfig
-from tinychat.config.specs import spec_of
+from tinychat.config.specs import Made, spec_of
 from tinychat.errors import UserError
 from tinychat.runtime.run_files import at_home
 
@@ -32,6 +35,8 @@ def problems(config: Config) -> Iterator[str]:
         yield f"data.path=null: data={data.name} needs a file, folder or glob, as data.path=my_files/"
     yield from source.problems(data)
     yield from _mix(data)
+    yield from _weights(data, source.of_corpus)
+    yield from _corpus(config)
     wanted = spec_of(config).reads
     if wanted and not plugins.gives(data, wanted):
         works = ", ".join(plugins.sources_of(wanted))
@@ -71,6 +76,48 @@ def _mix(data: DataConfig) -> Iterator[str]:
             yield f"data.mix.{name}.source={part.source} has no conversations; use {works}"
         if part.max_rows is not None and part.max_rows < 1:
             yield f"data.mix.{name}.max_rows={part.max_rows}: must be at least 1, or null for all"
+
+
+def _weights(data: DataConfig, of_corpus: bool) -> Iterator[str]:
+    if data.weights and not of_corpus:
+        yield f"data.weights={dict(data.weights)}: data={data.name} is one source; data=corpus mixes several"
+    yield from weight_problems("data.weights", dict(data.weights))
+
+
+def _corpus(config: Config) -> Iterator[str]:
+    """Of a corpus that is to be made: where its documents come from, and what it is decontaminated against."""
+    if spec_of(config).makes is not Made.corpus:
+        return
+    stage = config.stage
+    if not stage.sources and plugins.source_of(config.data).of_corpus:
+        yield f"data={config.data.name}: a corpus already; name what it is to be made of: data=text data.path=FILES"
+    for name, one in stage.sources.items():
+        yield from _part(f"stage.sources.{name}", one, "documents", "max_docs")
+    for name, one in stage.decontaminate.sets.items():
+        yield from _part(f"stage.decontaminate.sets.{name}", one, None, "max_rows")
+    if stage.blocklist and not at_home(stage.blocklist).is_file():
+        yield f"stage.blocklist={stage.blocklist}: no such file (looked from {Path.cwd()})"
+
+
+def _part(key: str, part: CorpusSource | EvaluationSet, wanted: str | None, most: str) -> Iterator[str]:
+    """wanted: the rows that it must have; None: any. most: the key that bounds what a generator makes."""
+    if part.source == MISSING:
+        yield f"{key}.source: must be given, as {{source: text, path: FILES}}"
+        return
+    if part.path and not _exists(part.path):
+        yield f"{key}.path={part.path}: no such file or folder (looked from {Path.cwd()})"
+    try:
+        source = plugins.SOURCES.get(part.source, f"{key}.source")
+    except UserError as error:
+        yield str(error)
+        return
+    if source.needs_path and not part.path:
+        yield f"{key}.path=null: {part.source} needs a file, folder or glob"
+    if source.endless and not part.path and getattr(part, most) is None:
+        yield f"{key}.{most}=null: {part.source} never ends; say how many, {key}.{most}=1000"
+    if wanted and (source.of_corpus or wanted not in source.has):
+        works = ", ".join(name for name in plugins.sources_of(wanted) if not plugins.SOURCES.own[name].of_corpus)
+        yield f"{key}.source={part.source} has no {wanted} to collect; use {works}"
 
 
 def _exists(path: str) -> bool:

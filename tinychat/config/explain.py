@@ -116,6 +116,8 @@ def explain(error: BaseException) -> str:
         keys = known_keys(next((name for name, spec in SPECS.items() if spec.settings.__name__ == slip[2]), None))
         near = nearest_key(slip[1], keys)
         text += f". Did you mean {near}?" if near else "; --cfg job shows all keys"
+    if new := re.search(r"Could not override '([^']+)'. Key '[^']+' is not in struct", text):
+        text += f"; names of your own are added with a plus: '+{new[1]}=...'"
     return text if not key or key in text else f"{key}: {text}"
 
 

@@ -242,6 +242,7 @@ class DataConfig:
     val_path: str | None = MISSING  # held-out documents; null: the source's own split, else a seeded hold-out
     val_fraction: float = MISSING  # share of documents held out where the source has no validation split
     text_column: str = MISSING  # column or key that holds the text
+    weights: dict[str, float] = field(default_factory=dict)  # corpus: source -> share of the tokens; {}: the corpus's
     max_docs: int | None = MISSING  # training documents read at most
     lessons: float = MISSING  # tinyworld: lessons generated for each training story
     demonstrations: float = MISSING  # tinyworld: share of training conversations that answer its preferences' requests

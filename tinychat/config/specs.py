@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal
 
+from tinychat.config.corpus_stage import CorpusStage
 from tinychat.config.rollout_stages import GrpoStage, PpoStage, RlvrStage, RolloutStage
 from tinychat.config.stages import (
-    CorpusStage,
     DpoStage,
     EvalStage,
     JudgeStage,
@@ -38,6 +38,7 @@ Rows = Literal["documents", "conversations", "preferences", "prompts"]
 class Made(Enum):
     """What a stage's checkpoint is to those that build on it."""
 
+    corpus = "corpus"  # documents, which data=corpus reads
     tokenizer = "tokenizer"
     language = "language"  # a model that continues text: it can be talked to
     reward = "reward"  # a scalar head that scores replies
@@ -131,7 +132,7 @@ class StageSpec:
     @property
     def needs_tokenizer(self) -> bool:
         """Whether it needs a tokenizer where no checkpoint brings one."""
-        return self.start is Start.optional and self.makes is not Made.tokenizer
+        return self.start is Start.optional and self.makes not in (Made.tokenizer, Made.corpus)
 
     @property
     def scores(self) -> bool:
@@ -157,7 +158,9 @@ class StageSpec:
     def builds_on(self) -> set[str]:
         """Every stage whose checkpoint it may be given."""
         judged = issubclass(self.settings, SafetyEvaluation)
-        wanted = {Made.tokenizer: self.needs_tokenizer, Made.reward: self.rewards, Made.judge: judged}
+        documents = self.reads == "documents" and self.makes is not Made.corpus
+        wanted = {Made.corpus: documents, Made.tokenizer: self.needs_tokenizer}
+        wanted |= {Made.reward: self.rewards, Made.judge: judged}
         made = [made for made, wants in wanted.items() if wants]
         made += [self.starts_from] if isinstance(self.starts_from, Made) else []
         named = () if isinstance(self.starts_from, Made) else self.starts_from
@@ -167,6 +170,19 @@ class StageSpec:
 SPECS: dict[str, StageSpec] = {
     spec.name: spec
     for spec in (
+        StageSpec(
+            name="corpus",
+            settings=CorpusStage,
+            run="tinychat.stages.corpus:run",
+            reads="documents",
+            makes=Made.corpus,
+            called="a corpus",
+            objective="data/documents",
+            headlines=("data/documents", "data/kept", "data/bytes", "data/tokens"),
+            metrics=("data/tokens", "data/documents", "data/bytes", "data/kept", "perf/text_mb_per_s"),
+            next="tokenizer",
+            next_data=False,
+        ),
         StageSpec(
             name="tokenizer",
             settings=TokenizerStage,
@@ -182,16 +198,6 @@ SPECS: dict[str, StageSpec] = {
                 "tokenizer/documents_exact",
             ),
             metrics=("tokenizer/*",),
-            next="pretrain",
-        ),
-        StageSpec(
-            name="corpus",
-            settings=CorpusStage,
-            run="tinychat.stages.pretrain:make_corpus",
-            reads="documents",
-            objective="data/tokens",
-            headlines=("data/tokens", "data/documents", "data/bytes"),
-            metrics=("data/tokens", "data/documents", "data/bytes"),
             next="pretrain",
         ),
         StageSpec(

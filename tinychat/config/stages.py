@@ -66,13 +66,6 @@ class TokenizerStage(StageSettings):
 
 
 @dataclass
-class CorpusStage(StageSettings):
-    """Tokenize into the cache and report; nothing is trained."""
-
-    name: str = MISSING
-
-
-@dataclass
 class TrainLoop(StageSettings):
     """What every stage that trains a model has."""
 

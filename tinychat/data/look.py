@@ -11,24 +11,31 @@ from typing import Any
 
 from tinychat.config.plugins import reward_kind
 from tinychat.config.schema import Config, OnBadRow
-from tinychat.config.specs import Rows, spec_of
+from tinychat.config.specs import Made, Rows, spec_of
 from tinychat.data.chats.rows import BadRow
 from tinychat.data.chats.sources import ChatSource, chat_source
+from tinychat.data.corpus.sources import corpus_sources
 from tinychat.data.documents.sources import TextSource, text_source
 from tinychat.data.files.row_sources import RowSource
 from tinychat.data.files.splits import Split
 from tinychat.data.files.tables import Meter
 from tinychat.data.preferences.prompts import PromptSource, check_answers, prompt_shape, prompt_source
 from tinychat.data.preferences.sources import PreferenceSource, preference_source
+from tinychat.errors import UserError
 
 WHOLE = 4 << 20  # bytes: files up to this size are read as a whole,
 FIRST = 1000  # of larger ones so many rows
 SPLITS: tuple[Split, ...] = ("train", "validation")
 
 
-def fingerprints(config: Config, rows: Rows) -> dict[Split, str]:
-    """Of the splits that are files, as a stage writes them into its lineage. Raises UserError as finding them does."""
-    found: dict[Split, str] = {}
+def fingerprints(config: Config, rows: Rows) -> dict[str, str]:
+    """Of the splits that are files (of a corpus that is made: of its sources), as a stage writes them into its lineage.
+    Raises UserError as finding them does."""
+    if spec_of(config).makes is Made.corpus:
+        memo_dir = Path(config.paths.cache)
+        sources = corpus_sources(config).values()
+        return {one.name: one.texts.fingerprint(memo_dir) for one in sources if one.texts.size_bytes is not None}
+    found: dict[str, str] = {}
     for split in SPLITS:
         source = _find(config, rows, split)
         memo_dir = Path(config.paths.cache)
@@ -47,6 +54,9 @@ def look(config: Config, rows: Rows) -> None:
     rows. `rows`: documents, conversations, preferences or prompts. Raises UserError as the reading does, and for
     prompts that a verifier could not judge. Says nothing else: the job itself will."""
     with _quiet():
+        if spec_of(config).makes is Made.corpus:
+            _look_at_sources(config)
+            return
         for split in SPLITS:
             source = _find(config, rows, split)
             if isinstance(source, PromptSource):
@@ -54,6 +64,24 @@ def look(config: Config, rows: Rows) -> None:
                 _check_answers(source, config)
             else:
                 _read(source, config)
+
+
+def _look_at_sources(config: Config) -> None:
+    """Of a corpus that is to be made: its sources, what it is decontaminated against, and its rules' files and code."""
+    from tinychat.data.corpus.cleaning import check_languages, read_blocklist, read_function
+    from tinychat.data.corpus.evaluation_sets import settings_of, texts_of
+
+    stage = config.stage
+    if stage.function:
+        read_function(stage.function)
+    if stage.blocklist:
+        read_blocklist(stage.blocklist)
+    check_languages(stage)
+    for source in corpus_sources(config).values():
+        _read(source.texts, config)
+    for name, one in stage.decontaminate.sets.items():
+        with _told(f"stage.decontaminate.sets.{name}"):
+            _exhaust(itertools.islice(texts_of(settings_of(name, one, config.data)), FIRST))
 
 
 def _find(config: Config, rows: Rows, split: Split) -> TextSource | RowSource[Any] | PromptSource:
@@ -109,6 +137,15 @@ def _check_answers(source: PromptSource, config: Config) -> None:
             check_answers(
                 itertools.islice(source.rows(), FIRST if size is None or size > WHOLE else None), f"reward.parts.{name}"
             )
+
+
+@contextlib.contextmanager
+def _told(key: str) -> Iterator[None]:
+    """An error begins with the setting that it is about."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
 
 
 def _exhaust(rows: Iterable[Any]) -> None:

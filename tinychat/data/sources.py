@@ -21,6 +21,7 @@ from tinychat.config.schema import DataConfig
 from tinychat.data.chats.files import ALPACA, GSM8K, MINIMIND, Layout, find_layout
 from tinychat.data.chats.rows import BadRow, ChatRow, chat_row
 from tinychat.data.chats.tools import as_text, with_tools
+from tinychat.data.corpus.reading import CorpusSource
 from tinychat.data.files.row_sources import DataSource, Found, Hub, generated_rows
 from tinychat.data.files.splits import Split, SplitFiles, find_files, hash_file, seeded_hold_out, split_files
 from tinychat.data.files.tables import not_text, short
@@ -324,6 +325,7 @@ SOURCES: dict[str, DataSource] = {
     "tinyworld": TinyWorld(),
     "tinystories": TinyStories(),
     "text": Text(),
+    "corpus": CorpusSource(),
     "alpaca": Alpaca(),
     "gsm8k": Gsm8k(),
     "minimind_sft": MinimindSft(),

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from tinychat.config import plugins
 from tinychat.config.schema import Config
 from tinychat.launch.worker import function_of
-from tinychat.runs import folders
+from tinychat.runs import folders, parents
 from tinychat.runtime.manifest import verifying
 from tinychat.runtime.process import keep_freed_memory
 from tinychat.runtime.world import World, answering, seed_everything
@@ -55,6 +55,7 @@ def run_stage(
     plugins.VERIFIERS.use(config.data.verifiers, "data.verifiers")
     # As if it had been told to stop: it saves after its first step, and ends.
     stop = StopFlag(folder, speaks=False, signal_number=signal.SIGTERM)
+    config = parents.with_corpus(config, found)
     context = Context(folder, world, None, found, stop, examiner)
     seed_everything(config.seed)
     try:

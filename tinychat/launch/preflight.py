@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tinychat.config.schema import Config, PeftKind, TokenizerKind
-from tinychat.config.specs import spec_of
+from tinychat.config.specs import Made, spec_of
 from tinychat.errors import UserError
 from tinychat.runs import folders, parents
 from tinychat.runtime import hub
@@ -22,6 +22,9 @@ def check(config: Config, said: Sequence[str]) -> None:
     them. said: the command's overrides."""
     if config.peft.kind is PeftKind.qlora:
         hub.need(*hub.QLORA)
+    if (spec := spec_of(config)).makes is Made.corpus:
+        for package in hub.CORPUS:
+            hub.need(package, "corpus", f"stage={spec.name}", "make it elsewhere: data=corpus needs neither")
     found = parents.find_parents(config, said)
     from_package = not (found.get("init_from") or config.tokenizer.path) and config.tokenizer.kind is TokenizerKind.gpt2
     if from_package and importlib.util.find_spec(hub.GPT2_PACKAGE) is None:
@@ -31,7 +34,7 @@ def check(config: Config, said: Sequence[str]) -> None:
     if rows := spec_of(config).reads:
         from tinychat.data.look import look
 
-        look(config, rows)
+        look(parents.with_corpus(config, found), rows)
 
 
 def changed_data(config: Config, run_dir: Path) -> list[str]:
@@ -44,5 +47,5 @@ def changed_data(config: Config, run_dir: Path) -> list[str]:
 
     now = {}
     with contextlib.suppress(UserError):
-        now = fingerprints(config, rows)
+        now = fingerprints(parents.with_corpus(config, parents.told(run_dir)), rows)
     return [split for split in now if split in then and then[split].get("fingerprint") != now[split]]

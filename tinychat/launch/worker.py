@@ -63,6 +63,8 @@ def _parents(config: Config, found: Mapping[str, str | None]) -> Iterator[tuple[
         yield f"init_from={config.init_from}", found["init_from"]
     if config.tokenizer.kind is TokenizerKind.bpe and config.tokenizer.path is None and found.get("tokenizer"):
         yield "tokenizer.path=null", found["tokenizer"]
+    if config.data.path is None and found.get("corpus"):
+        yield "data.path=null", found["corpus"]
     judge = getattr(config.stage, "judge", None)
     if judge in parents.AUTO:
         yield f"stage.judge={judge}", found.get("judge")
@@ -143,10 +145,12 @@ def _run_stage(config: Config, run_dir: Path, world: World, stop: StopFlag) -> i
         raise UserError(
             f"{run_dir / parents.FILE}: is missing; start the run again with resume=auto, which makes it anew"
         )
+    took = list(choices(config, found, world))
+    config = parents.with_corpus(config, found)
     tracker = _start_tracker(config, run_dir, found) if world.is_main else None
     context = Context(run_dir, world, tracker, found, stop)
     log.info("%s in %s", config.stage.name, run_dir)
-    for line in choices(config, found, world):
+    for line in took:
         log.info("%s", line)
     status, result, problem = "failed", StageResult(), None
     try:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tinychat.config.schema import Config
-from tinychat.config.specs import spec_of
+from tinychat.config.specs import Made, spec_of
 from tinychat.errors import UserError
 from tinychat.runtime import manifest, run_files
 from tinychat.runtime.manifest import TRAINER_STATE as TRAINER_STATE
@@ -41,7 +41,9 @@ CHECKPOINTS = "checkpoints"
 TABLES = "tables"
 PICTURES = "pictures"
 LINEAGE = "lineage.json"
+MARKS = ("config.json", "adapter_config.json", "tokenizer.json", "vocab.json", "corpus.json")  # of what was made
 BEST = "best"  # after a run folder: its checkpoint with the best score
+LONGEST_NAME = 100  # characters of the name that a corpus gets from its sources
 STARTED = ".started"
 LOCK_ATTEMPTS = 5
 STOP = ".stop"  # made to have the ranks save and stop, see tinychat.launch.guard
@@ -253,8 +255,11 @@ def new_run_dir(outputs: Path, experiment: str, run_name: str) -> Path:
 
 
 def default_run_name(config: Config) -> str:
-    """STAGE-MODEL-DATA; stages without a model name their tokenizer."""
-    subject = config.model.name if spec_of(config).has_model else config.tokenizer.name
+    """STAGE-MODEL-DATA; stages without a model name their tokenizer, and a corpus its sources."""
+    spec = spec_of(config)
+    if spec.makes is Made.corpus:
+        return f"{spec.name}-{'+'.join(config.stage.sources) or config.data.name}"[:LONGEST_NAME]
+    subject = config.model.name if spec.has_model else config.tokenizer.name
     return f"{config.stage.name}-{subject}-{config.data.name}"
 
 
@@ -447,7 +452,7 @@ def resolve_checkpoint(spec: str) -> Path:
         raise Unusable(f"checkpoint {spec}: {problem}")
     if not path.exists():
         raise UserError(f"checkpoint {spec}: no such folder; give a checkpoint or run folder (see outputs/)")
-    if any((path / name).is_file() for name in ("config.json", "adapter_config.json", "tokenizer.json", "vocab.json")):
+    if any((path / name).is_file() for name in MARKS):
         verify_checkpoint(path)
         return path
     result = read_result(path)

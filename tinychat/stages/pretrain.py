@@ -1,12 +1,13 @@
-"""stage=pretrain: next-token prediction on packed documents; and stage=corpus, which makes the token cache alone."""
+"""stage=pretrain: next-token prediction on packed documents."""
 
 from __future__ import annotations
 
 import math
 
 from tinychat.config.schema import Config
+from tinychat.data.documents.mixture import MixedBlocks, MixedTokens, training_blocks
 from tinychat.data.documents.sources import leading_tokens
-from tinychat.data.documents.tokens import PackedBlocks, document_segments
+from tinychat.data.documents.tokens import TokenCache, document_segments
 from tinychat.engine import build_engine
 from tinychat.models.build import count_parameters, training_flops_per_token
 from tinychat.models.logprobs import token_nll
@@ -22,9 +23,11 @@ from tinychat.stages.common import (
     get_model,
     get_tokenizer,
     get_tokens,
+    log,
     split_batch,
     write_lineage,
     write_samples,
+    write_table,
 )
 from tinychat.stages.loop import TrainingLoop
 from tinychat.text.tokenizer import text_beginning, vocabulary_size
@@ -38,7 +41,7 @@ def run(config: Config, context: Context) -> StageResult:
     train = get_tokens(config.data, "train", tokenizer, config, context)
     held_out = get_tokens(config.data, "validation", tokenizer, config, context)
     # Lessons make the text a curriculum.
-    blocks = PackedBlocks(train.tokens, length, config.seed, in_order=config.data.lessons > 0)
+    blocks = training_blocks(train, length, config.seed, in_order=config.data.lessons > 0)
     begin = text_beginning(tokenizer)[0] if stage.isolate_documents else None
     seen = length if begin is None else min(length, train.n_tokens // train.n_docs)  # what a token may attend to
     parameters, flops = count_parameters(model), training_flops_per_token(model, seen)
@@ -71,8 +74,10 @@ def run(config: Config, context: Context) -> StageResult:
 
     if not loop.unfinished:
         write_samples(engine, tokenizer, stage.samples, stage.sample_tokens, config.seed, context)
+        if isinstance(blocks, MixedBlocks) and isinstance(train, MixedTokens):
+            tell_sources(blocks.epochs_of(loop.step, stage.batch_size), train, held_out, context)
     # Where the curriculum changes: a loss that jumps there would look like one that diverges.
-    first = leading_tokens(config.data, train.tokens, tokenizer)
+    first = leading_tokens(config.data, train.tokens, tokenizer) if isinstance(train, TokenCache) else 0
     facts = {
         CURRICULUM: {"stories after lessons": -(-first // tokens_per_step)} if first else None,
         "parameters": parameters.total,
@@ -84,17 +89,16 @@ def run(config: Config, context: Context) -> StageResult:
     return loop.result(facts, (math.log(entries), f"guessing among {entries:,} tokens"))
 
 
-def make_corpus(config: Config, context: Context) -> StageResult:
-    """stage=corpus: tokenize both splits into the cache and report sizes, so that a training job later starts at
-    once."""
-    tokenizer = get_tokenizer(config, context)
-    caches = {split: get_tokens(config.data, split, tokenizer, config, context) for split in ("train", "validation")}
-    train = caches["train"]
-    metrics = {
-        "data/tokens": float(train.n_tokens),
-        "data/documents": float(train.n_docs),
-        "data/bytes": float(train.n_bytes),
-    }
-    context.log(0, metrics)
-    facts = {f"{split} cache": str(cache.path) for split, cache in caches.items()}
-    return StageResult(metrics, "data/tokens", facts=facts)
+def tell_sources(
+    epochs: dict[str, float], train: MixedTokens, held_out: TokenCache | MixedTokens, context: Context
+) -> None:
+    """What was read of each source of a mixture, and how well its held-out tokens are told."""
+    measured = held_out.measured if isinstance(held_out, MixedTokens) else {}
+    rows = []
+    for name, part in train.parts.items():
+        ppl = measured.get(name, {}).get("eval/ppl")
+        rows.append([name, round(train.weights[name], 4), part.n_tokens, round(epochs[name], 3), ppl])
+        shown = f", held-out perplexity {ppl:.4g}" if ppl is not None else ""
+        log.info("%s: %.1f%% of the tokens read, %.3g epochs%s", name, 100 * train.weights[name], epochs[name], shown)
+    columns = ["source", "weight", "training tokens", "epochs", "held-out perplexity"]
+    write_table(context, "sources", "Sources", columns, rows)

@@ -8,7 +8,7 @@ import itertools
 import json
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -250,20 +250,23 @@ def cut_end(text: str, fraction: float) -> tuple[str, str]:
     return text[:place], text[place:]
 
 
-def text_source(config: DataConfig, split: Split) -> TextSource:
+def text_source(config: DataConfig, split: Split, whole: bool = False) -> TextSource:
     """The documents of one split, found but not yet read.
 
     Validation is, in this order: data.val_path; the source's own split (files named for it, the hub's, the
-    generator's); a seeded hold-out of data.val_fraction of the documents, which training then lacks. Raises
-    UserError where the files or the hub are missing.
+    generator's); a seeded hold-out of data.val_fraction of the documents, which training then lacks (`whole`: does
+    not lack). Raises UserError where the files or the hub are missing.
     """
     source = source_of(config)
     if found := source.files(config, split):
-        return _from_files(config, split, found)
+        return _from_files(config, split, replace(found, hold_out=None) if whole else found)
     if made := source.made(config, split, "documents"):
+        if whole and made.hold_out:
+            made = replace(made, hold_out=None, description=made.description.partition(";")[0])
         return _made(config, split, made)
     if source.hub:
-        return _from_hub(config, split, source.hub)
+        found_there = _from_hub(config, split, source.hub)
+        return replace(found_there, hold_out=None) if whole else found_there
     raise no_path(config, splits.USABLE)
 
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from tinychat.config.schema import DataConfig, OnBadRow
 from tinychat.data.chats.files import Layout
@@ -21,6 +21,9 @@ from tinychat.data.files.splits import HoldOut, Split, SplitFiles, nothing_left
 from tinychat.data.preferences.rows import Reader, own_row
 from tinychat.errors import UserError
 from tinychat.runtime import hub
+
+if TYPE_CHECKING:
+    from tinychat.data.documents.sources import TextSource
 
 
 class HubRows:
@@ -140,6 +143,7 @@ class DataSource:
     endless = False  # it makes as many rows as it is asked for
     has_oracle = False  # its requests know an exact judge
     test_validates = False  # files named test are for validation where no others are
+    of_corpus = False  # data.path is a corpus; null: the newest of the experiment
     needs_safe_label = False  # a reply of its pairs may be unsafe unless it is labelled safe
     hub: Hub | None = None
 
@@ -153,6 +157,10 @@ class DataSource:
 
     def made(self, config: DataConfig, split: Split, rows: str) -> Found[Any] | None:
         """Rows that it makes, of one of `has`: texts, ChatRow, PreferenceRow or PromptRow, and BadRow; None: none."""
+
+    def parts(self, config: DataConfig, split: Split) -> dict[str, tuple[TextSource, float | None]]:
+        """Of documents that are a mixture: each source of it and its weight, None: as much as there is. {}: of one."""
+        return {}
 
     def leading(self, config: DataConfig) -> int:
         """How many training documents stand before all others, as a curriculum's first part."""

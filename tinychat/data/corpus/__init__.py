@@ -1,0 +1,1 @@
+"""Documents collected, filtered and deduplicated, and the chunks that they become."""

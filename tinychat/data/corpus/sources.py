@@ -1,0 +1,49 @@
+"""The sources of a corpus that is to be made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from tinychat.config.schema import Config
+from tinychat.data.documents.sources import TextSource, text_source
+from tinychat.errors import UserError
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where documents come from, and what is asked of them."""
+
+    name: str
+    texts: TextSource
+    languages: list[str]  # those allowed; []: all
+    weight: float | None
+
+
+def corpus_sources(config: Config) -> dict[str, Source]:
+    """Those of stage.sources, else the training documents of data=; found, not yet read. None of them are held out:
+    that is done where the corpus is read. Raises UserError."""
+    stage, data = config.stage, config.data
+    settings = {
+        name: replace(
+            data,
+            name=name,
+            source=one.source,
+            path=one.path,
+            text_column=one.text_column or data.text_column,
+            max_docs=one.max_docs,
+            options=one.options,
+            val_path=None,
+            lessons=0.0,
+        )
+        for name, one in stage.sources.items()
+    } or {data.name: data}
+    found: dict[str, Source] = {}
+    for name, own in settings.items():
+        try:
+            texts = text_source(own, "train", whole=True)
+        except UserError as error:
+            raise UserError(f"stage.sources.{name}: {error}" if stage.sources else str(error)) from None
+        one = stage.sources.get(name)
+        languages = (one.languages if one else []) or stage.language.allowed
+        found[name] = Source(name, texts, list(languages), one.weight if one else None)
+    return found
