@@ -32,7 +32,7 @@ MODEL_ROWS = [
     {"load"},
     {"custom"},
     {"build"},
-    {"adapters"},
+    {"adapters", "gguf"},
     {"checkpoints"},
     {"reward", "generation"},
     {"actor_critic", "scorer"},

@@ -28,7 +28,7 @@ from tinychat.errors import UserError
 from tinychat.launch import job as launch
 from tinychat.launch import outer_launcher
 from tinychat.runs import next_steps
-from tinychat.runtime import console, process
+from tinychat.runtime import console, gguf, process
 from tinychat.runtime.run_files import disk_full, said_of
 from tinychat.runtime.terminal import error_line
 from tinychat.sweeps import StudySweeper
@@ -84,12 +84,13 @@ def job(node: DictConfig) -> float | None:
         again = f"python -m tinychat.train -m {shlex.join(sys.argv[1:])}"
         raise UserError(f"sweep={config.sweep.name} is many runs: {again}")
     checks.check(config)
-    if config.plan is not False:
-        from tinychat.plan.report import print_plan  # torch loads here
+    with gguf.kept_in(config.paths.cache):
+        if config.plan is not False:
+            from tinychat.plan.report import print_plan  # torch loads here
 
-        print_plan(config)
-        return None
-    return launch.run_job(config, node)
+            print_plan(config)
+            return None
+        return launch.run_job(config, node)
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ import sys
 
 from tinychat.config.specs import Made, makers
 from tinychat.runs import folders
-from tinychat.runtime import hub
+from tinychat.runtime import gguf, hub
 from tinychat.runtime.run_files import if_readable, read_json
 
 Message = dict[str, str]
@@ -265,12 +265,14 @@ _BARE_HUB_ID = re.compile(r"^\w[\w.-]*$")  # gpt2: of the hub's first models, wi
 
 
 def find(spec: str, outputs: Path) -> str:
-    """The folder of the checkpoint that `spec` means, or a hub id.
+    """The folder of the checkpoint that `spec` means, or a GGUF file's address, or a hub id.
 
     spec: a checkpoint or run folder; the folder of an experiment or of a run's name, or such a name below `outputs`:
     the newest finished run there; latest: that of all experiments; runs:/ID; a hub id. Raises UserError.
     """
     path = at_home(spec)
+    if gguf.is_gguf(spec):
+        return spec
     if path.is_file():
         raise UserError(f"checkpoint {spec}: is a file; give the folder it is in")
     if spec == LATEST and not path.exists():

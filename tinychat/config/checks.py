@@ -116,7 +116,9 @@ def _model(config: Config) -> Iterator[str]:
     model, stage, spec = config.model, config.stage, spec_of(config)
     shape, own_start = shapes.shape_of(model), spec.trains and spec.start is Start.optional
     if shape.from_weights and not model.path and config.init_from is None and own_start:
-        yield "model.path=null: model=pretrained needs a folder or hub id, as model.path=FOLDER"
+        yield "model.path=null: model=pretrained needs a folder, GGUF file or hub id, as model.path=FOLDER"
+    if shape.from_weights and _is_missing(model.path):
+        yield f"model.path={model.path}: no such file or folder"
     yield from shapes.problems(model)
     if model.options and not shape.own_code:
         yield f"model.options={dict(model.options)}: only for a class of your own (model=custom); remove it"
@@ -134,13 +136,21 @@ def _model(config: Config) -> Iterator[str]:
 
 def _tokenizer(config: Config) -> Iterator[str]:
     tokenizer = config.tokenizer
-    if tokenizer.path and tokenizer.path.startswith((".", "/", "~")) and not at_home(tokenizer.path).exists():
+    if _is_missing(tokenizer.path) and tokenizer.path != config.model.path:
         yield f"tokenizer.path={tokenizer.path}: no such file or folder"
+    reads = spec_of(config).has_model and config.init_from is None and not shapes.shape_of(config.model).from_weights
+    if tokenizer.kind is schema.TokenizerKind.pretrained and tokenizer.path is None and reads:
+        yield f"tokenizer.path=null: tokenizer={tokenizer.name} needs a folder or hub id, as tokenizer.path=FOLDER"
     if spec_of(config).makes is Made.tokenizer and tokenizer.kind is not schema.TokenizerKind.bpe:
         yield (
             f"stage={config.stage.name} trains a byte-level BPE; tokenizer={tokenizer.name} is not trained, use "
             "tokenizer=bpe"
         )
+
+
+def _is_missing(path: str | None) -> bool:
+    """Whether it can be nothing but a path, and there is nothing."""
+    return path is not None and path.startswith((".", "/", "~")) and not at_home(path).exists()
 
 
 def _rewards(config: Config) -> Iterator[str]:

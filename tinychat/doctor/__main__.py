@@ -16,6 +16,7 @@ from tinychat.config import checks, schema
 from tinychat.config.specs import SPECS, spec_of
 from tinychat.errors import UserError
 from tinychat.launch import job, preflight
+from tinychat.runtime import gguf
 from tinychat.runtime.terminal import error_line, table_width
 
 PROGRAM = "tinychat.doctor"
@@ -32,11 +33,12 @@ def look(node: DictConfig) -> None:
         able = ", ".join(spec.name for spec in SPECS.values() if spec.trains)
         raise UserError(f"stage={config.stage.name} trains no model; there are {able}")
     said = job.overrides()
-    preflight.check(config, said)
-    job.forget_launcher()
-    from tinychat.doctor.examine import examine  # torch loads here
+    with gguf.kept_in(config.paths.cache):
+        preflight.check(config, said)
+        job.forget_launcher()
+        from tinychat.doctor.examine import examine  # torch loads here
 
-    examined = examine(config, said)
+        examined = examine(config, said)
     statuses.append(_print(examined))
 
 

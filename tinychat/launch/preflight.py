@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tinychat.config.schema import Config, PeftKind, TokenizerKind
+from tinychat.config.shapes import shape_of
 from tinychat.config.specs import Made, spec_of
 from tinychat.errors import UserError
 from tinychat.runs import folders, parents
-from tinychat.runtime import hub
+from tinychat.runtime import gguf, hub
 
 
 def check(config: Config, said: Sequence[str]) -> None:
@@ -26,6 +27,10 @@ def check(config: Config, said: Sequence[str]) -> None:
         for package in hub.CORPUS:
             hub.need(package, "corpus", f"stage={spec.name}", "make it elsewhere: data=corpus needs neither")
     found = parents.find_parents(config, said)
+    own = None if found["init_from"] or not shape_of(config.model).from_weights else config.model.path
+    for address in filter(None, (own, *found.values())):
+        if gguf.is_gguf(address):
+            gguf.folder_of(address)
     from_package = not (found.get("init_from") or config.tokenizer.path) and config.tokenizer.kind is TokenizerKind.gpt2
     if from_package and importlib.util.find_spec(hub.GPT2_PACKAGE) is None:
         from tinychat.text.tokenizer import load_tokenizer

@@ -29,7 +29,7 @@ from tinychat.models import custom
 from tinychat.report import headline
 from tinychat.report import run as report
 from tinychat.runs import failures, folders, parents, trial
-from tinychat.runtime import console, terminal
+from tinychat.runtime import console, gguf, terminal
 from tinychat.runtime.console import setup_logging
 from tinychat.runtime.manifest import verifying
 from tinychat.runtime.process import Interrupted, end_with_parent, keep_freed_memory
@@ -101,7 +101,11 @@ def run(run_dir: Path, insist: bool = True) -> int:
             f"{run_dir / folders.CONFIG} is missing; with several nodes run_dir must lie on a disk they share"
         )
     config = to_config(OmegaConf.create(terminal.restored(folders.read_config(run_dir), run_dir)))
-    with answering(config.launch.timeout_minutes), verifying(config.checkpoint.verify):
+    with (
+        answering(config.launch.timeout_minutes),
+        verifying(config.checkpoint.verify),
+        gguf.kept_in(config.paths.cache),
+    ):
         return _run_as_rank(config, run_dir, insist)
 
 

@@ -43,7 +43,7 @@ from tinychat.models.load import (
 )
 from tinychat.models.quantized import quiet_bitsandbytes
 from tinychat.runs import folders
-from tinychat.runtime import hub, manifest
+from tinychat.runtime import gguf, hub, manifest
 from tinychat.runtime.run_files import at_home
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -106,19 +106,20 @@ def read_reward_settings(folder: Path) -> dict[str, Any] | None:
 
 
 def find_base(folder: Path) -> str:
-    """Folder or hub id of the adapter's base: where adapter_config.json says, else where it lay seen from the adapter,
-    so that a folder of runs may be moved as a whole. Raises UserError where neither is there."""
+    """Folder, GGUF file or hub id of the adapter's base: where adapter_config.json says, else where it lay seen from
+    the adapter, so that a folder of runs may be moved as a whole. Raises UserError where neither is there."""
     file = folder / ADAPTER_CONFIG
     said = read_adapter_config(folder).get("base_model_name_or_path")
     if not said:
         raise UserError(f"adapter {file}: base_model_name_or_path is {said!r}; write its base's folder or hub id there")
-    if hub.is_hub_id(said):
+    if hub.is_hub_id(said) or gguf.in_package(said):
         return said
     places = [at_home(said)]
     if (folder / ADAPTER_BASE).is_file() and (relative := _read(folder / ADAPTER_BASE).get("relative")):
         places.append((folder.resolve() / relative).resolve())
     for place in places:
-        if (place / "config.json").is_file() or is_adapter_folder(place):
+        is_file = gguf.is_gguf(str(place)) and place.is_file()
+        if is_file or (place / "config.json").is_file() or is_adapter_folder(place):
             return str(place.resolve())
     nor = f", nor at {places[1]}" if len(places) > 1 and places[1] != places[0] else ""
     raise UserError(

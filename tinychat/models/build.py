@@ -130,7 +130,15 @@ def count_parameters(model: nn.Module) -> ParameterCount:
 
 def describe(model: PreTrainedModel) -> str:
     """One line in plain words: shape, context, vocabulary, parameters with embeddings apart."""
-    shape, count = model.config, count_parameters(model)
+    count = count_parameters(model)
+    return (
+        f"{describe_shape(model.config)}: {_millions(count.total)} parameters "
+        f"({_millions(count.embedding)} embeddings, {_millions(count.other)} other)"
+    )
+
+
+def describe_shape(shape: PreTrainedConfig) -> str:
+    """The same of a configuration, which does not tell the parameters."""
     known = SHAPES.get(shape.model_type)
     name = known.title if known else shape.model_type
     number, shared = getattr(shape, "num_attention_heads", None), getattr(shape, "num_key_value_heads", None)
@@ -139,9 +147,7 @@ def describe(model: PreTrainedModel) -> str:
         heads = f"{number} heads sharing {shared} keys and values, "
     return (
         f"{name}, {shape.num_hidden_layers} layers of width {shape.hidden_size}, {heads}"
-        f"context {shape.max_position_embeddings:,} tokens, vocabulary {shape.vocab_size:,}: "
-        f"{_millions(count.total)} parameters "
-        f"({_millions(count.embedding)} embeddings, {_millions(count.other)} other)"
+        f"context {shape.max_position_embeddings:,} tokens, vocabulary {shape.vocab_size:,}"
     )
 
 

@@ -61,7 +61,7 @@ def load_config(path: str) -> PreTrainedConfig:
 def pretrained_path(config: ModelConfig) -> str:
     """What arch=pretrained starts from. Raises UserError where it is not said."""
     if config.path is None:
-        raise UserError("model.path=null: model=pretrained needs a folder or hub id, as model.path=FOLDER")
+        raise UserError("model.path=null: model=pretrained needs a folder, GGUF file or hub id, as model.path=FOLDER")
     return config.path
 
 

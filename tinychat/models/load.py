@@ -25,7 +25,7 @@ from tinychat.config.shapes import ADDRESS
 from tinychat.errors import UserError
 from tinychat.models.quantized import prepare_quantized, quantization_config
 from tinychat.runs import folders
-from tinychat.runtime import hub
+from tinychat.runtime import gguf, hub
 from tinychat.runtime.run_files import at_home, cannot
 
 CONFIG = "config.json"
@@ -99,11 +99,11 @@ def read_model(path: str, kind: Any, dropout: float | None = None, quantize: boo
             )
     except Exception as error:  # transformers raises nearly anything on a malformed folder
         raise UserError(f"model {folder}: cannot be loaded: {one_line(error)}") from None
-    _check_loaded(folder, found)
+    check_loaded(folder, found)
     check_finite(model, f"model {folder}")
     if quantize:
         prepare_quantized(model)
-    model.name_or_path = str(folder.resolve()) if at_home(path).exists() else path  # adapters name it
+    model.name_or_path = address_of(path)  # adapters name it
     return model
 
 
@@ -137,8 +137,17 @@ def check_finite(model: Any, what: str) -> None:
             )
 
 
+def address_of(path: str) -> str:
+    """A path, GGUF file or hub id, from whatever folder one works in."""
+    if gguf.is_gguf(path):
+        return gguf.address_of(path)
+    return str(at_home(path).resolve()) if at_home(path).exists() else path
+
+
 def model_folder(path: str) -> Path:
-    """The local folder of a path or hub id."""
+    """The local folder of a path, GGUF file (converted) or hub id."""
+    if gguf.is_gguf(path):
+        return gguf.folder_of(path)
     folder = at_home(path)
     if not folder.exists() and hub.is_hub_id(path):
         return hub.repository_folder(path, hub.MODEL_FILES, "give a folder with config.json and model.safetensors")
@@ -239,7 +248,8 @@ def check_safetensors(folder: Path, name: str) -> None:
         ) from None
 
 
-def _check_loaded(folder: Path, found: dict) -> None:
+def check_loaded(folder: Path, found: dict) -> None:
+    """Raise UserError unless transformers' loading info tells of all weights and no others."""
     for kind, problem in (
         ("mismatched_keys", "weights of another shape than config.json says"),
         ("missing_keys", "weights missing"),
@@ -253,7 +263,7 @@ def _check_loaded(folder: Path, found: dict) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' bars and remarks; its table of problems becomes one line in _check_loaded."""
+    """Without transformers' bars and remarks; its table of problems becomes one line in check_loaded."""
     verbosity, bar = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()

@@ -17,7 +17,7 @@ from tinychat.config.specs import SPECS, spec_of
 from tinychat.engine.base import DTYPES, resolve_precision
 from tinychat.errors import UserError
 from tinychat.models import custom
-from tinychat.models.build import hf_config, model_vocab_size
+from tinychat.models.build import describe_shape, hf_config, model_vocab_size
 from tinychat.models.checkpoints import load_config, pretrained_path
 from tinychat.models.kernels.head_loss import elements_at_once
 from tinychat.plan.memory import (
@@ -121,7 +121,8 @@ def model_shape(config: Config) -> tuple[Any, list[str]]:
     if start is None and shape_of(config.model).from_weights:
         start = pretrained_path(config.model)
     if start:
-        return load_config(start), [f"every model has the shape of {start}"]
+        shape = load_config(start)
+        return shape, [f"every model has the shape of {start}: {describe_shape(shape)}"]
     entries, whence = _entries(config, found["tokenizer"])
     size = model_vocab_size(config.model, entries)
     assumed = [f"vocabulary: {size:,} rows for {whence}"]

@@ -24,7 +24,7 @@ from typing import Any, TextIO
 from tinychat.config.schema import Config
 from tinychat.config.specs import Made, spec_of
 from tinychat.errors import UserError
-from tinychat.runtime import manifest, run_files
+from tinychat.runtime import gguf, manifest, run_files
 from tinychat.runtime.manifest import TRAINER_STATE as TRAINER_STATE
 from tinychat.runtime.run_files import NUMBER, Unreadable, at_home, if_readable, tell_once
 from tinychat.runtime.run_files import write_text_atomic as write_text_atomic
@@ -441,10 +441,12 @@ def first_usable(folders: Iterable[Path], which: str = "") -> Path | None:
 
 def resolve_checkpoint(spec: str) -> Path:
     """The checkpoint folder that a path means: itself, or a run folder's chosen one (its result's, else the newest), or
-    with /best after the run folder the one with the best score.
+    with /best after the run folder the one with the best score; of a GGUF file what is made of it.
 
     Raises UserError when there is none.
     """
+    if gguf.is_gguf(spec):
+        return gguf.folder_of(spec)
     path = at_home(spec)
     if means_best(path):
         return _resolve_best(path.parent)

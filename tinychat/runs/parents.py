@@ -28,7 +28,7 @@ from tinychat.config.specs import SPECS, Made, Start, makers, spec_of
 from tinychat.config.words import for_shell
 from tinychat.errors import UserError
 from tinychat.runs import folders, trial
-from tinychat.runtime import run_files
+from tinychat.runtime import gguf, run_files
 from tinychat.runtime.manifest import verifying
 from tinychat.runtime.run_files import Unreadable, at_home, if_readable, tell_once
 
@@ -213,8 +213,8 @@ def _from_lineage(run_dir: Path) -> dict[str, str | None] | None:
 
 
 def find_parents(config: Config, said: Sequence[str] = ()) -> dict[str, str | None]:
-    """{"init_from": checkpoint folder or hub id or None, "tokenizer": folder or None}; and where a stage has them
-    "reward.NAME" (the model of that part of the reward), "judge", "teacher", "against.0", "against.1", ...
+    """{"init_from": checkpoint folder, GGUF file, hub id or None, "tokenizer": folder or None}; and where a stage has
+    them "reward.NAME" (the model of that part of the reward), "judge", "teacher", "against.0", "against.1", ...
 
     said: the command's overrides. Raises UserError, with the commands that make the missing parents.
     """
@@ -296,7 +296,7 @@ def _check_several(config: Config, said: Sequence[str]) -> None:
     spec = spec_of(config)
     wanted: list[str] = []
     missing: list[str] = []
-    if config.init_from in AUTO and not _newest(config, *spec.origins):
+    if config.init_from in AUTO and not _own_weights(config) and not _newest(config, *spec.origins):
         wanted.append(spec.origins[0])
         missing += _chain(config, spec.origins[0])
     models = reward_models(config.reward).values()
@@ -338,12 +338,21 @@ def _init_from(config: Config, said: Sequence[str]) -> str | None:
             raise UserError(f"init_from=null: stage={stage.name} {does} a checkpoint; give init_from=FOLDER or auto")
         return None
     if spec in AUTO:
-        return str(_newest_checkpoint(config, said))
+        return _newest_checkpoint(config, said)
     return _resolve(spec, config)
 
 
+def _own_weights(config: Config) -> str | None:
+    """What model=pretrained brings, from which each stage can start; None for a model that is trained from scratch."""
+    path = config.model.path if shape_of(config.model).from_weights else None
+    return _resolve(path, config) if path else None
+
+
 def _resolve(spec: str, config: Config) -> str:
-    """The checkpoint folder that a path or runs:/ address means; a hub id as it is."""
+    """The checkpoint folder that a path or runs:/ address means; a GGUF file's address and a hub id as they are."""
+    if gguf.is_gguf(spec):
+        gguf.find_file(spec)
+        return gguf.address_of(spec)
     if spec.startswith("runs:/"):
         best = f"/{folders.BEST}" if spec.rstrip("/").endswith(f"/{folders.BEST}") else ""
         return _whole(_mlflow_run_dir(spec, config) + best)
@@ -363,12 +372,14 @@ def _looks_like_hub_id(spec: str) -> bool:
     return spec.count("/") == 1 and not spec.startswith((".", "/", "~")) and not spec.startswith("outputs/")
 
 
-def _newest_checkpoint(config: Config, said: Sequence[str]) -> Path:
+def _newest_checkpoint(config: Config, said: Sequence[str]) -> str:
     stages = spec_of(config).origins
     if not stages:
         raise UserError(f"init_from={config.init_from}: stage={config.stage.name} starts from no checkpoint; use null")
     if found := _newest(config, *stages, which=config.init_from):
-        return found
+        return str(found)
+    if own := _own_weights(config):
+        return own
     raise UserError(
         f"init_from={config.init_from}: no finished {' or '.join(stages)} run of model={config.model.name} in "
         f"experiment {config.experiment_name!r}; make one: python -m tinychat.train stage={stages[-1]} "

@@ -29,6 +29,7 @@ from tinychat.models.generation.generate import continue_texts
 from tinychat.models.generation.sampling import SamplingOptions
 from tinychat.models.logprobs import token_nll
 from tinychat.runs import folders, parents
+from tinychat.runtime import gguf
 from tinychat.runtime.console import peak_memory_gb
 from tinychat.runtime.world import World
 from tinychat.stages import Context
@@ -130,10 +131,20 @@ def write_lineage(config: Config, context: Context, data: dict[str, Any]) -> dic
     earlier = parents.earlier_data(newest[0] if newest else None, data, may_change)
     if earlier:
         log.warning("up to step %s this run learnt from other data (lineage.json)", earlier[-1]["until_step"])
-    origin = parents.describe(context.run_dir, context.parents, data, earlier)
+    origin = parents.describe(context.run_dir, context.parents, data, earlier) | _gguf_facts(config, context)
     if context.world.is_main:
         folders.write_text_atomic(context.run_dir / folders.LINEAGE, json.dumps(origin, indent=1))
     return origin
+
+
+def _gguf_facts(config: Config, context: Context) -> dict[str, Any]:
+    """{"gguf": what lineage says of the GGUF file that the stage starts from}, of which the log tells; {} for none."""
+    start = context.parents["init_from"] or (config.model.path if shape_of(config.model).from_weights else None)
+    if start is None or not gguf.is_gguf(start):
+        return {}
+    facts = (folders.read_json(gguf.folder_of(start) / folders.LINEAGE) or {}).get("gguf", {})
+    log.info("%s: padding is %s; %s ends a text", start, facts.get("padding"), facts.get("end"))
+    return {"gguf": facts}
 
 
 def evaluate(

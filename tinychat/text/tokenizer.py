@@ -22,7 +22,7 @@ from transformers import AutoTokenizer, BatchEncoding, GPT2Tokenizer, PreTrained
 from tinychat.config.schema import TokenizerConfig, TokenizerKind
 from tinychat.errors import UserError, install_command
 from tinychat.runs import folders
-from tinychat.runtime import hub
+from tinychat.runtime import gguf, hub
 from tinychat.runtime.hub import GPT2_PACKAGE
 from tinychat.runtime.run_files import at_home
 from tinychat.text import CHAT_END, CHAT_START, END_OF_TEXT, PAD, RESERVED
@@ -95,8 +95,9 @@ GPT2_HUB_ID = "openai-community/gpt2"
 VOCABULARY, MERGES = "vocab.json", "merges.txt"
 # A folder that AutoTokenizer can load holds one of these.
 SAVED = ("tokenizer.json", "tokenizer_config.json")
-# What published tokenizers call their padding.
-PAD_NAMES = (PAD, "<pad>", "[PAD]", "<|finetune_right_pad_id|>")
+# What published tokenizers call their padding; and tokens that some hold and no text of theirs needs: StarCoder's and
+# SmolLM's mark a notebook's empty output.
+PAD_NAMES = (PAD, "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<empty_output>")
 
 
 def load_tokenizer(
@@ -127,12 +128,12 @@ def load_tokenizer(
 
 
 def load_saved_tokenizer(path: str) -> PreTrainedTokenizerFast:
-    """The tokenizer saved in a folder (a checkpoint too), or of a hub repository.
+    """The tokenizer saved in a folder (a checkpoint too), or of a GGUF file or a hub repository.
 
     Raises UserError where there is none, for one that cannot be loaded, and for one that was changed since tinychat
     wrote it.
     """
-    folder = at_home(path)
+    folder = gguf.folder_of(path) if gguf.is_gguf(path) else at_home(path)
     if not folder.exists() and hub.is_hub_id(path):
         folder = hub.repository_folder(path, hub.TOKENIZER_FILES, "give a folder with a saved tokenizer")
     folders.verify_contents(folder, lambda name: "/" not in name and not name.endswith(".safetensors"))
@@ -150,7 +151,7 @@ def load_saved_tokenizer(path: str) -> PreTrainedTokenizerFast:
         raise UserError(
             f"tokenizer {folder}: has no tokenizer.json that the tokenizers library reads; convert it first"
         )
-    _separate_padding(tokenizer, str(folder))
+    separate_padding(tokenizer, str(folder))
     return tokenizer
 
 
@@ -269,15 +270,16 @@ def _check_folder(folder: Path) -> None:
                 raise UserError(f"tokenizer {folder / name}: broken JSON ({error}); save it again") from None
 
 
-def _separate_padding(tokenizer: PreTrainedTokenizerFast, name: str) -> None:
-    """Give it a padding token other than its end of text: one of its own where it has one, else `<|pad|>`."""
+def separate_padding(tokenizer: PreTrainedTokenizerFast, name: str) -> None:
+    """Give it a padding token other than its end of text: one of its own where it has one that its chat template does
+    not write, else `<|pad|>`. The end of text stays as it is. `name` names it in a message."""
     if tokenizer.eos_token is None:
         if END_OF_TEXT not in tokenizer.get_vocab():
             raise UserError(f"tokenizer {name}: has no end-of-text token; set eos_token in tokenizer_config.json")
         tokenizer.eos_token = END_OF_TEXT
     if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
-        known = tokenizer.get_vocab()
-        own = [token for token in PAD_NAMES if token in known and token != tokenizer.eos_token]
+        known, writes = tokenizer.get_vocab(), str(tokenizer.chat_template or "")
+        own = [name for name in PAD_NAMES if name in known and name != tokenizer.eos_token and name not in writes]
         _add_special(tokenizer, name, {"pad_token": own[0] if own else PAD})
 
 
