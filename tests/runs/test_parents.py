@@ -192,7 +192,7 @@ def test_auto_takes_the_newest_policy_whatever_it_was_trained_by(tmp_path: Path)
         paths=SimpleNamespace(outputs=str(tmp_path)),
     )
     for stage in ("dpo", "ppo", "grpo", "sft", "pretrain"):
-        assert parents._newest_checkpoint(config, []) == made[stage]
+        assert parents._newest_checkpoint(config, []) == str(made[stage])
         shutil.rmtree(made[stage].parents[1])
 
 
