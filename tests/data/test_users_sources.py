@@ -10,13 +10,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
 
+from tests.conftest import REPOSITORY
 from tests.data.preferences.test_sources import config
 from tinychat.config import checks, plugins, schema
 from tinychat.config.schema import DataConfig, MixPart, OnBadRow
 from tinychat.data.chats.sources import chat_source
 from tinychat.data.documents.sources import text_source
-from tinychat.data.look import fingerprints, look
+from tinychat.data.look import code_hashes, fingerprints, look
 from tinychat.data.preferences.prompts import prompt_source
 from tinychat.data.preferences.sources import preference_source
 from tinychat.errors import UserError
@@ -290,3 +292,25 @@ def test_templates_that_cannot_be_taken(name: str, content: str | None, says: st
     template = schema.TemplateConfig(name, None if name == "instuct" else str(path))
     (line,) = checks._template(SimpleNamespace(template=template))  # type: ignore[arg-type]
     assert re.search(says, line), line
+
+
+def test_code_that_a_job_learns_by_has_a_hash_that_follows_its_files(tmp_path: Path) -> None:
+    """A reward and a kind of answer, with what they import from beside them; of a stage without rewards the latter."""
+    (tmp_path / "lengths_of.py").write_text("def words(text): return len(text.split())")
+    (tmp_path / "short.py").write_text(
+        "from lengths_of import words\ndef score(prompts, replies): return [0.0 for _ in replies]"
+    )
+    (tmp_path / "rhymes.py").write_text("def rhymes(reply, reference): return True")
+    reward, verifier = f"{tmp_path}/short.py:score", f"{tmp_path}/rhymes.py:rhymes"
+    schema.register()
+    words = ["reward=python", f"reward.parts.python.path={reward}", f"data.verifiers=[{verifier}]"]
+    with initialize_config_dir(str(REPOSITORY / "conf")):
+        ppo, sft = (schema.to_config(compose("config", [f"stage={stage}", *words])) for stage in ("ppo", "sft"))
+    before = code_hashes(ppo)
+    assert list(before) == [reward, verifier]
+    assert code_hashes(ppo) == before
+    assert code_hashes(sft) == {verifier: before[verifier]}
+    (tmp_path / "lengths_of.py").write_text("def words(text): return 2 * len(text.split())")
+    after = code_hashes(ppo)
+    assert after[reward] != before[reward]
+    assert after[verifier] == before[verifier]

@@ -62,6 +62,26 @@ def test_curves_and_replies_are_drawn(
     assert all(0 < text.get_position()[1] < 1 for text in drawn[0].texts)
 
 
+def test_titles_are_no_wider_than_their_panels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the longest, and of one that fits in no size: there the stage's name alone."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    logged = {
+        "grpo": {step: {"eval/safe_rate": 0.9, "eval/over_refusal": 0.1} for step in (0, 9)},
+        "dpo": {step: {"train/chosen_logprobs": -9.0, "train/rejected_logprobs": -8.0} for step in (1, 9)},
+    }
+    for stage, rows in logged.items():
+        (tmp_path / stage).mkdir()
+        lines = [json.dumps({"step": step, "time": 0.0} | metrics) for step, metrics in rows.items()]
+        (tmp_path / stage / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    figure = picture._draw(panels_of({stage: tmp_path / stage for stage in logged}), [], [])
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    titles = {axes.get_title(loc="left"): axes for axes in figure.axes}
+    assert set(titles) == {"GRPO: safe replies, benign requests refused", "DPO"}
+    for axes in figure.axes:
+        assert axes._left_title.get_window_extent(renderer).width <= axes.get_window_extent(renderer).width
+
+
 def test_nothing_to_draw_and_a_folder_that_is_gone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert not write_picture(tmp_path / "recipe.png", {}, [], [])
     assert not write_picture(tmp_path / "gone" / "recipe.png", {}, ["SFT", "PPO"], SAMPLES)

@@ -47,3 +47,19 @@ def test_what_was_learnt_from_before_stays_in_the_lineage(tmp_path: Path) -> Non
     later = checkpoint(tmp_path, 8, data=NEW, earlier_data=first)
     assert earlier_data(later, NEW, may_change=False) == first
     assert earlier_data(later, OLD, may_change=True) == [*first, {"until_step": 8, "data": NEW}]
+
+
+def test_code_of_the_users_that_changed_is_as_data_that_did(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path, 4, data=OLD, code={"short.py:score": "a", "gone.py:score": "x"})
+    same = {"short.py:score": "a", "new.py:score": "y"}
+    assert earlier_data(path, OLD, may_change=False, code=same) == []
+    other = {"short.py:score": "b"}
+    with pytest.raises(UserError) as caught:
+        earlier_data(path, OLD, may_change=False, code=other)
+    assert f"{path} learnt with other code of yours (short.py:score): the file, or one that it" in str(caught.value)
+    with pytest.raises(
+        UserError, match=r"from other train data \(.*\) and with other code of yours \(short.py:score\)"
+    ):
+        earlier_data(path, NEW, may_change=False, code=other)
+    before = {"until_step": 4, "data": OLD, "code": {"short.py:score": "a", "gone.py:score": "x"}}
+    assert earlier_data(path, OLD, may_change=True, code=other) == [before]

@@ -11,17 +11,19 @@ from typing import Any
 
 from tinychat.config.plugins import reward_kind
 from tinychat.config.schema import Config, OnBadRow
+from tinychat.config.shapes import shape_of
 from tinychat.config.specs import Made, Rows, spec_of
 from tinychat.data.chats.rows import BadRow
 from tinychat.data.chats.sources import ChatSource, chat_source
 from tinychat.data.corpus.sources import corpus_sources
 from tinychat.data.documents.sources import TextSource, text_source
-from tinychat.data.files.row_sources import RowSource
-from tinychat.data.files.splits import Split
+from tinychat.data.files.row_sources import RowSource, hashed
+from tinychat.data.files.splits import Split, hash_file
 from tinychat.data.files.tables import Meter
 from tinychat.data.preferences.prompts import PromptSource, check_answers, prompt_shape, prompt_source
 from tinychat.data.preferences.sources import PreferenceSource, preference_source
 from tinychat.errors import UserError
+from tinychat.runtime import user_code
 
 WHOLE = 4 << 20  # bytes: files up to this size are read as a whole,
 FIRST = 1000  # of larger ones so many rows
@@ -47,6 +49,19 @@ def fingerprints(config: Config, rows: Rows) -> dict[str, str]:
         else:
             found[split] = source.fingerprint(memo_dir)
     return found
+
+
+def code_hashes(config: Config) -> dict[str, str]:
+    """By address, of the code of the user's that a job learns by and no fingerprint of its data has: rewards, kinds of
+    answer, an architecture. Of a file also what it imports from beside it. Raises UserError as loading it does."""
+    parts = config.reward.parts.items() if spec_of(config).rewards else ()
+    addresses = [str(part.path) for name, part in parts if reward_kind(name, part).takes_code]
+    addresses += config.data.verifiers
+    addresses += [str(config.model.path)] if shape_of(config.model).own_code else []
+    return {
+        address: hashed([hash_file(path, None) for path in user_code.sources(address)])
+        for address in dict.fromkeys(addresses)
+    }
 
 
 def look(config: Config, rows: Rows) -> None:

@@ -52,7 +52,7 @@ def run_job(config: Config, node: DictConfig) -> float | None:
     if done is not None:
         trial.begin(run_dir)
         changed = preflight.changed_data(config, run_dir)
-        since = f", with other {' and '.join(changed)} data than there are now" if changed else ""
+        since = f", with other {' and '.join(changed)} than there are now" if changed else ""
         say(f"finished already: {run_dir}{since} (resume=never trains anew)")
         _mend_report(run_dir, done)
         _tell_next(config, run_dir, done)

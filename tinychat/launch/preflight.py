@@ -43,14 +43,25 @@ def check(config: Config, said: Sequence[str]) -> None:
 
 
 def changed_data(config: Config, run_dir: Path) -> list[str]:
-    """The splits whose files are not those that a finished run learnt from; what cannot be read now is none of them."""
+    """What is not as a finished run learnt from it, in words: splits whose files are others, code of the user's. What
+    cannot be read now is none of them."""
     rows = spec_of(config).reads
-    then = (folders.read_json(run_dir / folders.LINEAGE) or {}).get("data")
+    lineage = folders.read_json(run_dir / folders.LINEAGE) or {}
+    then, code_then = lineage.get("data"), lineage.get("code")
     if not rows or not isinstance(then, dict):
         return []
-    from tinychat.data.look import fingerprints
+    from tinychat.data.look import code_hashes, fingerprints
 
-    now = {}
+    now: dict[str, str] = {}
+    code: dict[str, str] = {}
     with contextlib.suppress(UserError):
         now = fingerprints(parents.with_corpus(config, parents.told(run_dir)), rows)
-    return [split for split in now if split in then and then[split].get("fingerprint") != now[split]]
+    if isinstance(code_then, dict):
+        with contextlib.suppress(UserError):
+            code = code_hashes(config)
+    splits = [split for split in now if split in then and then[split].get("fingerprint") != now[split]]
+    rewritten = [address for address in code if address in code_then and code_then[address] != code[address]]
+    return [
+        *([f"{' and '.join(splits)} data"] if splits else []),
+        *([f"code of yours ({', '.join(rewritten)})"] if rewritten else []),
+    ]

@@ -27,7 +27,7 @@ _COLUMNS = 3
 _WIDTH, _PANEL_HEIGHT = 9.6, 2.1  # inches
 _ROWS = 3  # prompts: the first ones of the recipe
 _LINE = 0.155  # inches between two lines of the table
-_TITLE = 48  # letters above a panel at most
+_TITLE_SIZES = (9.0, 8.5, 8.0)  # points: of a title the largest in which it is no wider than its panel
 _LETTERS = 36  # of a line of a cell at most
 _ALL_LETTERS = 144  # of a line of all cells of a row
 _LONGEST = 4  # lines of a cell; what is longer ends in an ellipsis
@@ -120,16 +120,27 @@ def _panel(axes: Axes, panel: Panel) -> None:
     titles = dict.fromkeys(title_of(name, panel.stage) for name in panel.curves)
     what = next(iter(titles)) if len(titles) == 1 else ", ".join(label_of(n, panel.stage)[0] for n in panel.curves)
     title = SPECS[panel.stage].title if panel.name == panel.stage else panel.name
-    above = f"{title}: {what}"
-    if len(above) > _TITLE and len(panel.curves) > 1:  # the legend names them
-        above = title
-    axes.set_title(above, fontsize=9, loc="left")
+    _set_title(axes, f"{title}: {what}", title if len(panel.curves) > 1 else "")
     if len(panel.curves) > 1 or panel.headline:
         shown = [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
         legend = axes.legend(
             handles=shown, title=panel.headline or None, title_fontsize=8, fontsize=7.5, frameon=False, labelspacing=0.2
         )
         legend.get_title().set_fontweight("bold")
+
+
+def _set_title(axes: Axes, text: str, shorter: str) -> None:
+    """Above a panel, no wider than it; where it is so even in the smallest letters, the shorter text, if there is one:
+    the legend says the rest."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    renderer = FigureCanvasAgg(axes.figure).get_renderer()  # type: ignore[arg-type]
+    for size in _TITLE_SIZES:
+        title = axes.set_title(text, fontsize=size, loc="left")
+        if title.get_window_extent(renderer).width <= axes.get_window_extent(renderer).width:
+            return
+    if shorter:
+        axes.set_title(shorter, fontsize=_TITLE_SIZES[0], loc="left")
 
 
 def _label(metric: str, panel: Panel) -> str:

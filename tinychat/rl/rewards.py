@@ -55,6 +55,7 @@ class Options:
 class Kind(ABC):
     """One part of a reward; made once on each rank."""
 
+    takes_code = False  # `path` is the address of code of the user's
     takes_model = False  # `path` is the checkpoint of a reward model, or auto or best
     needs_answers = False  # prompts must say how a reply is checked
     needs_oracle = False  # prompts must know an exact judge
@@ -251,6 +252,8 @@ class RegexReward(Kind):
 class PythonReward(Kind):
     """A function score(prompts, replies) -> numbers of the user's, or a class whose objects are called so, made once
     with the part's options; prompts as text, the last user message."""
+
+    takes_code = True
 
     @classmethod
     def problems(cls, key: str, part: RewardPart) -> Iterator[str]:

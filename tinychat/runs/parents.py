@@ -68,26 +68,32 @@ def git_commit() -> str | None:
         return None
 
 
-def earlier_data(checkpoint: Path | None, data: dict[str, Any], may_change: bool) -> list[dict[str, Any]]:
-    """The data of a resumed run's earlier steps, where they were others: [{"until_step": 100, "data": facts}, ...].
+def earlier_data(
+    checkpoint: Path | None, data: dict[str, Any], may_change: bool, code: Mapping[str, str] | None = None
+) -> list[dict[str, Any]]:
+    """The data of a resumed run's earlier steps, where they or code of the user's were others:
+    [{"until_step": 100, "data": facts, "code": hashes}, ...].
 
-    checkpoint: what is resumed from, with its own lineage; None: nothing. data: facts by split, of now. Raises
-    UserError where a fingerprint differs from the checkpoint's, unless that `may_change`.
+    checkpoint: what is resumed from, with its own lineage; None: nothing. data: facts by split, of now. code: hashes
+    by address. Raises UserError where a fingerprint or a hash differs from the checkpoint's, unless that `may_change`.
     """
     before = folders.read_json(checkpoint / folders.LINEAGE) if checkpoint else None
     if checkpoint is None or before is None:
         return []
-    known, then = list(before.get("earlier_data", [])), before.get("data", {})
+    known, then, code_then = list(before.get("earlier_data", [])), before.get("data", {}), before.get("code", {})
     changed = [split for split in then if split in data and _print(then[split]) != _print(data[split])]
-    if not changed:
+    rewritten = [address for address in code_then if address in (code or {}) and code_then[address] != code[address]]
+    if not changed and not rewritten:
         return known
     step = folders.checkpoint_step(checkpoint)
     if may_change:
-        return [*known, {"until_step": step, "data": then}]
+        return [*known, {"until_step": step, "data": then, **({"code": code_then} if code_then else {})}]
+    learnt = [f"from other {' and '.join(changed)} data ({_difference(then, data, changed)})"] if changed else []
+    learnt += [f"with other code of yours ({', '.join(rewritten)})"] if rewritten else []
+    what = "the files, or how they are read," if changed else "the file, or one that it imports,"
     raise UserError(
-        f"{checkpoint} learnt from other {' and '.join(changed)} data ({_difference(then, data, changed)}): the "
-        f"files, or how they are read, changed since step {step}; put them back, go on with what is there now: "
-        "resume_data=changed, or begin a run of its own: resume=never"
+        f"{checkpoint} learnt {' and '.join(learnt)}: {what} changed since step {step}; put them back, go on with what "
+        "is there now: resume_data=changed, or begin a run of its own: resume=never"
     )
 
 
@@ -112,13 +118,15 @@ def describe(
     parents: dict[str, str | None],
     data: dict[str, Any],
     earlier: list[dict[str, Any]] | None = None,
+    code: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The lineage of what a run makes: `data` holds names, fingerprints and token counts by split, `earlier` what
-    earlier_data gives."""
+    earlier_data gives, `code` hashes of the user's code by address."""
     return {
         "run_dir": str(run_dir.resolve()),
         "parents": {key: value for key, value in parents.items() if value},
         "data": data,
+        **({"code": dict(code)} if code else {}),
         **({"earlier_data": earlier} if earlier else {}),
         "config": folders.read_config(run_dir),
         "versions": versions(),

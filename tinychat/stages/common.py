@@ -18,6 +18,7 @@ from tinychat.config.shapes import shape_of
 from tinychat.data.documents.mixture import MixedTokens
 from tinychat.data.documents.sources import Split, TextSource, text_source
 from tinychat.data.documents.tokens import TokenCache, document_segments, token_cache
+from tinychat.data.look import code_hashes
 from tinychat.engine import Batch, Engine
 from tinychat.errors import UserError
 from tinychat.evaluation.held_out import perplexity
@@ -125,13 +126,15 @@ def data_facts(tokens: TokenCache | MixedTokens) -> dict[str, Any]:
 
 def write_lineage(config: Config, context: Context, data: dict[str, Any]) -> dict[str, Any]:
     """Where this run's checkpoints come from, also written into the run folder. `data`: facts by split, a fingerprint
-    among them. Raises UserError where a resume would go on with other data and resume_data=same."""
+    among them. Raises UserError where a resume would go on with other data, or other code of the user's, and
+    resume_data=same."""
     newest = folders.resumable_checkpoints(context.run_dir)[-1:]
     may_change = config.resume_data is ResumeData.changed
-    earlier = parents.earlier_data(newest[0] if newest else None, data, may_change)
+    code = code_hashes(config)
+    earlier = parents.earlier_data(newest[0] if newest else None, data, may_change, code)
     if earlier:
-        log.warning("up to step %s this run learnt from other data (lineage.json)", earlier[-1]["until_step"])
-    origin = parents.describe(context.run_dir, context.parents, data, earlier) | _gguf_facts(config, context)
+        log.warning("up to step %s this run learnt from other data or code (lineage.json)", earlier[-1]["until_step"])
+    origin = parents.describe(context.run_dir, context.parents, data, earlier, code) | _gguf_facts(config, context)
     if context.world.is_main:
         folders.write_text_atomic(context.run_dir / folders.LINEAGE, json.dumps(origin, indent=1))
     return origin
