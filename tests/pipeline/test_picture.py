@@ -74,7 +74,7 @@ def test_titles_are_no_wider_than_their_panels(tmp_path: Path, monkeypatch: pyte
         (tmp_path / stage).mkdir()
         lines = [json.dumps({"step": step, "time": 0.0} | metrics) for step, metrics in rows.items()]
         (tmp_path / stage / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    figure = picture._draw(panels_of({stage: tmp_path / stage for stage in logged}), [], [])
+    figure = picture._draw(panels_of({stage: (stage, tmp_path / stage) for stage in logged}), [], [])
     renderer = FigureCanvasAgg(figure).get_renderer()
     titles = {axes.get_title(loc="left"): axes for axes in figure.axes}
     assert set(titles) == {"GRPO: safe replies, benign requests refused", "DPO"}
