@@ -215,6 +215,17 @@ def test_own_replies_follow_the_prompts_of_the_data(made: Path, tmp_path: Path) 
         assert ids[: len(prompt)] == prompt and len(ids) == len(prompt) + count and count == length <= 6
 
 
+def test_padded_own_replies_are_no_wider_than_both_models_take(made: Path, tmp_path: Path) -> None:
+    teacher, engine, batches, _ = taught(made, tmp_path / "run", *OWN, "stage.packing=false")
+    batches.packing = False
+    rows, held = teacher.own_replies(engine, batches, 1)
+    longest = int((rows["segments"] > 0).sum(1).max())
+    assert rows["input_ids"].shape == (4, -(-longest // 8) * 8) and len(held.trained) == 4
+    assert longest % 8, "or the next line could not fail"
+    teacher._most = longest
+    assert teacher.own_replies(engine, batches, 1)[0]["input_ids"].shape == (4, longest)
+
+
 def test_steps_on_own_replies_are_as_many_as_asked_for(made: Path, tmp_path: Path) -> None:
     teacher, *_ = taught(made, tmp_path / "run", "stage.on_policy=0.3")
     assert sum(teacher.on_policy_at(step) for step in range(2000)) == pytest.approx(600, abs=60)
@@ -268,7 +279,7 @@ def test_a_reward_model_is_no_teacher(made: Path, tmp_path: Path) -> None:
     model.save_pretrained(made / "reward")
     AutoTokenizer.from_pretrained(made / "student").save_pretrained(made / "reward")
     said = refused(made, tmp_path, teacher="reward")
-    assert said.startswith("stage.teacher=") and "reward" in said
+    assert said.startswith("stage.teacher: ") and "reward" in said
 
 
 def test_a_run_does_not_go_on_with_another_teacher(made: Path, tmp_path: Path) -> None:
@@ -305,5 +316,5 @@ def test_auto_is_the_newest_run_of_another_model_and_a_missing_folder_is_named(m
     with pytest.raises(UserError, match="no finished sft run of another model than model=mini in experiment"):
         parents.find_parents(config)
     config.stage.teacher = "nowhere/at/all"
-    with pytest.raises(UserError, match="nowhere/at/all"):
+    with pytest.raises(UserError, match=r"stage\.teacher=nowhere/at/all: .*no such folder"):
         parents.find_parents(config)

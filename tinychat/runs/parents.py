@@ -418,7 +418,10 @@ def find_teacher(config: Config) -> str:
     trained another model. Raises UserError."""
     stage, student, which = config.stage.name, config.model.name, config.stage.teacher
     if which not in AUTO:
-        return _resolve(which, config)
+        try:
+            return _resolve(which, config)
+        except UserError as error:
+            raise UserError(f"stage.teacher={which}: {error}") from None
 
     def wanted(other: dict) -> bool:
         return other["stage"]["name"] == stage and other["model"]["name"] != student

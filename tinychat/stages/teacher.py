@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tinychat.config.schema import Config
 from tinychat.config.stages import Distillation
-from tinychat.data.batching import MULTIPLE, padded_width, share_of
+from tinychat.data.batching import padded_width, share_of
 from tinychat.data.chats.tokens import ChatBatches, Held, collate
 from tinychat.engine import Batch, Engine, evaluation_engine
 from tinychat.errors import UserError
@@ -33,6 +33,7 @@ from tinychat.stages.rollouts import step_seed
 from tinychat.text.chat_template import end_ids, template_name
 from tinychat.text.tokenizer import load_saved_tokenizer, tokenizer_fingerprint, vocabulary_size
 
+WIDTH_MULTIPLE = 64  # of packed own replies: of few widths, memory serves again
 CHOICE = 1  # tells the generator that chooses steps from those of the data's order
 
 
@@ -67,10 +68,11 @@ class Teacher:
         try:
             model = start_model(path, WHOLE, 0.0)
         except UserError as error:
-            raise UserError(f"stage.teacher={path}: {error}") from None
+            raise UserError(f"stage.teacher: {error}") from None
         own = length + stage.on_policy_tokens if stage.on_policy else length
         check_size(path, model, tokenizer, min(own, student.config.max_position_embeddings))
         log.info("teacher: %s", describe(model))
+        self._most = min(one.config.max_position_embeddings for one in (student, model))  # tokens that both take
         self._key, self._words = weights_key(model), vocabulary(tokenizer)
         self._engine = evaluation_engine(model, config.precision, context.world)
         self._head: OutputHead | None = None
@@ -129,7 +131,11 @@ class Teacher:
             pad_id,
         )
         longest = max(int(own.lengths[rows].sum()) for rows in numbers)
-        rows = collate(own, numbers, padded_width(longest, longest + MULTIPLE))
+        if stage.packing:  # where positions restart with each conversation, however wide a sequence is
+            width = -(-longest // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
+        else:
+            width = padded_width(longest, self._most)
+        rows = collate(own, numbers, width)
         parts = world.gather_objects((int(own.starts[-1]), [len(reply) for reply in replies]))
         return rows, Held(sum(tokens for tokens, _ in parts), np.concatenate([lengths for _, lengths in parts]))
 
