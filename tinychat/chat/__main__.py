@@ -37,8 +37,8 @@ examples:
   python -m tinychat.chat CKPT --mode text --prompt "" --seed 1    a text from nothing, the same each time
 
 CKPT is a checkpoint folder (adapters too), a run folder, the name of an experiment or of a run in it (tinychat,
-tinychat/sft-mini-tinyworld: the newest finished there), latest (of all experiments), runs:/ID of MLflow, or a hub id
-(OWNER/NAME, gpt2)."""
+tinychat/sft-mini-tinyworld: the newest finished there), latest (of all experiments), runs:/ID of MLflow, a GGUF file
+(FILE.gguf, PACKAGE:FILE.gguf), or a hub id (OWNER/NAME, gpt2)."""
 EPILOG = f"""output:
   --prompt, a pipe and --lines print a chat checkpoint's reply alone, but another's prompt with what follows it
   (--lines: what follows it). With several checkpoints each reply has its checkpoint's name before it; under --lines
