@@ -111,7 +111,7 @@ def _row(place: str, row: Any) -> Row:
     if not isinstance(row, (dict, Unreadable)):
         raise UserError(f'{place}: is no object with "prompt" and "response"')
     try:
-        content = as_columns(shown_as_text(row), place)
+        own, content = as_columns(row, place), as_columns(shown_as_text(row), place)
         begun = opening(content, place)
         if "chosen" in content and "rejected" in content:
             if isinstance(content["chosen"], list):
@@ -119,7 +119,7 @@ def _row(place: str, row: Any) -> Row:
                 pair = paired_row(chosen, rejected, place)
             else:
                 pair = preference_row([*begun, *_prompt(content, place)], content["chosen"], content["rejected"], place)
-            return Row(place, row, pair.prompt, (pair.chosen, pair.rejected))
+            return Row(place, own, pair.prompt, (pair.chosen, pair.rejected))
         if "messages" in content:
             messages = chat_row([*begun, *listed(content["messages"], place, "messages")], place).messages
         else:
@@ -131,7 +131,7 @@ def _row(place: str, row: Any) -> Row:
             messages = chat_row([*begun, *_prompt(content, place), reply], place).messages
     except BadRow as bad:
         raise UserError(f"{place}: {bad.why}; mend or remove this row") from None
-    return Row(place, row, messages[:-1], (messages[-1]["content"],))
+    return Row(place, own, messages[:-1], (messages[-1]["content"],))
 
 
 def _prompt(content: dict[str, Any], place: str) -> list[Any]:

@@ -47,7 +47,7 @@ def changed_data(config: Config, run_dir: Path) -> list[str]:
     cannot be read now is none of them."""
     rows = spec_of(config).reads
     lineage = folders.read_json(run_dir / folders.LINEAGE) or {}
-    then, code_then = lineage.get("data"), lineage.get("code")
+    then, code_then = lineage.get("data"), lineage.get("code", {})
     if not rows or not isinstance(then, dict):
         return []
     from tinychat.data.look import code_hashes, fingerprints
@@ -56,7 +56,7 @@ def changed_data(config: Config, run_dir: Path) -> list[str]:
     code: dict[str, str] = {}
     with contextlib.suppress(UserError):
         now = fingerprints(parents.with_corpus(config, parents.told(run_dir)), rows)
-    if isinstance(code_then, dict):
+    if isinstance(code_then, dict) and code_then:
         with contextlib.suppress(UserError):
             code = code_hashes(config)
     splits = [split for split in now if split in then and then[split].get("fingerprint") != now[split]]

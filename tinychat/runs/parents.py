@@ -82,7 +82,8 @@ def earlier_data(
         return []
     known, then, code_then = list(before.get("earlier_data", [])), before.get("data", {}), before.get("code", {})
     changed = [split for split in then if split in data and _print(then[split]) != _print(data[split])]
-    rewritten = [address for address in code_then if address in (code or {}) and code_then[address] != code[address]]
+    code_now = code or {}
+    rewritten = [name for name in code_then if name in code_now and code_then[name] != code_now[name]]
     if not changed and not rewritten:
         return known
     step = folders.checkpoint_step(checkpoint)

@@ -286,7 +286,7 @@ def _take(pieces: Iterator[str], characters: int) -> str:
 def _csv_rows(path: Path, delimiter: str | None, meter: Meter) -> Iterator[tuple[str, Any]]:
     """delimiter: None: the one that the header has, a comma, or where there is none a semicolon."""
     csv.field_size_limit(MAX_LINE)
-    lines = (line.text for line in read_lines(path, meter, long_lines="refuse"))
+    lines: Iterator[str] = (line.text for line in read_lines(path, meter, long_lines="refuse"))
     if delimiter is None:
         header = list(itertools.islice(lines, 1))
         lines, delimiter = itertools.chain(header, lines), ";" if header and _by_semicolons(header[0]) else ","
