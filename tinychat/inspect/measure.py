@@ -20,6 +20,7 @@ from tinychat.chat.session import find
 from tinychat.config.schema import TokenizerConfig, TokenizerKind
 from tinychat.data.chats.rows import ChatRow
 from tinychat.data.chats.tokens import without_untrained
+from tinychat.data.corpus.cleaning import ALIASES
 from tinychat.data.preferences.rows import PreferenceRow
 from tinychat.errors import UserError, install_command, no_such
 from tinychat.inspect.layouts import texts_of
@@ -174,7 +175,8 @@ def languages_of(sample: Sequence[Any]) -> tuple[dict[str, float], str]:
     if importlib.util.find_spec("py3langid"):
         import py3langid
 
-        counts = Counter(str(py3langid.classify(text)[0]) for text in texts)
+        named = (str(py3langid.classify(text)[0]) for text in texts)
+        counts = Counter(ALIASES.get(name, name) for name in named)
         how = "by py3langid"
     else:
         counts = Counter(map(_script, texts))
