@@ -523,3 +523,19 @@ def test_help_shows_stages_and_gates_and_loads_no_torch(words: list[str]) -> Non
     assert done.returncode == 0, done.stderr
     for text in ("ppo", "eval/safe_rate of ppo minus that of ppo:start", "stages=sft,reward,ppo"):
         assert text in done.stdout
+
+
+def test_a_corpus_is_handed_on_to_what_reads_one(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    read = "[data=corpus, tokenizer.vocab_size=512]"
+    stages = f"pretrain: {read}, corpus: [data=tinyworld], sft: [], tokenizer: {read}"
+    path.write_text(f"stages: {{{stages}}}\ngates: {{}}\n")
+    made = load_recipe(str(path), path.parent)
+    assert list(made.steps) == ["corpus", "tokenizer", "pretrain", "sft"]
+    jobs = jobs_of(made)
+    found = {name: Path(f"out/{name}") for name in made.steps}
+    assert hand_on(jobs["corpus"], made, {}) == {}
+    assert hand_on(jobs["tokenizer"], made, found) == {"data.path": "out/corpus"}
+    assert hand_on(jobs["pretrain"], made, found) == {"data.path": "out/corpus", "tokenizer.path": "out/tokenizer"}
+    assert hand_on(jobs["sft"], made, found) == {"init_from": "out/pretrain"}
+    assert needs(jobs["pretrain"], made) == ["corpus", "tokenizer"]

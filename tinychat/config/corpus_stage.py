@@ -96,6 +96,7 @@ class RepetitionRules:
     duplicate_line_characters: float = MISSING
     duplicate_paragraph_characters: float = MISSING
     top_ngrams: dict[int, float] = MISSING  # words -> characters in the most frequent n-gram
+    top_ngram_times: int = MISSING  # what comes less often is no repetition
     duplicate_ngrams: dict[int, float] = MISSING  # words -> characters in n-grams that came before
 
 
@@ -192,7 +193,7 @@ def weight_problems(key: str, weights: dict[str, float | None]) -> Iterator[str]
     elif any(weight < 0 for weight in given.values()):
         yield f"{key}: weights {shown}: none may be negative"
     elif given and not sum(given.values()):
-        yield f"{key}: the weights sum to 0 ({shown}); at least one above 0, or null for as much as there is"
+        yield f"{key}: the weights sum to 0 ({shown}); give at least one above 0, or none of them"
 
 
 def _source_problems(key: str, name: str, source: CorpusSource) -> Iterator[str]:

@@ -118,6 +118,9 @@ def explain(error: BaseException) -> str:
         text += f". Did you mean {near}?" if near else "; --cfg job shows all keys"
     if new := re.search(r"Could not override '([^']+)'. Key '[^']+' is not in struct", text):
         text += f"; names of your own are added with a plus: '+{new[1]}=...'"
+    own = re.search(r"merging override \+?([\w.]+)\.(\w+)=.*dict is not a subclass", text)
+    if own:
+        text = f"{own[1]}.{own[2]}: names of your own are given all at once: '+{own[1]}={{{own[2]}: {{...}}}}'"
     return text if not key or key in text else f"{key}: {text}"
 
 

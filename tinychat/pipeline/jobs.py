@@ -293,6 +293,8 @@ def hand_on(job: AnyJob, recipe: Recipe, found: Found) -> dict[str, Any]:
     handed: dict[str, Value] = {}
     for key, value in job.words.items():
         handed[key] = WORD.sub(lambda match: words.get(match[1], match[0]), value)
+    if _wants_corpus(job) and (run := last(Made.corpus)):
+        handed["data.path"] = str(run)
     if _wants_tokenizer(job) and (run := last(Made.tokenizer)):
         handed["tokenizer.path"] = str(run)
     if _open_start(job) and origin in there:
@@ -316,6 +318,7 @@ def needs(job: AnyJob, recipe: Recipe, there: Collection[str] = ()) -> list[str]
     if isinstance(job, ProgramJob):
         wanted.append(origin_of(job.step, steps, there))
     else:
+        wanted.append(nearest(Made.corpus, job.step, steps) if _wants_corpus(job) else None)
         wanted.append(nearest(Made.tokenizer, job.step, steps) if _wants_tokenizer(job) else None)
         wanted.append(origin_of(job.step, steps, there) if _open_start(job) else None)
         wanted.append(nearest(Made.reward, job.step, steps) if _open_rewards(job) else None)
@@ -331,6 +334,12 @@ def _words(job: AnyJob, recipe: Recipe) -> dict[str, str]:
 def _open_start(job: Job) -> bool:
     """Whether the recipe says which checkpoint it starts from, and not its own settings."""
     return job.config.init_from in parents.AUTO or (bool(job.step.start) and job.config.init_from is None)
+
+
+def _wants_corpus(job: Job) -> bool:
+    """Whether its documents are those of a corpus that it does not name."""
+    data = job.config.data
+    return spec_of(job.config).makes is not Made.corpus and plugins.source_of(data).of_corpus and not data.path
 
 
 def _wants_tokenizer(job: Job) -> bool:

@@ -234,13 +234,14 @@ def find_parents(config: Config, said: Sequence[str] = ()) -> dict[str, str | No
 def _find_parents(config: Config, said: Sequence[str]) -> dict[str, str | None]:
     if spec_of(config).rewards:
         _check_several(config, said)
+    corpus = _corpus(config, said)  # first: a tokenizer is trained on it
     init_from = _init_from(config, said)
     found = {"init_from": init_from, "tokenizer": None if init_from else _tokenizer(config, said)}
     named = config.tokenizer.path or config.tokenizer.kind is TokenizerKind.gpt2
     if init_from and named and any(word.startswith(("tokenizer=", "tokenizer.path=")) for word in said):
         # Only to be compared with the checkpoint's own, which is used.
         found["named_tokenizer"] = config.tokenizer.path or config.tokenizer.name
-    return found | _corpus(config, said) | _scorers(config, init_from)
+    return found | corpus | _scorers(config, init_from)
 
 
 def _corpus(config: Config, said: Sequence[str]) -> dict[str, str | None]:

@@ -56,8 +56,7 @@ def gopher(text: str, words: Words, language: str, rules: GopherRules) -> Why | 
         return "gopher.min_words", f"{count:.0f} words, fewer than {rules.min_words}"
     if count > rules.max_words:
         return "gopher.max_words", f"{count:,.0f} words, more than {rules.max_words:,}"
-    if not words.spaceless:
-        mean = float(words.lengths.mean())
+    if not words.spaceless and (mean := words.mean_length) is not None:
         if not rules.min_mean_word_length <= mean <= rules.max_mean_word_length:
             bounds = f"{rules.min_mean_word_length:g} to {rules.max_mean_word_length:g}"
             return "gopher.mean_word_length", f"words of {mean:.1f} characters on average, not {bounds}"
@@ -91,7 +90,7 @@ def repetition(text: str, words: Words, rules: RepetitionRules) -> Why | None:
     total = int(words.lengths.sum())
     ends = np.concatenate([[0], np.cumsum(words.lengths)])
     for n, most in rules.top_ngrams.items():
-        if found := _top_ngram(words, n, most, ends, total):
+        if found := _top_ngram(words, n, most, rules.top_ngram_times, ends, total):
             return found
     for n, most in sorted(rules.duplicate_ngrams.items()):
         share = _duplicate_share(words, words.span(n), ends, total)
@@ -117,13 +116,15 @@ def _repeated_parts(parts: list[str], what: str, rules: RepetitionRules) -> Why 
     return None
 
 
-def _top_ngram(words: Words, n: int, most: float, ends: np.ndarray, total: int) -> Why | None:
+def _top_ngram(words: Words, n: int, most: float, least: int, ends: np.ndarray, total: int) -> Why | None:
+    """least: times that an n-gram comes, to be a repetition."""
     span = words.span(n)
     grams = ngram_hashes(words.hashes, span)
-    if not len(grams):
+    longest, often = int((ends[span:] - ends[:-span]).max(initial=0)), _most_frequent(grams)
+    if often < least or often * longest <= most * total:  # of nearly all documents: nothing more is looked at
         return None
     _, first, times = np.unique(grams, return_index=True, return_counts=True)
-    times = np.where(times > 1, times, 0)
+    times = np.where(times >= least, times, 0)
     characters = times * (ends[first + span] - ends[first])
     best = int(characters.argmax())
     if characters[best] <= most * total:
@@ -133,16 +134,24 @@ def _top_ngram(words: Words, n: int, most: float, ends: np.ndarray, total: int) 
     return f"repetition.top_ngrams.{n}", f"{gram!r} {times[best]} times, {share:.0%} of its characters"
 
 
+def _most_frequent(grams: np.ndarray) -> int:
+    """How often the most frequent of some hashes comes; 0 where each comes once."""
+    if len(grams) < 2:
+        return 0
+    ordered = np.sort(grams)
+    begins = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1], [True]]))
+    times = int(np.diff(begins).max())
+    return times if times > 1 else 0
+
+
 def _duplicate_share(words: Words, span: int, ends: np.ndarray, total: int) -> float:
     """The share of characters in n-grams that came before, each character counted once."""
     grams = ngram_hashes(words.hashes, span)
-    if len(grams) < 2:
+    if not _most_frequent(grams):
         return 0.0
     _, first = np.unique(grams, return_index=True)
     again = np.ones(len(grams), bool)
     again[first] = False
-    if not again.any():
-        return 0.0
     covered = np.zeros(len(words.units) + 1, np.int64)
     starts = again.nonzero()[0]
     np.add.at(covered, starts, 1)

@@ -55,8 +55,20 @@ class Words:
         """Words; of a spaceless document SPACELESS_WORD characters are one."""
         if not self.spaceless:
             return float(len(self.units))
-        single = sum(1 for unit in self.units if len(unit) == 1 and _ONE.match(unit))
-        return single / SPACELESS_WORD + len(self.units) - single
+        return len(self.units) - self.single.sum() * (1 - 1 / SPACELESS_WORD)
+
+    @functools.cached_property
+    def single(self) -> np.ndarray:
+        """bool [units]: which are characters of a script without spaces."""
+        return np.array([len(unit) == 1 and _ONE.match(unit) is not None for unit in self.units], bool)
+
+    @property
+    def mean_length(self) -> float | None:
+        """Characters of a word that is parted by spaces, on average; None where there are none such."""
+        lengths = np.fromiter(map(len, self.units), np.int64, len(self.units))
+        if self.single.any():
+            lengths = lengths[~self.single]
+        return float(lengths.mean()) if len(lengths) else None
 
     def span(self, words: int) -> int:
         """So many words in units."""
@@ -86,7 +98,7 @@ def words_of(text: str) -> Words:
 def hashes_of(units: Sequence[str]) -> np.ndarray:
     """uint64 [units]."""
     digest = xxhash.xxh3_64_intdigest
-    return np.fromiter((digest(unit.encode()) for unit in units), np.uint64, len(units))
+    return np.array([digest(unit.encode()) for unit in units], np.uint64)
 
 
 def ngram_hashes(hashes: np.ndarray, n: int) -> np.ndarray:
