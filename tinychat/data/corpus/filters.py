@@ -56,10 +56,10 @@ def gopher(text: str, words: Words, language: str, rules: GopherRules) -> Why | 
         return "gopher.min_words", f"{count:.0f} words, fewer than {rules.min_words}"
     if count > rules.max_words:
         return "gopher.max_words", f"{count:,.0f} words, more than {rules.max_words:,}"
-    if not words.spaceless and (mean := words.mean_length) is not None:
-        if not rules.min_mean_word_length <= mean <= rules.max_mean_word_length:
-            bounds = f"{rules.min_mean_word_length:g} to {rules.max_mean_word_length:g}"
-            return "gopher.mean_word_length", f"words of {mean:.1f} characters on average, not {bounds}"
+    mean = None if words.spaceless else words.mean_length
+    if mean is not None and not rules.min_mean_word_length <= mean <= rules.max_mean_word_length:
+        bounds = f"{rules.min_mean_word_length:g} to {rules.max_mean_word_length:g}"
+        return "gopher.mean_word_length", f"words of {mean:.1f} characters on average, not {bounds}"
     marks = max(text.count("#"), len(_ELLIPSIS.findall(text)))
     if marks > rules.max_symbols_per_word * count:
         return "gopher.max_symbols_per_word", f"{marks} symbols (# or ellipses) among {count:.0f} words"
