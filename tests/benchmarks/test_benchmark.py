@@ -125,6 +125,13 @@ def test_blocked_attention_is_compared_with_torchs() -> None:
     assert done.stdout.count("of 64 tokens") == 2
 
 
+@pytest.mark.slow
+def test_a_teacher_is_compared_with_whole_logits() -> None:
+    done = run_script("distillation.py", "--small", "--repeats", "1")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [done.stdout.count(f"| tiny | {way}") for way in ("plain", "taught", "whole")] == [1, 1, 1]
+
+
 @pytest.fixture
 def harness(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(BENCHMARKS)
