@@ -155,7 +155,7 @@ def _is_missing(path: str | None) -> bool:
 
 def _rewards(config: Config) -> Iterator[str]:
     parts = config.reward.parts
-    if not spec_of(config).rewards:
+    if not plugins.rewarded(config):
         return
     if not parts:
         yield "reward.parts={}: at least one part; reward=model takes the newest reward model"
@@ -204,8 +204,9 @@ def _jinja(path: str) -> Iterator[str]:
 
 
 def _has_oracle(config: Config) -> bool:
+    data = plugins.prompts_of(config.data) if isinstance(config.data, schema.BestOfNConfig) else config.data
     try:
-        return plugins.source_of(config.data).has_oracle
+        return plugins.source_of(data).has_oracle
     except UserError:  # which data_checks tell
         return True
 

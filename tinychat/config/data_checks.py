@@ -10,7 +10,7 @@ from omegaconf import MISSING
 
 from tinychat.config import plugins
 from tinychat.config.corpus_stage import CorpusSource, EvaluationSet, weight_problems
-from tinychat.config.schema import Config, DataConfig
+from tinychat.config.schema import DATA, BestOfNConfig, Config, DataConfig
 from tinychat.config.specs import Made, spec_of
 from tinychat.errors import UserError
 from tinychat.runtime.run_files import at_home
@@ -37,6 +37,8 @@ def problems(config: Config) -> Iterator[str]:
     yield from _mix(data)
     yield from _weights(data, source.of_corpus)
     yield from _corpus(config)
+    if isinstance(data, BestOfNConfig):
+        yield from _best_of_n(config, data)
     wanted = spec_of(config).reads
     if wanted and not plugins.gives(data, wanted):
         works = ", ".join(plugins.sources_of(wanted))
@@ -60,6 +62,37 @@ def problems(config: Config) -> Iterator[str]:
             yield f"data.{key}={value}: must be at least 1"
 
 
+def _best_of_n(config: Config, data: BestOfNConfig) -> Iterator[str]:
+    spec = spec_of(config)
+    if not (spec.trains and spec.reads == "conversations"):
+        yield (
+            f"data=best_of_n makes conversations to learn from, which stage={spec.name} does not; use it with "
+            f"stage=sft, here data={data.prompts}"
+        )
+    for key, least in (("samples", 1), ("max_new_tokens", 1), ("batch_size", 1)):
+        if getattr(data, key) < least:
+            yield f"data.{key}={getattr(data, key)}: must be at least {least}"
+    if not 0 < data.temperature < float("inf"):
+        yield f"data.temperature={data.temperature}: must be above 0; chance makes replies differ"
+    if data.replies is not None and not at_home(data.replies).is_dir():
+        yield f"data.replies={data.replies}: no such folder (looked from {Path.cwd()}); null makes the replies"
+    try:
+        source = plugins.SOURCES.get(data.prompts, "data.prompts")
+    except UserError as error:
+        yield str(error)
+        return
+    if data.prompts in DATA:
+        yield f"data.prompts={data.prompts}: has no prompts of its own; name the data whose prompts are answered"
+        return
+    prompts = plugins.prompts_of(data)
+    if source.needs_path and not data.path:
+        yield f"data.path=null: data.prompts={data.prompts} needs a file, folder or glob, as data.path=my_files/"
+    if not plugins.gives(prompts, "prompts"):
+        works = ", ".join(plugins.sources_of("prompts"))
+        yield f"data.prompts={data.prompts} has {' and '.join(source.has)}, no prompts; use {works}"
+    yield from source.problems(prompts)
+
+
 def _mix(data: DataConfig) -> Iterator[str]:
     for name, part in data.mix.items():
         if part.path and not _exists(part.path):
@@ -69,6 +102,8 @@ def _mix(data: DataConfig) -> Iterator[str]:
         except UserError as error:
             yield str(error)
             continue
+        if part.source in DATA:
+            yield f"data.mix.{name}.source={part.source}: no part of others; say data={part.source}, and mix those"
         if source.needs_path and not part.path:
             yield f"data.mix.{name}.path=null: {part.source} needs a file, folder or glob"
         if not plugins.MADE_OF["conversations"] & set(source.has):

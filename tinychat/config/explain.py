@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf.errors import MissingMandatoryValue
 
-from tinychat.config.schema import Config
+from tinychat.config.schema import DATA, Config
 from tinychat.config.specs import SPECS
 from tinychat.errors import UserError
 
@@ -198,6 +198,7 @@ def known_keys(stage: str | None = None) -> tuple[str, ...]:
     """Every key of a job, as `stage.lr`; of one stage, or of all."""
     specs = [SPECS[stage]] if stage else list(SPECS.values())
     own = [f"stage.{field.name}" for spec in specs for field in fields(spec.settings) if field.name != "name"]
+    own += [f"data.{field.name}" for settings in DATA.values() for field in fields(settings)]
     return tuple(dict.fromkeys([*_keys_of(Config), *own]))
 
 

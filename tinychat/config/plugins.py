@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable
+from dataclasses import fields
 from typing import Any
 
-from tinychat.config.schema import DataConfig, RewardConfig, RewardPart
+from tinychat.config.schema import DATA, BestOfNConfig, Config, DataConfig, RewardConfig, RewardPart
+from tinychat.config.specs import spec_of
 from tinychat.errors import UserError, no_such
 from tinychat.runtime import user_code
 
@@ -113,8 +115,30 @@ def gives(data: DataConfig, rows: str) -> bool:
 
 
 def sources_of(rows: str) -> list[str]:
-    """tinychat's own sources that give rows of this kind."""
-    return [name for name, source in SOURCES.own.items() if MADE_OF[rows] & set(source.has)]
+    """tinychat's own sources that give rows of this kind by themselves."""
+    return [name for name, source in SOURCES.own.items() if MADE_OF[rows] & set(source.has) and name not in DATA]
+
+
+def prompts_of(data: BestOfNConfig) -> DataConfig:
+    """The data whose prompts are answered: the source `data.prompts` with the settings that stand beside it."""
+    own = {field.name: getattr(data, field.name) for field in fields(DataConfig)}
+    return DataConfig(**{**own, "name": data.prompts, "source": data.prompts, "mix": {}})
+
+
+def makes_replies(config: Config) -> bool:
+    """Whether a policy has to answer before there are rows to learn from."""
+    return isinstance(config.data, BestOfNConfig) and config.data.replies is None
+
+
+def rewarded(config: Config) -> bool:
+    """Whether replies are judged by config.reward."""
+    return spec_of(config).rewards or makes_replies(config)
+
+
+def origins_of(config: Config) -> tuple[str, ...]:
+    """The stages whose checkpoints init_from=auto takes: of what a policy has said, one that can reply."""
+    spec = spec_of(config)
+    return (spec.name,) if isinstance(config.data, BestOfNConfig) else spec.origins
 
 
 def reward_models(reward: RewardConfig) -> dict[str, RewardPart]:

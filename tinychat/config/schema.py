@@ -264,6 +264,32 @@ class DataConfig:
     answer: str | None = MISSING  # prompts: kind of answer of rows with a reference that name none; null: none
 
 
+class Keep(Enum):
+    """Which of a policy's replies to a prompt become conversations."""
+
+    best = "best"  # the one with the highest reward
+    all = "all"  # all that differ
+
+
+@dataclass
+class BestOfNConfig(DataConfig):
+    """Conversations that a policy makes: the best of its replies to the prompts of another source, of which the keys
+    above are settings. The reward is config.reward."""
+
+    prompts: str = MISSING  # whose prompts are answered: as data.source
+    policy: str | None = MISSING  # who answers: as init_from; null: the checkpoint that the stage starts from
+    samples: int = MISSING  # replies to each prompt
+    temperature: float = MISSING  # divides the logits
+    max_new_tokens: int = MISSING  # of a reply, which is left out where it does not end by itself
+    keep: Keep = MISSING
+    threshold: float | None = MISSING  # least reward of a reply that is kept; null: any
+    batch_size: int = MISSING  # replies generated or scored side by side on one rank
+    replies: str | None = MISSING  # folder of replies made before, below paths.cache; null: made where there are none
+
+
+DATA: dict[str, type[DataConfig]] = {"best_of_n": BestOfNConfig}  # by data.source; others are a DataConfig
+
+
 @dataclass
 class TemplateConfig:
     """How a conversation becomes text; saved inside the tokenizer."""
@@ -379,12 +405,15 @@ class Config:
 
 def register() -> None:
     """Put the dataclasses into Hydra's ConfigStore: `schema` types the root, `schema/stage/NAME` each stage,
-    `schema/sweep` a search; and the resolver `tinychat.quotient:A,B`, which is A // B and at least 1."""
+    `schema/data/SOURCE` a source with keys of its own, `schema/sweep` a search; and the resolver
+    `tinychat.quotient:A,B`, which is A // B and at least 1."""
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
     store.store(name="schema", node=Config, replace=True)
     store.store(group="schema", name="sweep", node=SweepConfig, replace=True)
+    for source, settings in DATA.items():
+        store.store(group="schema/data", name=source, node=settings, replace=True)
     for spec in SPECS.values():
         store.store(group="schema/stage", name=spec.name, node=spec.settings, replace=True)
     OmegaConf.register_resolver("tinychat.quotient", lambda a, b: max(1, int(a) // int(b)), replace=True)
@@ -395,4 +424,5 @@ def to_config(node: DictConfig) -> Config:
     UserError for a stage that there is not."""
     typed = OmegaConf.structured(Config)
     typed.stage = OmegaConf.structured(spec_named(node.stage.name).settings)
+    typed.data = OmegaConf.structured(DATA.get(node.data.source, DataConfig))
     return OmegaConf.to_object(OmegaConf.merge(typed, node))  # type: ignore[return-value]

@@ -6,11 +6,12 @@ import contextlib
 import itertools
 import logging
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tinychat.config.plugins import reward_kind
-from tinychat.config.schema import Config, OnBadRow
+from tinychat.config.plugins import makes_replies, prompts_of, reward_kind
+from tinychat.config.schema import BestOfNConfig, Config, OnBadRow
 from tinychat.config.shapes import shape_of
 from tinychat.config.specs import Made, Rows, spec_of
 from tinychat.data.chats.rows import BadRow
@@ -68,6 +69,8 @@ def look(config: Config, rows: Rows) -> None:
     """Find both splits of the job's data, and read those that are files: whole where they are small, else the first
     rows. `rows`: documents, conversations, preferences or prompts. Raises UserError as the reading does, and for
     prompts that a verifier could not judge. Says nothing else: the job itself will."""
+    if isinstance(config.data, BestOfNConfig) and makes_replies(config):  # its rows are made of these
+        config, rows = replace(config, data=prompts_of(config.data)), "prompts"
     with _quiet():
         if spec_of(config).makes is Made.corpus:
             _look_at_sources(config)

@@ -18,6 +18,7 @@ from typing import Any, cast
 import tinychat
 from tinychat.config.plugins import MADE_OF, VERIFIERS
 from tinychat.config.schema import DataConfig
+from tinychat.data.chats.best_of_n import BestOfN
 from tinychat.data.chats.files import ALPACA, GSM8K, MINIMIND, Layout, find_layout
 from tinychat.data.chats.rows import BadRow, ChatRow, chat_row
 from tinychat.data.chats.tools import as_text, with_tools
@@ -335,6 +336,7 @@ SOURCES: dict[str, DataSource] = {
     "minimind_dpo": MinimindDpo(),
     "preference": Preferences(),
     "prompts": Prompts(),
+    "best_of_n": BestOfN(),
 }
 
 

@@ -128,7 +128,7 @@ class Generator:
     def replies(self, prompts: Sequence[list[int]], first: int) -> list[list[tuple[str, str, int]]]:
         """For each prompt its (text, finish, tokens), Wanted.draws of them. first: place of the first prompt among
         all."""
-        from tinychat.models.generation.decode import DecodeOptions, Filter, decode
+        from tinychat.models.generation.decode import DecodeOptions, Filter, decode, own_draws
 
         sampling, group = self.wanted.sampling, self.wanted.draws
         options = DecodeOptions(
@@ -178,21 +178,6 @@ class Generator:
             return any(stop in text for stop in self.wanted.stop)
 
         return stopped
-
-
-def own_draws(prompts: int, first: int, options: Any, seed: int) -> Any:
-    """(prompts * options.group, options.max_new_tokens) float64, uniform in [0, 1). Those of a reply depend on the
-    seed, its prompt's place (from `first`) and its own among the replies to that, not on how many there are."""
-    import numpy as np
-    import torch
-
-    width = options.max_new_tokens if options.temperature else 0
-    rows = [
-        np.random.Generator(np.random.Philox(key=[seed, 0], counter=[0, 0, sample, first + prompt])).random(width)
-        for prompt in range(prompts)
-        for sample in range(options.group)
-    ]
-    return torch.from_numpy(np.stack(rows)) if rows else torch.zeros(0, width, dtype=torch.float64)
 
 
 def load_scorer(args: argparse.Namespace, generator: Generator) -> Scorer:

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import tinychat
-from tinychat.config.plugins import reward_models, source_of
-from tinychat.config.schema import Config, TokenizerKind
+from tinychat.config.plugins import makes_replies, origins_of, reward_models, rewarded, source_of
+from tinychat.config.schema import BestOfNConfig, Config, TokenizerKind
 from tinychat.config.shapes import shape_of
 from tinychat.config.specs import SPECS, Made, Start, makers, spec_of
 from tinychat.config.words import for_shell
@@ -147,6 +147,7 @@ _SETTINGS = {
     "judge": "stage.judge",
     "teacher": "stage.teacher",
     Made.corpus.value: "data.path",
+    "policy": "data.policy",
 }
 
 
@@ -223,7 +224,8 @@ def _from_lineage(run_dir: Path) -> dict[str, str | None] | None:
 
 def find_parents(config: Config, said: Sequence[str] = ()) -> dict[str, str | None]:
     """{"init_from": checkpoint folder, GGUF file, hub id or None, "tokenizer": folder or None}; and where a stage has
-    them "reward.NAME" (the model of that part of the reward), "judge", "teacher", "against.0", "against.1", ...
+    them "reward.NAME" (the model of that part of the reward), "policy" (who answers for data=best_of_n), "judge",
+    "teacher", "against.0", "against.1", ...
 
     said: the command's overrides. Raises UserError, with the commands that make the missing parents.
     """
@@ -232,7 +234,7 @@ def find_parents(config: Config, said: Sequence[str] = ()) -> dict[str, str | No
 
 
 def _find_parents(config: Config, said: Sequence[str]) -> dict[str, str | None]:
-    if spec_of(config).rewards:
+    if rewarded(config):
         _check_several(config, said)
     corpus = _corpus(config, said)  # first: a tokenizer is trained on it
     init_from = _init_from(config, said)
@@ -282,7 +284,13 @@ def _scorers(config: Config, policy: str | None) -> dict[str, str | None]:
     """The checkpoints that score or are compared, by their keys in find_parents. policy: what the stage starts from."""
     stage = config.stage
     found: dict[str, str | None] = {}
-    if spec_of(config).rewards:
+    data = config.data
+    if isinstance(data, BestOfNConfig) and makes_replies(config) and data.policy is not None:
+        newest = _newest(config, *origins_of(config), which=data.policy) if data.policy in AUTO else None
+        if data.policy in AUTO and newest is None:
+            raise UserError(f"data.policy={data.policy}: no finished {origins_of(config)[0]} run of this experiment")
+        found["policy"] = policy = str(newest) if newest else _resolve(data.policy, config)
+    if rewarded(config):
         for name, part in reward_models(config.reward).items():
             spec = part.path or "auto"
             newest = _newest(config, *makers(Made.reward), which=spec, policy=policy) if spec in AUTO else None
@@ -306,9 +314,10 @@ def _check_several(config: Config, said: Sequence[str]) -> None:
     spec = spec_of(config)
     wanted: list[str] = []
     missing: list[str] = []
-    if config.init_from in AUTO and not _own_weights(config) and not _newest(config, *spec.origins):
-        wanted.append(spec.origins[0])
-        missing += _chain(config, spec.origins[0])
+    origins = origins_of(config)
+    if config.init_from in AUTO and not _own_weights(config) and not _newest(config, *origins):
+        wanted.append(origins[0])
+        missing += _chain(config, origins[0])
     models = reward_models(config.reward).values()
     if any((part.path or "auto") in AUTO for part in models) and not _newest(config, *makers(Made.reward)):
         wanted.append(makers(Made.reward)[0])
@@ -341,7 +350,7 @@ def _command(config: Config, stage: str, said: Sequence[str]) -> str:
 
 def _init_from(config: Config, said: Sequence[str]) -> str | None:
     spec, stage = config.init_from, spec_of(config)
-    weights = stage.start is Start.weights and shape_of(config.model).from_weights
+    weights = stage.start is Start.weights and shape_of(config.model).from_weights and not makes_replies(config)
     if spec is None or (spec in AUTO and weights):
         if stage.start is not Start.optional and not weights:
             does = "starts from" if stage.trains else "measures"
@@ -384,6 +393,10 @@ def _looks_like_hub_id(spec: str) -> bool:
 
 def _newest_checkpoint(config: Config, said: Sequence[str]) -> str:
     stages = spec_of(config).origins
+
+
+def _newest_checkpoint(config: Config, said: Sequence[str]) -> str:
+    stages = origins_of(config)
     if not stages:
         raise UserError(f"init_from={config.init_from}: stage={config.stage.name} starts from no checkpoint; use null")
     if found := _newest(config, *stages, which=config.init_from):

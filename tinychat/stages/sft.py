@@ -16,6 +16,7 @@ from tinychat.models.logprobs import IGNORED, token_nll
 from tinychat.rl.losses import Sums
 from tinychat.runtime.world import seed_rank
 from tinychat.stages import Context, StageResult
+from tinychat.stages.best_of_n import replies_facts, with_replies
 from tinychat.stages.chats import HeldOut, chat_facts, get_chat_tokenizer, get_chats, get_start_model, show_example
 from tinychat.stages.common import (
     Speedometer,
@@ -29,6 +30,7 @@ from tinychat.stages.teacher import Teacher
 
 
 def run(config: Config, context: Context) -> StageResult:
+    config = with_replies(config, context)
     stage, world = config.stage, context.world
     tokenizer = get_chat_tokenizer(config, context)
     model = get_start_model(config, context, tokenizer)
@@ -41,7 +43,8 @@ def run(config: Config, context: Context) -> StageResult:
     parameters, flops = count_parameters(model), training_flops_per_token(model, length)
     engine = build_engine(model, config.optim, config.ds, stage, config.precision, world)
     seed_rank(config.seed, world.rank)
-    origin = write_lineage(config, context, {"train": chat_facts(train), "validation": chat_facts(held_out.chats)})
+    facts_of_train = chat_facts(train) | replies_facts(config)
+    origin = write_lineage(config, context, {"train": facts_of_train, "validation": chat_facts(held_out.chats)})
 
     def measured(most: int | None) -> dict[str, float]:
         found = held_out.measure(engine, most)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
@@ -221,6 +222,17 @@ def _draws(replies: int, options: DecodeOptions) -> Tensor:
         generator.manual_seed(options.seed)
     width = options.max_new_tokens if options.temperature else 0
     return torch.rand(options.first + replies, width, generator=generator, dtype=torch.float64)[options.first :]
+
+
+def own_draws(prompts: int, first: int, options: DecodeOptions, seed: int) -> Tensor:
+    """(prompts * options.group, options.max_new_tokens) float64, uniform in [0, 1): draws that depend on the seed, the
+    prompt's place (from `first`) and the reply's own among those to it alone, so that a list may be decoded in any
+    parts, and each prompt get more replies."""
+    width = options.max_new_tokens if options.temperature else 0
+    places = [(first + prompt, sample) for prompt in range(prompts) for sample in range(options.group)]
+    chance = [np.random.Philox(key=[seed % 2**64, 0], counter=[0, 0, sample, prompt]) for prompt, sample in places]
+    rows = [np.random.Generator(one).random(width) for one in chance]
+    return torch.from_numpy(np.stack(rows)) if rows else torch.zeros(0, width, dtype=torch.float64)
 
 
 # ------------------------------------------------------------------------------------------------------ one batch
