@@ -29,6 +29,7 @@ MANDATORY = {  # what these options leave to the command line
     "sweep=sft_lora": ["stage=sft"],
     "sweep=dpo_beta": ["stage=dpo"],
     **{f"tuned={path.stem}": [f"stage={path.stem.split('_')[0]}"] for path in (CONF / "tuned").glob("*_*.yaml")},
+    "tuned=sft_best_of_n_mini": ["stage=sft", "data=best_of_n"],
     "sweep=grpo_bayes": ["stage=grpo"],
     **{f"sweep=ppo_{name}": ["stage=ppo"] for name in ("bayes", "grid", "pareto", "random", "tpe")},
 }

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -258,6 +259,23 @@ def test_each_way_on_from_sft_is_given_what_it_learns_from() -> None:
     assert hand_on(jobs["dpo"], made, FOUND) == hand_on(jobs["rlvr"], made, FOUND) == judged
     assert hand_on(jobs["grpo"], made, FOUND) == judged | {"reward.parts.model.path": "out put/reward/1"}
     assert [needs(jobs[stage], made) for stage in chosen] == [["sft"], ["sft", "reward"], ["sft"]]
+
+
+def test_a_round_of_expert_iteration_is_given_its_policy_and_its_reward(tmp_path: Path) -> None:
+    made = load_recipe("expert_iteration", CONF)
+    jobs = jobs_of(made)
+    found = {name: Path(f"out/{name}") for name in made.steps}
+    assert hand_on(jobs["round_2"], made, found) == {
+        "init_from": "out/round_1",
+        "reward.parts.model.path": "out/reward",
+    }
+    assert needs(jobs["round_2"], made, found) == ["round_1", "reward"]
+    jobs = jobs_of(made, "round_2:data.policy=auto", "round_1:reward=oracle")
+    assert hand_on(jobs["round_2"], made, found)["data.policy"] == "out/round_1"
+    assert hand_on(jobs["round_1"], made, found) == {"init_from": "out/sft"}
+    steps = {**made.steps, "round_1": replace(made.steps["round_1"], start=())}
+    with pytest.raises(UserError, match="stage round_1: data=best_of_n: whose replies"):
+        jobs_of(replace(made, steps=steps))
 
 
 def test_an_unknown_recipe_suggests_the_nearest() -> None:

@@ -15,7 +15,7 @@ from tests.config.test_compose import composed
 from tests.conftest import TORCHRUN, result_of, run_train, write_rows
 from tests.reward_models import reward_model, write
 from tinychat.config import checks
-from tinychat.config.schema import Config
+from tinychat.config.schema import Config, MixPart
 from tinychat.data.chats.best_of_n import Choice, choice_of, choose
 from tinychat.data.chats.sources import chat_source
 from tinychat.errors import UserError
@@ -181,7 +181,6 @@ def test_what_is_kept_and_why_others_are_not(monkeypatch: pytest.MonkeyPatch) ->
         (("data.prompts=nowhere",), "data.prompts"),
         (("data.replies=nowhere",), "data.replies=nowhere: no such folder"),
         (("stage=ppo",), "data=best_of_n makes conversations to learn from, which stage=ppo does not"),
-        (("+data.mix.more={source: best_of_n, path: null, max_rows: 1}",), "no part of others"),
         (("reward=oracle", "data.prompts=alpaca"), "the oracle knows only tinyworld's requests"),
         (("reward=regex", "reward.parts.regex.options.pattern="), "pattern"),
     ],
@@ -193,6 +192,13 @@ def test_settings_that_cannot_be(words: tuple[str, ...], said: str) -> None:
     with pytest.raises(UserError, match=r"data|reward") as error:
         checks.check(composed(*stage, "data=best_of_n", *words))
     assert said in str(error.value)
+
+
+def test_it_is_no_part_of_other_data() -> None:
+    config = composed("stage=sft", "data=tinyworld")
+    config.data.mix = {"more": MixPart(source="best_of_n", path=None, max_rows=1)}
+    with pytest.raises(UserError, match=r"data.mix.more.source=best_of_n: no part of others"):
+        checks.check(config)
 
 
 def test_bad_input_is_one_line(made: Path, tmp_path: Path) -> None:

@@ -199,6 +199,7 @@ class Composer:
                 taken.update(plain)
                 jobs[name] = self._job(step, plain)
                 checks.check(jobs[name].config)
+                _check_start(jobs[name])
             except UserError as error:
                 problems.append(f"stage {name}: {error}")
         if not problems:
@@ -269,6 +270,16 @@ class Composer:
         return [w for w in plain if w not in unclear or _key(w) in self._groups or _has(node, _key(w))]
 
 
+def _check_start(job: Job) -> None:
+    """Raise UserError where a policy has to answer and nothing says which step's: the nearest that the stage can start
+    from was never taught to."""
+    if plugins.makes_replies(job.config) and not job.step.start and _open_start(job):
+        raise UserError(
+            f"data={job.config.data.name}: whose replies? Give the step `start:`, an earlier step whose policy answers "
+            "and learns on, or init_from=FOLDER"
+        )
+
+
 def _unknown(word: str, jobs: Mapping[str, Job]) -> str:
     keys = {key: None for job in jobs.values() for key in _leaves(job.resolved)}
     near = nearest_key(_key(word), keys)
@@ -301,6 +312,9 @@ def hand_on(job: AnyJob, recipe: Recipe, found: Found) -> dict[str, Any]:
         handed["init_from"] = _handed(found[origin], config.init_from)
     if run := last(Made.reward):
         handed |= {f"reward.parts.{name}.path": _handed(run, spec) for name, spec in _open_rewards(job).items()}
+    policy = getattr(config.data, "policy", None)
+    if policy in parents.AUTO and origin in there:
+        handed["data.policy"] = _handed(found[origin], policy)
     judge = getattr(config.stage, "judge", None)
     if judge in parents.AUTO:  # without a judge of its own none: never another pipeline's
         run = last(Made.judge)
@@ -351,7 +365,7 @@ def _wants_tokenizer(job: Job) -> bool:
 
 def _open_rewards(job: Job) -> dict[str, str]:
     """The parts of its reward that are a reward model, the newest there is; and which checkpoint of that."""
-    models = plugins.reward_models(job.config.reward) if spec_of(job.config).rewards else {}
+    models = plugins.reward_models(job.config.reward) if plugins.rewarded(job.config) else {}
     return {name: part.path for name, part in models.items() if part.path in parents.AUTO}
 
 

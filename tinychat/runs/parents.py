@@ -392,10 +392,6 @@ def _looks_like_hub_id(spec: str) -> bool:
 
 
 def _newest_checkpoint(config: Config, said: Sequence[str]) -> str:
-    stages = spec_of(config).origins
-
-
-def _newest_checkpoint(config: Config, said: Sequence[str]) -> str:
     stages = origins_of(config)
     if not stages:
         raise UserError(f"init_from={config.init_from}: stage={config.stage.name} starts from no checkpoint; use null")
