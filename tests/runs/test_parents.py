@@ -192,6 +192,7 @@ def test_auto_takes_the_newest_policy_whatever_it_was_trained_by(tmp_path: Path)
         stage=SimpleNamespace(name="eval"),
         model=SimpleNamespace(name="mini"),
         paths=SimpleNamespace(outputs=str(tmp_path)),
+        data=SimpleNamespace(source="tinyworld"),
     )
     for stage in ("dpo", "ppo", "grpo", "sft", "pretrain"):
         assert parents._newest_checkpoint(config, []) == str(made[stage])

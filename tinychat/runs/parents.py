@@ -141,14 +141,8 @@ _PATH = (str, type(None))
 # Words for the newest finished run of the stage before: auto takes the checkpoint it ended with, best the one with the
 # best score. The same of a named run: its folder, and FOLDER/best.
 AUTO = ("auto", folders.BEST)
-_SETTINGS = {
-    "init_from": "init_from",
-    "tokenizer": "tokenizer.path",
-    "judge": "stage.judge",
-    "teacher": "stage.teacher",
-    Made.corpus.value: "data.path",
-    "policy": "data.policy",
-}
+_SETTINGS = {"init_from": "init_from", "tokenizer": "tokenizer.path", Made.corpus.value: "data.path"}
+_SETTINGS |= {"judge": "stage.judge", "teacher": "stage.teacher", "policy": "data.policy"}
 
 
 def setting_of(parent: str) -> str | None:
@@ -284,12 +278,9 @@ def _scorers(config: Config, policy: str | None) -> dict[str, str | None]:
     """The checkpoints that score or are compared, by their keys in find_parents. policy: what the stage starts from."""
     stage = config.stage
     found: dict[str, str | None] = {}
-    data = config.data
-    if isinstance(data, BestOfNConfig) and makes_replies(config) and data.policy is not None:
-        newest = _newest(config, *origins_of(config), which=data.policy) if data.policy in AUTO else None
-        if data.policy in AUTO and newest is None:
-            raise UserError(f"data.policy={data.policy}: no finished {origins_of(config)[0]} run of this experiment")
-        found["policy"] = policy = str(newest) if newest else _resolve(data.policy, config)
+    if isinstance(data := config.data, BestOfNConfig) and makes_replies(config) and data.policy is not None:
+        auto = _newest_checkpoint(config, (), data.policy) if data.policy in AUTO else None
+        found["policy"] = policy = auto or _resolve(data.policy, config)
     if rewarded(config):
         for name, part in reward_models(config.reward).items():
             spec = part.path or "auto"
@@ -391,19 +382,18 @@ def _looks_like_hub_id(spec: str) -> bool:
     return spec.count("/") == 1 and not spec.startswith((".", "/", "~")) and not spec.startswith("outputs/")
 
 
-def _newest_checkpoint(config: Config, said: Sequence[str]) -> str:
+def _newest_checkpoint(config: Config, said: Sequence[str], which: str | None = None) -> str:
     stages = origins_of(config)
     if not stages:
         raise UserError(f"init_from={config.init_from}: stage={config.stage.name} starts from no checkpoint; use null")
-    if found := _newest(config, *stages, which=config.init_from):
+    if found := _newest(config, *stages, which=which or config.init_from):
         return str(found)
     if own := _own_weights(config):
         return own
     raise UserError(
         f"init_from={config.init_from}: no finished {' or '.join(stages)} run of model={config.model.name} in "
         f"experiment {config.experiment_name!r}; make one: python -m tinychat.train stage={stages[-1]} "
-        f"model={config.model.name}"
-        f"{_same(said)}; or name a folder: init_from=FOLDER"
+        f"model={config.model.name}{_same(said)}; or name a folder: init_from=FOLDER"
     )
 
 
