@@ -230,13 +230,14 @@ def _limits(stage: CorpusRules) -> Iterator[str]:
     if stage.workers is not None and stage.workers < 0:
         yield f"stage.workers={stage.workers}: 0 or more processes, or null"
     shares = {"stage.language.min_probability": stage.language.min_probability}
-    for group, prefix in ((stage.gopher, "stage.gopher"), (stage.repetition, "stage.repetition")):
-        for one in fields(group):
-            value = getattr(group, one.name)
+    groups: dict[str, GopherRules | RepetitionRules] = {"gopher": stage.gopher, "repetition": stage.repetition}
+    for name, rules in groups.items():
+        for one in fields(rules):
+            key, value = f"stage.{name}.{one.name}", getattr(rules, one.name)
             if isinstance(value, dict):
-                shares |= {f"{prefix}.{one.name}.{n}": share for n, share in value.items() if isinstance(share, float)}
+                shares |= {f"{key}.{n}": share for n, share in value.items() if isinstance(share, float)}
             elif isinstance(value, float) and "length" not in one.name and "per_word" not in one.name:
-                shares[f"{prefix}.{one.name}"] = value
+                shares[key] = value
     for key, value in shares.items():
         if not 0 <= value <= 1:
             yield f"{key}={value:g}: a share, from 0 to 1"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import tinychat
-from tinychat.config.schema import Config
+from tinychat.config.schema import Config, TokenizerKind
 from tinychat.config.shapes import shape_of
 from tinychat.config.specs import SPECS, Made, recipe_order, spec_of
 from tinychat.config.words import for_shell
@@ -53,6 +53,8 @@ def lines(config: Config, run_dir: Path, result: Mapping[str, Any], said: Sequen
     # An experiment of several stages goes on with one of its own, where it has one that this leads to.
     later = [name for name in recipe_order() if stage.name in SPECS[name].origins and name in family]
     following = stage.next if stage.next in family or not later else later[0]
+    if stage.makes is Made.corpus and following and config.tokenizer.kind is not TokenizerKind.bpe:
+        following = SPECS[following].next  # there is a tokenizer
     if following:
         kept = (*_KEPT, *_DATA) if stage.next_data else _KEPT
         kept = (*kept, "experiment=") if following in family else kept

@@ -115,10 +115,12 @@ class Cleaner:
         )
 
     def _language(self, text: str) -> tuple[str, float]:
+        assert self._identifier is not None
         named, probability = self._identifier.classify(text[: self._stage.language.sample])
         return ALIASES.get(named, named), float(probability)
 
     def _asked(self, text: str, language: str) -> bool | str:
+        assert self._function is not None
         with user_code.running(f"on {short(text)}"):
             answer = self._function(text, language)
         if answer is None or not isinstance(answer, (bool, str)):

@@ -191,7 +191,7 @@ class Collector:
         rule, why = one.rule, one.why
         if not rule and self._stage.exact and one.digest in self._digests:
             rule, why = EXACT, "came before, letter for letter"
-        if not rule and self._near is not None and (like := self._near.like(one.signature)):
+        if not rule and (like := self._like(one.signature)):
             rule, why = NEAR, f"{like[1]:.0%} like {self._id(like[0])}"
         if rule:
             out = tally.left_out.setdefault(rule, [0, 0])
@@ -225,6 +225,9 @@ class Collector:
             self._digests.add(digest)
         if self._near is not None and signature is not None:
             self._near.add(signature)
+
+    def _like(self, signature: np.ndarray | None) -> tuple[int, float] | None:
+        return None if self._near is None or signature is None else self._near.like(signature)
 
     def _id(self, kept: int) -> str:
         return f"{list(self._sources)[self._kept_source[kept]]}:{self._kept_number[kept]}"

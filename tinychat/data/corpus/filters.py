@@ -150,9 +150,9 @@ def _duplicate_share(words: Words, span: int, ends: np.ndarray, total: int) -> f
     if not _most_frequent(grams):
         return 0.0
     _, first = np.unique(grams, return_index=True)
-    again = np.ones(len(grams), bool)
+    again: np.ndarray = np.ones(len(grams), bool)
     again[first] = False
-    covered = np.zeros(len(words.units) + 1, np.int64)
+    covered: np.ndarray = np.zeros(len(words.units) + 1, np.int64)
     starts = again.nonzero()[0]
     np.add.at(covered, starts, 1)
     np.add.at(covered, starts + span, -1)

@@ -95,7 +95,7 @@ class NearDuplicates:
             threshold=rules.threshold, num_perm=rules.num_perm, weights=WEIGHTS, hashfunc=xxhash.xxh3_64_intdigest
         )
         self._index.hashtables = [_Buckets() for _ in self._index.hashtables]
-        self._kept = np.empty((1024, rules.num_perm), np.uint32)
+        self._kept: np.ndarray = np.empty((1024, rules.num_perm), np.uint32)
         self._count = 0
 
     def __len__(self) -> int:

@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import xxhash
@@ -39,7 +40,7 @@ def normalised(text: str, form: str | None, line_ends: bool, control_characters:
     if control_characters:
         text = _CONTROL.sub("", text)
     if form is not None and not text.isascii():
-        text = unicodedata.normalize(form, text)
+        text = unicodedata.normalize(cast(Any, form), text)
     return text.strip()
 
 

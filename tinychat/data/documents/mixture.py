@@ -92,7 +92,9 @@ class MixedBlocks:
         self._edges[-1] = 1.0
         self._offset = float(np.random.Generator(np.random.PCG64(seed % 2**64)).random())
         self._rounds = Epochs(seed, self._draw)
-        self._before = np.zeros((1, len(self.names)), np.int64)  # of each round, sequences of each source before it
+        self._before: np.ndarray = np.zeros(
+            (1, len(self.names)), np.int64
+        )  # of each round, sequences of each source before it
 
     def batch(self, step: int, batch_size: int, rank: int = 0, world_size: int = 1) -> dict[str, torch.Tensor]:
         """As PackedBlocks.batch."""
@@ -138,8 +140,8 @@ class MixedBlocks:
     def _draw(self, random: np.random.Generator, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Of a round: the source of each sequence, and how many of that source come before it in the round."""
         below = self._below(np.array([number]))[0]
-        sources = np.searchsorted(below, random.permutation(ROUND), side="right")
-        ranks = np.empty(ROUND, np.int64)
+        sources = np.asarray(np.searchsorted(below, random.permutation(ROUND), side="right"))
+        ranks: np.ndarray = np.empty(ROUND, np.int64)
         for source in range(len(self.names)):
             its = sources == source
             ranks[its] = np.arange(its.sum())
