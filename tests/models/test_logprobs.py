@@ -13,10 +13,9 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from tinychat.models.generation.decode import DecodeOptions, choose
 from tinychat.models.kernels import head_loss
-from tinychat.models.kernels.head_loss import nll_of_logits
 from tinychat.models.logprobs import IGNORED, head_returns_nll, linear_nll, token_nll
 from tinychat.models.vocabulary import WHOLE, Vocabulary
-from tinychat.rl.kl import kl_and_entropy
+from tinychat.rl.kl import logit_measures
 
 
 def textbook(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> Tensor:
@@ -170,13 +169,13 @@ def test_sampling_and_losses_divide_bf16_logits_by_the_temperature_alike(tempera
         logits = torch.nn.functional.linear(hidden, weight)
         chosen, recorded = choose(logits, torch.rand(200, dtype=torch.float64), options)
         learnt = -linear_nll(hidden[None], weight, chosen[None], temperature, False, exact=True)[0]
-        measured = -nll_of_logits(logits.clone(), chosen, temperature)
-        kl, _ = kl_and_entropy(logits, logits.clone(), temperature)
+        said = logit_measures(logits, chosen, temperature, logits.clone())
     exact = (logits.double() / temperature).log_softmax(-1).gather(1, chosen[:, None])[:, 0]
-    for found in (recorded, learnt, measured):
+    for found in (recorded, learnt, said["logprobs"]):
         assert (found - exact).abs().max() < 2e-3
         assert (found - exact).abs().mean() < 2e-4
-    assert not kl.any()
+    assert torch.equal(learnt, said["logprobs"])
+    assert not said["full_kl"].any()
 
 
 @pytest.mark.parametrize("fused", [True, False])

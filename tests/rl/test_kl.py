@@ -11,9 +11,18 @@ from torch import Tensor
 
 from tinychat.errors import UserError
 from tinychat.models.kernels.head_loss import entropy_from_logits
-from tinychat.rl.kl import kl_and_entropy, kl_estimate, masked_sum, same_shape
+from tinychat.rl.kl import kl_estimate, logit_measures, masked_sum, same_shape
 
 V, T = 8, 3
+
+
+def kl_and_entropy(logits: Tensor, ref_logits: Tensor | None, *more: float) -> tuple[Tensor, Tensor]:
+    temperature, elements = more or (1.0, 1000)
+    anything = torch.zeros(len(logits), dtype=torch.int64)
+    found = logit_measures(logits, anything, temperature, ref_logits, elements=int(elements))
+    return found.get("full_kl", torch.zeros(len(logits))), found["entropy"]
+
+
 SEQUENCES = torch.tensor(list(itertools.product(range(V), repeat=T)))  # (512, 3)
 
 

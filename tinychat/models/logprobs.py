@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tinychat.models.kernels.attention import plan_blocks, uses_blocked_attention
 from tinychat.models.kernels.distillation import DistilledLogits, LinearDistillation, Mixture
-from tinychat.models.kernels.head_loss import LinearEntropy, LinearNLL, kept_entropy, nll_of_logits, tempered
+from tinychat.models.kernels.head_loss import LinearEntropy, LinearNLL, kept_entropy, tempered
 from tinychat.models.vocabulary import WHOLE, Vocabulary
 from tinychat.runtime.process import LARGE
 
@@ -209,24 +209,18 @@ class OutputHead:
     def __init__(self, model: Any, vocabulary: Vocabulary = WHOLE):
         head = model.get_output_embeddings()
         kind = head.weight.device.type
-        self._run, self._fused = (lambda hidden: vocabulary.of_logits(head(hidden))), False
+        self._run = lambda hidden: vocabulary.of_logits(head(hidden))
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else head.weight.dtype
         if type(head) is torch.nn.Linear:
             parts = (None if x is None else x.detach().to(dtype)[: vocabulary.size] for x in (head.weight, head.bias))
             weight, bias = parts
-            self._run, self._fused = (lambda hidden: vocabulary.close(F.linear(hidden, weight, bias))), bias is None
+            self._run = lambda hidden: vocabulary.close(F.linear(hidden, weight, bias))
         # So many that their logits are not of LARGE bytes: their memory then serves for the next ones.
         self.tokens_at_once = max(1, (LARGE - 1) // (model.config.vocab_size * dtype.itemsize))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(n, D) -> (n, V)."""
         return self._run(hidden)
-
-    def nll(self, logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
-        """(n, V), (n,) -> (n,) fp32: what token_nll with `exact` says. Overwrites the logits."""
-        if self._fused:
-            return nll_of_logits(logits, targets, temperature)
-        return F.cross_entropy(tempered(logits.float(), temperature), targets, reduction="none")
 
 
 def linear_nll(

@@ -86,7 +86,7 @@ def _gpu_here() -> Hardware:
 
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight, its block's scale in 8 bits, the scales' scale (QLoRA, section 3)
-KL_ARRAYS = 5 * 4  # fp32 arrays of kl_elements: tinychat.rl.kl.kl_and_entropy
+KL_ARRAYS = 5 * 4  # fp32 arrays of kl_elements: tinychat.rl.kl.logit_measures
 SAMPLED_ARRAYS = (
     4 * 4
 )  # fp32 arrays over the vocabulary while a token is drawn: tinychat.models.generation.decode.choose

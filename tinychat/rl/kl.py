@@ -10,11 +10,10 @@ import math
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tinychat.errors import UserError, no_such
-from tinychat.models.kernels.head_loss import elements_at_once, tempered
+from tinychat.models.kernels.head_loss import elements_at_once, exact_columns, tempered
 
 LOG_RATIO_BOUND = 20.0  # exp(20) is 5e8: far beyond any ratio that means something, far below fp32's largest number
 
@@ -82,34 +81,58 @@ ESTIMATORS: dict[str, Callable[[Tensor], Tensor]] = {"k1": _k1, "k2": _k2, "k3":
 
 
 @torch.no_grad()
-def kl_and_entropy(
-    logits: Tensor, ref_logits: Tensor | None, temperature: float = 1.0, elements: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """Exact KL(policy || reference) and the policy's entropy of each next token, without gradient.
+def logit_measures(
+    logits: Tensor,
+    targets: Tensor,
+    temperature: float = 1.0,
+    ref_logits: Tensor | None = None,
+    full_kl: bool = True,
+    elements: int | None = None,
+) -> dict[str, Tensor]:
+    """What a policy and its reference say of next tokens, from one pass over both logits, without gradient.
+
+    With a and b the tempered logits less the largest of their row, A and B the row sums of exp(a) and exp(b):
+
+        logprobs      a[target] - log A, and ref_logprobs b[target] - log B
+        entropy       log A - Σ exp(a)·a / A
+        full_kl       KL(policy || reference) = Σ exp(a)·(a - b) / A - log A + log B, exactly 0 where both are equal
 
     Args:
-        logits, ref_logits: (n, V), finite. Without a reference the KL is 0.
-        temperature: divides both.
+        logits, ref_logits: (n, V), finite. temperature divides both.
+        targets: (n,).
         elements: how many logits become probabilities together; None: elements_at_once of the device.
 
     Returns:
-        kl, entropy: (n,) fp32.
+        (n,) fp32 each, in nats: logprobs and entropy; with a reference ref_logprobs and full_kl too, the latter 0
+        unless it is asked for. The log-probabilities are those of LinearNLL with `exact`, bit by bit.
     """
-    kl, entropy = torch.zeros(2, len(logits), device=logits.device)
-    elements = elements or elements_at_once(logits.device.type == "cpu")
-    size = max(1, elements // logits.shape[-1])
+    names = ("logprobs", "entropy") if ref_logits is None else ("logprobs", "entropy", "ref_logprobs", "full_kl")
+    found = {name: torch.zeros(len(logits), device=logits.device) for name in names}
+    columns = exact_columns(logits.device)
+    elements = elements or elements_at_once(logits.device.type == "cpu") // 4  # so many arrays are at work
+    size = max(1, elements // min(columns, logits.shape[-1]))
     for start in range(0, len(logits), size):
         part = slice(start, start + size)
-        logp = _log_softmax(logits[part], temperature)
-        p = logp.exp()
-        entropy[part] = -(p * logp).sum(-1)
-        if ref_logits is not None:  # in place: these arrays take more time than the products that made the logits
-            kl[part] = logp.sub_(_log_softmax(ref_logits[part], temperature)).mul_(p).sum(-1)
-    return kl, entropy
-
-
-def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
-    return F.log_softmax(tempered(logits, temperature), -1, dtype=torch.float32)
+        both = [x[part] for x in (logits, ref_logits) if x is not None]
+        tops = [z.amax(-1, keepdim=True).float() for z in both]
+        own, *other = (z.gather(1, targets[part, None]).float() - top for z, top in zip(both, tops, strict=True))
+        total, inner, apart, ref_total = (torch.zeros_like(own) for _ in range(4))
+        for pieces in zip(*(z.split(columns, -1) for z in both), strict=True):
+            low, *ref = (tempered(x.float() - top, temperature) for x, top in zip(pieces, tops, strict=True))
+            e = low.exp()
+            total += e.sum(-1, keepdim=True)
+            inner += (e * low).sum(-1, keepdim=True)
+            if ref and full_kl:
+                apart += low.sub_(ref[0]).mul_(e).sum(-1, keepdim=True)
+            if ref:
+                ref_total += ref[0].exp_().sum(-1, keepdim=True)
+        found["logprobs"][part] = -(total.log() - tempered(own, temperature))[:, 0]
+        found["entropy"][part] = (total.log() - inner / total)[:, 0]
+        if other:
+            found["ref_logprobs"][part] = -(ref_total.log() - tempered(other[0], temperature))[:, 0]
+        if other and full_kl:
+            found["full_kl"][part] = (apart / total - (total.log() - ref_total.log()))[:, 0]
+    return found
 
 
 MAX_ERROR = 0.2  # an update looks no further than 20 % off the target, so that one odd rollout cannot throw β

@@ -21,7 +21,7 @@ from torch import Tensor
 from tinychat.data.preferences.prompts import PromptBatch, PromptRow
 from tinychat.models.generation.decode import Decoded, DecodeOptions, decode
 from tinychat.models.logprobs import IGNORED, OutputHead
-from tinychat.rl.kl import kl_and_entropy, kl_estimate
+from tinychat.rl.kl import kl_estimate, logit_measures
 from tinychat.runtime.run_files import write_text_atomic
 from tinychat.runtime.world import World
 
@@ -69,11 +69,8 @@ def token_measures(
         if reference is not None and ref_head is not None:
             with as_reference():
                 ref_logits = ref_head.logits(reference[part])
-        kl, found["entropy"][part] = kl_and_entropy(logits, ref_logits if full_kl else None, temperature)
-        found["logprobs"][part] = -head.nll(logits, wanted[part], temperature)
-        if ref_logits is not None and ref_head is not None:
-            found["full_kl"][part] = kl
-            found["ref_logprobs"][part] = -ref_head.nll(ref_logits, wanted[part], temperature)
+        for name, values in logit_measures(logits, wanted[part], temperature, ref_logits, full_kl).items():
+            found[name][part] = values
     return {name: torch.zeros(targets.shape, device=x.device).masked_scatter(kept, x) for name, x in found.items()}
 
 

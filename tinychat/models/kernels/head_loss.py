@@ -36,6 +36,11 @@ def elements_at_once(on_cpu: bool) -> int:
     return 1 << 19 if on_cpu else 1 << 22
 
 
+def exact_columns(device: torch.device) -> int:
+    """How many of a row's logits are summed in fp32 at a time."""
+    return EXACT_COLUMNS if device.type == "cpu" else 16 * EXACT_COLUMNS
+
+
 class LinearNLL(torch.autograd.Function):
     """(N, D), (V, D), (N,) -> (N,). The products are in hidden's type."""
 
@@ -120,7 +125,7 @@ def _exponentiate(z: Tensor, targets: Tensor, temperature: float, exact: bool) -
     own = tempered(z.gather(1, targets[:, None]).float() - top.float(), temperature)
     if exact or temperature != 1.0:  # in fp32 from the logits on, by columns that stay in a processor's cache
         total, top = torch.zeros_like(own), top.float()
-        for part in z.split(EXACT_COLUMNS if z.device.type == "cpu" else 16 * EXACT_COLUMNS, -1):
+        for part in z.split(exact_columns(z.device), -1):
             e = tempered(part.float().sub_(top), temperature).exp_()  # in fp32 `part` itself, which is overwritten
             total += e.sum(-1, keepdim=True)
             part.copy_(e)
@@ -130,13 +135,6 @@ def _exponentiate(z: Tensor, targets: Tensor, temperature: float, exact: bool) -
         return e, e.sum(-1, keepdim=True, dtype=torch.float32), own
     # A CPU sums bf16 in fp32 inside and rounds once; asking it for fp32 takes a far slower path.
     return e, e.sum(-1, keepdim=True).float(), own
-
-
-def nll_of_logits(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    """What LinearNLL with `exact` says where the logits (n, V) are there already, bit by bit: (n,) fp32. Overwrites
-    them."""
-    _, total, own = _exponentiate(logits, targets, temperature, exact=True)
-    return (total.log() - own)[:, 0]
 
 
 def _nll_slope(e: Tensor, total: Tensor, own: Tensor, targets: Tensor) -> Tensor:
