@@ -67,7 +67,7 @@ def run(way: str, world: World) -> dict[str, Any]:
     optim = OptimConfig("adamw", OptimKind.adamw, [0.9, 0.95], 1e-8, 0.0, None, None, None)
     settings = DsConfig(ds, ds != "none", {"zero_optimization": zero} if zero else {})
     reference_of = Reference.__new__(Reference)
-    reference_of._copy = None
+    reference_of._copy = reference_of._weights = None
     if peft == "none":  # as Reference makes it, without the way over a folder
         from tinychat.engine import evaluation_engine
 

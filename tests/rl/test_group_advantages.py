@@ -155,9 +155,21 @@ def test_corrections_of_the_sampler_by_hand() -> None:
         ("tis", 0.5, 0.5, 5.0): r"correction_cap=0\.5",
         ("icepop", 2.0, 1.5, 5.0): r"correction_low=1\.5",
         ("icepop", 2.0, 0.5, 0.9): r"correction_high=0\.9",
+        ("sequence_mask", 2.0, 0.5, 0.9): r"correction_high=0\.9",
     }.items():
         with pytest.raises(UserError, match=message):
             sampler_correction(sampled, sampled, mask, *bad)
+
+
+def test_replies_whose_mean_quotient_leaves_the_band_are_left_out() -> None:
+    sampled = torch.full((3, 4), -1.0)
+    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]]).bool()
+    quotients = torch.tensor([[4.0, 0.25, 1.0, 99.0], [9.0, 1.0, 0.001, 0.0], [0.3, 0.3, 0.5, 0.3]])
+    # Means: 1 in the first row, whose single tokens icepop would leave out; 3 in the second, 0.34 in the third.
+    found = sampler_correction(sampled + quotients.log(), sampled, mask, "sequence_mask", 2.0, 0.5, 2.5)
+    assert found.tolist() == [[1, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    wider = sampler_correction(sampled + quotients.log(), sampled, mask, "sequence_mask", 2.0, 0.5, 3.5)
+    assert wider[1].tolist() == [1, 1, 0, 0]
 
 
 def test_the_soft_penalty_falls_evenly_over_the_last_tokens() -> None:

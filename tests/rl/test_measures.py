@@ -124,7 +124,7 @@ def test_no_id_that_is_no_token_is_drawn_or_has_a_probability(
     engine = evaluation_engine(model, Precision.fp32, world)
     stage: Any = SimpleNamespace(full_kl=True, temperature=0.7, response_length=12, rollout_batch_size=4)
     reference = Reference.__new__(Reference)
-    reference._copy = evaluation_engine(policy(arch, seed=5), Precision.fp32, world)
+    reference._copy, reference._weights = evaluation_engine(policy(arch, seed=5), Precision.fp32, world), None
     tokenizer: Any = SimpleNamespace(pad_token_id=PAD)
     models = Models(engine, reference, Vocabulary(known, holes))
     sampler = Sampler(stage, tokenizer, models, cast(Any, None))

@@ -27,6 +27,7 @@ from tinychat.engine import build_engine, evaluation_engine
 from tinychat.errors import UserError
 from tinychat.models.checkpoints import load_model
 from tinychat.models.vocabulary import vocabulary
+from tinychat.runs import trial
 from tinychat.runtime.world import World
 from tinychat.stages import Context, StageResult, StopFlag, common, dpo, pairs
 from tinychat.stages.chats import get_chat_tokenizer
@@ -276,10 +277,25 @@ def test_both_sides_falling_is_told_once(caplog: pytest.LogCaptureFixture) -> No
         [(-9.0, -8.0), (-14.0, -7.5), (-8.0, -20.0), (-12.0, -10.0), (-15.0, -15.0)]
     ):
         loop.step, loop.metrics = step, {"eval/chosen_logprobs": chosen, "eval/rejected_logprobs": rejected}
-        dpo.tell_fall(loop)
+        assert bool(dpo.tell_fall(loop)) == (step > 2)  # lasts, and is told once
         assert len(caplog.records) == (step > 2)
     assert "alarm at step 3: both sides fall: held-out chosen replies have lost 3.0 nats" in caplog.records[0].message
     assert len(loop.state["told"]) == 1 and json.dumps(loop.state)
+
+
+def test_a_trial_of_a_sweep_ends_at_that_alarm(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluated: list[int] = []
+
+    def fall(loop: Any) -> dict[str, str]:
+        evaluated.append(loop.step)
+        return {"fall": "both sides fall"} if loop.step == 2 else {}
+
+    monkeypatch.setattr(dpo, "tell_fall", fall)
+    monkeypatch.setattr(trial, "read", lambda _run_dir: {"prune_on": ["fall"]})
+    monkeypatch.setattr(trial, "asked_to_stop", lambda _run_dir: None)
+    config, context = surroundings(made, tmp_path / "run", "stage.max_steps=4", "stage.eval_every=1")
+    dpo.run(config, context)
+    assert (context.pruned, evaluated) == ("both sides fall", [1, 2])
 
 
 def test_pairs_without_a_difference_are_told_and_left_out(

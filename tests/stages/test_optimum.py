@@ -59,7 +59,7 @@ def trained(config: Config, score: Score, steps: int) -> tuple[Any, list[float]]
     """The policy after so many rollouts with a reward for the tokens of a reply; the mean reward of each rollout."""
     stage = config.stage
     model, reference = language_model(), Reference.__new__(Reference)
-    reference._copy = evaluation_engine(language_model(), Precision.fp32, ALONE)
+    reference._copy, reference._weights = evaluation_engine(language_model(), Precision.fp32, ALONE), None
     is_ppo = hasattr(stage, "value")
     trainee = ActorCritic(model, None) if is_ppo else model
     engine = build_engine(trainee, config.optim, config.ds, stage, config.precision, ALONE)

@@ -137,7 +137,7 @@ def test_an_updates_loss_is_divided_by_what_the_algorithm_counts(micro_batch_siz
     )
     config: Any = SimpleNamespace(stage=stage, seed=0)
     loop: Any = SimpleNamespace(train=train)
-    engine: Any = SimpleNamespace(world=ALONE)
+    engine: Any = SimpleNamespace(world=ALONE, rest=lambda: None)
     algorithm = Algorithm(lambda *_: {}, loss, count=lambda batch: len(batch["mask"]))
     now = Coefficients(0.1, 0.0)
     _, found = learn(config, loop, engine, experience, algorithm, step=1, now=now)

@@ -175,6 +175,7 @@ class Correction(Enum):
     none = "none"
     tis = "tis"  # by the quotient of both, at most stage.correction_cap
     icepop = "icepop"  # by the quotient within stage.correction_low and correction_high, else not at all
+    sequence_mask = "sequence_mask"  # alike, but not at all in replies whose mean quotient is outside these
 
 
 @dataclass

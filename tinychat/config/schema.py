@@ -98,7 +98,7 @@ class SweepConfig:
     pruner: PrunerKind = MISSING  # needs one objective that is measured during training (stage.eval_every)
     pruner_options: dict[str, Any] = field(default_factory=dict)  # further arguments of Optuna's pruner
     prune_on: list[str] = (
-        MISSING  # alarms that end a trial with rollouts at once: kl entropy eos length clip sampler gold
+        MISSING  # alarms that end a trial at once: of rollouts kl entropy eos length clip sampler gold; of DPO fall
     )
     max_failures: int = MISSING  # failed trials in a row after which the sweep gives up
     keep_checkpoints: KeepCheckpoints = MISSING

@@ -19,7 +19,8 @@ from tinychat.config.schema import Precision
 from tinychat.errors import UserError
 from tinychat.models.adapters import is_adapter
 from tinychat.models.checkpoints import saved_buffers, saved_parameters
-from tinychat.models.kernels.in_place import GradientsInPlace
+from tinychat.models.kernels.in_place import GradientsInPlace, scratch
+from tinychat.runtime.process import give_back_freed_memory
 from tinychat.runtime.world import World
 
 Batch = dict[str, torch.Tensor]
@@ -93,6 +94,11 @@ class Engine(ABC):
         for group in self.optimizer.param_groups:
             group.setdefault("full_weight_decay", group["weight_decay"])
             group["weight_decay"] = group["full_weight_decay"] * factor
+
+    def rest(self) -> None:
+        """Give back memory that steps alone use, before other work that needs as much. The next step takes it anew."""
+        scratch.clear()
+        give_back_freed_memory()
 
     def close(self) -> None:
         """Free what the engine holds beside the model."""
@@ -202,6 +208,10 @@ class PlainEngine(Engine):
     def inference(self) -> Iterator[Any]:
         with eval_mode(self.model), torch.no_grad(), self.autocast():
             yield self.model
+
+    def rest(self) -> None:
+        self._in_place.release()
+        super().rest()
 
     def save_state(self, folder: Path) -> None:
         if self.world.is_main:

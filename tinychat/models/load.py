@@ -278,3 +278,42 @@ def quiet() -> Iterator[None]:
 def one_line(error: Exception) -> str:
     """An exception's message without line ends, 300 characters at most."""
     return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+class WeightsInFile:
+    """Weights of a frozen model on a CPU that lie in their file while nobody reads them: what reads them maps the file
+    anew. Weights that are not those of the file, bit for bit (merged, resized, of several files), stay in memory, and
+    so do all where an open file cannot be opened again by its number (Windows): the file itself may be gone by then.
+    """
+
+    def __init__(self, model: Any, folder: Path):
+        self._weights: dict[str, torch.nn.Parameter] = {}
+        self._asleep = False
+        file = folder / WEIGHTS
+        if not (file.is_file() and Path("/dev/fd").is_dir()):
+            return
+        self._opened = file.open("rb")
+        own = dict(model.named_parameters())
+        with self._tensors() as found:
+            names = own.keys() & set(found.keys())
+            self._weights = {name: own[name] for name in names if _equal(own[name], found.get_tensor(name))}
+
+    def _tensors(self) -> Any:
+        return safe_open(f"/dev/fd/{self._opened.fileno()}", framework="pt")
+
+    def rest(self) -> None:
+        """Let go of them; the model must not be called until `wake`."""
+        for weight in self._weights.values():
+            weight.data = weight.data.new_empty(0)
+        self._asleep = bool(self._weights)
+
+    def wake(self) -> None:
+        if self._asleep:
+            with self._tensors() as found:
+                for name, weight in self._weights.items():
+                    weight.data = found.get_tensor(name)
+            self._asleep = False
+
+
+def _equal(weight: torch.Tensor, other: torch.Tensor) -> bool:
+    return weight.device.type == "cpu" and weight.dtype == other.dtype and torch.equal(weight, other)

@@ -19,7 +19,7 @@ from tinychat.rl.losses import GROUP_LOSSES
 WHITEN_EPSILON = 1e-8  # under the root: equal values become 0, not NaN
 SMALLEST_STD = 0.01  # what a group is divided by at least
 NEAR = 0.1  # no advantage above 1 for scores that are nearer than this to the mean of their group
-CORRECTIONS = ("none", "tis", "icepop")
+CORRECTIONS = ("none", "tis", "icepop", "sequence_mask")
 # This rank's numbers -> their sums over all ranks. World.sum is one: a collective, so every rank must call as often.
 SumOverRanks = Callable[..., list[float]]
 
@@ -222,6 +222,8 @@ def sampler_correction(
         none     1
         tis      min(ρ, cap): truncated importance sampling (Yao et al. 2025; cap 2)
         icepop   ρ where low ≤ ρ ≤ high, else 0 (IcePop, 2510.18855; 0.5 and 5)
+        sequence_mask   1 in rows with low ≤ exp(mean of log ρ) ≤ high, else 0: a reply that the sampler would have
+                 given another probability than the trainer is left out as a whole
 
     The ratio of the loss is against old_logprobs, never against `sampled` at the same time: that would count ρ twice.
 
@@ -241,7 +243,7 @@ def sampler_correction(
         raise UserError(
             f"correction_cap={cap}: must be 1 or more (2 is usual), or equal sampler and trainer are cut too"
         )
-    if kind == "icepop" and not 0 <= low <= 1 <= high:
+    if kind in ("icepop", "sequence_mask") and not 0 <= low <= 1 <= high:
         raise UserError(
             f"correction_low={low}, correction_high={high}: the band must hold 1, where sampler and trainer agree "
             "(0.5 and 5 are usual)"
@@ -249,13 +251,17 @@ def sampler_correction(
     same_shape(old_logprobs=old_logprobs, sampled=sampled, mask=mask)
     padding = ~mask.bool()
     old, drawn = (at_least_fp32(x).masked_fill(padding, 0.0) for x in (old_logprobs, sampled))
-    weights = (old - drawn).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
+    logs = old - drawn
+    if kind == "sequence_mask":  # mask: of WHOLE replies
+        logs = (logs.sum(1, keepdim=True) / mask.bool().sum(1, keepdim=True).clamp(min=1)).expand_as(logs)
+    weights = logs.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
     if kind == "none":
         weights = torch.ones_like(weights)
     elif kind == "tis":
         weights = weights.clamp(max=cap)
     else:
-        weights = torch.where((weights >= low) & (weights <= high), weights, 0.0)
+        inside = (weights >= low) & (weights <= high)
+        weights = torch.where(inside, weights if kind == "icepop" else 1.0, 0.0)
     return weights.masked_fill(padding, 0.0)
 
 

@@ -87,8 +87,9 @@ class PolicyChecks:
         self._pad_id, self._temperature, self._vocabulary = pad_id, temperature, vocabulary
         self._dtype, self._device = dtype, device
         experience = to_experience(self._prompts, self._responses, pad_id, rollout.group)
-        self._mask = experience.mask
-        self._batch = {name: part.to(device) for name, part in experience.rows(np.arange(len(self._mask))).items()}
+        batch = experience.rows(np.arange(len(self._prompts)))
+        self._mask = batch["mask"]
+        self._batch = {name: part.to(device) for name, part in batch.items()}
 
     @functools.cached_property
     def _old(self) -> Tensor:

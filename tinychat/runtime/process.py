@@ -34,6 +34,13 @@ def keep_freed_memory() -> bool:
     return all(taken)
 
 
+def give_back_freed_memory() -> None:
+    """Give the system what keep_freed_memory has kept: what one part of a job has freed, the next, which needs other
+    sizes, would only lie beside. Its pages are faulted in anew, so not in every step. Does nothing without glibc."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def end_without_a_last_look() -> None:
     """Have Python end this process without its last search for garbage. After torch and transformers were imported it
     goes through a million objects, which takes a second and frees what the system frees anyhow."""

@@ -105,7 +105,7 @@ def run(config: Config, context: Context) -> StageResult:
                     during=stage.eval_pairs,
                     score=held_out.measure_pairs,
                 )
-                tell_fall(loop)
+                context.give_up(tell_fall(loop))
             loop.save_if_due()
 
     if not loop.unfinished:
@@ -205,21 +205,23 @@ def check_same_start(loop: TrainingLoop, start: str, context: Context) -> None:
         )
 
 
-def tell_fall(loop: TrainingLoop) -> None:
-    """Tell once when held-out replies of both sides have become less likely than when they were measured first: the
-    policy then moves to replies that are in no pair."""
+def tell_fall(loop: TrainingLoop) -> dict[str, str]:
+    """The alarm `fall`, told once: held-out replies of both sides have become less likely than when they were measured
+    first, so the policy moves to replies that are in no pair. Nothing where that is not so."""
     now = {side: loop.metrics[f"eval/{side}_logprobs"] for side in ("chosen", "rejected")}
     first = loop.state.setdefault("logprobs", now)
     falls = {side: first[side] - value for side, value in now.items()}
-    if "told" in loop.state or not all(fall > FALL * -first[side] for side, fall in falls.items()):
-        return
+    if not all(fall > FALL * -first[side] for side, fall in falls.items()):
+        return {}
     text = (
         f"both sides fall: held-out chosen replies have lost {falls['chosen']:.1f} nats on average, rejected ones "
         f"{falls['rejected']:.1f}; the policy moves to replies of neither kind: look at the samples, raise stage.beta, "
         "lower stage.lr, or try stage.loss=rpo"
     )
-    log.warning("alarm at step %d: %s", loop.step, text)
-    loop.state["told"] = [f"step {loop.step}: {text}"]
+    if "told" not in loop.state:
+        log.warning("alarm at step %d: %s", loop.step, text)
+        loop.state["told"] = [f"step {loop.step}: {text}"]
+    return {"fall": text}
 
 
 class HeldOutPairs:

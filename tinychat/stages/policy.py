@@ -7,6 +7,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -21,6 +22,7 @@ from tinychat.models.actor_critic import ActorCritic, hidden_and_values, policy_
 from tinychat.models.adapters import is_adapter
 from tinychat.models.checkpoints import start_model
 from tinychat.models.generation.decode import DecodeOptions
+from tinychat.models.load import WeightsInFile
 from tinychat.models.logprobs import OutputHead
 from tinychat.models.vocabulary import Vocabulary
 from tinychat.rl.rewards import Rewards, gold_rewards, known_rewards
@@ -60,13 +62,23 @@ class Reference:
 
     def __init__(self, config: Config, context: Context, policy: Any, entries: int):
         self._copy: Engine | None = None
+        self._weights: WeightsInFile | None = None
         if not is_adapter(policy):
-            model = start_model(str(context.parents["init_from"]), WHOLE, 0.0, entries=entries)
+            start = str(context.parents["init_from"])
+            model = start_model(start, WHOLE, 0.0, entries=entries)
             self._copy = evaluation_engine(model, config.precision, context.world)
+            self._weights = WeightsInFile(model, Path(start))
+
+    def rest(self) -> None:
+        """Take no memory, as far as that goes, until it is asked again."""
+        if self._weights is not None:
+            self._weights.rest()
 
     @contextlib.contextmanager
     def model(self, policy: Any) -> Iterator[Any]:
         """Inside: the reference, to be called without gradients."""
+        if self._weights is not None:
+            self._weights.wake()
         if self._copy is not None:
             with self._copy.inference() as model:
                 yield model
@@ -171,7 +183,10 @@ class Sampler:
         """Log-probabilities under policy and reference, entropy, values where there is a value function."""
         experience = to_experience(rollout.prompts, rollout.responses, self._tokenizer.pad_token_id, rollout.group)
         models = self.models
+        models.engine.rest()  # what sampling has freed
         measure(experience, self.forward, models.measures, self._stage.rollout_batch_size, models.world)
+        if models.reference is not None:
+            models.reference.rest()
         return experience
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

@@ -389,30 +389,37 @@ def learn(
     """
     stage, world = config.stage, engine.world
     algorithm.prepare(engine, step)
-    share = stage.batch_size // world.size
+    engine.rest()  # sampling and measuring free what updates have no use for, and the other way round
+    rollout_size, share = stage.rollout_size, stage.batch_size // world.size
     totals: dict[str, float] = {}
     done, updates, first_kl = StepStats(0.0, 0.0), 0, 0.0
-    for epoch in range(stage.epochs):
-        for rows in minibatches(stage.rollout_size, stage.batch_size, config.seed, step, epoch, algorithm.group):
-            replies = experience.rows(rows)
-            own = experience.rows(rows[world.rank * share : (world.rank + 1) * share])
-            sums: Sums = {}
-            done = loop.train(
-                split_batch(own, stage.micro_batch_size, world.device),
-                _counting(lambda model, batch: algorithm.loss(model, batch, step, now), algorithm.count(replies), sums),
-                int(response_tokens(replies)),
-                stage.rollout_size if updates == 0 else 0,
-            )
-            found = _of_all_ranks(sums, world)
-            updates += 1
-            approx_kl = found["kl_k3"] / found["tokens"]
-            if updates == 1:
-                first_kl = approx_kl
-            for name, x in found.items():
-                totals[name] = _joined(name, totals.get(name), x)
-            if stage.max_kl is not None and approx_kl > stage.max_kl:
-                return done, _learnt(totals, updates, first_kl)
-    return done, _learnt(totals, updates, first_kl)
+    every = (rollout_size, stage.batch_size, config.seed, step)
+    for rows in (rows for epoch in range(stage.epochs) for rows in minibatches(*every, epoch, algorithm.group)):
+        replies = experience.rows(rows)
+        own = experience.rows(rows[world.rank * share : (world.rank + 1) * share])
+        sums: Sums = {}
+        done = loop.train(
+            split_batch(own, stage.micro_batch_size, world.device),
+            _counting(lambda model, batch: algorithm.loss(model, batch, step, now), algorithm.count(replies), sums),
+            int(response_tokens(replies)),
+            rollout_size if updates == 0 else 0,
+        )
+        found = _of_all_ranks(sums, world)
+        updates += 1
+        approx_kl = found["kl_k3"] / found["tokens"]
+        if updates == 1:
+            first_kl = approx_kl
+        for name, x in found.items():
+            totals[name] = _joined(name, totals.get(name), x)
+        if stage.max_kl is not None and approx_kl > stage.max_kl:
+            break
+    engine.rest()
+    means = {
+        title: totals[name] if name in EXTREMES else totals[name] / totals["tokens"]
+        for name, title in REPORTED.items()
+        if name in totals
+    }
+    return done, means | {"rl/updates": float(updates), "rl/first_kl": first_kl}
 
 
 def _counting(
@@ -447,15 +454,6 @@ def _of_all_ranks(sums: Sums, world: World) -> dict[str, float]:
         sign = 1 if EXTREMES[name] is max else -1
         found[name] = sign * world.max(sign * float(sums[name]))
     return found
-
-
-def _learnt(totals: dict[str, float], updates: int, first_kl: float) -> dict[str, float]:
-    means = {
-        title: totals[name] if name in EXTREMES else totals[name] / totals["tokens"]
-        for name, title in REPORTED.items()
-        if name in totals
-    }
-    return means | {"rl/updates": float(updates), "rl/first_kl": first_kl}
 
 
 class Clock:

@@ -24,7 +24,7 @@ from tinychat.sweeps.space import Space, overrides_of, read_space
 from tinychat.tracking.vocabulary import goal_of, metrics_of, without_bounds
 
 FOLDER = "sweeps"  # under the outputs
-ALARMS = ("kl", "entropy", "eos", "length", "clip", "sampler", "gold")
+ALARMS = ("kl", "entropy", "eos", "length", "clip", "sampler", "gold", "fall")
 FEW = 12  # points of a grid are all composed before the first trial, of more only some (each takes 0.3 s)
 # Keys under which another value would make eval/objective another measure, and the key that keeps it the same.
 _FIXED_BY = {

@@ -161,16 +161,18 @@ class HeadGradients:
         self.of_hidden[part] = (slope @ weight) * scale
         if not self._trained:
             return
+        scaled = (hidden * scale).to(hidden.dtype)
+        if self._into is not None:  # never as a whole: that would be the memory of a second head
+            for into, columns in zip(self._into.split(ADDED_ROWS), slope.split(ADDED_ROWS, 1), strict=True):
+                into.add_(torch.mm(columns.t(), scaled))
+            return
         more = scratch.take(tuple(weight.shape), weight.dtype, weight.device)
-        torch.mm(slope.t(), (hidden * scale).to(hidden.dtype), out=more)
-        if self._into is not None:
-            _add(self._into, more)
-        elif self._sum is None:  # a single one stays as it is: reading so large a tensor again costs time
+        torch.mm(slope.t(), scaled, out=more)
+        if self._sum is None:  # a single one stays as it is: reading so large a tensor again costs time
             self._sum = more
             return
-        else:
-            self._sum = _in_fp32(self._sum)
-            _add(self._sum, more)
+        self._sum = _in_fp32(self._sum)
+        _add(self._sum, more)
         scratch.give(more)
 
     def of_weight(self, factor: float, dtype: torch.dtype, in_place: Tensor | None, rows: int) -> Tensor | None:

@@ -47,6 +47,10 @@ class Scratch:
         if tensor.device.type == "cpu" and tensor.numel() * tensor.dtype.itemsize >= LARGE:
             self._free.append(tensor.untyped_storage())
 
+    def clear(self) -> None:
+        """Free what is not lent."""
+        self._free.clear()
+
 
 scratch = Scratch()
 
@@ -85,6 +89,11 @@ class GradientsInPlace:
         optimizer.zero_grad(set_to_none=True)
         for weight, grad in zip(self._weights, kept, strict=True):
             weight.grad = None if grad is None else grad.zero_()
+
+    def release(self) -> None:
+        """Free the memory of these gradients, which are 0 between steps; the next step takes it anew."""
+        for weight in self._weights:
+            weight.grad = None
 
 
 def adds_in_place(weight: Tensor) -> bool:
