@@ -65,6 +65,15 @@ def test_a_right_policy_passes(arch: str, group: int) -> None:
     assert max(sampler, padding) < 1e-5
 
 
+@pytest.mark.parametrize("shorter", range(8))
+def test_replies_of_any_length_are_looked_at(shorter: int) -> None:
+    """The last token is no input, so rows of one length in eight are narrower than the replies they were made of."""
+    policy = Policy()
+    for name in ("responses", "sampled"):
+        setattr(policy.rollout, name, [list(row)[: max(1, 8 - shorter)] for row in getattr(policy.rollout, name)])
+    assert policy.check()[0] == 0
+
+
 def test_a_prompt_shared_in_a_wrong_way_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     policy, inputs = Policy("llama", group=2), SharedPrompts.inputs
 
