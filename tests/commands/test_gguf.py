@@ -109,7 +109,7 @@ def test_smollm2_answers_and_its_tokens_are_the_hubs(tmp_path: Path) -> None:
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert (tokenizer.pad_token, tokenizer.eos_token, len(tokenizer)) == ("<empty_output>", "<|im_end|>", 49152)
     # from the model card's tokenizer: digits one by one, and blanks before a digit by themselves
-    assert tokenizer.tokenize("In 2024,\n  15") == ["In", "Ġ", "2", "0", "2", "4", ",", "Ċ", "ĠĠ", "1", "5"]
+    assert tokenizer.tokenize("In 2024,\n  15") == ["In", "Ġ", "2", "0", "2", "4", ",", "ĊĠĠ", "1", "5"]
     session = open_session(model, tokenizer, "smollm2", "auto", "")
     reply = "".join(session.reply("How do I bake bread?", SamplingOptions(max_new_tokens=60, greedy=True)))
     assert "flour" in reply
