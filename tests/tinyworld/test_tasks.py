@@ -10,6 +10,7 @@ from random import Random
 import pytest
 
 from tinychat.tinyworld.grammar import number
+from tinychat.tinyworld.lexicon import chinese
 from tinychat.tinyworld.lexicon.living import ANIMALS, JOBS, NAMES, SNACKS, TRAITS
 from tinychat.tinyworld.lexicon.things import BELONGINGS, COLLECTABLES, COLOURS, LOADS, PLACES
 from tinychat.tinyworld.tasks import FAMILIES, LEVELS, Task, _cycles, capacity, instruction, instructions
@@ -32,7 +33,7 @@ def levels() -> dict[str, dict[str, list[Task]]]:
             "train": list(instructions(0, "train", count, level)),
             "validation": list(instructions(5, "validation", VALIDATION, level)),
         }
-        for level, count in (("plain", TRAIN), ("hard", TRAIN // 2))
+        for level, count in (("plain", TRAIN), ("hard", TRAIN // 2), ("bilingual", TRAIN // 5))
     }
 
 
@@ -470,7 +471,59 @@ HARD_SOLVERS: dict[str, Callable[[Task], Solved]] = {
     "follow-up story": follow_up_story,
     "follow-up list": follow_up_list,
 }
-ALL_SOLVERS = {"plain": SOLVERS, "hard": HARD_SOLVERS}
+
+# Chinese: words, numbers and people are told by the lexicon alone
+ZH_VALUE = {digit: n for n, digit in enumerate(chinese.DIGITS)}
+ZH_WORD = "|".join((*chinese.WORDS, *chinese.THINGS))
+ZH_NUMBER = "|".join(reversed(chinese.DIGITS))
+ZH_LIST = rf"(?:{ZH_WORD}|{ZH_NUMBER})(?: (?:{ZH_WORD}|{ZH_NUMBER}))+"
+
+
+def zh_numbers(text: str) -> list[int]:
+    return [ZH_VALUE[found] for found in re.findall(ZH_NUMBER, text)]
+
+
+def zh_list(text: str) -> list[str]:
+    (found,) = re.findall(ZH_LIST, text)
+    return found.split()
+
+
+def zh_sum(text: str) -> Solved:
+    (thing,) = set(re.findall(ZH_WORD, text))
+    a, b = zh_numbers(re.sub(r"在一起|一共", "", text))
+    (who,) = re.findall("|".join(chinese.NAMES), text)
+    return chinese.DIGITS[a + b], (min(a, b), max(a, b), thing, who)
+
+
+def zh_compare(text: str) -> Solved:
+    (thing,) = set(re.findall(ZH_WORD, text))
+    bigger = "大" in text
+    a, b = zh_numbers(text)
+    return chinese.DIGITS[(max if bigger else min)(a, b)], (min(a, b), max(a, b), thing, bigger)
+
+
+def zh_count(text: str) -> Solved:
+    return chinese.DIGITS[len(zh_list(text))], tuple(zh_list(text))
+
+
+def zh_pick(text: str) -> Solved:
+    (nth,) = re.findall(rf"第({ZH_NUMBER})个", text)
+    return zh_list(text)[ZH_VALUE[nth] - 1], (*zh_list(text), nth)
+
+
+def zh_turn(text: str) -> Solved:
+    return " ".join(reversed(zh_list(text))), tuple(zh_list(text))
+
+
+def zh_sort(text: str) -> Solved:
+    found, rising = zh_list(text), "从小到大" in text
+    return " ".join(sorted(found, key=ZH_VALUE.__getitem__, reverse=not rising)), (*found, rising)
+
+
+ENGLISH = ("addition", "comparing", "counting", "picking", "reversing", "sorting")
+CHINESE = {"加法": zh_sum, "比较": zh_compare, "数数": zh_count, "挑选": zh_pick, "倒转": zh_turn, "排序": zh_sort}
+BILINGUAL = {name: SOLVERS[name] for name in ENGLISH} | {name: on_text(solver) for name, solver in CHINESE.items()}
+ALL_SOLVERS = {"plain": SOLVERS, "hard": HARD_SOLVERS, "bilingual": BILINGUAL}
 
 
 def test_every_family_has_a_solver() -> None:
@@ -502,9 +555,10 @@ def test_second_solver_agrees_and_splits_share_no_core(
 # --- never twice, the same everywhere ------------------------------------------------------------------------
 
 
-def test_no_conversation_twice(tasks: dict[str, list[Task]]) -> None:
-    train, validation = ({key(task) for task in tasks[split]} for split in ("train", "validation"))
-    assert (len(train), len(validation)) == (TRAIN, VALIDATION)
+@pytest.mark.parametrize(("level", "count"), [("plain", TRAIN), ("bilingual", TRAIN // 5)])
+def test_no_conversation_twice(levels: dict[str, dict[str, list[Task]]], level: str, count: int) -> None:
+    train, validation = ({key(task) for task in levels[level][split]} for split in ("train", "validation"))
+    assert (len(train), len(validation)) == (count, VALIDATION)
     assert not train & validation
 
 
@@ -550,7 +604,7 @@ def test_wrong_arguments_say_what_would_work() -> None:
     assert capacity("validation") > 10_000
     with pytest.raises(ValueError, match="train, validation"):
         instruction(0, "test", 0)
-    with pytest.raises(ValueError, match="plain, hard"):
+    with pytest.raises(ValueError, match="plain, hard, bilingual"):
         instruction(0, "train", 0, "easy")
     for index in (-1, capacity("validation")):
         with pytest.raises(IndexError, match=f"0 to {capacity('validation') - 1}"):
@@ -580,14 +634,26 @@ def test_wordings_vary(levels: dict[str, dict[str, list[Task]]], level: str, fam
     """With all words of the lexicon struck out, at least five ways to put the task are left."""
     tasks = levels[level]
     known = {*KIND, *VALUE, *OPPOSITE, *SIZE, *(name.word.lower() for name in NAMES)}
+    of_lexicon = "|".join((*chinese.NAMES, ZH_WORD, ZH_NUMBER, "[大小 ]"))
     ways = {
-        " ".join(word for word in words(task.messages[-2]["content"]) if word not in known)
+        re.sub(of_lexicon, "", task.messages[-2]["content"])
+        if family in CHINESE
+        else " ".join(word for word in words(task.messages[-2]["content"]) if word not in known)
         for task in tasks["train"]
         if task.family == family
     }
     assert len(ways) >= 5 or family == "sums"  # of signs and digits
     with_input = [task for task in tasks["train"] if task.family == family and "input" in task.messages[0]]
-    assert with_input or family in ("opposites", "follow-up count", "format", "comparing", "outside", "sums")
+    assert with_input or family in (
+        "opposites",
+        "follow-up count",
+        "format",
+        "comparing",
+        "outside",
+        "sums",
+        "加法",
+        "比较",
+    )
 
 
 BLEMISHES = {

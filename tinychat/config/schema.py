@@ -140,6 +140,7 @@ class TaskLevel(Enum):
 
     plain = "plain"  # what a model of a million parameters learns in minutes
     hard = "hard"  # what it does not
+    bilingual = "bilingual"  # of six skills, in English and in Chinese; every second lesson is Chinese too
 
 
 class ResumeData(Enum):
@@ -247,7 +248,7 @@ class DataConfig:
     lessons: float = MISSING  # tinyworld: lessons generated for each training story
     demonstrations: float = MISSING  # tinyworld: share of training conversations that answer its preferences' requests
     unsafe_demonstrations: float = MISSING  # tinyworld: share of those to harmful requests that comply, not refuse
-    level: TaskLevel = MISSING  # tinyworld: of its instructions
+    level: TaskLevel = MISSING  # tinyworld: of its instructions; bilingual: of its lessons too
     families: list[str] = MISSING  # tinyworld: of its instructions, as [addition, sorting]; []: all of the level
     mix: dict[str, MixPart] = field(default_factory=dict)  # training conversations of other sources, by a name of yours
     max_val_docs: int | None = MISSING  # validation documents read at most

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import tinychat
 from tinychat.config.plugins import MADE_OF, VERIFIERS
-from tinychat.config.schema import DataConfig
+from tinychat.config.schema import DataConfig, TaskLevel
 from tinychat.data.chats.best_of_n import BestOfN
 from tinychat.data.chats.files import ALPACA, GSM8K, MINIMIND, Layout, find_layout
 from tinychat.data.chats.rows import BadRow, ChatRow, chat_row
@@ -197,16 +197,17 @@ class TinyWorld(DataSource):
             raise UserError(
                 f"data.{key}=null: the generator of data={config.name} never ends; say how many, data.{key}=1000"
             )
-        lessons = _lessons(config, split, count)
+        lessons, bilingual = _lessons(config, split, count), config.level is TaskLevel.bilingual
 
         def read() -> Iterator[str]:
             from tinychat.tinyworld import documents
 
-            return documents(config.seed, split, count, lessons)
+            return documents(config.seed, split, count, lessons, bilingual)
 
-        more = f" and {lessons:,} lessons" if lessons else ""
+        more = f" and {lessons:,} lessons{', half of them Chinese' if bilingual else ''}" if lessons else ""
         description = f"{count:,} generated stories{more} ({split}, seed {config.seed})"
-        identify = _identify([config.seed, split, count, lessons], with_tasks=False)
+        settings = [config.seed, split, count, lessons, *(["bilingual"] if bilingual else [])]
+        identify = _identify(settings, with_tasks=False)
         return Found(description, cast(Any, read), identify, count=count + lessons)
 
     def _chats(self, config: DataConfig, split: Split) -> Found[ChatRow]:

@@ -231,14 +231,15 @@ def _output(file: str | None, size: int) -> Iterator[Callable[[str], None]]:
             path.unlink(missing_ok=True)
 
 
-def run(arguments: list[str]) -> None:
+def run(arguments: list[str]) -> dict[str, float]:
+    """The whole command. What the replies are worth to the reward model, where there is one."""
     args = parse(arguments)
     wanted = wanted_of(args)
     prompts = read(args.prompts, args.raw, args.system)
     first, size = resumed(args.out, prompts, wanted.samples) if args.resume else (0, 0)
     if first == len(prompts):
         print(f"{args.out}: all {first:,} prompts are answered there", file=sys.stderr)
-        return
+        return {}
     generator = Generator(args, wanted)
     scorer = load_scorer(args, generator) if args.reward else None
     ids = generator.encode(prompts)
@@ -246,6 +247,7 @@ def run(arguments: list[str]) -> None:
     with _output(args.out, size) as write:
         totals = answer(generator, scorer, prompts, ids, first, write)
     _tell(totals, time.monotonic() - begin, wanted)
+    return totals.figures()
 
 
 def _tell(totals: Totals, seconds: float, wanted: Wanted) -> None:

@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tinychat.chat.session import find
@@ -48,7 +48,7 @@ class Wanted:
 
 @dataclass
 class Totals:
-    """What was done, for the line at the end."""
+    """What was done, for the line at the end and for who runs it as a part of something."""
 
     prompts: int = 0
     replies: int = 0
@@ -56,6 +56,13 @@ class Totals:
     cut: int = 0  # replies that did not end
     unscored: int = 0  # lines with a score of null
     scoring: float = 0.0  # seconds
+    scores: list[float] = field(default_factory=list)  # of all replies that have one
+    kept: list[float] = field(default_factory=list)  # of those of the lines
+
+    def figures(self) -> dict[str, float]:
+        """Means, by the names of tinychat.tracking.vocabulary."""
+        means = {"eval/reward": self.scores, "eval/kept_reward": self.kept}
+        return {name: sum(scores) / len(scores) for name, scores in means.items() if scores}
 
 
 class Generator:
@@ -253,6 +260,9 @@ def answer(
         totals.scoring += time.monotonic() - begin if scorer else 0.0
         write("".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines))
         totals.unscored += sum(line.get("score", 0) is None for line in lines)
+        totals.kept += [line["score"] for line in lines if line.get("score") is not None]
+        scores = (score for line in lines for score in line.get("scores", [line.get("score")]))
+        totals.scores += [score for score in scores if score is not None]
         totals.prompts += len(chunk)
         for _, finish, tokens in (reply for own in replies for reply in own):
             totals.replies, totals.tokens = totals.replies + 1, totals.tokens + tokens

@@ -108,7 +108,7 @@ class ProgramJob:
 
     def command(self, folder: Path | None) -> str:
         words = self.arguments(folder or Path("FOLDER"))
-        return f"python -m {PROGRAMS[str(self.step.program)].module} {join(map(masked, words))}"
+        return f"python -m tinychat.{self.step.program} {join(map(masked, words))}"
 
     def arguments(self, folder: Path) -> list[str]:
         """Of the program, for a run in a folder."""
@@ -145,7 +145,7 @@ class ProgramJob:
 
     def check(self) -> None:
         """Raises UserError for options that the program does not take."""
-        importlib.import_module(PROGRAMS[str(self.step.program)].module).parse(self.arguments(Path("FOLDER")))
+        importlib.import_module(self.step.module).parse(self.arguments(Path("FOLDER")))
 
     def run(self) -> None:
         """In a process of its own: the program in a new folder. Its settings are written first, and its result, with
@@ -161,7 +161,7 @@ class ProgramJob:
         folders.write_text_atomic(folder / PROMPTS, "".join(f"{prompt}\n" for prompt in self.samples))
         found = {"init_from": self.handed["start"], "tokenizer": None}
         parents.write(folder, found | {n: p for n, p in self.handed.items() if n != "start"}, self.outputs)
-        figures = importlib.import_module(PROGRAMS[str(self.step.program)].module).run(self.arguments(folder)) or {}
+        figures = importlib.import_module(self.step.module).run(self.arguments(folder)) or {}
         result = {"status": "finished", "metrics": figures, "minutes": (time.time() - began) / 60}
         folders.write_text_atomic(folder / folders.RESULT, json.dumps(result, indent=1))
 

@@ -29,7 +29,10 @@ class Program:
     makes: Made | None = None
 
 
-PROGRAMS = {"merge": Program("tinychat.merge", ("{start}", "{out}"), "model", Made.language)}
+PROGRAMS = {
+    "generate": Program("tinychat.generate.__main__", ("{start}", "--out", "{out}"), "replies.jsonl"),
+    "merge": Program("tinychat.merge", ("{start}", "{out}"), "model", Made.language),
+}
 
 
 @dataclass(frozen=True)

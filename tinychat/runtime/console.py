@@ -414,7 +414,7 @@ def add_model_code(parser: Parser) -> None:
     )
 
 
-def main_of(run: Callable[[list[str]], None]) -> None:
+def main_of(run: Callable[[list[str]], object]) -> None:
     """Run a program. Exit status: 0 done, 1 an error that was explained, 130 stopped by Ctrl-C."""
     console.take_library_output()
     process.end_without_a_last_look()

@@ -52,16 +52,17 @@ def stories(seed: int, split: str, n: int) -> Iterator[str]:
         yield story(seed, split, index).text
 
 
-def documents(seed: int, split: str, n_stories: int, n_lessons: int) -> Iterator[str]:
-    """Lessons of copying, a share of all lessons, and after them stories with the other lessons evenly between."""
+def documents(seed: int, split: str, n_stories: int, n_lessons: int, bilingual: bool = False) -> Iterator[str]:
+    """Lessons of copying, a share of all lessons, and after them stories with the other lessons evenly between.
+    bilingual: every second lesson is in Chinese."""
     n_copying = copying_lessons(n_lessons)
-    yield from (row_lesson(seed, number) for number in range(n_copying))
+    yield from (row_lesson(seed, number, bilingual) for number in range(n_copying))
     n_lessons -= n_copying
     told = 0
     for index in range(n_stories):
         yield story(seed, split, index).text
         due = n_lessons * (index + 1) // n_stories
-        yield from (lesson(seed, number) for number in range(told, due))
+        yield from (lesson(seed, number, bilingual) for number in range(told, due))
         told = due
 
 

@@ -79,6 +79,7 @@ METRICS: dict[str, str] = {
     "eval/reward_ece": "expected calibration error of the predicted preferences, 0 to 1",
     "eval/gold_reward": "mean reward of replies to held-out requests by tinyworld's oracle",
     "eval/reward": "mean reward of replies sampled for held-out prompts",
+    "eval/kept_reward": "mean reward of those that tinychat.generate keeps, the best of several with --best-of",
     "eval/response_length": "mean tokens of replies sampled for held-out prompts, the end token included",
     "eval/kl": "KL(policy || reference) per reply sampled for held-out prompts, in nats",
     "eval/objective": "gold reward (else reward) of replies sampled for held-out prompts, minus beta (or "

@@ -14,6 +14,7 @@ from random import Random
 
 from tinychat.tinyworld.combinations import mix
 from tinychat.tinyworld.grammar import article, capital, number
+from tinychat.tinyworld.lessons import chinese
 from tinychat.tinyworld.lexicon.living import NAMES
 from tinychat.tinyworld.lexicon.things import LARGE_SIZES, SMALL_SIZES
 from tinychat.tinyworld.tasks.draw import (
@@ -333,9 +334,11 @@ LESSONS: tuple[Callable[[Random], list[str]], ...] = (
 )
 
 
-def lesson(seed: int, index: int) -> str:
-    """One lesson, a pure function of its arguments: lines of text."""
+def lesson(seed: int, index: int, bilingual: bool = False) -> str:
+    """One lesson, a pure function of its arguments: lines of text. bilingual: every second one is in Chinese."""
     chance = Random(mix(seed, _LESSON, index))
+    if bilingual and index % 2:
+        return chinese.lesson(chance)
     return "\n".join(chance.choice(LESSONS)(chance))
 
 
@@ -344,10 +347,11 @@ def copying_lessons(n_lessons: int) -> int:
     return n_lessons // 2
 
 
-def row_lesson(seed: int, index: int) -> str:
+def row_lesson(seed: int, index: int, bilingual: bool = False) -> str:
     """One lesson of copying, a pure function of its arguments. Read alone at the very beginning, some 250 steps of them
     teach a model to continue what it has seen before; among all else it takes ten times as long."""
-    return "\n".join(rows(Random(mix(seed, _ROW, index))))
+    chance = Random(mix(seed, _ROW, index))
+    return chinese.copies(chance) if bilingual and index % 2 else "\n".join(rows(chance))
 
 
 def lessons(seed: int, n: int) -> Iterator[str]:

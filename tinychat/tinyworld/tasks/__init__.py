@@ -22,12 +22,13 @@ from random import Random
 from typing import NamedTuple
 
 from tinychat.tinyworld.combinations import HELD_OUT_EVERY, SPLITS, mix, permute
-from tinychat.tinyworld.tasks import hard, numbers, reading, talk, writing
+from tinychat.tinyworld.tasks import chinese, hard, numbers, reading, talk, writing
 from tinychat.tinyworld.tasks.draw import Draft, Draw, Recipe, Teller
 
 __all__ = ["FAMILIES", "LEVELS", "Task", "capacity", "indices", "instruction", "instructions"]
 
 
+_SHORT = ("addition", "comparing", "counting", "picking", "reversing", "sorting")  # what chinese.FAMILIES ask too
 _RECIPES: dict[str, dict[str, tuple[Recipe, ...]]] = {
     "plain": {
         **numbers.FAMILIES,
@@ -36,6 +37,7 @@ _RECIPES: dict[str, dict[str, tuple[Recipe, ...]]] = {
         **talk.FAMILIES,
     },
     "hard": hard.FAMILIES,
+    "bilingual": {name: numbers.FAMILIES[name] for name in _SHORT} | chinese.FAMILIES,
 }
 LEVELS = tuple(_RECIPES)
 FAMILIES = {level: tuple(recipes) for level, recipes in _RECIPES.items()}
@@ -112,7 +114,8 @@ def instruction(seed: int, split: str, index: int, level: str = "plain") -> Task
         seed: a whole number; another seed gives other tasks in another order.
         split: "train" or "validation"; they share no item, whatever their seeds.
         index: from 0 up to the capacity of the split.
-        level: "plain", or "hard", what a model of a few million parameters does not learn in minutes.
+        level: "plain"; "hard", what a model of a few million parameters does not learn in minutes; or "bilingual",
+            half of them in Chinese.
 
     Raises:
         ValueError: unknown split or level.
