@@ -171,6 +171,14 @@ def test_what_is_kept_and_why_others_are_not(monkeypatch: pytest.MonkeyPatch) ->
         assert (choice.tokens, choice.without, choice.best) == (21, int(not kept), 9.0)
 
 
+def test_earlier_turns_of_a_prompt_are_not_learnt_from(tmp_path: Path) -> None:
+    turns = [{"role": role, "content": said} for role, said in (("user", "a"), ("assistant", "b"), ("user", "c"))]
+    write_rows(tmp_path / "train.jsonl", [{"messages": turns, "place": "here", "replies": [reply("d", 1.0)]}])
+    data = composed("stage=sft", "data=best_of_n", f"data.replies={tmp_path}").data
+    (row,) = chat_source(data, "train").rows()
+    assert [message["content"] for message in row.messages] == ["a", "b", "c", "d"] and row.untrained == (1,)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -16,7 +16,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -123,7 +123,10 @@ def _chosen(data: BestOfNConfig, split: Split, choice: Choice) -> Iterator[ChatR
         try:
             for reply in choose(row["replies"], data, choice):
                 said = [*row["messages"], {"role": "assistant", "content": reply["text"]}]
-                yield chat_row(said, row["place"], row.get("family", ""))
+                chat = chat_row(said, row["place"], row.get("family", ""))
+                # What was said in earlier turns is the prompt's, and no reply of the policy.
+                before = [index for index, message in enumerate(chat.messages[:-1]) if message["role"] == "assistant"]
+                yield replace(chat, untrained=tuple(before))
         except (KeyError, TypeError) as error:
             raise UserError(
                 f"{path}, {place}: is no prompt with replies ({error}); data.replies=null makes them"
