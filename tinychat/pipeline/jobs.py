@@ -369,7 +369,7 @@ def _open_rewards(job: Job) -> dict[str, str]:
     return {name: part.path for name, part in models.items() if part.path in parents.AUTO}
 
 
-def _handed(run: Path | None, spec: str) -> str:
+def _handed(run: Path | None, spec: str | None) -> str:
     """A run's checkpoint for `spec` of parents.AUTO."""
     return f"{run}/{folders.BEST}" if spec == folders.BEST else str(run)
 

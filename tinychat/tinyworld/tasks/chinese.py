@@ -105,7 +105,7 @@ def sort(core: Draw, tell: Teller) -> Draft:
     return one("list", tell.ask(_SORT, slots, listed(reply), listed([DIGITS[n] for n in numbers])))
 
 
-def _of_lengths(make: Callable[[Draw, Teller, int], Draft], *lengths: int) -> tuple[Recipe, ...]:
+def _of_lengths(make: Callable[..., Draft], *lengths: int) -> tuple[Recipe, ...]:
     return tuple(Recipe(partial(make, length=length)) for length in lengths)
 
 
