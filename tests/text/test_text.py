@@ -6,13 +6,19 @@ import json
 import random
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from transformers import AutoTokenizer, GPT2Config, LlamaConfig, Qwen3Config
 
+from tests.config.test_compose import composed
 from tinychat.config.schema import TokenizerConfig, TokenizerKind
 from tinychat.errors import UserError, install_command
 from tinychat.runtime import hub
+from tinychat.runtime.world import World
+from tinychat.stages import StageResult
+from tinychat.stages import tokenizer as stage
 from tinychat.stages.tokenizer import SAMPLES, round_trips, tokenizer_report
 from tinychat.text import RESERVED, tokenizer
 from tinychat.text.tokenizer import (
@@ -406,3 +412,10 @@ def test_longest_tokens_are_the_longest_in_use(small):
     report = tokenizer_report(small, ["garden garden"])
     assert report.longest_tokens[0] == max(report.longest_tokens, key=len)
     assert decode_exactly(small, encode_documents(small, ["garden garden"])[0]) == "garden garden"
+
+
+def test_one_rank_of_several_makes_the_tokenizer(tmp_path: Path) -> None:
+    """The others would write into the same folder at the same time."""
+    other = SimpleNamespace(world=World(1, 1, 2, torch.device("cpu")), run_dir=tmp_path)
+    assert stage.run(composed("stage=tokenizer", "data.max_docs=5"), other) == StageResult()  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())

@@ -122,6 +122,8 @@ log = logging.getLogger("tinychat")
 
 
 def run(config: Config, context: Context) -> StageResult:
+    if not context.world.is_main:  # a launcher of several ranks, as a recipe has it for all its stages: one makes it
+        return StageResult()
     source = text_source(config.data, "train")
     limit = None if config.tokenizer.train_mb is None else int(config.tokenizer.train_mb * 1e6)
     entries = config.tokenizer.vocab_size
