@@ -117,8 +117,9 @@ def test_minimind_reads_its_files_as_they_are(warm: WarmPython, dataset: Path) -
         losses = curve(run_of(folder, stage))
         assert losses[max(losses)] < losses[1] - 0.1, stage
     runs = [path.parent for path in folder.glob("sft*/*/result.json")]
-    starts = [json.loads((path / "parents.json").read_text())["init_from"] for path in runs]
-    assert sorted(Path(start).relative_to(folder).parts[0].partition("-")[0] for start in starts) == ["pretrain", "sft"]
+    starts = [(path / json.loads((path / "parents.json").read_text())["init_from"]).resolve() for path in runs]
+    made = sorted(start.relative_to(folder.resolve()).parts[0].partition("-")[0] for start in starts)
+    assert made == ["pretrain", "sft"], "the long one goes on from the short one"
 
 
 @pytest.mark.slow  # a minute
