@@ -34,7 +34,7 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 def commands_of(page: Path) -> list[str]:
     """The lines of its sh blocks, without what they say about themselves."""
-    lines = [line for block in COMMANDS.findall(page.read_text()) for line in block.splitlines()]
+    lines = [line for block in COMMANDS.findall(page.read_text()) for line in block.replace("\\\n", " ").splitlines()]
     return [told for line in lines if (told := re.split(r"(?:^|\s)#", line)[0].strip())]
 
 

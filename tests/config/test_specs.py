@@ -215,10 +215,10 @@ def test_a_recipe_has_a_place_for_the_stage_and_hands_it_on(conf: Path) -> None:
     path = conf / "pipeline" / "mine.yaml"
     path.write_text("stages: {eval: [], groups: [], pairs: [], sft: [], reward: []}\ngates: {x: pairs eval/loss}\n")
     made = load_recipe(str(path), conf / "pipeline")
-    assert list(made.stages) == ["sft", "reward", "pairs", "groups", "eval"]
+    assert list(made.steps) == ["sft", "reward", "pairs", "groups", "eval"]
     with Composer(made, Request()) as composer:
         jobs = composer.jobs()
-    found: dict[str, Path | None] = {stage: Path(stage) for stage in made.stages}
+    found: dict[str, Path | None] = {stage: Path(stage) for stage in made.steps}
     assert needs(jobs["pairs"], made) == ["sft"] and needs(jobs["groups"], made) == ["pairs", "reward"]
     assert hand_on(jobs["pairs"], made, found) == {"init_from": "sft"}
     given = hand_on(jobs["groups"], made, found)

@@ -16,10 +16,13 @@ from hydra import compose, initialize_config_dir
 from tests.conftest import REPOSITORY, write_rows
 from tests.data.test_layouts import LAYOUTS, WITH_CALLS, kind_of
 from tinychat.config import schema
+from tinychat.config.schema import Config
+from tinychat.data.corpus.chunks import Chunk, Held, write_chunk, write_corpus
 from tinychat.data.look import look
 from tinychat.errors import UserError
 from tinychat.inspect import __main__ as program
-from tinychat.inspect import measure, show, survey
+from tinychat.inspect import layouts, measure, show, survey
+from tinychat.inspect.layouts import Known
 
 CHATS = [{"prompt": f"What is {i}? Please say.", "response": f"It is {i}, of course – no doubt."} for i in range(12)]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in CHATS)
@@ -59,6 +62,33 @@ def test_a_layout_is_known(tmp_path: Path, name: str, source: str, row: Any, cap
         assert words == ["python", "-m", "tinychat.train", f"stage={stage}", f"data={source}", f"data.path={path}"]
 
 
+def test_what_trains_on_rows_of_their_shape_comes_first() -> None:
+    assert layouts.PLAIN.stages() == ("pretrain", "corpus", "tokenizer")
+    assert layouts.CHUNKS.stages() == ("pretrain", "tokenizer"), "a corpus is made of no corpus"
+    pairs = Known("prompt, chosen, rejected", "preferences", "preference")
+    assert pairs.stages() == ("reward", "dpo", "sft", "ppo", "grpo"), "a judge learns from labels"
+    assert pairs.stages(labelled=True)[:3] == ("reward", "judge", "dpo")
+    asked = Known("prompts", "prompts", "prompts", checkable=True)
+    assert asked.stages() == ("rlvr", "ppo", "grpo")
+
+
+@pytest.mark.parametrize("beside", ["", "corpus", "corpus/web-00000.parquet", "corpus/*.parquet"])
+def test_the_chunks_of_a_corpus_are_read_as_a_corpus(tmp_path: Path, beside: str, capsys: Any) -> None:
+    folder = tmp_path / "run" / "corpus"
+    folder.mkdir(parents=True)
+    rows = [("A rose is red.", "web", "en", f"web:{n}") for n in range(3)]
+    write_chunk(folder / "web-00000.parquet", rows)
+    write_corpus(folder, {"web": Held(documents=3, bytes=42, chunks=[Chunk("web-00000.parquet", 3, 42)])})
+    (tmp_path / "run" / "result.json").write_text(json.dumps({"status": "finished", "checkpoint": "corpus"}))
+    facts = inspected(tmp_path / "run" / beside, capsys)
+    assert [seen["path"] for seen in facts["files"]] == [str(folder / "web-00000.parquet")]
+    (group,) = facts["layouts"]
+    assert (group["usable"], group["columns_not_used"], group["before"]) == (3, {}, None)
+    command = f"python -m tinychat.train stage=pretrain data=corpus data.path={folder}"
+    assert group["commands"]["pretrain"] == command and "corpus" not in group["commands"]
+    assert config_of(command).data.source == "corpus"
+
+
 OF_SOURCES = {source: row for _, source, row, *_ in LAYOUTS}
 
 
@@ -67,11 +97,14 @@ def test_the_command_reads_the_file(tmp_path: Path, source: str, capsys: Any) ->
     other = json.loads(json.dumps(OF_SOURCES[source]).replace("Hello", "Good day"))
     path = write_rows(tmp_path / "a.jsonl", [OF_SOURCES[source], other])
     (group,) = inspected(path, capsys)["layouts"]
-    words = [*shlex.split(next(iter(group["commands"].values())))[3:], "data.judge_fraction=0", "stage.judge=null"]
+    more = ["data.judge_fraction=0", *(["stage.judge=null"] if source == "prompts" else [])]
+    look(config_of(next(iter(group["commands"].values())), *more), kind_of(source))  # type: ignore[arg-type]
+
+
+def config_of(command: str, *more: str) -> Config:
     schema.register()
     with initialize_config_dir(str(REPOSITORY / "conf")):
-        config = schema.to_config(compose("config", words if source == "prompts" else words[:-1]))
-    look(config, kind_of(source))  # type: ignore[arg-type]
+        return schema.to_config(compose("config", [*shlex.split(command)[3:], *more]))
 
 
 def test_lengths_duplicates_splits_and_samples(tmp_path: Path, capsys: Any) -> None:
@@ -143,6 +176,7 @@ def test_a_folder_of_several_layouts(tmp_path: Path, capsys: Any) -> None:
     assert "ppo" not in by_name["plain text"]["commands"]  # notes have a blank line
     (alone,) = inspected(tmp_path / "asked.txt", capsys)["layouts"]
     assert "data=prompts" in alone["commands"]["ppo"]
+    assert "data=text" in alone["commands"]["pretrain"]
 
 
 def test_rows_are_read_up_to_a_number(tmp_path: Path, capsys: Any) -> None:
@@ -280,6 +314,13 @@ def test_scripts_where_languages_cannot_be_told(monkeypatch: Any) -> None:
     shares, how = measure.languages_of([(text, 1.0) for text in texts])
     assert shares == dict.fromkeys(("Chinese characters", "Latin", "Cyrillic", "Japanese", "Korean"), 0.2)
     assert how.startswith("by script; by language with py3langid: pip install")
+
+
+def test_short_chinese_with_latin_in_it_is_chinese() -> None:
+    """py3langid alone says Wu, as it does in stage=corpus."""
+    text = "创造一个将“flavor”和“satisfied”两个词组合起来的新词。这个词的意思是对味道感到满意。"
+    shares, _ = measure.languages_of([(text, 1.0)])
+    assert shares == {"zh": 1.0}
 
 
 def test_the_tables(tmp_path: Path, capsys: Any) -> None:

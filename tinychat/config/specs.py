@@ -106,6 +106,7 @@ class StageSpec:
     start: Start = Start.optional
     starts_from: tuple[str, ...] | Made = ()  # stages that init_from=auto looks for, the most wanted first
     rewards: bool = False  # maximises the parts of config.reward
+    checks: bool = False  # its reward checks the answers that rows bring, where no other is named
     adapters: bool = False  # peft= makes sense
 
     sequences: int = 1  # plan: in a forward pass for each of stage.micro_batch_size
@@ -365,6 +366,7 @@ SPECS: dict[str, StageSpec] = {
             start=Start.checkpoint,
             starts_from=("sft",),
             rewards=True,
+            checks=True,
             adapters=True,
             reference=True,
             objective="eval/objective",

@@ -226,7 +226,8 @@ def lines_of(
         scores = every[index * wanted.draws : (index + 1) * wanted.draws]
         kept = list(range(wanted.draws))
         if wanted.draws > wanted.samples:
-            kept.sort(key=lambda place: -(UNSCORED if scores[place] is None else scores[place]))
+            worth = [UNSCORED if score is None else score for score in scores]
+            kept.sort(key=lambda place: -worth[place])
         for place in kept[: wanted.samples]:
             text, finish, tokens = own[place]
             line = dict(prompt.head)

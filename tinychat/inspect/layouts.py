@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinychat.config.plugins import VERIFIERS
+from tinychat.config.plugins import MADE_OF, VERIFIERS
 from tinychat.config.schema import DataConfig, Preference
-from tinychat.config.specs import Rows
+from tinychat.config.specs import SPECS, Made, Rows, StageSpec, recipe_order
 from tinychat.config.words import for_shell
 from tinychat.data.chats.files import COLUMNS, LISTS, TEXTS, as_list, find_layout, listed
 from tinychat.data.chats.rows import ROLES, BadRow, ChatRow, is_empty
@@ -22,13 +22,6 @@ from tinychat.errors import UserError
 
 # Columns that a document may stand in, the likeliest first.
 TEXT_COLUMNS = ("text", "content", "document", "body", "article", "story", "passage", "code", "raw_content", "markdown")
-# For each shape: the stage that learns from it first, and what else does.
-STAGES: dict[Rows, tuple[str, ...]] = {
-    "documents": ("pretrain", "tokenizer"),
-    "conversations": ("sft", "ppo"),
-    "preferences": ("reward", "dpo", "ppo", "sft"),
-    "prompts": ("ppo",),
-}
 
 
 @dataclass(frozen=True)
@@ -42,11 +35,20 @@ class Known:
     column: str = ""  # of documents
     checkable: bool = False  # replies can be checked: stage=rlvr learns from it too
 
-    @property
-    def stages(self) -> tuple[str, ...]:
-        return (*(("rlvr",) if self.checkable and self.shape == "prompts" else ()), *STAGES[self.shape]) + (
-            ("rlvr",) if self.checkable and self.shape == "conversations" else ()
-        )
+    def stages(self, labelled: bool = False) -> tuple[str, ...]:
+        """Those that can learn from its rows: first what trains on rows of this shape, last what makes its own of them.
+        labelled: whether some replies are labelled safe or unsafe, which a judge learns from."""
+        able = [SPECS[name] for name in recipe_order() if self.shape in MADE_OF.get(SPECS[name].reads or "", ())]
+        able = [spec for spec in able if self.checkable or not spec.checks]
+        if SOURCES[self.data].of_corpus:
+            able = [spec for spec in able if spec.makes is not Made.corpus]
+        if not labelled:
+            able = [spec for spec in able if spec.makes is not Made.judge]
+
+        def rank(spec: StageSpec) -> tuple[bool, bool, bool]:
+            return spec.reads != self.shape, not spec.trains, self.checkable and not spec.checks
+
+        return tuple(spec.name for spec in sorted(able, key=rank))
 
     def command(self, stage: str, path: str, *more: str) -> str:
         words = [f"stage={stage}", f"data={self.data}", f"data.path={path}", *self.settings, *more]
@@ -54,6 +56,7 @@ class Known:
 
 
 PLAIN = Known("plain text", "documents", "text")  # of every txt file
+CHUNKS = Known("a corpus", "documents", "corpus", column="text")  # of stage=corpus
 PROMPT_LINES = Known("prompts", "prompts", "prompts")  # what a txt file may be too: a prompt a line
 
 
@@ -126,6 +129,8 @@ Reader = Callable[[Any, str], Any]  # a row and its place: a text, ChatRow, Pref
 def reader_of(known: Known, first: Any, meter: Meter) -> Reader:
     """What the source does with each row. first: a row that has the layout. meter: where columns beside a document's
     are counted."""
+    if known == CHUNKS:
+        return lambda row, place: text_of(place, {known.column: row.get(known.column)}, known.column, meter)
     if known.shape == "documents":
         return lambda row, place: text_of(place, row, known.column, meter)
     if known.shape == "prompts":
@@ -147,9 +152,12 @@ def _found(row: PreferenceRow | BadRow) -> PreferenceRow:
     return row
 
 
-def path_for(files: list[Path], others: list[Path], asked: str) -> tuple[str, str]:
+def path_for(known: Known, files: list[Path], others: list[Path], asked: str) -> tuple[str, str]:
     """What data.path= of some of the files is, and what has to be done before, where it needs anything; "": nothing.
-    asked: the path that all of them and the others came from."""
+    known: their layout. asked: the path that all of them and the others came from."""
+    if known == CHUNKS:
+        folders = sorted({file.parent for file in files})
+        return str(folders[0]), f"{len(folders)} corpora; a command reads one of them" if len(folders) > 1 else ""
     if len(files) == 1:
         return str(files[0]) if others or not _has_training(asked) else asked, ""
     if not others and _has_training(asked):

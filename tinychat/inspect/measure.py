@@ -20,7 +20,7 @@ from tinychat.chat.session import find
 from tinychat.config.schema import TokenizerConfig, TokenizerKind
 from tinychat.data.chats.rows import ChatRow
 from tinychat.data.chats.tokens import without_untrained
-from tinychat.data.corpus.cleaning import ALIASES
+from tinychat.data.corpus.cleaning import language_of
 from tinychat.data.preferences.rows import PreferenceRow
 from tinychat.errors import UserError, install_command, no_such
 from tinychat.inspect.layouts import texts_of
@@ -173,10 +173,7 @@ def languages_of(sample: Sequence[Any]) -> tuple[dict[str, float], str]:
         if len(text.strip()) >= SHORTEST or any(ord(letter) > 0x2E80 for letter in text):
             texts.append(text)
     if importlib.util.find_spec("py3langid"):
-        import py3langid
-
-        named = (str(py3langid.classify(text)[0]) for text in texts)
-        counts = Counter(ALIASES.get(name, name) for name in named)
+        counts = Counter(language_of(text)[0] for text in texts)
         how = "by py3langid"
     else:
         counts = Counter(map(_script, texts))

@@ -60,14 +60,14 @@ def is_usable(group: Group) -> bool:
 def _facts(group: Group, files: list[Seen], measure: Measure | None, asked: str) -> dict[str, Any]:
     known = group.known
     others = [seen.path for seen in files if seen not in group.files]
-    path, before = path_for([seen.path for seen in group.files], others, asked)
+    path, before = path_for(known, [seen.path for seen in group.files], others, asked)
     more = [
         *(["data.tool_calls=text"] if group.with_tools else []),
         *(["data.on_bad_row=skip"] if group.broken else []),
     ]
-    commands = {stage: known.command(stage, path, *more) for stage in known.stages}
+    commands = {stage: known.command(stage, path, *more) for stage in known.stages(group.labelled)}
     if known == PLAIN and may_be_prompts(group.files):
-        commands["ppo"] = PROMPT_LINES.command("ppo", path)
+        commands |= {stage: PROMPT_LINES.command(stage, path) for stage in PROMPT_LINES.stages()}
     languages, how = languages_of(group.sample)
     found: dict[str, Any] = {
         "layout": known.name,

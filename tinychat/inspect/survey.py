@@ -15,13 +15,15 @@ from typing import Any
 
 from tinychat.data.chats.rows import AS_TEXT, BadRow, ChatRow
 from tinychat.data.chats.tools import shown_as_text
+from tinychat.data.corpus.chunks import FOLDER, open_corpus
 from tinychat.data.documents.sources import SEPARATOR, read_documents
 from tinychat.data.files import foreign
 from tinychat.data.files.splits import USABLE, find_files, find_splits, format_of, readable
 from tinychat.data.files.tables import Meter, NotJson, read_lines, read_rows
 from tinychat.data.preferences.rows import PreferenceRow
 from tinychat.errors import UserError
-from tinychat.inspect.layouts import PLAIN, Known, layout_of, prompt_of, reader_of, texts_of, whole_of
+from tinychat.inspect.layouts import CHUNKS, PLAIN, Known, layout_of, prompt_of, reader_of, texts_of, whole_of
+from tinychat.runs.parents import CORPUS
 from tinychat.runtime.run_files import at_home
 
 LOOKED_AT = 100  # first rows, until one has a layout that is known
@@ -29,6 +31,11 @@ SHOWN = 10  # broken rows that are named
 SAMPLE = 2000  # rows held for lengths and languages
 LONGEST = 20_000  # characters of a document that are held
 MOST = 1_000_000  # different rows that are remembered, to tell those that come twice
+SAFETY = {
+    (side, safe): f"{side} replies labelled {'safe' if safe else 'unsafe'}"
+    for side in ("chosen", "rejected")
+    for safe in (True, False)
+}
 SPLIT_NAMES = ("train", "validation", "left out")
 
 
@@ -101,6 +108,11 @@ class Group:
         return sum(seen.rows for seen in self.files)
 
     @property
+    def labelled(self) -> bool:
+        """Whether a reply of a pair is known to be safe or unsafe."""
+        return any(self.labels[label] for label in SAFETY.values())
+
+    @property
     def shared(self) -> int:
         """Different prompts (of documents: texts) that training and validation or test files have both."""
         return (self.rows_once if self.known.shape == "documents" else self.prompts_once).shared
@@ -134,7 +146,7 @@ class Group:
             for side in ("chosen", "rejected"):
                 safe = getattr(row, f"{side}_safe")
                 if safe is not None:
-                    self.labels[f"{side} replies labelled {'safe' if safe else 'unsafe'}"] += 1
+                    self.labels[SAFETY[side, safe]] += 1
         else:
             if row.harmful is not None:
                 self.labels["harmful" if row.harmful else "not harmful"] += 1
@@ -168,10 +180,20 @@ def found_files(path: str) -> list[Seen]:
         names = " or ".join(f"{root.name}.{kind}" for kind in ("jsonl", "txt"))
         works = f"the file {found}" if found else f"its name says nothing that is known: use {USABLE}, such as {names}"
         raise UserError(f"{path}: cannot be read; {works}")
+    if chunks := _chunks(root):
+        return [Seen(file, SPLIT_NAMES[0], file.stat().st_size) for file in chunks]
     files = find_files(path, "PATH")
     splits = find_splits(path, "PATH")
     by_file = dict.fromkeys(splits.validation, "validation") | dict.fromkeys(splits.train, "train")
     return [Seen(file, by_file.get(file, "left out"), file.stat().st_size) for file in files]
+
+
+def _chunks(root: Path) -> list[Path]:
+    """Those of a corpus or of the run that made it; []: it is none. Raises UserError for one that is damaged."""
+    if not any((folder / CORPUS).is_file() for folder in (root, root / FOLDER)):
+        return []
+    corpus = open_corpus(str(root), "PATH")
+    return [corpus.folder / chunk.file for held in corpus.sources.values() for chunk in held.chunks]
 
 
 def survey(files: list[Seen], rows: int | None, progress: Callable[[str, int], None]) -> list[Group]:
@@ -218,7 +240,8 @@ def _read(seen: Seen, rows: int | None, meter: Meter, groups: dict[Known, Group]
         seen.problem = f"{seen.path}: holds no rows"
         return
     first = next((row for _, row in head if layout_of(row)), None)
-    seen.known = layout_of(first)
+    is_chunk = format_of(seen.path) == "parquet" and (seen.path.parent / CORPUS).is_file()
+    seen.known = CHUNKS if is_chunk else layout_of(first)
     named = next((row for _, row in head if isinstance(row, dict)), None)
     seen.columns = ", ".join(map(str, list(named)[:12])) if named else ""
     if seen.known is None:

@@ -12,8 +12,7 @@ from tinychat.errors import UserError
 
 # In a setting, {NAME} is what an earlier step of that name has made; these words are the nearest earlier step that has
 # made such a thing. A step's name wins.
-ROLES = {"policy": Made.language, "reward": Made.reward, "judge": Made.judge, "tokenizer": Made.tokenizer}
-ROLES |= {Made.corpus.value: Made.corpus}
+ROLES = {"policy" if made is Made.language else made.value: made for made in Made}
 WORD = re.compile(r"\{([A-Za-z_]\w*)\}")
 NAME = re.compile(r"[A-Za-z_]\w*")
 

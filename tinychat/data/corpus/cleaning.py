@@ -50,7 +50,7 @@ class Cleaner:
         self._signatures = Signatures(stage.near) if stage.near.use else None
         self._blocklist = read_blocklist(stage.blocklist) if stage.blocklist else None
         self._function = read_function(stage.function) if stage.function else None
-        self._identifier = _identifier() if stage.language.identify else None
+        self._identifies = stage.language.identify
 
     def all(self, texts: Sequence[str], languages: Sequence[str]) -> list[Cleaned]:
         """languages: those allowed; []: every one."""
@@ -74,8 +74,8 @@ class Cleaner:
             if isinstance(found, tuple):
                 return out(found)
             text = found
-        if self._identifier is not None:
-            language, probability = self._language(text)
+        if self._identifies:
+            language, probability = language_of(text[: stage.language.sample])
             if languages and language not in languages:
                 return out(("language", f"{language} ({probability:.0%} sure), not {', '.join(languages)}"))
             if probability < stage.language.min_probability:
@@ -114,11 +114,6 @@ class Cleaner:
             taken_out=dict(taken_out),
         )
 
-    def _language(self, text: str) -> tuple[str, float]:
-        assert self._identifier is not None
-        named, probability = self._identifier.classify(text[: self._stage.language.sample])
-        return ALIASES.get(named, named), float(probability)
-
     def _asked(self, text: str, language: str) -> bool | str:
         assert self._function is not None
         with user_code.running(f"on {short(text)}"):
@@ -149,6 +144,12 @@ def read_blocklist(path: str) -> filters.Blocklist:
     if not entries:
         raise UserError(f"stage.blocklist={path}: no word in it; one on each line, or stage.blocklist=null")
     return filters.Blocklist(entries)
+
+
+def language_of(text: str) -> tuple[str, float]:
+    """The code of its language (ISO 639), and how sure that is, 0 to 1. Needs py3langid."""
+    named, probability = _identifier().classify(text)
+    return ALIASES.get(named, named), float(probability)
 
 
 @functools.cache
