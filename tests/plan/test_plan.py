@@ -132,6 +132,20 @@ def test_a_teacher_has_its_own_shape_and_reads_before_the_student(tmp_path: Path
     assert any("stage.teacher=auto: no checkpoint of it yet" in line for line in missing.assumed)
 
 
+def test_the_start_of_dpo_is_there_in_the_last_evaluation_alone() -> None:
+    words = ("stage=dpo", "data=tinyworld", *LLAMA, *SMALL, "stage.context_length=128")
+    plan, without = planned(*words), planned(*words, "stage.kl_prompts=0")
+    policy, start = plan.models
+    assert (start.name, start.weights, start.trained) == ("the policy as it began", policy.weights, 0)
+    assert [model.name for model in without.models] == ["policy"]
+    later = {name: size - without.memory.phases[name] for name, size in plan.memory.phases.items()}
+    phases = ("sampling replies", "measuring without gradients")
+    assert {name: size for name, size in later.items() if size} == dict.fromkeys(phases, 4 * start.weights)
+    assert plan.seconds["reference, once"] == pytest.approx(without.seconds["reference, once"])
+    adapted = planned(*words, "peft=lora")
+    assert [model.name for model in adapted.models] == ["policy"], "whose adapter is switched off"
+
+
 def test_qlora_counts_what_is_held_in_four_bits() -> None:
     plan = planned("stage=sft", "peft=qlora", *GPT2, *SMALL)
     (model,) = plan.models

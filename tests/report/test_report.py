@@ -218,8 +218,8 @@ def test_four_figures_samples_and_curves_come_first(run_dir: Path) -> None:
     found = {"eval/safe_rate": 0.976, "eval/safe_rate_low": 0.96, "eval/safe_rate_high": 0.99, "rl/kl": 0.5, "x/y": 1.0}
     figures = headline.figures_of("ppo", found, {"eval/safe_rate": [(0, 0.7), (9, 0.976)]})
     assert figures == [
-        headline.Figure("safe replies", "97.6 %", "95 %: 96.0 to 99.0; 70.0 % before"),
-        headline.Figure("KL to the start", "0.5", "nats per reply"),
+        headline.Figure("eval/safe_rate", "safe replies", "97.6 %", "95 %: 96.0 to 99.0; 70.0 % before"),
+        headline.Figure("rl/kl", "KL to the start", "0.5", "nats per reply"),
     ]
 
 

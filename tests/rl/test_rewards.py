@@ -11,9 +11,12 @@ import pytest
 import torch
 
 from tests.chat_models import babbler
+from tests.config.test_compose import composed
+from tests.conftest import write_rows
 from tests.reward_models import reward_model
 from tinychat.config.schema import RewardConfig, RewardPart
 from tinychat.config.stages import ScoreRange
+from tinychat.data.look import look
 from tinychat.data.preferences.prompts import PromptRow, prompt_source
 from tinychat.errors import UserError
 from tinychat.rl.rewards import KINDS, Rewards, gold_rewards, known_rewards
@@ -258,3 +261,17 @@ def test_the_oracle_is_tinyworlds() -> None:
     assert len(set(wanted)) > 1
     assert gold_rewards([row(1)], ["x"]) is None
     assert parts["oracle"] == pytest.approx(wanted)
+
+
+def test_rows_need_no_kind_of_answer_where_the_reward_names_one(tmp_path: Path) -> None:
+    """Before a job begins, as in it; what has no reference cannot be checked by any kind."""
+    write_rows(tmp_path / "train.jsonl", [{"prompt": "Two and one?", "reference": "3"}])
+    write_rows(tmp_path / "validation.jsonl", [{"prompt": "Two and two?", "reference": "4"}])
+    words = ("stage=rlvr", "data=prompts", f"data.path={tmp_path}")
+    with pytest.raises(UserError, match=r"train.jsonl, line 1 has the right reply alone, not how another is checked"):
+        look(composed(*words), "prompts")
+    named = composed(*words, "reward.parts.verifier.options.answer=number")
+    look(named, "prompts")
+    write_rows(tmp_path / "validation.jsonl", [{"prompt": "Open?"}])
+    with pytest.raises(UserError, match=r"validation.jsonl, line 1 has none"):
+        look(named, "prompts")

@@ -10,6 +10,7 @@ import pytest
 
 from tests.conftest import REPOSITORY
 from tinychat import errors
+from tinychat.config.schema import RewardPart
 from tinychat.config.specs import SPECS
 from tinychat.runs import next_steps
 
@@ -70,8 +71,14 @@ def test_a_stage_of_an_experiment_is_followed_by_one_of_that_experiment(tmp_path
 def test_pass_at_k_is_measured_by_what_comes_next_too(tmp_path: Path) -> None:
     config = of_stage("rlvr")
     config.stage.pass_k = [1, 8]
+    config.reward = SimpleNamespace(parts={})
     found = dict(next_steps.lines(config, tmp_path, {"checkpoint": "c"}, ["data=gsm8k"]))  # type: ignore[arg-type]
     assert found["next"] == "python -m tinychat.train stage=eval data=gsm8k 'stage.pass_k=[1,8]'"
+    config.reward.parts["math"] = RewardPart(kind="verifier", weight=1.0, options={"answer": "math"})
+    config.data = SimpleNamespace(source="prompts")
+    said = ["data=prompts", "data.path=x.jsonl"]
+    found = dict(next_steps.lines(config, tmp_path, {"checkpoint": "c"}, said))  # type: ignore[arg-type]
+    assert found["next"].endswith("data=prompts data.path=x.jsonl 'stage.pass_k=[1,8]' data.answer=math")
 
 
 def test_a_measurement_is_followed_by_a_comparison(tmp_path: Path) -> None:

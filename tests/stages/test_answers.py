@@ -15,6 +15,7 @@ import torch
 from tests.chat_models import babbler
 from tests.data.chats.test_sources import config as data_config
 from tests.data.chats.test_sources import write
+from tinychat.config.schema import RewardPart
 from tinychat.config.stages import PASS_K, AnswerEvaluation
 from tinychat.engine.base import Engine
 from tinychat.errors import UserError
@@ -30,14 +31,17 @@ ALONE = World(0, 0, 1, torch.device("cpu"))
 RIGHT = {"1": (True, [1, 1, 1, 1]), "2": (False, [1, 0, 0, 0]), "3": (True, [0, 0, 0, 0]), "4": (False, [1, 1, 0, 0])}
 
 
-def held_out(tmp_path: Path, rows: list[dict[str, Any]], **changes: Any) -> HeldOutAnswers:
+def held_out(tmp_path: Path, rows: list[dict[str, Any]], kind: str | None = None, **changes: Any) -> HeldOutAnswers:
     write(tmp_path / "train.jsonl", rows[:1])
     write(tmp_path / "validation.jsonl", rows)
     tokenizer = babbler()[1]
     set_template(tokenizer, "instruct")
     stage = {"pass_k": [1, 2, 4], "pass_samples": None, "pass_prompts": 9, "temperature": 1.0, "generate_tokens": 4}
-    stage |= {"generate_batch_size": 8, **changes}
-    config = SimpleNamespace(data=data_config(tmp_path, source="prompts"), stage=SimpleNamespace(**stage), seed=1)
+    stage |= {"generate_batch_size": 8, "name": "rlvr", **changes}
+    part = RewardPart(kind="verifier", weight=1.0, options={} if kind is None else {"answer": kind})
+    reward = SimpleNamespace(parts={"verifier": part})
+    data = data_config(tmp_path, source="prompts")
+    config = SimpleNamespace(data=data, reward=reward, stage=SimpleNamespace(**stage), seed=1)
     tracker = SimpleNamespace(log_table=lambda *_: None)
     context = SimpleNamespace(world=ALONE, run_dir=tmp_path, tracker=tracker)
     return HeldOutAnswers(tokenizer, 64, config, context)  # type: ignore[arg-type]
@@ -75,6 +79,38 @@ def test_accuracy_and_pass_at_k_are_those_of_the_replies(tmp_path: Path, monkeyp
     table = json.loads((tmp_path / "tables" / "pass_at_k.json").read_text())
     assert table["columns"] == ["task family", "prompts", "accuracy", "pass@1", "pass@2", "pass@4"]
     assert table["rows"] == [["all", 4, 0.5, *(pytest.approx(found[f"eval/pass_at_{k}"]) for k in (1, 2, 4))]]
+
+
+def test_answers_are_checked_as_the_reward_does(tmp_path: Path) -> None:
+    """reward.parts.NAME.options.answer says how, also of rows that say another kind, or none."""
+    rows = [{"prompt": "1?", "reference": "3", "answer": "exact"}, {"prompt": "2?", "reference": "3"}]
+    rows += [{"prompt": "open?"}]
+    assert [row.answer for row in held_out(tmp_path, rows).prompts.rows] == ["exact"]
+    own = held_out(tmp_path, rows, kind="number")
+    assert [row.answer for row in own.prompts.rows] == ["number", "number"]
+    assert own._right(["It is 3.", "4"], own.prompts.rows) == [True, False]
+    measured = held_out(tmp_path, rows, kind="number", name="eval")
+    assert [row.answer for row in measured.prompts.rows] == ["exact"], "which has no reward"
+
+
+def test_without_k_greedy_replies_alone_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"prompt": f"{number}?", "reference": number, "answer": "math"} for number in RIGHT]
+    own = held_out(tmp_path, rows, pass_k=[])
+
+    def greedy(*_: Any) -> list[tuple[str, bool]]:
+        return [(row.reference if row.reference == "2" else "0", True) for row in own.prompts.rows]
+
+    monkeypatch.setattr(answers, "shared_replies", greedy)
+    monkeypatch.setattr(answers, "sample_replies", None)
+    engine = SimpleNamespace(generation=contextlib.nullcontext, dtype=torch.float32)
+    found = own.measure(engine)  # type: ignore[arg-type]
+    assert found["eval/accuracy"] == 0.25 and set(found) == {f"eval/accuracy{end}" for end in ("", "_low", "_high")}
+    own.write_tables()
+    table = json.loads((tmp_path / "tables" / "pass_at_k.json").read_text())
+    assert (table["columns"], table["rows"]) == (["task family", "prompts", "accuracy"], [["all", 4, 0.25]])
+    table = json.loads((tmp_path / "tables" / "answers.json").read_text())
+    assert table["columns"] == ["prompt", "reference", "greedy reply", "right"]
+    assert ["2?", "2", "2", "yes"] in table["rows"] and ["1?", "1", "0", "no"] in table["rows"]
 
 
 def test_the_same_replies_are_drawn_every_time(tmp_path: Path) -> None:

@@ -135,6 +135,14 @@ def rewarded(config: Config) -> bool:
     return spec_of(config).rewards or makes_replies(config)
 
 
+def answer_kind(config: Config) -> str | None:
+    """The kind of answer that the reward checks every reply by, whatever the rows say; None: theirs, or no reward."""
+    if not spec_of(config).rewards:
+        return None
+    verifiers = [part for name, part in config.reward.parts.items() if reward_kind(name, part).needs_answers]
+    return next((kind for part in verifiers if (kind := part.options.get("answer"))), None)
+
+
 def origins_of(config: Config) -> tuple[str, ...]:
     """The stages whose checkpoints init_from=auto takes: of what a policy has said, one that can reply."""
     spec = spec_of(config)

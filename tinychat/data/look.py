@@ -152,9 +152,8 @@ def _check_answers(source: PromptSource, config: Config) -> None:
     size = _size(source)
     for name, part in config.reward.parts.items():
         if (size is not None or source.rows_of.found.peek) and reward_kind(name, part).needs_answers:
-            check_answers(
-                itertools.islice(source.rows(), FIRST if size is None or size > WHOLE else None), f"reward.parts.{name}"
-            )
+            rows = itertools.islice(source.rows(), FIRST if size is None or size > WHOLE else None)
+            check_answers(rows, f"reward.parts.{name}", part.options.get("answer"))
 
 
 @contextlib.contextmanager

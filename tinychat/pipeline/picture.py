@@ -73,7 +73,8 @@ def panels_of(runs: Mapping[str, tuple[str, Path]]) -> list[Panel]:
                 continue
             first = not any(panel.name == step for panel in found)
             last = {name: points[-1][1] for name, points in series.items()}
-            figures = figures_of(stage, last, {})[:1] if first else []
+            figures = figures_of(stage, last, {}) if first else []
+            figures = sorted(figures, key=lambda figure: figure.metric not in chosen)[:1]  # its curves' own first
             facts = (folders.read_result(run) or {}).get("facts")
             marks = facts.get(CURRICULUM) if isinstance(facts, dict) else None
             reached = "".join(f"{figure.label}: {figure.value}" for figure in figures)

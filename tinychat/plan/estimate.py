@@ -219,7 +219,7 @@ def step_seconds(
     stage, spec = config.stage, spec_of(config)
     if spec.reference and not spec.rollouts:
         # Of as many pairs as a step has: each is asked about once, however many epochs there are.
-        return update | {"reference, once": measuring_seconds(models, work.rows * work.accumulation, work, rate)}
+        return update | {"reference, once": measuring_seconds(models[:1], work.rows * work.accumulation, work, rate)}
     if teachers := [model for model in models if model.name == TEACHER]:
         update |= {"teacher": measuring_seconds(teachers, work.rows * work.accumulation, work, rate)}
     if not spec.rollouts:

@@ -21,7 +21,7 @@ from tinychat.engine.base import resolve_precision
 from tinychat.errors import UserError
 from tinychat.models.build import matmul_rate
 from tinychat.models.kernels.head_loss import CHUNK_ELEMENTS, EXACT_CHUNK_ELEMENTS, KEPT_ELEMENTS
-from tinychat.plan.models import TEACHER, ModelPlan
+from tinychat.plan.models import START, TEACHER, ModelPlan
 from tinychat.runtime.process import LARGE
 
 GB = 1e9
@@ -92,6 +92,8 @@ SAMPLED_ARRAYS = (
 )  # fp32 arrays over the vocabulary while a token is drawn: tinychat.models.generation.decode.choose
 ALWAYS = "all the time"
 FORWARD_BACKWARD = "forward and backward pass"
+SAMPLING = "sampling replies"
+MEASURING = "measuring without gradients"
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,8 @@ def _weights(models: Sequence[ModelPlan], split: Split, stored: int) -> list[Ite
     for model in models:
         label = f"weights: {model.name}, {_millions(model.weights)}"
         if not model.trained:  # only measures, outside DeepSpeed, in fp32
-            items.append(Item(label, weight_bytes(model, 4)))
+            for phase in (SAMPLING, MEASURING) if model.name == START else (ALWAYS,):
+                items.append(Item(label, weight_bytes(model, 4), phase=phase))
             continue
         size = weight_bytes(model, stored) / shared(split, 3)
         on_host = split.zero == 3 and split.offload_param
@@ -321,7 +324,7 @@ def _without_gradient(
     gathered = sum(model.weights for model in trained) * stored if split.zero == 3 else 0
     items = []
     if work.sampled_rows:
-        phase = "sampling replies"
+        phase = SAMPLING
         kv = work.sampled_rows * (work.prompt + work.response) * first.kv_width * computed
         own = (first.weights - (first.embedding if not first.tied else 0)) * computed if computed < stored else 0
         drawn = work.sampled_rows * first.vocabulary * (computed + SAMPLED_ARRAYS)
@@ -334,7 +337,7 @@ def _without_gradient(
             Item("weights gathered from the ranks", gathered, phase=phase),
         ]
     if work.measured_rows:
-        phase = "measuring without gradients"
+        phase = MEASURING
         rows = work.measured_rows
         hidden = 2 * rows * work.length * first.width * 4
         elements = rows * work.targets * first.vocabulary

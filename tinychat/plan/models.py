@@ -43,6 +43,7 @@ from tinychat.models.reward import freeze_all_but
 
 ATTENTION = "tinychat_plan"
 TEACHER = "teacher"
+START = "the policy as it began"  # of DPO: loaded in the last evaluation alone
 BLOCKS_WITHOUT_GRADIENT = 2  # whose activations live at once where nothing is kept for a backward pass: see in_passing
 
 
@@ -129,6 +130,8 @@ def stage_models(
     # An adapter switched off is the policy that it began with; of given tokens that one is asked before it learns.
     if spec.reference and spec.rollouts and stage.compared and whole:
         found.append(replace(whole, name="reference", trained=0, orthogonal=0))
+    if spec.reference and not spec.rollouts and whole and getattr(stage, "kl_prompts", 0) > 0:
+        found.append(replace(whole, name=START, trained=0, orthogonal=0))
     if teacher is not None:
         found.append(replace(_language(teacher, length, numbers), name=TEACHER, trained=0, orthogonal=0))
     return found + [replace(scalar, name=name, trained=0, orthogonal=0) for name in scorers]

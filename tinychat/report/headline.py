@@ -21,6 +21,7 @@ from tinychat.tracking.vocabulary import METRICS, SHARE, headlines_of, is_share,
 class Figure:
     """One of the few numbers that say what a run is worth, in plain words."""
 
+    metric: str
     label: str
     value: str
     note: str = ""  # unit, bounds, where it began
@@ -39,7 +40,7 @@ def figures_of(stage: str, found: Mapping[str, Any], series: Mapping[str, Series
         first = series.get(name, [])[:1]
         if first and first[0][0] == 0 and first[0][1] and len(series[name]) > 1:
             notes.append(f"{figure(name, first[0][1])} before")
-        figures.append(Figure(label, figure(name, found[name]), "; ".join(note for note in notes if note)))
+        figures.append(Figure(name, label, figure(name, found[name]), "; ".join(note for note in notes if note)))
     return figures
 
 

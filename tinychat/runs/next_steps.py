@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import tinychat
+from tinychat.config.plugins import answer_kind, source_of
 from tinychat.config.schema import Config, TokenizerKind
 from tinychat.config.shapes import shape_of
 from tinychat.config.specs import SPECS, Made, recipe_order, spec_of
@@ -63,6 +64,10 @@ def lines(config: Config, run_dir: Path, result: Mapping[str, Any], said: Sequen
         wanted = getattr(config.stage, "pass_k", [])  # stage=eval measures it only where it is asked for
         if wanted and "pass_k" in {field.name for field in fields(SPECS[following].settings)}:
             words.append(f"stage.pass_k=[{','.join(map(str, wanted))}]")
+            named = any(word.startswith("data.answer=") for word in words)
+            # What the reward says for all of them, rows need not.
+            if (kind := answer_kind(config)) and not named and "prompts" in source_of(config.data).has:
+                words.append(f"data.answer={kind}")
         yield "next", for_shell(["python", "-m", "tinychat.train", f"stage={following}", *words])
     else:
         elsewhere = [] if config.paths.outputs == "outputs" else ["--outputs", config.paths.outputs]

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tinychat.config.plugins import gives
+from tinychat.config.plugins import gives, source_of
 from tinychat.config.schema import Config
 from tinychat.config.stages import PASS_K
 from tinychat.engine import Engine, evaluation_engine
@@ -23,7 +23,7 @@ from tinychat.runs import folders
 from tinychat.runtime import run_files
 from tinychat.runtime.console import format_eval
 from tinychat.stages import Context, StageResult
-from tinychat.stages.answers import HeldOutAnswers
+from tinychat.stages.answers import HeldOutAnswers, checkable
 from tinychat.stages.chats import OWN_TEMPLATE, HeldOut, get_chat_tokenizer
 from tinychat.stages.common import (
     context_length,
@@ -48,7 +48,7 @@ class Subject:
     documents: bool
     conversations: bool
     requests: bool
-    answers: bool  # to prompts, for pass@k
+    answers: bool  # to prompts, where they can be checked
 
     @property
     def path(self) -> str:
@@ -92,7 +92,9 @@ def what_to_measure(config: Config, context: Context, like: Any = None) -> Subje
     """
     data, tokenizer = config.data, get_tokenizer(config, context)
     documents, conversations = (gives(data, rows) for rows in ("documents", "conversations"))
-    requests, answers = has_requests(config), bool(config.stage.pass_k)
+    # Conversations' own replies are checked with them; prompts that bring answers have nothing else that does it.
+    bring_answers = "prompts" in source_of(data).has
+    requests, answers = has_requests(config), bool(config.stage.pass_k) or (bring_answers and bool(checkable(config)))
     if not (documents or conversations or requests or answers):
         raise UserError(f"stage.safety_prompts=0: data={data.name} has nothing but requests; let some be answered")
     lacks_template = config.template.name == OWN_TEMPLATE and not tokenizer.chat_template
@@ -148,7 +150,8 @@ def measure(subject: Subject, config: Config, judge: Judge | None = None) -> Mea
         found.facts |= requests.facts()
     if answers is not None:
         found.metrics |= answers.measure(engine)
-        found.facts |= {"prompts for pass@k": len(answers.prompts.ids), "replies to each": answers.samples}
+        found.facts |= {"prompts with checkable answers": len(answers.prompts.ids)}
+        found.facts |= {"sampled replies to each": answers.samples} if answers.samples else {}
     check_numbers(found.metrics, subject.path)
     return found
 
