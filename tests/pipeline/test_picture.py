@@ -41,6 +41,11 @@ def test_a_panel_for_what_has_a_curve_and_a_figure_for_each_stage(runs: dict[str
     ]
     assert [panel.headline for panel in panels[:2]] == ["perplexity: 9", "instructions met: 90.0 %"]
     assert panels[3].headline == "", "a stage's figure stands once"
+    logged = {step: MET | {"eval/accuracy": 0.1 * step, "eval/pass_at_8": 0.9} for step in (0, 4)}
+    lines = [json.dumps({"step": step, "time": 0.0} | metrics) for step, metrics in logged.items()]
+    (runs["sft"][1] / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    (panel,) = panels_of({"rlvr": ("rlvr", runs["sft"][1])})
+    assert (list(panel.curves), panel.headline) == (["eval/accuracy"], "answers right: 40.0 %")
     assert panels[0].marks == {"stories after lessons": 40}
 
 
