@@ -133,6 +133,7 @@ def test_ranks_share_the_work_and_learn_the_same(made: Path, tmp_path: Path) -> 
     for folder, more in (("one", ()), ("two", TORCHRUN)):
         (tmp_path / folder).mkdir()
         own = ("run_dir=run", "stage.batch_size=4", "stage.micro_batch_size=2", "stage.context_length=64")
+        own += ("data.samples=12", "data.max_new_tokens=24")  # of 13 held-out prompts too some replies end
         done = run_train(tmp_path / folder, *given(made, tmp_path / folder, *own, *more))
         assert done.returncode == 0, done.stderr[-2000:]
     one, two = (replies_in(tmp_path / folder) for folder in ("one", "two"))
