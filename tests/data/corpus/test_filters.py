@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.config.test_compose import composed
-from tinychat.data.corpus import filters
+from tinychat.data.corpus import cleaning, filters
 from tinychat.data.corpus.cleaning import Cleaner
 from tinychat.data.corpus.words import ngram_hashes, normalised, words_of
 
@@ -22,6 +22,7 @@ ZH = (
     "小狐狸去问猫头鹰，猫头鹰说昨天夜里的暴风雨把桥冲到了湖里。于是兄妹俩砍来木头，花了三天时间又造了一座新的桥。"
     "从那以后，森林里的动物们都可以安全地过河了，大家为他们举办了一场热闹的聚会。"
 )
+WU = "用单词“satisfied”造一个句子，再用“flavor”造一个。"  # as which py3langid takes it
 
 
 def cleaned(text: str, *settings: str, languages: tuple[str, ...] = ()) -> Any:
@@ -75,8 +76,8 @@ def test_a_sound_text_stays_as_it_is(text: str, clean: Cleaner) -> None:
 def test_languages_are_told_apart_and_chinese_with_latin_words_is_chinese(clean: Cleaner) -> None:
     assert clean(STORY, ("zh",)).rule == "language"
     assert clean(ZH, ("en",)).rule == "language"
-    mixed = "创造一个将“flavor”和“satisfied”两个词组合起来的新词。这个词的意思是对味道感到满意。"  # py3langid: wuu
-    found = cleaned(mixed, "stage.gopher.use=false", "stage.c4.use=false", languages=("zh",))
+    assert cleaning._identifier().classify(WU)[0] == "wuu"
+    found = cleaned(WU, "stage.gopher.use=false", "stage.c4.use=false", languages=("zh",))
     assert (found.rule, found.language) == ("", "zh")
 
 
