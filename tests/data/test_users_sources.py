@@ -194,7 +194,9 @@ def test_other_options_than_the_class_takes_are_one_line(tmp_path: Path) -> None
 
 def test_what_a_finished_run_learnt_from_is_compared_with_the_class_of_now(tmp_path: Path) -> None:
     data = source(tmp_path, CHATS)
-    job: Any = SimpleNamespace(data=data, paths=SimpleNamespace(cache=str(tmp_path / "cache")))
+    job: Any = SimpleNamespace(
+        data=data, stage=SimpleNamespace(name="sft"), paths=SimpleNamespace(cache=str(tmp_path / "cache"))
+    )
     assert set(fingerprints(job, "conversations")) == {"train", "validation"}
 
 

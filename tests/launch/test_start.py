@@ -31,7 +31,7 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks_do: Callable[
         ranks_do(run_dir)
 
     monkeypatch.setattr(ranks, "run", run)
-    monkeypatch.setattr(parents, "find_parents", lambda *_: {})
+    monkeypatch.setattr(parents, "find_parents", lambda *_: {"init_from": None})
     job(tmp_path, *more)
 
 

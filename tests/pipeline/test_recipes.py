@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import curve, write_rows
-from tests.pipeline.test_pipeline import CONF, all_jobs_of
+from tests.pipeline.test_pipeline import CONF, FROM_FILES, all_jobs_of
 from tests.warm import WarmPython
 from tinychat.config import checks
 from tinychat.errors import UserError
@@ -59,6 +59,8 @@ def test_a_tiny_recipe_has_the_steps_of_the_whole_one_and_no_data_of_its_own(nam
     steps.pop("tokenizer", None)  # a small one in place of another's
     wanted.pop("tokenizer", None)
     assert steps == wanted
+    for made in (tiny, whole):
+        assert made.path.read_text().startswith(f"# python -m tinychat.pipeline pipeline={made.path.stem}")
     assert tiny.samples and set(tiny.gates) and tiny.more == whole.more
     for job in all_jobs_of(tiny).values():
         if isinstance(job, Job):
@@ -66,7 +68,7 @@ def test_a_tiny_recipe_has_the_steps_of_the_whole_one_and_no_data_of_its_own(nam
             assert job.config.data.source in ("tinyworld", "corpus"), "generated here"
 
 
-@pytest.mark.parametrize("name", ["minimind2", "gpt2_100m", "llama2_style"])
+@pytest.mark.parametrize("name", FROM_FILES)
 def test_a_whole_recipe_is_consistent_and_says_which_file_is_missing(name: str, dataset: Path) -> None:
     recipe = load_recipe(name, CONF)
     jobs = {step: job for step, job in all_jobs_of(recipe).items() if isinstance(job, Job)}
