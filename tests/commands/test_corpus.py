@@ -23,6 +23,7 @@ def collect(texts: Path, *settings: str) -> list[str]:  # noqa: F811
     return ["stage=corpus", f"+stage.sources={{{sources}}}", *quick, *settings]
 
 
+@pytest.mark.slow
 def test_collected_tokenized_and_learnt(texts: Path, tmp_path: Path) -> None:  # noqa: F811
     (tmp_path / "mine.py").write_text(
         "def keep(text, language):\n    return text.replace('the', 'THE') if 'a' in text or '的' in text else False\n"

@@ -20,6 +20,7 @@ from tinychat.config import launch_checks
 TORCHRUN = REPOSITORY / "launchers" / "torchrun.sh"
 
 
+@pytest.mark.slow
 def test_two_nodes_started_by_hand_train_one_run(tmp_path: Path, tiny: tuple[str, ...]) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -207,6 +207,7 @@ def test_several_that_ask_at_once_get_one_conversion(tmp_path: Path, monkeypatch
     assert len(found) == 3
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_converts(tmp_path: Path) -> None:
     with gguf.kept_in(tmp_path / "cache"):
         folder = gguf.folder_of(str(write_gguf(tmp_path / "tiny.gguf")))
