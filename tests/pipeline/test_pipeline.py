@@ -71,8 +71,19 @@ def jobs_of(recipe: Recipe, *words: str) -> dict[str, Job]:
 
 MEASURED = {
     "sft": {"eval/instruction_accuracy": 0.93},
-    "ppo": {"eval/safe_rate": 0.96, "eval/safe_rate_low": 0.94, "eval/safe_rate_high": 0.98, "rl/kl": 4.5},
-    "ppo:start": {"eval/safe_rate": 0.77, "eval/instruction_accuracy": 0.93},
+    "ppo": {
+        "eval/safe_rate": 0.96,
+        "eval/safe_rate_low": 0.94,
+        "eval/safe_rate_high": 0.98,
+        "eval/response_ppl": 6.3,
+        "rl/kl": 4.5,
+    },
+    "ppo:start": {
+        "eval/safe_rate": 0.77,
+        "eval/instruction_accuracy": 0.93,
+        "eval/response_ppl": 6.0,
+        "eval/over_refusal": 0.0,
+    },
     "pretrain": {"eval/ppl": float("nan")},
 }
 
@@ -87,6 +98,10 @@ MEASURED = {
         ("ppo - ppo:start eval/safe_rate >= 0.18", 0.19, "pass"),
         ("ppo - ppo:start eval/safe_rate >= 0.20", 0.19, "fail"),
         ("ppo:start - ppo eval/safe_rate <= -0.1", -0.19, "pass"),
+        ("ppo / ppo:start eval/response_ppl <= 1.05", 1.05, "pass"),
+        ("ppo / ppo:start eval/response_ppl <= 1.04", 1.05, "fail"),
+        ("ppo:start / ppo eval/response_ppl >= 0.95", 6.0 / 6.3, "pass"),
+        ("ppo / sft eval/response_ppl <= 1.05", None, "not measured"),
         ("ppo rl/kl", 4.5, "reported"),
         ("ppo eval/instruction_accuracy >= 0.9", None, "not measured"),
         ("sft - ppo eval/instruction_accuracy <= 0.03", None, "not measured"),
@@ -103,6 +118,47 @@ def test_a_gate_by_hand(text: str, value: float | None, word: str) -> None:
 def test_no_gate_is_passed_by_what_is_no_number() -> None:
     for sign in (">=", "<="):
         assert judge(parse_gate("x", f"pretrain eval/ppl {sign} 6", ORDER), MEASURED).word == "fail"
+
+
+def test_no_ratio_to_nothing_passes_a_gate() -> None:
+    measured = {"ppo": {"eval/over_refusal": 0.1}, "ppo:start": {"eval/over_refusal": 0.0}}
+    for sign in (">=", "<="):
+        assert judge(parse_gate("x", f"ppo / ppo:start eval/over_refusal {sign} 9", ORDER), measured).word == "fail"
+
+
+SAFE, GAIN, KL = "ppo eval/safe_rate >= 0.95", "ppo - ppo:start eval/safe_rate >= 0.2", "ppo rl/kl"
+
+
+def test_a_gate_of_gates_needs_them_all() -> None:
+    lines = {"safe": SAFE, "gain": GAIN, "honest": ["safe", "gain"]}
+    made = Recipe("x", Path("x"), [], stages(ppo=[]), recipe.parse_gates(lines, ORDER))
+
+    def honest(*words: str) -> tuple[float | None, str, str]:
+        gate = recipe.gates_of(made, parse_request(words))[-1]
+        verdict = judge(gate, MEASURED)
+        return verdict.value, verdict.word, gate.wanted
+
+    assert honest() == (1.0, "fail", "all 2")
+    assert honest("gates.gain=0.1") == (2.0, "pass", "all 2")  # the command's bounds are those that it looks at
+    assert honest("gates.gain=null") == (1.0, "pass", "all 1")  # what is asked no more is needed no more
+    assert honest("gates.honest=null")[1] == "reported"
+    assert verdict_lines([judge(made.gates[-1], MEASURED)]) == ["fail          honest  1 all 2"]
+    assert made.gates[-1].stages == ("ppo",)
+
+
+@pytest.mark.parametrize(
+    ("needs", "says"),
+    [
+        (["safe", "gian"], "'gian' is unknown.*Did you mean gain"),
+        (["safe", "kl"], "kl has no bound"),
+        ([], "must name the gates"),
+        (["later"], "'later' is unknown"),
+    ],
+)
+def test_a_gate_of_gates_names_gates_before_it_that_have_a_bound(needs: list[str], says: str) -> None:
+    lines = {"safe": SAFE, "gain": GAIN, "kl": KL, "honest": needs, "later": SAFE}
+    with pytest.raises(UserError, match=f"gates: honest: .*{says}"):
+        recipe.parse_gates(lines, ORDER)
 
 
 def test_a_gate_without_a_bound_is_not_counted_among_those_that_failed(tmp_path: Path, capsys: Any) -> None:

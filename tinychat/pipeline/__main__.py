@@ -70,7 +70,8 @@ def close_parent(folder: Path, config: Config, verdicts: Sequence[Verdict], stat
         note = "\n".join(f"- {name.removeprefix('gate.')}: {word}" for name, word in words.items())
         tracker.start({}, _tags(config) | words | {HEADLINE: told, NOTE: note})
         # The last gate on a metric is that of the latest stage.
-        tracker.log_metrics(0, {v.gate.metric: v.value for v in verdicts if v.value is not None and not v.gate.less})
+        plain = [v for v in verdicts if v.gate.metric and not v.gate.other]
+        tracker.log_metrics(0, {v.gate.metric: v.value for v in plain if v.value is not None})
         for path in sorted(folder.glob("report.*")):
             tracker.log_artifact(path)
         tracker.finish(_status(status))

@@ -24,7 +24,7 @@ from tinychat.tracking.vocabulary import METRICS
 START = ":start"
 _COMPARE: dict[str, Callable[[float, float], bool]] = {">=": operator.ge, "<=": operator.le}
 _GATE = re.compile(
-    r"^(?P<of>\w+(?::start)?)(?:\s+-\s+(?P<less>\w+(?::start)?))?\s+(?P<metric>[\w/]+)"
+    r"^(?P<of>\w+(?::start)?)(?:\s+(?P<by>[-/])\s+(?P<other>\w+(?::start)?))?\s+(?P<metric>[\w/]+)"
     r"(?:\s+(?P<sign>>=|<=)\s+(?P<bound>\S+))?$"
 )
 
@@ -33,26 +33,35 @@ Measured = Mapping[str, Mapping[str, float]]  # {"ppo": {metric: last value}, "p
 
 @dataclass(frozen=True)
 class Gate:
-    """`of - less` of a metric, compared with a bound."""
+    """A metric of `of`, or its difference from `other`'s or ratio to it, compared with a bound; or how many of other
+    gates are passed, which all of them have to be."""
 
     name: str
     metric: str
     of: str  # STAGE or STAGE:start
-    less: str | None = None  # subtracted from it
+    other: str | None = None  # what it is compared with first
+    by: str = "-"  # how: the difference (-) or the ratio (/)
     sign: str | None = None  # >= or <=; None: nothing is compared
     bound: float | None = None
+    needs: tuple[Gate, ...] = ()  # instead of a metric
 
     @property
     def stages(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(place.removesuffix(START) for place in (self.of, self.less) if place))
+        own = (place.removesuffix(START) for place in (self.of, self.other) if place)
+        return tuple(dict.fromkeys([*own, *(stage for gate in self.needs for stage in gate.stages)]))
 
     @property
     def wanted(self) -> str:
+        if self.needs:
+            return f"all {len(self.needs)}"
         return "" if self.sign is None else f"{self.sign} {self.bound:g}"
 
     @property
     def measures(self) -> str:
-        return f"{self.metric} of {self.of}" + (f" minus that of {self.less}" if self.less else "")
+        if self.needs:
+            return f"gates passed of: {', '.join(gate.name for gate in self.needs)}"
+        against = {"-": "minus that of", "/": "divided by that of"}[self.by]
+        return f"{self.metric} of {self.of}" + (f" {against} {self.other}" if self.other else "")
 
     def with_bound(self, bound: float | None) -> Gate:
         """The same with another bound; None: only reported. Raises UserError where there is nothing to compare."""
@@ -60,6 +69,8 @@ class Gate:
             return replace(self, sign=None, bound=None)
         if self.sign is None:
             raise UserError(f"gates.{self.name}={bound:g}: this one has no bound in the recipe, it is only reported")
+        if self.needs:
+            raise UserError(f"gates.{self.name}={bound:g}: this one needs others, whose bounds can be set; null: none")
         return replace(self, bound=bound)
 
 
@@ -101,12 +112,13 @@ def parse_gate(name: str, text: str, stages: tuple[str, ...]) -> Gate:
     if match is None:
         raise UserError(
             f"gates: {name}: {text!r}: must be STAGE METRIC, then >= or <= and a number, "
-            "as 'ppo eval/safe_rate >= 0.95'"
+            "as 'ppo eval/safe_rate >= 0.95', 'ppo - ppo:start eval/safe_rate >= 0.15' or "
+            "'ppo / ppo:start eval/response_ppl <= 1.05'; or names of other gates in [ ], which it needs all"
         )
-    of, less, metric, sign, bound = match.group("of", "less", "metric", "sign", "bound")
+    of, by, other, metric, sign, bound = match.group("of", "by", "other", "metric", "sign", "bound")
     if metric not in METRICS:
         raise UserError(f"gates: {name}: {metric} is no metric; tinychat/tracking/vocabulary.py lists them")
-    gate = Gate(name, metric, of, less, sign, None if bound is None else _number(name, bound))
+    gate = Gate(name, metric, of, other, by or "-", sign, None if bound is None else _number(name, bound))
     for stage in gate.stages:
         if stage not in stages:
             raise UserError(f"gates: {name}: {stage} is no stage of this recipe; it has {', '.join(stages)}")
@@ -123,15 +135,41 @@ def _number(name: str, text: str) -> float:
     return value
 
 
+def parse_gates(lines: Mapping[str, Any], stages: tuple[str, ...]) -> list[Gate]:
+    """Those of a recipe, {name: line, or list of names of gates before it}. Raises UserError as parse_gate does."""
+    found: dict[str, Gate] = {}
+    for name, said in lines.items():
+        if not isinstance(said, list):
+            found[name] = parse_gate(name, said, stages)
+            continue
+        needs = tuple(found[known(str(other), found, f"gates: {name}: gate (of those before it)")] for other in said)
+        if idle := [gate.name for gate in needs if gate.sign is None]:
+            raise UserError(f"gates: {name}: {idle[0]} has no bound: it is only reported, and cannot be needed")
+        if not needs:
+            raise UserError(f"gates: {name}: []: must name the gates that it needs")
+        found[name] = _all_of(Gate(name, "", ""), needs)
+    return list(found.values())
+
+
+def _all_of(gate: Gate, needs: tuple[Gate, ...]) -> Gate:
+    return replace(gate, needs=needs, sign=">=" if needs else None, bound=float(len(needs)))
+
+
 def judge(gate: Gate, measured: Measured) -> Verdict:
     """Compare what was measured with what is wanted. A value that is not a number passes no gate."""
+    if gate.needs:
+        return Verdict(gate, float(sum(judge(one, measured).word == "pass" for one in gate.needs)))
     values = measured.get(gate.of, {})
     value = values.get(gate.metric)
-    if gate.less is None:
+    if gate.other is None:
         low, high = (values.get(f"{gate.metric}_{end}") for end in ("low", "high"))
         return Verdict(gate, value, low, high)
-    other = measured.get(gate.less, {}).get(gate.metric)
-    return Verdict(gate, None if value is None or other is None else value - other)
+    other = measured.get(gate.other, {}).get(gate.metric)
+    if value is None or other is None:
+        return Verdict(gate, None)
+    if gate.by == "/":
+        return Verdict(gate, value / other if other else math.nan)
+    return Verdict(gate, value - other)
 
 
 DEFAULT = "tinyworld"
@@ -268,7 +306,7 @@ def load_recipe(spec: str, folder: Path) -> Recipe:
         refuse_wrong_order(step, steps, str(path))
     if not any(step.stage for step in steps.values()):
         raise UserError(f"{path}: stages: has programs alone; they need a stage whose checkpoint they read")
-    gates = [parse_gate(str(name), text, tuple(steps)) for name, text in (content.get("gates") or {}).items()]
+    gates = parse_gates({str(name): said for name, said in (content.get("gates") or {}).items()}, tuple(steps))
     return Recipe(
         name=str(content.get("name") or path.stem),
         path=path,
@@ -362,6 +400,10 @@ def gates_of(recipe: Recipe, request: Request) -> list[Gate]:
         except ValueError:
             raise UserError(f"gates.{key}={text}: must be a number, or null for none") from None
         by_key[key] = by_key[key].with_bound(bound)
+    now = {gate.name: gate for gate in by_key.values()}
+    for key, gate in by_key.items():
+        if gate.needs and gate.sign is not None:  # with their bounds, without those that nothing is asked of now
+            by_key[key] = _all_of(gate, tuple(now[one.name] for one in gate.needs if now[one.name].sign is not None))
     return list(by_key.values())
 
 
