@@ -67,6 +67,16 @@ GERMAN = (
 )  # fmt: skip
 
 
+def similarity(one: str, other: str, chinese: bool) -> float:
+    """Jaccard similarity of the sets of shingles, exact."""
+    kind, span = (r"[\u4e00-\u9fff]", 8) if chinese else (r"\w+", 5)
+    found = []
+    for text in (one, other):
+        units = re.findall(kind, text.lower())
+        found.append({tuple(units[place : place + span]) for place in range(len(units) - span + 1)})
+    return len(found[0] & found[1]) / len(found[0] | found[1])
+
+
 class Writer:
     """Makes documents of one language."""
 
@@ -141,11 +151,6 @@ def skipped(name: str) -> tuple[str, ...]:
 def planted(write: Writer, blocked: list[str], asked: list[str], earlier: list) -> dict[str, Callable[[], str]]:
     rng = write.rng
 
-    def shingles(text: str) -> set[tuple[str, ...]]:
-        units = re.findall(r"[\u4e00-\u9fff]" if write.chinese else r"\w+", text)
-        span = 8 if write.chinese else 5
-        return {tuple(units[place : place + span]) for place in range(len(units) - span + 1)}
-
     def changed() -> tuple[str, str]:
         """A copy with some words changed, and what it is by how alike the two are."""
         original = rng.choice(earlier)
@@ -153,8 +158,8 @@ def planted(write: Writer, blocked: list[str], asked: list[str], earlier: list) 
         for _ in range(max(1, round(sum(map(len, sentences)) * rng.uniform(0.0, 0.04) / (1 + write.chinese)))):
             words = rng.choice(sentences)
             words[rng.randrange(len(words))] = rng.choice(write.words)
-        one, other = shingles(write.text(original)), shingles(text := write.text(sentences))
-        alike = len(one & other) / len(one | other)
+        text = write.text(sentences)
+        alike = similarity(write.text(original), text, write.chinese)
         return text, next((kind for least, kind in NEAR.items() if alike >= least), UNLIKE)
 
     def personal() -> str:
@@ -196,6 +201,25 @@ def planted(write: Writer, blocked: list[str], asked: list[str], earlier: list) 
     }
 
 
+def near_pairs(folder: Path, like: dict[str, dict[str, str]]) -> str:
+    """How many pairs of documents that stage.near took for the same are how alike."""
+    wanted = {f"{name}:{number}" for name, pairs in like.items() for number in pairs}
+    wanted |= {other for pairs in like.values() for other in pairs.values()}
+    texts: dict[str, str] = {}
+    for name in like:
+        with open(folder / f"{name}.jsonl", encoding="utf-8") as file:
+            for number, line in enumerate(file):
+                if f"{name}:{number}" in wanted:
+                    texts[f"{name}:{number}"] = json.loads(line)["text"]
+    bounds, count = (0.8, 0.75, 0.7, 0.0), Counter[float]()
+    for name, pairs in like.items():
+        for number, other in pairs.items():
+            exact = similarity(texts[f"{name}:{number}"], texts[other], name == "zh")
+            count[next(bound for bound in bounds if exact >= bound)] += 1
+    names = ("0.8 or more", "0.75 to 0.8", "0.7 to 0.75", "less")
+    return ", ".join(f"{name} {count[bound]:,}" for name, bound in zip(names, bounds, strict=True))
+
+
 PERSONAL_KINDS = ("email", "phone", "ip", "china_id")
 SETTINGS = ["stage.language.allowed=[en,zh]", "stage.chunk_mb=16", "tracker=none"]
 
@@ -225,11 +249,14 @@ def measure(folder: Path, workers: int) -> None:
     with initialize_config_dir(train.config_folder()):
         config = schema.to_config(compose("config", ["stage=corpus", *settings(folder, workers)]))
     rules: dict[str, dict[int, str]] = defaultdict(dict)
+    like: dict[str, dict[int, str]] = defaultdict(dict)  # source -> number -> the document that it was found like
     note = collect.Found.note
 
     def noted(self: collect.Found, rule: str, place: str, why: str, text: str) -> None:
         name, _, number = place.partition(":")
         rules[name][int(number)] = rule
+        if rule == collect.NEAR:
+            like[name][int(number)] = why.rpartition(" ")[2]
         note(self, rule, place, why, text)
 
     collect.Found.note = noted  # type: ignore[method-assign]
@@ -246,6 +273,7 @@ def measure(folder: Path, workers: int) -> None:
         json.dumps(
             {
                 "rules": rules,
+                "like": like,
                 "wall": time.perf_counter() - begin,
                 "cpu": own.ru_utime + own.ru_stime + helpers.ru_utime + helpers.ru_stime,
                 "peak_mb": own.ru_maxrss / 1e3,
@@ -301,6 +329,7 @@ def told(folder: Path, workers: int) -> None:
         total = sum(kinds.values())
         own = sum(count for kind, count in kinds.items() if kind and RULES[kind] == rule)
         print(f"{rule:<44}{total:>8,}{own / total:>16.1%}{1 - kinds[''] / total:>10.2%}{kinds['']:>8,}")
+    print(f"near duplicates by the exact similarity of the two documents: {near_pairs(folder, found['like'])}")
     megabytes = found["read_bytes"] / 1e6
     print(
         f"\n{megabytes:.0f} MB, {sum(map(len, truth.values())):,} documents, {found['kept']:,} kept; {workers} helpers "

@@ -71,6 +71,10 @@ def test_killed_and_resumed_gives_the_same_bytes(texts: Path, tmp_path: Path) ->
     assert content(tmp_path / "killed") == content(tmp_path / "whole")
 
 
+def own(rules: str) -> str:
+    return f"+stage.sources={{a: {{source: text, path: {__file__}, rules: {rules}}}}}"
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -85,6 +89,16 @@ def test_killed_and_resumed_gives_the_same_bytes(texts: Path, tmp_path: Path) ->
         (["stage.personal.kinds=[mail]"], "stage.personal.kinds: mail is none; there are email, phone"),
         (["stage.function=none.py:keep"], "stage.function=none.py:keep: no such file"),
         (["data=corpus"], "data=corpus: a corpus already"),
+        (
+            [own("{near: {use: false}}")],
+            "stage.sources.a.rules.near: no rule of one source; there are normalise, length",
+        ),
+        ([own("{c4: {brace: false}}")], "stage.sources.a.rules.c4.brace: Key 'brace' not in 'C4Rules'"),
+        ([own("{c4: {use: maybe}}")], "stage.sources.a.rules.c4.use: Value 'maybe' is not a valid bool"),
+        ([own("{language: {allowed: [en]}}")], "rules.language.allowed: say stage.sources.a.languages=[...]"),
+        ([own("{code: {min_alphanumeric: 3}}")], "stage.sources.a.rules.code.min_alphanumeric=3: a share, from 0 to 1"),
+        ([own("{blocklist: none.txt}")], "stage.sources.a.rules.blocklist=none.txt: no such file"),
+        ([own("{function: none.py:keep}")], "stage.sources.a.rules.function=none.py:keep: no such file"),
     ],
 )
 def test_what_cannot_be_is_said_in_a_line_and_nothing_is_written(words: list[str], says: str, tmp_path: Path) -> None:

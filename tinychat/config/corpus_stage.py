@@ -7,11 +7,13 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from enum import Enum
-from typing import Any
+from typing import Any, cast
 
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from tinychat.config.stages import StageSettings
+from tinychat.errors import UserError
 
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")  # of a source: its chunks are named after it
 
@@ -34,6 +36,7 @@ class CorpusSource:
     max_docs: int | None = None  # documents read at most; null: all
     weight: float | None = None  # share of the tokens of a pretraining, beside the others'; null: as many as there are
     languages: list[str] = field(default_factory=list)  # of documents kept, instead of stage.language.allowed
+    rules: dict[str, Any] = field(default_factory=dict)  # of DocumentRules, in place of the stage's: {c4: {use: false}}
     options: dict[str, Any] = field(default_factory=dict)  # as data.options
 
 
@@ -117,6 +120,17 @@ class C4Rules:
 
 
 @dataclass
+class CodeRules:
+    """What is left out of files of programs (Chen et al. 2021, 3.1)."""
+
+    use: bool = MISSING
+    max_mean_line_length: float = MISSING  # characters
+    max_line_length: int = MISSING
+    min_alphanumeric: float = MISSING  # share of the characters, white space left out
+    generated: bool = MISSING  # files whose first lines say that a program wrote them are left out
+
+
+@dataclass
 class PersonalRules:
     found: OnPersonalData = MISSING
     kinds: list[str] = MISSING  # of PERSONAL
@@ -147,19 +161,26 @@ class DecontaminationRules:
 
 
 @dataclass
-class CorpusRules(StageSettings):
-    """What becomes of documents."""
+class DocumentRules:
+    """What becomes of one document, whatever came before it."""
 
-    sources: dict[str, CorpusSource] = field(default_factory=dict)  # by names of yours; {}: the documents of data=
     normalise: NormaliseRules = MISSING
     length: LengthRules = MISSING
     language: LanguageRules = MISSING
     gopher: GopherRules = MISSING
     repetition: RepetitionRules = MISSING
     c4: C4Rules = MISSING
+    code: CodeRules = MISSING
     blocklist: str | None = MISSING  # a file with a word or phrase a line; documents with one are left out
     personal: PersonalRules = MISSING
     function: str | None = MISSING  # FILE.py:NAME of yours: (text, language) -> whether it stays, or a text instead
+
+
+@dataclass
+class CorpusRules(DocumentRules, StageSettings):
+    """What becomes of documents."""
+
+    sources: dict[str, CorpusSource] = field(default_factory=dict)  # by names of yours; {}: the documents of data=
     exact: bool = MISSING  # leave out documents that came before, letter for letter
     near: NearRules = MISSING
     decontaminate: DecontaminationRules = MISSING
@@ -173,7 +194,48 @@ class CorpusRules(StageSettings):
             yield from _source_problems(f"stage.sources.{name}", name, source)
         weights = {name: source.weight for name, source in self.sources.items()}
         yield from weight_problems("stage.sources", weights)
+        yield from _rule_problems("stage", self)
+        for name in self.sources:
+            try:
+                own = self.rules_of(name)
+            except UserError as error:
+                yield str(error)
+                continue
+            # What is wrong with the common rules was said of those.
+            common = set(_rule_problems(f"stage.sources.{name}.rules", self))
+            yield from (line for line in _rule_problems(f"stage.sources.{name}.rules", own) if line not in common)
         yield from _limits(self)
+
+    def rules_of(self, source: str) -> DocumentRules:
+        """Those for the documents of a source: the stage's, with its own in their place, key by key. Raises UserError
+        for a rule that there is not, and a value that it cannot have."""
+        common = {one.name: getattr(self, one.name) for one in fields(DocumentRules)}
+        if (own := self.sources.get(source)) is None:
+            return DocumentRules(**common)
+        key = f"stage.sources.{source}.rules"
+        if unknown := next((name for name in own.rules if name not in common), None):
+            raise UserError(f"{key}.{unknown}: no rule of one source; there are {', '.join(common)}")
+        language = own.rules.get("language")
+        if isinstance(language, dict) and "allowed" in language:
+            raise UserError(f"{key}.language.allowed: say stage.sources.{source}.languages=[...]")
+        allowed = own.languages or self.language.allowed
+        try:
+            merged = OmegaConf.merge(
+                OmegaConf.structured(DocumentRules(**common)), {"language": {"allowed": allowed}}, own.rules
+            )
+        except (OmegaConfBaseException, ValueError) as error:
+            where = getattr(error, "full_key", None)
+            raise UserError(f"{key}{f'.{where}' if where else ''}: {str(error).splitlines()[0]}") from None
+        return cast(DocumentRules, OmegaConf.to_object(merged))
+
+    def key_of(self, source: str, rule: str) -> str:
+        """Where a rule is said that holds for a source: `gopher.min_words` -> `stage.gopher.min_words`."""
+        own = self.sources.get(source)
+        if own is not None and rule == "language" and own.languages:
+            return f"stage.sources.{source}.languages"
+        return (
+            f"stage.sources.{source}.rules.{rule}" if own and rule.partition(".")[0] in own.rules else f"stage.{rule}"
+        )
 
 
 @dataclass
@@ -204,23 +266,11 @@ def _source_problems(key: str, name: str, source: CorpusSource) -> Iterator[str]
 
 
 def _limits(stage: CorpusRules) -> Iterator[str]:
-    if stage.normalise.unicode not in (None, "NFC", "NFKC", "NFD", "NFKD"):
-        yield f"stage.normalise.unicode={stage.normalise.unicode}: NFC, NFKC, NFD, NFKD or null"
-    if unknown := sorted(set(stage.personal.kinds) - set(PERSONAL)):
-        yield f"stage.personal.kinds: {unknown[0]} is none; there are {', '.join(PERSONAL)}"
-    near, clean, length = stage.near, stage.decontaminate, stage.length
+    near, clean = stage.near, stage.decontaminate
     if not 0.2 <= near.threshold <= 1:
         yield f"stage.near.threshold={near.threshold:g}: a similarity from 0.2 to 1, such as 0.8"
     if not 16 <= near.num_perm <= 1024:
         yield f"stage.near.num_perm={near.num_perm}: from 16 to 1024, such as 128"
-    if length.max_characters is not None and length.max_characters < max(1, length.min_characters):
-        yield (
-            f"stage.length.max_characters={length.max_characters}: less than stage.length.min_characters="
-            f"{length.min_characters}; raise the one or lower the other"
-        )
-    if stage.gopher.max_words < stage.gopher.min_words:
-        least = stage.gopher.min_words
-        yield f"stage.gopher.max_words={stage.gopher.max_words}: less than stage.gopher.min_words={least}"
     for key, group in (("ngram", clean.ngram), ("ngram_characters", clean.ngram_characters), ("shingle", near.shingle)):
         if group < 1:
             where = "near" if key == "shingle" else "decontaminate"
@@ -229,18 +279,40 @@ def _limits(stage: CorpusRules) -> Iterator[str]:
         yield f"stage.chunk_mb={stage.chunk_mb:g}: above 0 and at most 1024 megabytes"
     if stage.workers is not None and stage.workers < 0:
         yield f"stage.workers={stage.workers}: 0 or more processes, or null"
-    shares = {"stage.language.min_probability": stage.language.min_probability}
-    groups: dict[str, GopherRules | RepetitionRules] = {"gopher": stage.gopher, "repetition": stage.repetition}
-    for name, rules in groups.items():
-        for one in fields(rules):
-            key, value = f"stage.{name}.{one.name}", getattr(rules, one.name)
+
+
+def _rule_problems(key: str, rules: DocumentRules) -> Iterator[str]:
+    """key: where they are said, stage or stage.sources.NAME.rules."""
+    if rules.normalise.unicode not in (None, "NFC", "NFKC", "NFD", "NFKD"):
+        yield f"{key}.normalise.unicode={rules.normalise.unicode}: NFC, NFKC, NFD, NFKD or null"
+    if unknown := sorted(set(rules.personal.kinds) - set(PERSONAL)):
+        yield f"{key}.personal.kinds: {unknown[0]} is none; there are {', '.join(PERSONAL)}"
+    length = rules.length
+    if length.max_characters is not None and length.max_characters < max(1, length.min_characters):
+        yield (
+            f"{key}.length.max_characters={length.max_characters}: less than {key}.length.min_characters="
+            f"{length.min_characters}; raise the one or lower the other"
+        )
+    if (most := rules.gopher.max_words) < (least := rules.gopher.min_words):
+        yield f"{key}.gopher.max_words={most}: less than {key}.gopher.min_words={least}"
+    for name in ("max_mean_line_length", "max_line_length"):
+        if (value := getattr(rules.code, name)) <= 0:
+            yield f"{key}.code.{name}={value:g}: characters, above 0"
+    shares = {
+        "language.min_probability": rules.language.min_probability,
+        "code.min_alphanumeric": rules.code.min_alphanumeric,
+    }
+    groups: dict[str, GopherRules | RepetitionRules] = {"gopher": rules.gopher, "repetition": rules.repetition}
+    for group, own in groups.items():
+        for one in fields(own):
+            name, value = f"{group}.{one.name}", getattr(own, one.name)
             if isinstance(value, dict):
-                shares |= {f"{key}.{n}": share for n, share in value.items() if isinstance(share, float)}
+                shares |= {f"{name}.{n}": share for n, share in value.items() if isinstance(share, float)}
             elif isinstance(value, float) and "length" not in one.name and "per_word" not in one.name:
-                shares[key] = value
-    for key, value in shares.items():
+                shares[name] = value
+    for name, value in shares.items():
         if not 0 <= value <= 1:
-            yield f"{key}={value:g}: a share, from 0 to 1"
-    for key in ("top_ngrams", "duplicate_ngrams"):
-        if wrong := [n for n in getattr(stage.repetition, key) if n < 1]:
-            yield f"stage.repetition.{key}: {wrong[0]} words; at least 1"
+            yield f"{key}.{name}={value:g}: a share, from 0 to 1"
+    for name in ("top_ngrams", "duplicate_ngrams"):
+        if wrong := [n for n in getattr(rules.repetition, name) if n < 1]:
+            yield f"{key}.repetition.{name}: {wrong[0]} words; at least 1"

@@ -19,9 +19,11 @@ from tinychat.runtime.run_files import at_home
 def problems(config: Config) -> Iterator[str]:
     """A line for each problem of config.data, as tinychat.config.checks reports them."""
     data = config.data
+    # A corpus of stage.sources is made of those: of data= nothing is read.
+    is_read = not (spec_of(config).makes is Made.corpus and config.stage.sources)
     for key in ("path", "val_path"):
         value = getattr(data, key)
-        if value and not _exists(value):
+        if is_read and value and not _exists(value):
             yield f"data.{key}={value}: no such file or folder (looked from {Path.cwd()})"
     try:
         plugins.use_verifiers(data)
@@ -31,9 +33,10 @@ def problems(config: Config) -> Iterator[str]:
     except UserError as error:
         yield str(error)
         return
-    if source.needs_path and not data.path:
+    if is_read and source.needs_path and not data.path:
         yield f"data.path=null: data={data.name} needs a file, folder or glob, as data.path=my_files/"
-    yield from source.problems(data)
+    if is_read:
+        yield from source.problems(data)
     yield from _mix(data)
     yield from _weights(data, source.of_corpus)
     yield from _corpus(config)
@@ -130,8 +133,13 @@ def _corpus(config: Config) -> Iterator[str]:
         yield from _part(f"stage.sources.{name}", one, "documents", "max_docs")
     for name, one in stage.decontaminate.sets.items():
         yield from _part(f"stage.decontaminate.sets.{name}", one, None, "max_rows")
-    if stage.blocklist and not at_home(stage.blocklist).is_file():
-        yield f"stage.blocklist={stage.blocklist}: no such file (looked from {Path.cwd()})"
+    blocklists = {"stage.blocklist": stage.blocklist}
+    blocklists |= {
+        f"stage.sources.{name}.rules.blocklist": one.rules.get("blocklist") for name, one in stage.sources.items()
+    }
+    for key, path in blocklists.items():
+        if path and not at_home(path).is_file():
+            yield f"{key}={path}: no such file (looked from {Path.cwd()})"
 
 
 def _part(key: str, part: CorpusSource | EvaluationSet, wanted: str | None, most: str) -> Iterator[str]:

@@ -90,11 +90,10 @@ def _look_at_sources(config: Config) -> None:
     from tinychat.data.corpus.evaluation_sets import settings_of, texts_of
 
     stage = config.stage
-    if stage.function:
-        read_function(stage.function)
-    if stage.blocklist:
-        read_blocklist(stage.blocklist)
     check_languages(stage)
+    for name in stage.sources or [config.data.name]:
+        read_function(stage, name)
+        read_blocklist(stage, name)
     for source in corpus_sources(config).values():
         _read(source.texts, config)
     for name, one in stage.decontaminate.sets.items():

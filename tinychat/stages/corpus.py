@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tinychat.config.corpus_stage import CorpusRules
 from tinychat.config.schema import Config
 from tinychat.data.corpus import evaluation_sets
 from tinychat.data.corpus.cleaning import check_languages
@@ -43,8 +44,13 @@ def run(config: Config, context: Context) -> StageResult:
         fingerprints,
         evaluation_sets.fingerprints(stage.decontaminate, config.data, cache),
         tokenizer_fingerprint(tokenizer) if tokenizer is not None else None,
-        hash_file(at_home(stage.blocklist), None) if stage.blocklist else None,
-        [hash_file(path, None) for path in user_code.sources(stage.function)] if stage.function else None,
+        [
+            [
+                hash_file(at_home(rules.blocklist), None) if rules.blocklist else None,
+                [hash_file(path, None) for path in user_code.sources(rules.function)] if rules.function else None,
+            ]
+            for rules in map(stage.rules_of, sources)
+        ],
     ]
     collector = Collector(context.run_dir, stage, sources, contamination, _plain(identity), count)
     origin = parents.describe(
@@ -55,7 +61,7 @@ def run(config: Config, context: Context) -> StageResult:
     if not collector.run(context.should_stop):
         return StageResult(stopped=True)
     found = collector.found
-    write_report(context, sources, found, tokenizer is not None)
+    write_report(context, stage, sources, found, tokenizer is not None)
     metrics = metrics_of(found)
     if collector.speed:
         metrics["perf/text_mb_per_s"] = collector.speed
@@ -92,9 +98,21 @@ def metrics_of(found: Found) -> dict[str, float]:
     return metrics
 
 
-def write_report(context: Context, sources: dict[str, Source], found: Found, counted: bool) -> None:
-    """The run's corpus_report.json and tables: what remains of each source, what was left out by which rule, with
-    examples, and what was changed in what remains. The log has the first two."""
+def own_rules(stage: CorpusRules, source: str) -> dict[str, Any]:
+    """The rules of a source that are not the stage's: `gopher.min_words` -> 5."""
+    common, own = (_plain(asdict(stage.rules_of(name))) for name in ("", source))
+    changed: dict[str, Any] = {}
+    for rule, value in own.items():
+        if isinstance(value, dict):
+            changed |= {f"{rule}.{key}": one for key, one in value.items() if one != common[rule][key]}
+        elif value != common[rule]:
+            changed[rule] = value
+    return changed
+
+
+def write_report(context: Context, stage: CorpusRules, sources: dict[str, Source], found: Found, counted: bool) -> None:
+    """The run's corpus_report.json and tables: what remains of each source and which rules were its own, what was left
+    out by which rule, with examples, and what was changed in what remains. The log has the numbers of both."""
     documents, sizes = totals(found)
     remains = [
         {
@@ -107,6 +125,7 @@ def write_report(context: Context, sources: dict[str, Source], found: Found, cou
             **({"tokens": tally.held.tokens} if counted else {}),
             "weight": tally.held.weight,
             "languages": tally.held.languages,
+            "rules of its own": own_rules(stage, name),
         }
         for name, tally in found.tallies.items()
     ]
@@ -144,9 +163,18 @@ def write_report(context: Context, sources: dict[str, Source], found: Found, cou
 
 def tell(context: Context, content: dict[str, Any]) -> None:
     """The report's content as tables, and in the log."""
-    columns = [key for key in content["remains"][0] if key != "languages"]
-    rows = [[*(one[key] for key in columns), _listed(one["languages"])] for one in content["remains"]]
-    write_table(context, "1_remains", "What remains", [*columns, "languages"], rows)
+    columns = [key for key in content["remains"][0] if key not in ("languages", "rules of its own")]
+    rows = [
+        [
+            *(one[key] for key in columns),
+            _listed(one["languages"]),
+            ", ".join(
+                f"{rule}={json.dumps(value, ensure_ascii=False)}" for rule, value in one["rules of its own"].items()
+            ),
+        ]
+        for one in content["remains"]
+    ]
+    write_table(context, "1_remains", "What remains", [*columns, "languages", "rules of its own"], rows)
     rows = [
         [*(one[key] for key in ("rule", "documents", "share", "bytes")), _listed(one["by source"])]
         for one in content["left out"]

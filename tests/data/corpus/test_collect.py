@@ -14,6 +14,7 @@ import pytest
 
 from tests.config.test_compose import composed
 from tests.data.corpus.test_filters import ZH
+from tinychat.config import data_checks
 from tinychat.config.schema import Config
 from tinychat.data.corpus.chunks import open_corpus
 from tinychat.data.corpus.collect import EXAMPLES, Collector
@@ -123,6 +124,33 @@ def test_where_nothing_is_left_the_rule_and_an_example_are_named(folder: Path, t
         UserError, match=r"nothing is left of web: all 79 documents.*stage\.gopher\.min_words 71.*as web:\d+: "
     ):
         make(tmp_path, config_of(folder, "stage.gopher.min_words=500"))
+    own = f"+stage.sources={{web: {{source: text, path: {folder}/web.jsonl, rules: {{gopher: {{min_words: 500}}}}}}}}"
+    with pytest.raises(UserError, match=r"loosen stage\.sources\.web\.rules\.gopher\.min_words"):
+        make(tmp_path / "own", composed("stage=corpus", own, *QUICK))
+
+
+def test_each_source_is_cleaned_by_its_own_rules_also_by_helpers(folder: Path, tmp_path: Path) -> None:
+    """And nothing of data= is asked for, where stage.sources are given."""
+    web = "{gopher: {use: false}, c4: {min_sentences: 0, braces: false}, repetition: {use: false}}"
+    sources = (
+        f"+stage.sources={{zh: {{source: text, path: {folder}/zh.jsonl}}, "
+        f"web: {{source: text, path: {folder}/web.jsonl, rules: {web}}}}}"
+    )
+    config = composed("stage=corpus", "data=text", "data.path=none", sources, *QUICK)
+    assert not list(data_checks.problems(config))
+    found = []
+    for workers in (0, 2):
+        collector, whole = make(tmp_path / str(workers), replace_workers(config, workers))
+        assert whole
+        found.append(collector.found.tallies)
+    assert found[0] == found[1]
+    assert found[0]["zh"].left_out == {} and found[0]["zh"].held.documents == 5
+    # The junk stays, once each; what the source before it had is a duplicate here.
+    assert found[0]["web"].held.documents == 61 and set(found[0]["web"].left_out) == {"exact", "near"}
+
+
+def replace_workers(config: Config, workers: int) -> Config:
+    return replace(config, stage=replace(config.stage, workers=workers))
 
 
 def data_of(run_dir: Path, *settings: str) -> Any:

@@ -43,61 +43,62 @@ class Cleaned:
 
 
 class Cleaner:
-    """The rules of a stage, made once in each process."""
+    """The rules for the documents of a source, made once in each process."""
 
-    def __init__(self, stage: CorpusRules, contamination: Contamination | None) -> None:
-        self._stage, self._contamination = stage, contamination
+    def __init__(self, stage: CorpusRules, source: str, contamination: Contamination | None) -> None:
+        self._rules, self._contamination = stage.rules_of(source), contamination
         self._signatures = Signatures(stage.near) if stage.near.use else None
-        self._blocklist = read_blocklist(stage.blocklist) if stage.blocklist else None
-        self._function = read_function(stage.function) if stage.function else None
-        self._identifies = stage.language.identify
+        self._blocklist = read_blocklist(stage, source)
+        self._function = read_function(stage, source)
+        self._function_key = stage.key_of(source, "function")
 
-    def all(self, texts: Sequence[str], languages: Sequence[str]) -> list[Cleaned]:
-        """languages: those allowed; []: every one."""
-        return [self(text, languages) for text in texts]
+    def all(self, texts: Sequence[str]) -> list[Cleaned]:
+        return [self(text) for text in texts]
 
-    def __call__(self, text: str, languages: Sequence[str]) -> Cleaned:
-        stage, rules = self._stage, self._stage.normalise
+    def __call__(self, text: str) -> Cleaned:
+        rules, form = self._rules, self._rules.normalise
         size, taken_out = len(text.encode()), Counter[str]()
-        text = normalised(text, rules.unicode, rules.line_ends, rules.control_characters)
-        language = UNKNOWN
+        text = normalised(text, form.unicode, form.line_ends, form.control_characters)
+        language, languages = UNKNOWN, rules.language.allowed
 
         def out(why: tuple[str, str]) -> Cleaned:
             return Cleaned(text[:EXCERPT], size, len(text), *why, language=language, taken_out=dict(taken_out))
 
         if not text:
             return out(("length.min_characters", "nothing is left of it"))
-        if why := filters.length(text, stage.length):
+        if why := filters.length(text, rules.length):
             return out(why)
-        if stage.c4.use:
-            found = filters.c4(text, stage.c4, taken_out)
+        if rules.c4.use:
+            found = filters.c4(text, rules.c4, taken_out)
             if isinstance(found, tuple):
                 return out(found)
             text = found
-        if self._identifies:
-            language, probability = language_of(text[: stage.language.sample])
+        if rules.code.use and (why := filters.code(text, rules.code)):
+            return out(why)
+        if rules.language.identify:
+            language, probability = language_of(text[: rules.language.sample])
             if languages and language not in languages:
                 return out(("language", f"{language} ({probability:.0%} sure), not {', '.join(languages)}"))
-            if probability < stage.language.min_probability:
-                sure = f"{probability:.0%} sure, not {stage.language.min_probability:.0%}"
+            if probability < rules.language.min_probability:
+                sure = f"{probability:.0%} sure, not {rules.language.min_probability:.0%}"
                 return out(("language.min_probability", f"{language}, but only {sure}"))
         words = words_of(text)
-        if stage.gopher.use and (why := filters.gopher(text, words, language, stage.gopher)):
+        if rules.gopher.use and (why := filters.gopher(text, words, language, rules.gopher)):
             return out(why)
-        if stage.repetition.use and words.units and (why := filters.repetition(text, words, stage.repetition)):
+        if rules.repetition.use and words.units and (why := filters.repetition(text, words, rules.repetition)):
             return out(why)
         if self._blocklist is not None and (why := self._blocklist(text, words)):
             return out(why)
         before = text
-        if stage.personal.found is OnPersonalData.drop:
-            if match := next(filters.personal(text, stage.personal.kinds), None):
+        if rules.personal.found is OnPersonalData.drop:
+            if match := next(filters.personal(text, rules.personal.kinds), None):
                 return out((f"personal.{match[0]}", f"has {match[1].group()!r}"))
-        elif stage.personal.found is OnPersonalData.mask:
-            text = filters.masked(text, stage.personal.kinds, taken_out)
+        elif rules.personal.found is OnPersonalData.mask:
+            text = filters.masked(text, rules.personal.kinds, taken_out)
         if self._function is not None:
             answer = self._asked(text, language)
             if answer is False or (isinstance(answer, str) and not answer.strip()):
-                return out(("function", f"{stage.function} left it out"))
+                return out(("function", f"{rules.function} left it out"))
             if isinstance(answer, str) and answer != text:
                 text = answer.strip()
                 taken_out["changed by stage.function"] += 1
@@ -119,30 +120,38 @@ class Cleaner:
         with user_code.running(f"on {short(text)}"):
             answer = self._function(text, language)
         if answer is None or not isinstance(answer, (bool, str)):
-            raise UserError(f"stage.function={self._stage.function}: gives {short(answer)}; True or False, or a text")
+            raise UserError(
+                f"{self._function_key}={self._rules.function}: gives {short(answer)}; True or False, or a text"
+            )
         return answer
 
 
-def read_function(address: str) -> Callable[[str, str], Any]:
-    """What stage.function names. Raises UserError."""
+def read_function(stage: CorpusRules, source: str) -> Callable[[str, str], Any] | None:
+    """What stage.function names, for a source. Raises UserError."""
+    if not (address := stage.rules_of(source).function):
+        return None
+    key = f"{stage.key_of(source, 'function')}={address}"
     try:
         function = user_code.named(address)
     except UserError as error:
-        raise UserError(f"stage.function={address}: {error}") from error
+        raise UserError(f"{key}: {error}") from error
     if not callable(function):
-        raise UserError(f"stage.function={address}: is {short(function)}; a function of (text, language)")
+        raise UserError(f"{key}: is {short(function)}; a function of (text, language)")
     return function
 
 
-def read_blocklist(path: str) -> filters.Blocklist:
-    """The entries of a file: one a line, lines that begin with # left out. Raises UserError."""
+def read_blocklist(stage: CorpusRules, source: str) -> filters.Blocklist | None:
+    """The entries of a source's file: one a line, lines that begin with # left out. Raises UserError."""
+    if not (path := stage.rules_of(source).blocklist):
+        return None
+    key = f"{stage.key_of(source, 'blocklist')}={path}"
     try:
         lines = at_home(path).read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"stage.blocklist={path}: cannot be read ({error})") from None
+        raise UserError(f"{key}: cannot be read ({error})") from None
     entries = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if not entries:
-        raise UserError(f"stage.blocklist={path}: no word in it; one on each line, or stage.blocklist=null")
+        raise UserError(f"{key}: no word in it; one on each line, or null")
     return filters.Blocklist(entries)
 
 

@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 WORK = "corpus-unfinished"  # below the run folder, until all is there
 STATE = "state.json"
-VERSION = 1  # raise it when the same documents and rules would give other chunks
+VERSION = 2  # raise it when the same documents and rules would give other chunks
 BATCH = 1 << 18  # characters cleaned by a process at once,
 BATCH_DOCUMENTS = 256  # and documents at most
 EXAMPLES = 3  # of each rule
@@ -133,7 +133,7 @@ class Collector:
             return True
         workers = self._stage.workers
         workers = len(os.sched_getaffinity(0)) if workers is None else workers
-        with _Cleaning(self._stage, self._contamination, workers) as cleaning:
+        with _Cleaning(self._stage, list(self._sources), self._contamination, workers) as cleaning:
             for source in self._sources.values():
                 if self._tally(source).done:
                     continue
@@ -169,14 +169,14 @@ class Collector:
         tally, title = self._tally(source), source.texts.description
         log.info("%s: %s%s", source.name, title, f", from document {tally.read:,} on" if tally.read else "")
         documents = itertools.islice(source.texts.documents(), tally.read, None)
-        for cleaned in cleaning.of(documents, source.languages):
+        for cleaned in cleaning.of(documents, source.name):
             for one in cleaned:
                 self._take(source, tally, one)
             if should_stop():
                 return False
             self._tell(source, tally)
         if not tally.held.documents and not self._rows:
-            raise UserError(nothing_left(source.name, tally, self.found.examples))
+            raise UserError(nothing_left(self._stage, source.name, tally, self.found.examples))
         tally.done = True
         self._write()
         kept, read = tally.held.documents, tally.read
@@ -300,41 +300,42 @@ class Collector:
         )  # fmt: skip
 
 
-def nothing_left(name: str, tally: Tally, examples: dict[str, list[list[Any]]]) -> str:
+def nothing_left(stage: CorpusRules, name: str, tally: Tally, examples: dict[str, list[list[Any]]]) -> str:
     """The message where every document of a source was left out: by which rules, and an example of the first."""
     rules = sorted(tally.left_out.items(), key=lambda item: -item[1][0])
     shown = ", ".join(f"stage.{rule} {count:,}" for rule, (count, _) in rules[:5])
     _, place, why, text = examples[rules[0][0]][0]
     return (
         f"nothing is left of {name}: all {tally.read:,} documents were left out ({shown}); as {place}: {why}: "
-        f"{json.dumps(text[:60], ensure_ascii=False)}; loosen stage.{rules[0][0]}"
+        f"{json.dumps(text[:60], ensure_ascii=False)}; loosen {stage.key_of(name, rules[0][0])}"
     )
 
 
-_cleaner: Cleaner | None = None  # of a process that cleans
+_cleaners: dict[str, Cleaner] = {}  # by source, of a process that cleans
 
 
-def _begin_cleaning(stage: CorpusRules, contamination: Contamination | None) -> None:
-    global _cleaner
+def _begin_cleaning(stage: CorpusRules, sources: list[str], contamination: Contamination | None) -> None:
     process.end_with_parent(signal.SIGKILL)
     for number in process.STOPPING:  # the process that reads saves, and ends this one
         signal.signal(number, signal.SIG_IGN)
-    _cleaner = Cleaner(stage, contamination)
+    _cleaners.update({name: Cleaner(stage, name, contamination) for name in sources})
 
 
-def _clean(texts: list[str], languages: list[str]) -> list[Cleaned]:
-    assert _cleaner is not None
-    return _cleaner.all(texts, languages)
+def _clean(texts: list[str], source: str) -> list[Cleaned]:
+    return _cleaners[source].all(texts)
 
 
 class _Cleaning:
     """Cleans documents in other processes, or with none of them in this one; what comes out is in their order."""
 
-    def __init__(self, stage: CorpusRules, contamination: Contamination | None, workers: int) -> None:
+    def __init__(
+        self, stage: CorpusRules, sources: list[str], contamination: Contamination | None, workers: int
+    ) -> None:
         self._workers = workers
-        self._own = Cleaner(stage, contamination) if not workers else None
+        self._own = {} if workers else {name: Cleaner(stage, name, contamination) for name in sources}
+        begin = (stage, sources, contamination)
         self._pool = (
-            ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _begin_cleaning, (stage, contamination))
+            ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _begin_cleaning, begin)
             if workers
             else None
         )
@@ -346,17 +347,16 @@ class _Cleaning:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def of(self, documents: Iterator[str], languages: list[str]) -> Iterator[list[Cleaned]]:
+    def of(self, documents: Iterator[str], source: str) -> Iterator[list[Cleaned]]:
         """Batch by batch. Raises UserError where a process died."""
-        if self._own is not None:
+        if self._pool is None:
             for texts in _batches(documents):
-                yield self._own.all(texts, languages)
+                yield self._own[source].all(texts)
             return
-        assert self._pool is not None
         waiting: deque[Future[list[Cleaned]]] = deque()
         try:
             for texts in _batches(documents):
-                waiting.append(self._pool.submit(_clean, texts, languages))
+                waiting.append(self._pool.submit(_clean, texts, source))
                 if len(waiting) > 2 * self._workers:
                     yield waiting.popleft().result()
             while waiting:

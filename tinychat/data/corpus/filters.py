@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from tinychat.config.corpus_stage import C4Rules, GopherRules, LengthRules, RepetitionRules
+from tinychat.config.corpus_stage import C4Rules, CodeRules, GopherRules, LengthRules, RepetitionRules
 from tinychat.data.corpus.words import SPACELESS, Words, ngram_hashes, words_of
 
 Why = tuple[str, str]  # (rule, what it found)
@@ -22,7 +22,17 @@ _BULLETS = ("-", "*", "•", "‣", "▶", "●", "○", "■", "□", "▪", "�
 _ELLIPSES = ("...", "…", "。。。")
 _ELLIPSIS = re.compile(r"\.{3,}|…+|。{3,}")
 _PARAGRAPHS = re.compile(r"\n\s*\n")
-_SENTENCE_END = re.compile("[.!?。！？…]+[\"'”’」』)）]*(?=\\s|$|[" + SPACELESS + "])")
+# A full stop of Chinese ends a sentence whatever follows (a digit, a Latin letter, an opening quotation mark); one of
+# other languages before a space or such a script (3.14, example.com); an ellipsis at the end of a line alone.
+_CLOSING = "[\"'”’」』)）》】]*"
+_SENTENCE_END = re.compile(
+    f"[。！？]+[。！？!?…]*{_CLOSING}|[.!?]+{_CLOSING}(?=\\s|$|[{SPACELESS}])|…+{_CLOSING}(?=\\s|$)"
+)
+_GENERATED = re.compile(
+    r"auto-?\s?generated|automatically generated|generated (?:by|from|code|file)|do not (?:edit|modify)|自动生成",
+    re.IGNORECASE,
+)
+_FIRST_LINES = 5
 _TERMINAL = (".", "!", "?", '"', "'", "”", "’", "。", "！", "？", "…", "」", "』", "；", "：", ":", "）", ")")
 _POLICIES = (
     "terms of use",
@@ -185,10 +195,34 @@ def c4(text: str, rules: C4Rules, taken_out: Counter[str]) -> str | Why:
         if not text:
             return "c4.lines", "no line is left"
     if rules.min_sentences:
-        sentences = len(_SENTENCE_END.findall(text)) + (not text.endswith(_TERMINAL))
+        sentences = sum(map(_sentences, text.split("\n")))
         if sentences < rules.min_sentences:
             return "c4.min_sentences", f"{sentences} sentences, fewer than {rules.min_sentences}"
     return text
+
+
+def _sentences(line: str) -> int:
+    """Of a line, which is one at least where it has a word: as C4's own code counts."""
+    ends = list(_SENTENCE_END.finditer(line))
+    rest = line[ends[-1].end() :] if ends else line
+    return len(ends) + any(map(str.isalnum, rest))
+
+
+def code(text: str, rules: CodeRules) -> Why | None:
+    """Rules for files of programs (Chen et al. 2021, 3.1)."""
+    lines = text.split("\n")
+    if rules.generated and (found := _GENERATED.search("\n".join(lines[:_FIRST_LINES]))):
+        return "code.generated", f"says {found.group()!r} in its first lines"
+    longest, mean = max(map(len, lines)), sum(map(len, lines)) / len(lines)
+    if longest > rules.max_line_length:
+        return "code.max_line_length", f"a line of {longest:,} characters, more than {rules.max_line_length:,}"
+    if mean > rules.max_mean_line_length:
+        return "code.max_mean_line_length", f"lines of {mean:.0f} characters on average"
+    shown = [character for character in text if not character.isspace()]
+    share = sum(map(str.isalnum, shown)) / len(shown)
+    if share < rules.min_alphanumeric:
+        return "code.min_alphanumeric", f"{share:.0%} of its characters are letters or digits"
+    return None
 
 
 def _bad_line(line: str, rules: C4Rules) -> str | None:

@@ -11,11 +11,10 @@ from tinychat.errors import UserError
 
 @dataclass(frozen=True)
 class Source:
-    """Where documents come from, and what is asked of them."""
+    """Where documents come from; what becomes of them is said by CorpusRules.rules_of its name."""
 
     name: str
     texts: TextSource
-    languages: list[str]  # those allowed; []: all
     weight: float | None
 
 
@@ -42,8 +41,10 @@ def corpus_sources(config: Config) -> dict[str, Source]:
         try:
             texts = text_source(own, "train", whole=True)
         except UserError as error:
-            raise UserError(f"stage.sources.{name}: {error}" if stage.sources else str(error)) from None
+            if not stage.sources:
+                raise
+            said, key = str(error), f"stage.sources.{name}"
+            raise UserError(f"{key}.{said[5:]}" if said.startswith("data.") else f"{key}: {said}") from None
         one = stage.sources.get(name)
-        languages = (one.languages if one else []) or stage.language.allowed
-        found[name] = Source(name, texts, list(languages), one.weight if one else None)
+        found[name] = Source(name, texts, one.weight if one else None)
     return found
