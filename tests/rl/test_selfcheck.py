@@ -190,8 +190,8 @@ def test_rounding_at_a_low_temperature_is_no_fault() -> None:
     wanted = torch.zeros(50)
     one = wanted.clone()
     one[7] = 0.125 / 0.6
-    assert _compare(one, wanted, torch.bfloat16, 0.6, "", "") == pytest.approx(0.125 / 0.6)
+    assert _compare(one, wanted, torch.bfloat16, 0.6, 1.0, "", "") == pytest.approx(0.125 / 0.6)
     with pytest.raises(UserError, match=r"0\.0625 on average"):
-        _compare(wanted + 0.0625, wanted, torch.bfloat16, 0.6, "", "")
+        _compare(wanted + 0.0625, wanted, torch.bfloat16, 0.6, 1.0, "", "")
     with pytest.raises(UserError, match=r"up to 0\.7 nats"):
-        _compare(one * 0.7 / one[7], wanted, torch.bfloat16, 0.6, "", "")
+        _compare(one * 0.7 / one[7], wanted, torch.bfloat16, 0.6, 1.0, "", "")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +24,9 @@ from tests.reward_models import started, stir, write
 from tinychat.config import schema
 from tinychat.config.schema import Config, Precision
 from tinychat.engine import Batch, StepStats
+from tinychat.errors import UserError
+from tinychat.models.generation import decode
+from tinychat.models.kernels.kv_cache import BatchCache
 from tinychat.rl.losses import Sums
 from tinychat.rl.rollout import to_experience
 from tinychat.runtime.world import World
@@ -89,6 +94,42 @@ def test_a_policy_learns_without_a_value_function(made: Path, tmp_path: Path, pe
     if peft == "none":
         after, before = AutoModelForCausalLM.from_pretrained(done.checkpoint), load_file(made / "sft/model.safetensors")
         assert any(not torch.equal(weight, before[name]) for name, weight in after.state_dict().items())
+
+
+FAULTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
+    "temperature": (decode, "tempered", lambda own: lambda logits, by: own(logits, 0.95 * by)),
+    "positions": (BatchCache, "positions", lambda own: lambda cache, tokens: own(cache, tokens) - int(tokens == 1)),
+    "mask": (BatchCache, "attended", lambda own: lambda cache, tokens: torch.ones_like(own(cache, tokens))),
+}
+
+
+def test_rounding_of_a_deep_policy_is_no_fault_and_hides_none(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """bf16 rounds more over 16 layers than two ways of computing may differ by in a small model; faults that are
+    smaller than that are refused all the same, as they show in fp32."""
+    shape = copy.deepcopy(babbler(context=64)[0].config)
+    shape.num_hidden_layers, shape.layer_types, shape.initializer_range = 16, None, 0.3
+    torch.manual_seed(0)
+    write(AutoModelForCausalLM.from_config(shape), tmp_path / "deep")
+
+    def trained(name: str) -> None:
+        reward = ("reward=python", f"reward.parts.python.path={made / 'length.py'}:score", f"stage.group_size={GROUP}")
+        config, context = surroundings(
+            made, tmp_path / name, *reward, "precision=bf16", "stage.max_steps=1", stage="grpo"
+        )
+        context.parents["init_from"] = str(tmp_path / "deep")
+        grpo.run(config, context)
+
+    with caplog.at_level("INFO"):
+        trained("right")
+    assert "deep enough that rounding" in caplog.text
+    assert "sampling and update disagree" not in caplog.text
+    for name, (where, what, wrong) in FAULTS.items():
+        with monkeypatch.context() as patched:
+            patched.setattr(where, what, wrong(getattr(where, what)))
+            with pytest.raises(UserError, match=r"self-check: .* training is refused"):
+                trained(name)
 
 
 def test_without_a_penalty_no_reference_is_loaded(

@@ -72,6 +72,11 @@ class Engine(ABC):
         return contextlib.nullcontext()
 
     @abstractmethod
+    def in_fp32(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, `dtype` is fp32: the same weights compute without the rounding of another type. Every rank enters
+        together; nothing is trained inside."""
+
+    @abstractmethod
     def save_state(self, folder: Path) -> None:
         """Write everything `load_state` needs for a bit-identical continuation. Every rank calls it."""
 
@@ -208,6 +213,14 @@ class PlainEngine(Engine):
     def inference(self) -> Iterator[Any]:
         with eval_mode(self.model), torch.no_grad(), self.autocast():
             yield self.model
+
+    @contextlib.contextmanager
+    def in_fp32(self) -> Iterator[None]:
+        own, self.dtype = self.dtype, torch.float32
+        try:
+            yield
+        finally:
+            self.dtype = own
 
     def rest(self) -> None:
         self._in_place.release()

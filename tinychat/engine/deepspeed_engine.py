@@ -65,6 +65,7 @@ class DeepSpeedEngine(Engine):
                 model=model, optimizer=optimizer, config=full, dist_init_required=False
             )
         self.model = self.engine.module
+        self._is_whole = self.stage < 3
         if isinstance(optimizer, MuonAdamW):
             optimizer.attach_zero(self.engine.optimizer, world.device)
 
@@ -91,7 +92,7 @@ class DeepSpeedEngine(Engine):
 
     @contextlib.contextmanager
     def whole(self, module: Any) -> Iterator[None]:
-        if self.stage < 3:
+        if self._is_whole:
             yield
             return
         import deepspeed
@@ -100,6 +101,21 @@ class DeepSpeedEngine(Engine):
         self.engine.optimizer.empty_partition_cache()
         with deepspeed.zero.GatheredParameters(list(module.parameters()), modifier_rank=None), self._without_hooks():
             yield
+
+    @contextlib.contextmanager
+    def in_fp32(self) -> Iterator[None]:
+        with self.whole(self.model):
+            weights = [(p, p.data) for p in self.model.parameters() if p.is_floating_point()]
+            own = self.dtype, self._is_whole
+            self.dtype, self._is_whole = torch.float32, True
+            for p, stored in weights:
+                p.data = stored.float()
+            try:
+                yield
+            finally:
+                for p, stored in weights:
+                    p.data = stored
+                self.dtype, self._is_whole = own
 
     @contextlib.contextmanager
     def _without_hooks(self) -> Iterator[None]:

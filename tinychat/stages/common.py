@@ -257,3 +257,15 @@ class Speedometer:
         begin = time.perf_counter()
         yield
         self._begin += time.perf_counter() - begin
+
+
+class Clock:
+    """Seconds of the parts of a step."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._begin = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name], self._begin = self.laps.get(name, 0.0) + now - self._begin, now

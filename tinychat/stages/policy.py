@@ -95,7 +95,12 @@ class Models:
         """engine: of a causal language model, or of an ActorCritic; reference: None where nothing is compared with
         it."""
         self.engine, self.reference, self.vocabulary = engine, reference, vocabulary
-        self.world, self.dtype = engine.world, engine.dtype
+        self.world = engine.world
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the arithmetic."""
+        return self.engine.dtype
 
     @property
     def measures(self) -> tuple[str, ...]:

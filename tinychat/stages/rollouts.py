@@ -7,7 +7,6 @@ above all: from scores to advantages, and the loss of a micro-batch.
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -42,7 +41,7 @@ from tinychat.rl.selfcheck import (
 )
 from tinychat.runtime.world import World, seed_rank
 from tinychat.stages import Context, StageResult
-from tinychat.stages.common import Speedometer, context_length, describe_engine, log, split_batch, write_lineage
+from tinychat.stages.common import Clock, Speedometer, context_length, describe_engine, log, split_batch, write_lineage
 from tinychat.stages.loop import TrainingLoop
 from tinychat.stages.policy import Models, PolicyEvaluation, Reference, Sampler, mean, rollout_table, thought_lengths
 from tinychat.text.tokenizer import vocabulary_size
@@ -130,11 +129,12 @@ def learn_from_rollouts(
         if bonus is not None:
             bonus.load_state_dict(loop.state.get("entropy", {}))
         target = stage.kl_target if stage.kl is KLControl.adaptive else None
-        alarms = Alarms(target, mean_tolerance(engine.dtype, stage.temperature), loop.state.get("alarms", {}))
         ratios = FirstRatios(engine.dtype, loop.state.get("ratios", {}))
-        checks = checks_before_training(sampler, prompts, tokenizer, rewards, config.seed, algorithm.group)
+        checks, looser = checks_before_training(sampler, prompts, tokenizer, rewards, config.seed, algorithm.group)
         if gaps := context.check(checks):
-            tell_checked(gaps)
+            tell_checked(gaps, looser())
+        bound = looser() * mean_tolerance(engine.dtype, stage.temperature)
+        alarms = Alarms(target, bound, loop.state.get("alarms", {}))
         if context.examiner is not None:
             context.examiner.replies(sampler, prompts, rewards, algorithm.group)
         if loop.step == 0 and stage.eval_first:
@@ -276,54 +276,82 @@ def group_shares(rewards: Tensor) -> dict[str, float]:
 
 def checks_before_training(
     sampler: Sampler, prompts: PromptBatches, tokenizer: Any, rewards: Rewards, seed: int, group: int
-) -> dict[str, Callable[[], float | None]]:
+) -> tuple[dict[str, Callable[[], float | None]], Callable[[], float]]:
     """What would spoil training without an error (tinychat.rl.selfcheck), each to be called for itself, by all ranks.
-    It returns the largest distance where it compares numbers, and raises UserError."""
+    It returns the largest distance where it compares numbers, and raises UserError. And PolicyChecks.looser."""
     models, pad_id = sampler.models, tokenizer.pad_token_id
+    in_fp32 = models.engine.in_fp32
 
-    @functools.cache
-    def rollout() -> Rollout:
+    def sampled() -> Rollout:
         size = models.world.size
         pair = min(group, 2)  # where replies share a prompt, so do these
         return sampler.sample(prompts.batch(0, -(-4 // (pair * size)) * size), step_seed(seed, 0), pair)
 
-    @functools.cache
-    def policy() -> PolicyChecks:
+    rollout = functools.cache(sampled)
+
+    def logprobs(batch: Batch) -> Tensor:
+        return sampler.forward(batch)["logprobs"]
+
+    def exact_logprobs(batch: Batch) -> Tensor:
+        with in_fp32():
+            return logprobs(batch)
+
+    def policy_checks(of: Rollout) -> PolicyChecks:
         return PolicyChecks(
-            rollout(),
+            of,
             pad_id,
             sampler.temperature,
             models.vocabulary,
-            lambda batch: sampler.forward(batch)["logprobs"],
+            logprobs,
             lambda batch: models.update_logprobs(batch, sampler.temperature),
             models.dtype,
             models.world.device,
+            None if models.dtype is torch.float32 else exact_logprobs,
         )
 
-    def padding() -> float:
+    @functools.cache
+    def policy() -> PolicyChecks:
+        return policy_checks(rollout())
+
+    @functools.cache
+    def exact_policy() -> PolicyChecks:
+        return policy_checks(sampled())
+
+    def looked_at(look: Callable[[PolicyChecks], float]) -> Callable[[], float]:
+        def of_both() -> float:
+            gap = look(policy())
+            if policy().looser > 1:  # then a fault may be smaller than what is allowed: without rounding it shows
+                with in_fp32():
+                    look(exact_policy())
+            return gap
+
+        return of_both
+
+    def padding(checks: PolicyChecks) -> float:
         with models.inference() as model:
-            return policy().padding(model)
+            return checks.padding(model)
 
     def scores(name: str, scorer: Scorer) -> Callable[[], float]:
         key = f"reward.parts.{name}"
         return lambda: check_scores(key, scorer.outputs, rollout().sequences, scorer.spread, models.dtype)
 
-    return {
+    checks: dict[str, Callable[[], float | None]] = {
         "pad token": lambda: check_tokens(tokenizer, sampler.end_ids),
         "dropout": lambda: check_dropout(models.engine.model),
         "end token": lambda: check_replies(rollout(), sampler.end_ids),
-        "ratio": lambda: policy().ratio(),
-        "sampler": lambda: policy().sampler(),
-        "padding": padding,
+        "ratio": looked_at(PolicyChecks.ratio),
+        "sampler": looked_at(PolicyChecks.sampler),
+        "padding": looked_at(padding),
         **{f"{SCORES}{name}": scores(name, scorer) for name, scorer in rewards.scorers.items()},
     }
+    return checks, lambda: policy().looser
 
 
 SCORES = "scores of "  # a reward model, by its part
 
 
-def tell_checked(found: Mapping[str, float | None]) -> None:
-    """What the checks found, none of which refuses."""
+def tell_checked(found: Mapping[str, float | None], looser: float) -> None:
+    """What the checks found, none of which refuses; looser: PolicyChecks.looser."""
     gaps = {name: gap for name, gap in found.items() if gap is not None}
     scores = [gap for name, gap in gaps.items() if name.startswith(SCORES)]
     log.info(
@@ -331,6 +359,12 @@ def tell_checked(found: Mapping[str, float | None]) -> None:
         f"padding within {gaps['padding']:.1e} nats"
         + (f", scores within {max(scores):.1e} standard deviations" if scores else "")
     )
+    if looser > 1:
+        log.info(
+            "the model is deep enough that rounding takes %.1f times what is allowed to a small one; in fp32 the same "
+            "checks passed by the bounds of fp32",
+            looser,
+        )
 
 
 def with_missing_ends(stage: RolloutStage, rollout: Rollout) -> Tensor:
@@ -454,15 +488,3 @@ def _of_all_ranks(sums: Sums, world: World) -> dict[str, float]:
         sign = 1 if EXTREMES[name] is max else -1
         found[name] = sign * world.max(sign * float(sums[name]))
     return found
-
-
-class Clock:
-    """Seconds of the parts of a step."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._begin = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.laps[name], self._begin = self.laps.get(name, 0.0) + now - self._begin, now
