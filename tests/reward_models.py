@@ -44,10 +44,12 @@ def started(path: Path, peft: PeftConfig = NONE, pooling: Pooling | None = Pooli
     return model
 
 
-def reward_model(folder: Path, score_range: ScoreRange = ScoreRange.standard, peft: PeftConfig = NONE) -> Path:
+def reward_model(
+    folder: Path, score_range: ScoreRange = ScoreRange.standard, peft: PeftConfig = NONE, seed: int = 1
+) -> Path:
     """A checkpoint of a reward model with random weights, beside that of the language model it was made from."""
     model = started(language_model(folder.with_name(f"{folder.name}-base")), peft)
-    stir(model)
+    stir(model, seed)
     set_normalisation(model, 0.25, 2.0, score_range)
     return write(model, folder)
 
@@ -57,9 +59,9 @@ def score_texts(scorer: Scorer, prompts: list[list[Message]], replies: list[str]
     return scorer.score_ids(list(none_refused(scorer.encode(prompts, replies))))
 
 
-def stir(model: Any) -> None:
+def stir(model: Any, seed: int = 1) -> None:
     """Move what is trained a little, the adapter's zeros too."""
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in model.parameters():
             if p.requires_grad:

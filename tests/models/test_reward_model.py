@@ -33,7 +33,7 @@ from tinychat.models.checkpoints import load_model
 from tinychat.models.reward import load_reward_model, normalise, raw_scores, set_normalisation, settings
 from tinychat.runtime.world import World
 from tinychat.stages.ppo import get_actor_critic
-from tinychat.stages.reward import batch_loss, labels_of, losses_of
+from tinychat.stages.reward import batch_loss, losses_of, terms_of
 from tinychat.text.tokenizer import load_saved_tokenizer
 
 WORLD = World(0, 0, 1, torch.device("cpu"))
@@ -198,11 +198,11 @@ def test_what_is_no_reward_model_says_so_in_one_line(llama: Path, tmp_path: Path
         started(adapter, PeftConfig("lora", LORA.kind, 8, 8, 0.0, None))
 
 
-@pytest.mark.parametrize("pooling", list(Pooling))
-def test_a_value_function_starts_from_a_reward_model_of_any_pooling(
-    llama: Path, tmp_path: Path, pooling: Pooling
+@pytest.mark.parametrize(("pooling", "layer"), [(Pooling.last, None), (Pooling.mean, None), (Pooling.mean, 1)])
+def test_a_value_function_starts_from_a_reward_model_of_any_pooling_and_layer(
+    llama: Path, tmp_path: Path, pooling: Pooling, layer: int | None
 ) -> None:
-    rewarding = started(llama, pooling=pooling)
+    rewarding = started(llama, pooling=pooling, head_layer=layer)
     folder = write(rewarding, tmp_path / "reward")
     stage = SimpleNamespace(value=ValueKind.own, value_from=ValueInit.reward, critic_lr_ratio=1.0)
     parents = {"init_from": str(llama), "reward.model": str(folder)}
@@ -219,6 +219,48 @@ def test_without_a_wish_the_pooling_is_the_models_own(llama: Path, tmp_path: Pat
     folder = write(started(llama, pooling=Pooling.mean), tmp_path / "mean")
     assert settings(started(folder, pooling=None).config)["pooling"] == "mean"
     assert settings(started(llama, pooling=None).config)["pooling"] == "last"
+
+
+# --- a head on a lower layer
+
+
+@pytest.mark.parametrize("peft", [NONE, LORA])
+def test_a_head_reads_a_lower_layer_and_the_blocks_above_are_gone(base: Path, tmp_path: Path, peft: PeftConfig) -> None:
+    model = started(base, peft, Pooling.mean, head_layer=1)
+    stir(model)
+    ids, lengths = sequences()
+    mask = torch.arange(12) < lengths[:, None]
+    found = raw_scores(model, ids, mask).detach()
+    folder = write(model, tmp_path / "reward")
+    loaded = load_reward_model(str(folder))
+    assert torch.equal(raw_scores(loaded, ids, mask), found)
+    inner = loaded.get_base_model() if peft is LORA else loaded
+    assert inner.config.num_hidden_layers == 1 and settings(loaded.config)["head_layer"] == 1
+    if peft is LORA:
+        return
+    language = load_model(str(base))  # whose first block and final norm it is, moved
+    language.base_model.load_state_dict(loaded.base_model.state_dict(), strict=False)
+    hidden = language.base_model(ids, output_hidden_states=True).hidden_states[1]
+    norm = list(language.base_model.named_children())
+    after = next(part for name, part in norm if name in ("norm", "ln_f"))
+    pooled = (after(hidden) * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+    assert (pooled @ loaded.score.weight.T)[:, 0].detach() == pytest.approx(found, abs=1e-5)
+    other = AutoModelForSequenceClassification.from_pretrained(folder)
+    assert other.config.num_hidden_layers == 1
+    again = started(folder, pooling=None)
+    assert settings(again.config)["head_layer"] == 1
+
+
+def test_a_layer_that_is_not_there_or_another_than_before_is_refused(llama: Path, tmp_path: Path) -> None:
+    for layer in (0, 3):
+        with pytest.raises(UserError, match=rf"stage.head_layer={layer}: the model has 2 layers; use 1 to 2, or null"):
+            started(llama, head_layer=layer)
+    low, whole = write(started(llama, head_layer=1), tmp_path / "low"), write(started(llama), tmp_path / "whole")
+    with pytest.raises(UserError, match=r"stage\.head_layer=2: .* use stage\.head_layer=1"):
+        started(low, head_layer=2)
+    with pytest.raises(UserError, match=r"stage\.head_layer=1: .* use stage\.head_layer=null"):
+        started(whole, head_layer=1)
+    assert "head_layer" not in json.loads((whole / "config.json").read_text())["tinychat_reward"]
 
 
 # --- frozen
@@ -264,12 +306,16 @@ def nll(x: float) -> float:
         ({"centering": 0.1}, [nll(0.5) + 0.1 * 1.5**2, nll(-3.0) + 0.1 * 1.0**2]),
         ({"loss": RewardLoss.pointwise}, [nll(1.0), nll(-0.5), nll(-1.0), nll(-2.0)]),
         ({"loss": RewardLoss.pointwise, "label": ReplyLabel.safe}, [nll(1.0), nll(-0.5), nll(-2.0)]),
+        (
+            {"loss": RewardLoss.both, "label": ReplyLabel.safe, "margin": 1.5},
+            [nll(-1.0) + (nll(1.0) + nll(-0.5)) / 2, nll(-4.5) + nll(-2.0)],
+        ),
     ],
 )
 def test_losses_by_hand(changes: dict[str, object], expected: list[float]) -> None:
     stage = stage_of(**changes)
     assert losses_of(stage, SCORES, SAFE).tolist() == pytest.approx(expected, abs=1e-6)
-    assert int(labels_of(stage, SAFE)[1].sum()) == len(expected)
+    assert terms_of(stage, SAFE) == len(expected)
 
 
 def test_a_batch_without_labels_has_a_loss_of_zero_and_a_gradient(llama: Path) -> None:

@@ -7,6 +7,7 @@ import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -145,6 +146,11 @@ def test_a_reference_that_its_kind_of_answer_cannot_use_is_refused(monkeypatch: 
         ("regex", {"pattern": "("}, r"options.pattern=\(: no regular expression: missing \)"),
         ("regex", {}, "options.pattern=None: a regular expression"),
         ("oracle", {"right": 1.0}, "no such option; a part of kind oracle has none"),
+        ("ensemble", {}, r"options.paths=\(\): at least two folders of reward models; reward=model takes one"),
+        ("ensemble", {"paths": ["a"]}, r"options.paths=\['a'\]: at least two folders"),
+        ("ensemble", {"paths": ["a", "a"]}, "different names"),
+        ("ensemble", {"paths": ["a", "b"], "combine": "max"}, "options.combine=max: one of mean, min, pessimistic"),
+        ("ensemble", {"paths": ["a", "b"], "deviations": -1}, "options.deviations=-1: how many"),
     ],
 )
 def test_options_that_a_kind_does_not_take_are_told(kind: str, options: dict, says: str) -> None:
@@ -173,6 +179,33 @@ def test_a_reward_model_is_taken_in_its_own_template_and_with_a_word_for_raw_sco
     ):
         taken(insist=False)
     taken(insist=True)
+
+
+def test_an_ensemble_scores_lower_where_its_members_disagree(tmp_path: Path) -> None:
+    paths = [str(reward_model(tmp_path / f"rm{seed}", seed=seed)) for seed in (1, 2, 3)]
+    policy = babbler()[1]
+    set_template(policy, "instruct")
+    rows, sequences = [row(1), row(2)], [[7, 8, 9], [10, 11]]
+
+    def scores(paths: list[str], **options: object) -> tuple[Rewards, list[float], dict[str, list[float]]]:
+        part = RewardPart("ensemble", 2.0, None, {"paths": paths, **options})
+        parents = {f"reward.mine.{place}": path for place, path in enumerate(paths)}
+        config = RewardConfig("test", {"mine": part}, False)
+        made = Rewards(config, parents, policy, ALONE, torch.float32, 4)
+        total, parts = made.score(rows, ["x", "y"], sequences)
+        return made, total.tolist(), parts
+
+    made, total, parts = scores(paths, combine="pessimistic", deviations=1.5)
+    assert list(made.scorers) == ["mine.0", "mine.1", "mine.2"]
+    each = np.array([scorer.score_ids(sequences) for scorer in made.scorers.values()])
+    assert (each.std(0) > 0.01).all()
+    assert total == pytest.approx(2 * (each.mean(0) - 1.5 * each.std(0)), abs=1e-5)
+    assert parts["mine spread"] == pytest.approx(each.std(0), abs=1e-5)
+    assert scores(paths, combine="mean")[1] == pytest.approx(2 * each.mean(0), abs=1e-5)
+    assert scores(paths, combine="min")[1] == pytest.approx(2 * each.min(0), abs=1e-5)
+    raw = str(reward_model(tmp_path / "raw", ScoreRange.raw))
+    with pytest.raises(UserError, match=r"mine.options.paths: scores are combined on one scale .* train all with"):
+        scores([paths[0], raw])
 
 
 @pytest.mark.parametrize(

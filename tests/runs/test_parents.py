@@ -222,7 +222,7 @@ def test_auto_takes_the_newest_reward_model_that_reads_the_policy_s_tokens(
         tokenizer=SimpleNamespace(path=None, kind=None),
         checkpoint=SimpleNamespace(verify=True),
     )
-    monkeypatch.setattr(parents, "reward_models", lambda reward: reward.parts)
+    monkeypatch.setattr(parents, "reward_models", lambda reward: {name: one.path for name, one in reward.parts.items()})
     found = parents.find_parents(config)
     assert (found["init_from"], found["reward.model"]) == (checkpoints["sft", "a"], checkpoints["reward", "a"])
     shutil.rmtree(Path(checkpoints["reward", "a"]).parents[1])  # none that fits: the one there is, and its own error

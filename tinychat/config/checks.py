@@ -52,10 +52,18 @@ def _positive(config: Config) -> Iterator[str]:
         "epochs",
         "eval_pairs",
         "eval_prompts",
-        "train_last_layers",
+        "head_layer",
         "safety_tokens",
     ]
-    not_negative = ["warmup_steps", "eval_every", "grad_clip", "lr", "min_lr_ratio", "safety_prompts"]
+    not_negative = [
+        "warmup_steps",
+        "eval_every",
+        "grad_clip",
+        "lr",
+        "min_lr_ratio",
+        "safety_prompts",
+        "train_last_layers",  # 0: the head alone, and the final norm
+    ]
     for key in at_least_one:
         value = getattr(stage, key, None)
         if value is not None and value < 1:

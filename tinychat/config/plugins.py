@@ -149,9 +149,14 @@ def origins_of(config: Config) -> tuple[str, ...]:
     return (spec.name,) if isinstance(config.data, BestOfNConfig) else spec.origins
 
 
-def reward_models(reward: RewardConfig) -> dict[str, RewardPart]:
-    """The parts that are checkpoints of reward models."""
-    return {name: part for name, part in reward.parts.items() if reward_kind(name, part).takes_model}
+def reward_models(reward: RewardConfig) -> dict[str, str]:
+    """The checkpoints of reward models that the parts name, as folders, auto or best: NAME, of an ensemble NAME.0,
+    NAME.1, ..."""
+    return {
+        f"{name}.{place}" if place else name: path
+        for name, part in reward.parts.items()
+        for place, path in reward_kind(name, part).models(part).items()
+    }
 
 
 def reward_kind(name: str, part: RewardPart) -> Any:

@@ -224,10 +224,11 @@ class RewardLoss(Enum):
 
     bradley_terry = "bradley_terry"  # pairs: the chosen reply scores higher than the rejected one
     pointwise = "pointwise"  # single replies: binary cross-entropy with their label
+    both = "both"  # their sum: of a pair, and the mean over its labelled replies
 
 
 class ReplyLabel(Enum):
-    """stage.loss=pointwise: which label a reply has."""
+    """stage.loss=pointwise or both: which label a reply has."""
 
     chosen = "chosen"  # 1 for the chosen reply of a pair, 0 for the rejected one
     safe = "safe"  # the source's safety label
@@ -255,9 +256,10 @@ class RewardStage(TrainLoop):
     context_length: int | None = MISSING  # tokens of prompt and reply; null: the model's
     loss: RewardLoss = MISSING
     label: ReplyLabel = MISSING
-    margin: float = MISSING  # bradley_terry: by how much the chosen reply should win
-    centering: float = MISSING  # bradley_terry: coefficient of (chosen + rejected)^2, which keeps scores around 0
+    margin: float = MISSING  # of pairs: by how much the chosen reply should win
+    centering: float = MISSING  # of pairs: coefficient of (chosen + rejected)^2, which keeps scores around 0
     pooling: Pooling = MISSING
+    head_layer: int | None = MISSING  # after how many blocks the backbone ends, and the head reads; null: all
     score_range: ScoreRange = MISSING
     train_last_layers: int | None = MISSING  # blocks trained, counted from the top, with head and norm; null: all
     dropout: float | None = MISSING  # null: the checkpoint's own

@@ -72,9 +72,9 @@ def _parents(config: Config, found: Mapping[str, str | None]) -> Iterator[tuple[
     if teacher in parents.AUTO:
         yield f"stage.teacher={teacher}", found.get("teacher")
     if spec_of(config).rewards:
-        for name, part in plugins.reward_models(config.reward).items():
-            if part.path is None or part.path in parents.AUTO:
-                yield f"reward.parts.{name}.path={part.path or 'null'}", found.get(f"reward.{name}")
+        for name, path in plugins.reward_models(config.reward).items():
+            if path in parents.AUTO:
+                yield f"reward.parts.{name}.path={path}", found.get(f"reward.{name}")
 
 
 def _from(spec: str) -> str:

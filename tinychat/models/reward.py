@@ -4,11 +4,15 @@ backbone, which scores a prompt with its reply. AutoModelForSequenceClassificati
 How the head is read, and how its output becomes a score, stands in config.json (of an adapter: in reward.json):
 
     "tinychat_reward": {"pooling": "last", "range": "standard", "mean": 0.31, "std": 2.2}
+
+A head may read a lower layer than the last ("head_layer": 20): the backbone then ends there, with its final norm. The
+blocks above are neither computed nor kept, so that every reader of the model (and of config.json) sees a shallower one.
 """
 
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +36,7 @@ from tinychat.models.load import is_classifier, model_folder, read_model
 from tinychat.models.logprobs import head_is
 
 SETTINGS = "tinychat_reward"  # attribute of the configuration
+LAYER = "head_layer"  # in it: after how many blocks the backbone ends; left out where it has all
 PLAIN = {"pooling": Pooling.last.value, "range": ScoreRange.raw.value, "mean": 0.0, "std": 1.0}
 TASK = "SEQ_CLS"  # peft's name for such models: it trains and saves the head with the adapter
 
@@ -44,16 +49,18 @@ def start_reward_model(
     train_last_layers: int | None = None,
     entries: int | None = None,
     merged: Path | None = None,
+    head_layer: int | None = None,
 ) -> Any:
     """The reward model a stage trains: the backbone of the language model at `path` with a new head, or the reward
     model there. In evaluation mode, on the CPU; `peft`, `entries` and `merged` are as for checkpoints.start_model.
 
     pooling: None: a reward model's own, whatever it is; "last" under a new head.
     train_last_layers: only so many blocks, counted from the last, learn, with the final norm and the head; None: all.
+    head_layer: under a new head the backbone ends after so many blocks; None: all, and a reward model's own.
     A new head takes torch's global generator, which the caller seeds.
 
     Raises UserError as start_model; for a number of blocks the model does not have or that comes with an adapter; for
-    a reward model that reads its sequences in another way than `pooling`.
+    a reward model that reads its sequences in another way than `pooling`, or at another layer than `head_layer`.
     """
     if train_last_layers is not None and peft.kind is not PeftKind.none:
         raise UserError(
@@ -71,14 +78,21 @@ def start_reward_model(
         entries,
         new_adapter=not known,  # that of a language model is merged: the head is new
         load=_load,
-        finish=None if known else _with_new_head,
+        finish=None if known else partial(_with_new_head, layer=head_layer),
         task=TASK,
     )
-    own = settings(model.config)["pooling"] if known else PLAIN["pooling"]
+    found = settings(model.config) if known else PLAIN
+    own, own_layer = found["pooling"], found.get(LAYER)
     wanted = own if pooling is None else pooling.value
     if known and wanted != own:
         raise UserError(f"stage.pooling={wanted}: {path} was trained with another; use stage.pooling={own}")
-    setattr(model.config, SETTINGS, {**PLAIN, "pooling": wanted})
+    if known and head_layer not in (None, own_layer):
+        raise UserError(
+            f"stage.head_layer={head_layer}: {path} was trained with another; use "
+            f"stage.head_layer={'null' if own_layer is None else own_layer}"
+        )
+    layer = {} if (own_layer or head_layer) is None else {LAYER: own_layer or head_layer}
+    setattr(model.config, SETTINGS, {**PLAIN, "pooling": wanted, **layer})
     if train_last_layers is not None:
         freeze_all_but(model, train_last_layers)
     return model
@@ -128,13 +142,14 @@ def _load(path: str, dropout: float | None = None, quantize: bool = False, is_tr
             raise UserError(f"model {path}: a classifier of {config.num_labels} classes; a reward model has one output")
         model = read_model(path, AutoModelForSequenceClassification, dropout, quantize)
     else:
+        own = _checked(read_reward_settings(folder))
 
         def base(address: str, *more: Any) -> Any:
             loaded = _load(address, *more)
-            return loaded if _is_reward(address) else _classifier(loaded)
+            return loaded if _is_reward(address) else _classifier(loaded, own.get(LAYER))
 
         model = load_adapter(folder, dropout, quantize, is_trainable, base)
-        setattr(model.config, SETTINGS, read_reward_settings(folder) or PLAIN)
+        setattr(model.config, SETTINGS, own)
     return _own_memory(model)
 
 
@@ -147,19 +162,22 @@ def _own_memory(model: Any) -> Any:
     return model
 
 
-def _with_new_head(model: Any) -> Any:
+def _with_new_head(model: Any, layer: int | None) -> Any:
     """As _classifier; the head is normal with standard deviation 1 / sqrt(d + 1) (Stiennon et al. 2020)."""
-    found = _classifier(model)
+    found = _classifier(model, layer)
     with torch.no_grad():
         found.score.weight.normal_(std=(found.score.in_features + 1) ** -0.5)
     return found
 
 
-def _classifier(model: Any) -> Any:
-    """The language model's backbone with a head of one output, zero. The language model is of no use afterwards.
+def _classifier(model: Any, layer: int | None = None) -> Any:
+    """The language model's backbone, up to block `layer` (None: whole), with a head of one output, zero. The language
+    model is of no use afterwards.
 
-    Raises UserError for an architecture that transformers has no classifier of.
+    Raises UserError for an architecture that transformers has no classifier of, and for a layer it does not have.
     """
+    if layer is not None:
+        _end_after(model, layer)
     model.config.num_labels = 1
     try:
         with torch.device("meta"):  # its own backbone takes no memory and draws no random numbers
@@ -185,14 +203,38 @@ def _classifier(model: Any) -> Any:
     return found.eval()
 
 
+def _end_after(model: Any, layer: int) -> None:
+    """Drop the blocks of a language model above the first `layer`; what follows the blocks (the final norm) stays."""
+    up_to_layer(model.config, layer)
+    name, blocks = _blocks(model.base_model)
+    setattr(model.base_model, name, blocks[:layer])
+
+
+def up_to_layer(config: Any, layer: int) -> Any:
+    """The configuration (which is changed) of a backbone that ends after so many blocks. Raises UserError for more than
+    there are."""
+    most = config.num_hidden_layers
+    if not 1 <= layer <= most:
+        raise UserError(f"stage.head_layer={layer}: the model has {most} layers; use 1 to {most}, or null for the last")
+    config.num_hidden_layers = layer
+    if kinds := getattr(config, "layer_types", None):
+        config.layer_types = list(kinds)[:layer]
+    return config
+
+
+def _blocks(backbone: Any) -> tuple[str, nn.ModuleList]:
+    """The blocks of a transformers backbone, and their name in it."""
+    return next((name, part) for name, part in backbone.named_children() if isinstance(part, nn.ModuleList))
+
+
 def freeze_all_but(model: Any, last: int) -> None:
     """Leave the head, what follows the blocks (the final norm) and the `last` of the blocks trainable.
 
     Raises UserError for more blocks than there are.
     """
     parts = list(model.base_model.named_children())
-    where = next(index for index, (_, part) in enumerate(parts) if isinstance(part, nn.ModuleList))
-    blocks = parts[where][1]
+    name, blocks = _blocks(model.base_model)
+    where = [own for own, _ in parts].index(name)
     if not 0 <= last <= len(blocks):
         raise UserError(f"stage.train_last_layers={last}: the model has {len(blocks)} blocks; use 0 to {len(blocks)}")
     model.base_model.requires_grad_(False)
@@ -201,20 +243,25 @@ def freeze_all_but(model: Any, last: int) -> None:
 
 
 def settings(config: Any) -> dict[str, Any]:
-    """pooling, range, mean and std of a reward model's configuration; another tool's models are read plainly.
+    """pooling, range, mean, std and where it is not the last head_layer of a reward model's configuration; another
+    tool's models are read plainly.
 
     Raises UserError for values that make no scores.
     """
-    own = getattr(config, SETTINGS, None) or {}
+    return _checked(getattr(config, SETTINGS, None))
+
+
+def _checked(own: Any) -> dict[str, Any]:
+    own = own or {}
     found = {**PLAIN, **own} if isinstance(own, dict) else own
     try:
         Pooling(found["pooling"]), ScoreRange(found["range"])
-        if not (math.isfinite(found["mean"]) and 0 < found["std"] < math.inf):
+        if not (math.isfinite(found["mean"]) and 0 < found["std"] < math.inf and found.get(LAYER, 1) >= 1):
             raise ValueError
     except (TypeError, ValueError):
         raise UserError(
             f"{SETTINGS} of a reward model is {own!r}; it needs pooling (last or mean), range (raw, standard or unit), "
-            "a mean and a std above 0"
+            "a mean and a std above 0, and head_layer, where it is there, a number of layers"
         ) from None
     return found
 

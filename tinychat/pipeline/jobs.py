@@ -366,7 +366,7 @@ def _wants_tokenizer(job: Job) -> bool:
 def _open_rewards(job: Job) -> dict[str, str]:
     """The parts of its reward that are a reward model, the newest there is; and which checkpoint of that."""
     models = plugins.reward_models(job.config.reward) if plugins.rewarded(job.config) else {}
-    return {name: part.path for name, part in models.items() if part.path in parents.AUTO}
+    return {name: path for name, path in models.items() if path in parents.AUTO}
 
 
 def _handed(run: Path | None, spec: str | None) -> str:

@@ -6,6 +6,7 @@ are those of the real models, whatever their architecture, and what autograd sav
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -39,7 +40,7 @@ from tinychat.models.kernels.attention import (
 from tinychat.models.kernels.layers import use_fused_norms, use_fused_rotary
 from tinychat.models.load import attention_of, one_line
 from tinychat.models.quantized import BLOCK, input_widths
-from tinychat.models.reward import freeze_all_but
+from tinychat.models.reward import freeze_all_but, up_to_layer
 
 ATTENTION = "tinychat_plan"
 TEACHER = "teacher"
@@ -115,7 +116,7 @@ def stage_models(
     """
     stage, peft, spec = config.stage, config.peft, spec_of(config)
     if spec.scores:
-        return [_reward(shape, length, numbers, peft, stage.train_last_layers)]
+        return [_reward(shape, length, numbers, peft, stage.train_last_layers, layer=stage.head_layer)]
     trained = _language(shape, length, numbers, peft)
     whole = trained if peft.kind is PeftKind.none else None  # a backbone without an adapter: traced already
     parts = list(plugins.reward_models(config.reward)) if spec.rewards else []
@@ -148,6 +149,7 @@ def _reward(
     peft: PeftConfig | None = None,
     last: int | None = None,
     like: ModelPlan | None = None,
+    layer: int | None = None,
 ) -> ModelPlan:
     def prepared(model: Any) -> Any:
         if last is not None:
@@ -155,6 +157,8 @@ def _reward(
         return _adapted(model, peft, "SEQ_CLS")
 
     shape.num_labels = 1
+    if layer is not None:
+        shape = up_to_layer(copy.deepcopy(shape), layer)
     return _measure(AutoModelForSequenceClassification, shape, length, numbers, peft, prepared, like)
 
 

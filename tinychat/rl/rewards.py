@@ -7,20 +7,19 @@ file in conf/reward/. Nothing at the top loads torch: the parent process asks he
 
 from __future__ import annotations
 
-import difflib
 import functools
 import logging
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from tinychat.config.plugins import VERIFIERS, reward_kind
+from tinychat.config.plugins import VERIFIERS, reward_kind, reward_models
 from tinychat.config.schema import RewardConfig, RewardPart
 from tinychat.config.stages import ScoreRange
 from tinychat.errors import UserError
 from tinychat.evaluation.answers import REFERENCES, credit, matches, pattern_problem
+from tinychat.rl.reward_kind import Kind, Options, Place
 from tinychat.runtime import user_code
 from tinychat.runtime.user_code import UserCodeError
 
@@ -31,65 +30,8 @@ if TYPE_CHECKING:
     from tinychat.models.scorer import Scorer
     from tinychat.runtime.world import World
 
+SPREAD = "spread"  # in notes: standard deviation of an ensemble's scores
 log = logging.getLogger("tinychat")
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a part is at work."""
-
-    key: str  # reward.parts.NAME
-    checkpoint: str | None  # of a kind that takes a model
-    tokenizer: Any
-    any_template: bool
-    world: World
-    dtype: torch.dtype
-    batch_size: int
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a kind takes as `options`, beside its weight; what a part does not give is as here."""
-
-
-class Kind(ABC):
-    """One part of a reward; made once on each rank."""
-
-    takes_code = False  # `path` is the address of code of the user's
-    takes_model = False  # `path` is the checkpoint of a reward model, or auto or best
-    needs_answers = False  # prompts must say how a reply is checked
-    needs_oracle = False  # prompts must know an exact judge
-    takes: ClassVar[type[Options]] = Options
-
-    @classmethod
-    def problems(cls, key: str, part: RewardPart) -> Iterator[str]:
-        """What is wrong with its settings, before a job begins."""
-        known = {field.name: field for field in fields(cls.takes)}
-        for name, value in part.options.items():
-            where = f"{key}.options.{name}={value}"
-            if name not in known:
-                near = difflib.get_close_matches(str(name), known, n=1)
-                there = f"there are {', '.join(known)}" if known else f"a part of kind {part.kind} has none"
-                yield f"{where}: no such option; {there}" + (f". Did you mean {near[0]}?" if near else "")
-            elif wrong := _wrong_type(value, str(known[name].type)):
-                yield f"{where}: {wrong}"
-
-    def __init__(self, part: RewardPart, place: Place) -> None:
-        """Raises UserError."""
-        self.key = place.key
-
-    def check_rows(self, rows: Sequence[PromptRow]) -> None:  # noqa: B027  most kinds need nothing of them
-        """Raise UserError where prompts lack what the part needs."""
-
-    def check_length(self, length: int) -> None:  # noqa: B027  most kinds read any length
-        """Raise UserError where it cannot read prompt and reply of `length` tokens."""
-
-    @abstractmethod
-    def score(
-        self, rows: Sequence[PromptRow], replies: list[str], sequences: list[list[int]]
-    ) -> Sequence[float | None]:
-        """A score for each reply, None where there is none to give; sequences: the tokens of prompt and reply. Raises
-        UserError."""
 
 
 class ModelReward(Kind):
@@ -97,22 +39,26 @@ class ModelReward(Kind):
 
     def __init__(self, part: RewardPart, place: Place) -> None:
         """Raises UserError for a reward model of another tokenizer or chat template."""
+        super().__init__(part, place)
+        self.scorers = [self._opened(path, place) for path in place.checkpoints]
+
+    def _opened(self, path: str, place: Place) -> Scorer:
         from tinychat.models.scorer import Scorer
 
-        super().__init__(part, place)
-        self.scorer = Scorer(str(place.checkpoint), place.world.device, place.dtype, place.batch_size)
-        self.scorer.check_tokenizer(place.tokenizer, f"{place.key}.path={place.checkpoint}")
-        self.scorer.check_template(place.tokenizer, "the policy", place.any_template)
-        if self.scorer.score_range == ScoreRange.raw.value:
+        found = Scorer(path, place.world.device, place.dtype, place.batch_size)
+        found.check_tokenizer(place.tokenizer, f"{place.key}.path={path}")
+        found.check_template(place.tokenizer, "the policy", place.any_template)
+        if found.score_range == ScoreRange.raw.value:
             log.warning(
                 "%s: the scores of %s are its raw output, with the mean and spread that training left it: the weight "
                 "of the KL penalty means another thing with every such model. One of stage.score_range=standard has "
                 "mean 0 and standard deviation 1",
-                *(place.key, self.scorer.path),
+                *(place.key, path),
             )
+        return found
 
     def check_length(self, length: int) -> None:
-        most = self.scorer.model.config.max_position_embeddings
+        most = min(scorer.context_length for scorer in self.scorers)
         if most < length:
             raise UserError(
                 f"{self.key}: this reward model reads {most} tokens at most, prompt and reply may have {length}; set "
@@ -120,7 +66,64 @@ class ModelReward(Kind):
             )
 
     def score(self, rows: Sequence[PromptRow], replies: list[str], sequences: list[list[int]]) -> list[float]:
-        return self.scorer.score_ids(sequences)
+        return self.scorers[0].score_ids(sequences)
+
+
+@dataclass(frozen=True)
+class EnsembleOptions(Options):
+    paths: tuple[str, ...] = ()  # folders of the members
+    combine: str = "pessimistic"  # mean | min | pessimistic (mean minus `deviations` standard deviations)
+    deviations: float = 1.0
+
+
+COMBINED = ("mean", "min", "pessimistic")
+
+
+class EnsembleReward(ModelReward):
+    """Several reward models of one score_range. Where they disagree, as on replies unlike all that they learnt from,
+    `min` and `pessimistic` score lower: a policy gains little where it deceives one of them (Coste et al. 2024)."""
+
+    takes = EnsembleOptions
+
+    @classmethod
+    def models(cls, part: RewardPart) -> dict[str, str]:
+        return {str(place): path for place, path in enumerate(part.options.get("paths", ()))}
+
+    @classmethod
+    def problems(cls, key: str, part: RewardPart) -> Iterator[str]:
+        own = {**vars(EnsembleOptions()), **part.options}
+        paths, combine, deviations = own["paths"], own["combine"], own["deviations"]
+        if not isinstance(paths, Sequence) or isinstance(paths, str) or len(paths) < 2:
+            yield f"{key}.options.paths={paths}: at least two folders of reward models; reward=model takes one"
+            return
+        yield from super().problems(key, part)
+        if combine not in COMBINED:
+            yield f"{key}.options.combine={combine}: one of {', '.join(COMBINED)}"
+        if isinstance(deviations, (int, float)) and deviations < 0:
+            yield f"{key}.options.deviations={deviations}: how many standard deviations are taken off, 0 or more"
+        if part.path is not None:
+            yield f"{key}.path={part.path}: an ensemble has its folders in {key}.options.paths; set path to null"
+
+    def __init__(self, part: RewardPart, place: Place) -> None:
+        """Raises UserError as ModelReward, and for members whose scores are on no common scale."""
+        super().__init__(part, place)
+        self._options = EnsembleOptions(**part.options)
+        ranges = {scorer.path: scorer.score_range for scorer in self.scorers}
+        if len(set(ranges.values())) > 1 or ScoreRange.raw.value in ranges.values():
+            said = ", ".join(f"{path} {kind}" for path, kind in ranges.items())
+            raise UserError(
+                f"{place.key}.options.paths: scores are combined on one scale (standard: mean 0 and standard deviation "
+                f"1 on training replies; or unit), and these are {said}; train all with the same stage.score_range"
+            )
+
+    def score(self, rows: Sequence[PromptRow], replies: list[str], sequences: list[list[int]]) -> list[float]:
+        import torch
+
+        each = torch.tensor([scorer.score_ids(sequences) for scorer in self.scorers])
+        mean, std = each.mean(0), each.std(0, unbiased=False)
+        self.notes = {SPREAD: std.tolist()}
+        combined = {"mean": mean, "min": each.amin(0), "pessimistic": mean - self._options.deviations * std}
+        return combined[self._options.combine].tolist()
 
 
 class OracleReward(Kind):
@@ -304,21 +307,6 @@ class PythonReward(Kind):
         return f"{self.key}: {error}, for {len(replies)} replies together, not for one alone"
 
 
-def _wrong_type(value: Any, wanted: str) -> str:
-    """What is wrong with an option's value; "" for nothing. wanted: the annotation of its field."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if wanted == "float" and not (is_number and math.isfinite(value)):
-        return "a number, such as 1 or -0.5"
-    if wanted == "bool" and not isinstance(value, bool):
-        return "true or false"
-    if wanted.startswith("str") and not isinstance(value, (str, type(None)) if "None" in wanted else str):
-        return "a text"
-    names = isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(name, str) for name in value)
-    if wanted.startswith("tuple") and not (names and value and len(set(value)) == len(value)):
-        return "different names, as [think, answer]"
-    return ""
-
-
 def _users(key: str, part: RewardPart) -> Any:
     """The function or class of the user's. Raises UserError."""
     if not part.path or ":" not in part.path:
@@ -336,6 +324,7 @@ def _users(key: str, part: RewardPart) -> Any:
 
 KINDS: dict[str, type[Kind]] = {
     "model": ModelReward,
+    "ensemble": EnsembleReward,
     "oracle": OracleReward,
     "verifier": VerifierReward,
     "format": FormatReward,
@@ -362,14 +351,20 @@ class Rewards:
         self._world = world
         self._parts: dict[str, Kind] = {}
         for name, part in config.parts.items():
-            checkpoint = parents.get(f"reward.{name}")
-            place = Place(f"reward.parts.{name}", checkpoint, tokenizer, config.any_template, world, dtype, batch_size)
-            self._parts[name] = reward_kind(name, part)(part, place)
+            kind = reward_kind(name, part)
+            paths = tuple(str(parents[f"reward.{one}"]) for one in reward_models(config) if one.split(".")[0] == name)
+            place = Place(f"reward.parts.{name}", paths, tokenizer, config.any_template, world, dtype, batch_size)
+            self._parts[name] = kind(part, place)
 
     @property
     def scorers(self) -> dict[str, Scorer]:
-        """The reward models, by their parts."""
-        return {name: part.scorer for name, part in self._parts.items() if isinstance(part, ModelReward)}
+        """The reward models, by their parts; of an ensemble NAME.0, NAME.1, ..."""
+        parts = {name: part.scorers for name, part in self._parts.items() if isinstance(part, ModelReward)}
+        return {
+            f"{name}.{place}" if len(own) > 1 else name: scorer
+            for name, own in parts.items()
+            for place, scorer in enumerate(own)
+        }
 
     def check_rows(self, rows: Sequence[PromptRow]) -> None:
         """Raise UserError where prompts lack what a part needs."""
@@ -385,7 +380,8 @@ class Rewards:
         self, rows: Sequence[PromptRow], replies: list[str], sequences: list[list[int]]
     ) -> tuple[torch.Tensor, dict[str, list[float]]]:
         """The reward (N,) fp32 of N replies, N a multiple of the ranks, and the scores of each part before its weight:
-        NaN where the part has none to give, which is then no part of the reward (known_rewards).
+        NaN where the part has none to give, which is then no part of the reward (known_rewards). A part's notes follow
+        as "NAME WORD"; they are no part of the reward.
 
         Raises UserError for a function that fails, or whose scores are too few or not finite; it names the reply.
         """
@@ -393,7 +389,7 @@ class Rewards:
 
         share = len(rows) // self._world.size
         own = slice(self._world.rank * share, (self._world.rank + 1) * share)
-        found: dict[str, list[float]] = {name: [] for name in self._parts}
+        found: dict[str, list[float]] = {}
         problem = ""
         scores: dict[str, list[float]] = {}
         try:
@@ -401,16 +397,18 @@ class Rewards:
                 given = part.score(rows[own], replies[own], sequences[own])
                 _check_finite(name, given, rows[own], replies[own])
                 scores[name] = [math.nan if score is None else score for score in given]
+            for name, part in self._parts.items():
+                scores |= {f"{name} {word}": values for word, values in part.notes.items()}
         except UserError as error:  # told to all ranks: none may be left waiting
             problem = str(error)
         for trouble, more in self._world.gather_objects((problem, scores)):
             if trouble:
                 raise UserError(trouble)
             for name, values in more.items():
-                found[name] += values
+                found.setdefault(name, []).extend(values)
         total = torch.zeros(len(rows))
-        for name, values in found.items():
-            total += self.weights[name] * torch.tensor(values, dtype=torch.float32).nan_to_num(nan=0.0)
+        for name, weight in self.weights.items():
+            total += weight * torch.tensor(found[name], dtype=torch.float32).nan_to_num(nan=0.0)
         return total, found
 
 

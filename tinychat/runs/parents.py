@@ -149,7 +149,9 @@ def setting_of(parent: str) -> str | None:
     """The setting that stands for a parent of find_parents: reward.mine -> reward.parts.mine.path; None: there is none
     that null or auto could stand in."""
     kind, _, part = parent.partition(".")
-    return f"reward.parts.{part}.path" if kind == "reward" else _SETTINGS.get(parent)
+    name, member, _ = part.partition(".")
+    key = "options.paths" if member else "path"
+    return f"reward.parts.{name}.{key}" if kind == "reward" else _SETTINGS.get(parent)
 
 
 def write(run_dir: Path, found: dict[str, str | None], outputs: Path) -> None:
@@ -218,8 +220,8 @@ def _from_lineage(run_dir: Path) -> dict[str, str | None] | None:
 
 def find_parents(config: Config, said: Sequence[str] = ()) -> dict[str, str | None]:
     """{"init_from": checkpoint folder, GGUF file, hub id or None, "tokenizer": folder or None}; and where a stage has
-    them "reward.NAME" (the model of that part of the reward), "policy" (who answers for data=best_of_n), "judge",
-    "teacher", "against.0", "against.1", ...
+    them "reward.NAME" (the model of that part of the reward; of an ensemble "reward.NAME.0", ...), "policy" (who
+    answers for data=best_of_n), "judge", "teacher", "against.0", "against.1", ...
 
     said: the command's overrides. Raises UserError, with the commands that make the missing parents.
     """
@@ -282,8 +284,7 @@ def _scorers(config: Config, policy: str | None) -> dict[str, str | None]:
         auto = _newest_checkpoint(config, (), data.policy) if data.policy in AUTO else None
         found["policy"] = policy = auto or _resolve(data.policy, config)
     if rewarded(config):
-        for name, part in reward_models(config.reward).items():
-            spec = part.path or "auto"
+        for name, spec in reward_models(config.reward).items():
             newest = _newest(config, *makers(Made.reward), which=spec, policy=policy) if spec in AUTO else None
             found[f"reward.{name}"] = str(newest) if newest else _resolve(spec, config)
     judge = getattr(stage, "judge", None)
@@ -310,7 +311,7 @@ def _check_several(config: Config, said: Sequence[str]) -> None:
         wanted.append(origins[0])
         missing += _chain(config, origins[0])
     models = reward_models(config.reward).values()
-    if any((part.path or "auto") in AUTO for part in models) and not _newest(config, *makers(Made.reward)):
+    if any(path in AUTO for path in models) and not _newest(config, *makers(Made.reward)):
         wanted.append(makers(Made.reward)[0])
         missing.append(makers(Made.reward)[0])
     if not wanted:

@@ -95,7 +95,11 @@ class _Maker:
         data, parents, memo = self._data, self._context.parents, Path(self._config.paths.cache)
         reward = asdict(self._config.reward)
         for name in reward_models(self._config.reward):
-            reward["parts"][name]["path"] = contents_of(str(parents[f"reward.{name}"]), memo)
+            part, _, member = name.partition(".")
+            within, key = (
+                (reward["parts"][part]["options"]["paths"], int(member)) if member else (reward["parts"][part], "path")
+            )
+            within[key] = contents_of(str(parents[f"reward.{name}"]), memo)
         code = [part.path for part in self._config.reward.parts.values() if part.path and part.kind == "python"]
         named = [hash_file(path, None) for address in (*code, *data.verifiers) for path in user_code.sources(address)]
         prints = {split: source.fingerprint(memo) for split, source in self.sources.items()}

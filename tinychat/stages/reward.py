@@ -67,7 +67,7 @@ def run(config: Config, context: Context) -> StageResult:
         for step in loop:
             rows = batches.batch(step - 1, stage.batch_size, world.rank, world.size)
             # What each micro-batch and rank adds its share of the mean over; a step may lack labels altogether.
-            total = max(1.0, world.sum(float(labels_of(stage, rows["safe"].view(-1, 2))[1].sum()))[0])
+            total = max(1.0, world.sum(float(terms_of(stage, rows["safe"].view(-1, 2))))[0])
             done = loop.train(
                 split_batch(rows, 2 * stage.micro_batch_size, world.device),
                 lambda model, batch: batch_loss(model, batch, stage) / total,  # noqa: B023
@@ -108,9 +108,10 @@ def get_reward_start(config: Config, context: Context, tokenizer: Any) -> Any:
         stage.train_last_layers,
         vocabulary_size(tokenizer),
         context.run_dir / "merged_base",
+        stage.head_layer,
     )
     model.config.pad_token_id = tokenizer.pad_token_id
-    if stage.score_range is ScoreRange.unit and stage.loss is RewardLoss.pointwise:
+    if gives_probabilities(stage):
         set_normalisation(model, 0.0, 1.0, stage.score_range)  # the logistic function is the probability as it is
     trained, total = trainable_parameters(model)
     log.info("model: %s; %s of them are trained", describe(model), f"{trained:,}" if trained < total else "all")
@@ -124,15 +125,20 @@ def check_labels(pairs: PreferenceCache, stage: RewardStage, name: str) -> int:
     if missing == known.numel():
         raise UserError(
             f"stage.label=safe: no reply of data={name} has a safety label; use data=pku_saferlhf or tinyworld, or "
-            "stage=reward"
+            "learn from pairs alone: stage=reward stage.loss=bradley_terry"
         )
     if missing:
         log.warning("%d of %d replies have no safety label and do not count", missing, known.numel())
     return missing
 
 
+def gives_probabilities(stage: RewardStage) -> bool:
+    """Whether the logistic function of the head's output is a probability as it is, with nothing to be measured."""
+    return stage.score_range is ScoreRange.unit and stage.loss is not RewardLoss.bradley_terry
+
+
 def labels_of(stage: RewardStage, safe: Tensor) -> tuple[Tensor, Tensor]:
-    """What counts in the loss, by replies (pointwise: (N, 2)) or pairs (bradley_terry: (N,)), and their labels.
+    """What has a label in the loss, replies (pointwise, both: (N, 2)) or pairs (bradley_terry: (N,)), and the labels.
 
     safe: (N, 2) int, UNKNOWN where there is no label. Returns labels in {0, 1} and a mask, of one shape.
     """
@@ -143,12 +149,22 @@ def labels_of(stage: RewardStage, safe: Tensor) -> tuple[Tensor, Tensor]:
     return safe, safe != UNKNOWN
 
 
+def terms_of(stage: RewardStage, safe: Tensor) -> int:
+    """How many losses_of there are."""
+    return len(safe) if stage.loss is RewardLoss.both else int(labels_of(stage, safe)[1].sum())
+
+
 def losses_of(stage: RewardStage, scores: Tensor, safe: Tensor) -> Tensor:
-    """The losses of what counts, (n,): scores (N, 2) of chosen and rejected replies, safe (N, 2)."""
-    if stage.loss is RewardLoss.bradley_terry:
-        return bradley_terry_loss(scores[:, 0], scores[:, 1], stage.margin, stage.centering)[0]
+    """The losses of what counts, (n,): scores (N, 2) of chosen and rejected replies, safe (N, 2). Under loss=both of
+    pairs: the pair's own and the mean over its labelled replies."""
     labels, known = labels_of(stage, safe)
-    return pointwise_loss(scores[known], labels[known].float())[0]
+    if stage.loss is RewardLoss.pointwise:
+        return pointwise_loss(scores[known], labels[known].float())[0]
+    pairs = bradley_terry_loss(scores[:, 0], scores[:, 1], stage.margin, stage.centering)[0]
+    if stage.loss is RewardLoss.bradley_terry:
+        return pairs
+    replies = pointwise_loss(scores.reshape(-1), labels.clamp(min=0).reshape(-1).float())[0].view_as(scores) * known
+    return pairs + replies.sum(1) / known.sum(1).clamp(min=1)
 
 
 def batch_loss(model: Any, batch: Batch, stage: RewardStage) -> Tensor:
@@ -161,9 +177,7 @@ def batch_loss(model: Any, batch: Batch, stage: RewardStage) -> Tensor:
 def fit_normalisation(engine: Engine, train: PreferenceCache, config: Config, context: Context) -> None:
     """Set what makes scores mean 0 and standard deviation 1 on replies of the training data. Every rank calls it."""
     stage, world = config.stage, context.world
-    if stage.score_range is ScoreRange.raw or (
-        stage.score_range is ScoreRange.unit and stage.loss is RewardLoss.pointwise
-    ):
+    if stage.score_range is ScoreRange.raw or gives_probabilities(stage):
         set_normalisation(engine.model, 0.0, 1.0, stage.score_range)
         return
     with engine.inference() as model:

@@ -28,7 +28,7 @@ from tinychat.rl.alarms import Alarms
 from tinychat.rl.entropy import TargetEntropy
 from tinychat.rl.kl import AdaptiveKL, FixedKL
 from tinychat.rl.losses import Sums
-from tinychat.rl.rewards import Rewards
+from tinychat.rl.rewards import SPREAD, Rewards
 from tinychat.rl.rollout import Experience, Rollout, minibatches, write_rollout
 from tinychat.rl.selfcheck import (
     FirstRatios,
@@ -403,6 +403,8 @@ def rollout_metrics(stage: RolloutStage, rollout: Rollout, experience: Experienc
             found["rl/kl_full"] = fields["full_kl"].sum().item() / tokens
     if len(rewards) < len(rollout):
         found["rl/reward_missing"] = 1 - len(rewards) / len(rollout)
+    if spreads := [values for name, values in rollout.parts.items() if name.endswith(f" {SPREAD}")]:
+        found["rl/reward_spread"] = mean(spreads)
     # The gold reward, where the oracle knows it; the other parts stand in the table of the rollout.
     return found | ({"rl/gold_reward": mean(rollout.parts["gold"])} if "gold" in rollout.parts else {})
 

@@ -211,7 +211,7 @@ def facts_of(master: DictConfig, space: Space, config: Config) -> dict[str, Any]
         for key, value in flat.items()
         if key.split(".")[0] not in (*folders.NOT_IDENTITY, *swept)
         and key not in (*swept, *_PARENT_KEYS)
-        and not (key.startswith("reward.parts.") and key.endswith(".path"))
+        and not (key.startswith("reward.parts.") and key.endswith((".path", ".options.paths")))
     }
     found = parents.find_parents(config, space.fixed)
     outputs = Path(config.paths.outputs)

@@ -86,6 +86,7 @@ METRICS: dict[str, str] = {
     "stage.objective_beta) times their KL",
     "rl/reward": "mean reward of the rollout's replies, before penalties",
     "rl/reward_std": "standard deviation of those rewards",
+    "rl/reward_spread": "standard deviation of an ensemble's scores of one reply, mean over the rollout's replies",
     "rl/gold_reward": "mean reward of the rollout's replies by tinyworld's oracle",
     "rl/score": "mean reward of the rollout's replies, the penalty for a missing end included",
     "rl/return": "mean over replies of the reward minus the KL penalty",
