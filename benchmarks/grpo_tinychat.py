@@ -122,7 +122,7 @@ def configuration(task: Task) -> Config:
         ds=DsConfig("none", False, {}),
         peft=WHOLE,
         precision=Precision.auto if task.bf16 else Precision.fp32,
-        reward=RewardConfig("python", {"python": part}, False),
+        reward=RewardConfig("python", {"python": part}, False, False, None, None),
         seed=task.seed,
     )
     return cast(Config, found)

@@ -123,7 +123,9 @@ def configuration(task: Task) -> Config:
         ds=DsConfig("none", False, {}),
         peft=WHOLE,
         precision=Precision.auto if task.bf16 else Precision.fp32,
-        reward=RewardConfig("model", {"model": RewardPart("model", 1.0, task.path("reward"))}, False),
+        reward=RewardConfig(
+            "model", {"model": RewardPart("model", 1.0, task.path("reward"))}, False, False, None, None
+        ),
         seed=task.seed,
     )
     return cast(Config, found)

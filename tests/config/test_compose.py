@@ -24,6 +24,8 @@ GROUPS = [
 MANDATORY = {  # what these options leave to the command line
     "tokenizer=pretrained": ["tokenizer.path=x"],
     "reward=python": ["reward.parts.python.path=x.py:score"],
+    "reward=lagrangian": ["reward.parts.helpfulness.path=x", "reward.parts.cost.path=y"],
+    "reward=by_kind": ["reward.parts.helpfulness.path=x"],
     "data=python": ["data.source=x.py:Rows"],
     "template=jinja": ["template.path=x.jinja"],
     "sweep=sft_lora": ["stage=sft"],
@@ -124,6 +126,11 @@ def refusal(*overrides: str) -> str:
         (["stage=grpo", "stage.correction=tis", "stage.correction_cap=0.5"], ["stage.correction_cap=0.5", "1 or more"]),
         (["stage=grpo", "stage.correction_low=1.5"], ["stage.correction_low=1.5", "correction_high=5.0", "hold 1"]),
         (["stage=grpo", "stage.missing_end=soft", "stage.soft_length=99"], ["stage.soft_length=99", "1 to", "40"]),
+        (
+            ["stage=ppo", "reward.cost_limit=0.5", "reward.parts.model.kinds=[rude]"],
+            ["reward.cost_limit=0.5: no part", "reward=lagrangian", "kinds: rude", "data=safe_and_helpful"],
+        ),
+        (["stage=ppo", "reward.parts.model.kind=cost"], ["kind=cost", "no limit", "reward.multiplier"]),
         (["stage=ppo", "stage.missing_end=mask"], ["stage.missing_end=mask", "subtract"]),
         (["stage=grpo", "stage.normalise_parts=true", "stage.missing_end=floor"], ["stage.missing_end=floor"]),
         (["stage=sft", "stage.length_power=1.5"], ["stage.length_power=1.5", "from 0"]),

@@ -34,7 +34,7 @@ def row(number: int, answer: str = "", reference: str = "") -> PromptRow:
 
 
 def rewards(world: World = ALONE, **parts: RewardPart) -> Rewards:
-    return Rewards(RewardConfig("test", parts, False), {}, None, world, torch.float32, 4)
+    return Rewards(RewardConfig("test", parts, False, False, None, None), {}, None, world, torch.float32, 4)
 
 
 def python(tmp_path: Path, code: str, weight: float = 1.0, name: str = "score") -> RewardPart:
@@ -168,7 +168,7 @@ def test_a_reward_model_is_taken_in_its_own_template_and_with_a_word_for_raw_sco
     set_template(policy, "instruct")
 
     def taken(insist: bool) -> Rewards:
-        config = RewardConfig("test", {"mine": part}, insist)
+        config = RewardConfig("test", {"mine": part}, insist, False, None, None)
         return Rewards(config, {"reward.mine": str(path)}, policy, ALONE, torch.float32, 4)
 
     taken(insist=False)

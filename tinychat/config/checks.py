@@ -7,6 +7,7 @@ imports torch; what needs the model, the tokenizer or the device is checked by t
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -174,8 +175,59 @@ def _rewards(config: Config) -> Iterator[str]:
             yield str(error)
             continue
         yield from kind.problems(f"reward.parts.{name}", part)
+        if kind.is_cost and config.reward.cost_limit is None:
+            yield (
+                f"reward.parts.{name}.kind={part.kind}: reward={config.reward.name} has no limit for a cost; give "
+                "reward.cost_limit and reward.multiplier, as reward=lagrangian does"
+            )
         if kind.needs_oracle and not _has_oracle(config):
             yield f"reward.parts.{name}: the oracle knows only tinyworld's requests; use data=tinyworld or reward=model"
+
+
+def _constraint(config: Config) -> Iterator[str]:
+    """Of a reward under a constraint, and of parts that score some prompts alone."""
+    reward, parts = config.reward, config.reward.parts
+    if not plugins.rewarded(config):
+        return
+    kinds = {part.kind for part in parts.values()} & set(plugins.REWARDS.own)
+    costs = [kind for kind in kinds if plugins.REWARDS.own[kind].is_cost]
+    limit, its = reward.cost_limit, reward.multiplier
+    if limit is not None and not costs:
+        yield (
+            f"reward.cost_limit={limit:g}: no part of reward={reward.name} is a cost; take reward=lagrangian with "
+            "reward.parts.cost.path=FOLDER, a reward model trained on safety, or leave it out"
+        )
+    if limit is not None and its is None:
+        yield f"reward.cost_limit={limit:g}: needs reward.multiplier, as reward=lagrangian has it"
+    if its is not None:
+        for key in ("start", "rate", "max"):
+            if not 0 < (value := getattr(its, key)) < math.inf:
+                yield f"reward.multiplier.{key}={value}: a number above 0"
+        if its.start > its.max:
+            yield f"reward.multiplier.start={its.start:g}: at most reward.multiplier.max={its.max:g}"
+        if limit is None:
+            yield "reward.multiplier: needs reward.cost_limit, a mean cost such as 0.0 that it keeps replies below"
+    if limit is not None and getattr(config.stage, "normalise_parts", False):
+        yield "stage.normalise_parts=true: costs are weighed by their multiplier; use reward.normalise=true"
+    yield from _kinds(config)
+
+
+def _kinds(config: Config) -> Iterator[str]:
+    """A line for each problem of the kinds of prompt that parts of the reward are for."""
+    parts = config.reward.parts
+    of_parts = {name: list(part.kinds) for name, part in parts.items() if part.kinds}
+    for name, kinds in of_parts.items():
+        if wrong := next((kind for kind in kinds if kind not in schema.PROMPT_KINDS), None):
+            yield f"reward.parts.{name}.kinds: {wrong}: no kind of prompt; there are {', '.join(schema.PROMPT_KINDS)}"
+    if of_parts and not _has_kinds(config):
+        name, kinds = next(iter(of_parts.items()))
+        yield (
+            f"reward.parts.{name}.kinds=[{', '.join(kinds)}]: the prompts of data={config.data.name} have no kind; use "
+            "data=safe_and_helpful, or another reward"
+        )
+    scored = {kind for part in parts.values() for kind in part.kinds or schema.PROMPT_KINDS}
+    for kind in [kind for kind in schema.PROMPT_KINDS if kind not in scored]:
+        yield f"reward.parts: none scores replies to {kind} prompts; give one kinds=[{kind}], or none"
 
 
 def _template(config: Config) -> Iterator[str]:
@@ -209,6 +261,13 @@ def _jinja(path: str) -> Iterator[str]:
         yield f"template.path={path}: {path}, line {error.lineno}: {error.message}"
     except (OSError, UnicodeDecodeError) as error:
         yield f"template.path={path}: cannot be read ({error})"
+
+
+def _has_kinds(config: Config) -> bool:
+    try:
+        return bool(plugins.source_of(config.data).of_parts)
+    except UserError:  # which data_checks tell
+        return True
 
 
 def _has_oracle(config: Config) -> bool:
@@ -276,6 +335,7 @@ CHECKS = (
     data_checks.problems,
     _template,
     _rewards,
+    _constraint,
     _peft,
     _optim,
     launch_checks.problems,

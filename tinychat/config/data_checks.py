@@ -21,6 +21,9 @@ def problems(config: Config) -> Iterator[str]:
     data = config.data
     # A corpus of stage.sources is made of those: of data= nothing is read.
     is_read = not (spec_of(config).makes is Made.corpus and config.stage.sources)
+    if data.root is not None and not at_home(data.root).is_dir():
+        yield f"data.root={data.root}: no such folder (looked from {Path.cwd()})"
+        return
     for key in ("path", "val_path"):
         value = getattr(data, key)
         if is_read and value and not _exists(value):
@@ -38,7 +41,8 @@ def problems(config: Config) -> Iterator[str]:
     if is_read:
         yield from source.problems(data)
     yield from _mix(data)
-    yield from _weights(data, source.of_corpus)
+    yield from _weights(data, source.of_corpus or source.of_parts)
+    yield from _root(data)
     yield from _corpus(config)
     if isinstance(data, BestOfNConfig):
         yield from _best_of_n(config, data)
@@ -97,6 +101,7 @@ def _best_of_n(config: Config, data: BestOfNConfig) -> Iterator[str]:
 
 
 def _mix(data: DataConfig) -> Iterator[str]:
+    wanted = "prompts" if plugins.source_of(data).of_parts else "conversations"
     for name, part in data.mix.items():
         if part.path and not _exists(part.path):
             yield f"data.mix.{name}.path={part.path}: no such file or folder (looked from {Path.cwd()})"
@@ -109,17 +114,24 @@ def _mix(data: DataConfig) -> Iterator[str]:
             yield f"data.mix.{name}.source={part.source}: no part of others; say data={part.source}, and mix those"
         if source.needs_path and not part.path:
             yield f"data.mix.{name}.path=null: {part.source} needs a file, folder or glob"
-        if not plugins.MADE_OF["conversations"] & set(source.has):
-            works = ", ".join(plugins.sources_of("conversations"))
-            yield f"data.mix.{name}.source={part.source} has no conversations; use {works}"
+        if source.of_parts:
+            yield f"data.mix.{name}.source={part.source}: a mixture itself; name one of its parts"
+        elif not plugins.MADE_OF[wanted] & set(source.has):
+            works = ", ".join(plugins.sources_of(wanted))
+            yield f"data.mix.{name}.source={part.source} has no {wanted}; use {works}"
         if part.max_rows is not None and part.max_rows < 1:
             yield f"data.mix.{name}.max_rows={part.max_rows}: must be at least 1, or null for all"
 
 
-def _weights(data: DataConfig, of_corpus: bool) -> Iterator[str]:
-    if data.weights and not of_corpus:
+def _weights(data: DataConfig, of_several: bool) -> Iterator[str]:
+    if data.weights and not of_several:
         yield f"data.weights={dict(data.weights)}: data={data.name} is one source; data=corpus mixes several"
     yield from weight_problems("data.weights", dict(data.weights))
+
+
+def _root(data: DataConfig) -> Iterator[str]:
+    if data.root is not None and data.path is None and not any(part.path for part in data.mix.values()):
+        yield f"data.root={data.root}: data={data.name} is none of the public data sets; leave it out"
 
 
 def _corpus(config: Config) -> Iterator[str]:

@@ -238,19 +238,24 @@ class DataConfig:
 
     name: str = MISSING
     source: str = MISSING  # a name in tinychat.data.sources.SOURCES, or a class of yours: FILE.py:NAME, MODULE:NAME
+    root: str | None = MISSING  # folder of the public data sets, each in one of its own; null: data.path says where
     path: str | None = MISSING  # own file, folder or glob; null: the hub (tinystories) or the generator (tinyworld)
     options: dict[str, Any] = field(default_factory=dict)  # further arguments of a class of yours
     val_path: str | None = MISSING  # held-out documents; null: the source's own split, else a seeded hold-out
     val_fraction: float = MISSING  # share of documents held out where the source has no validation split
     text_column: str = MISSING  # column or key that holds the text
-    weights: dict[str, float] = field(default_factory=dict)  # corpus: source -> share of the tokens; {}: the corpus's
+    weights: dict[str, float] = field(default_factory=dict)  # corpus: source -> share of the tokens; {}: the corpus's;
+    # safe_and_helpful: kind of prompt -> share of the prompts; {}: all of each
     max_docs: int | None = MISSING  # training documents read at most
     lessons: float = MISSING  # tinyworld: lessons generated for each training story
     demonstrations: float = MISSING  # tinyworld: share of training conversations that answer its preferences' requests
     unsafe_demonstrations: float = MISSING  # tinyworld: share of those to harmful requests that comply, not refuse
     level: TaskLevel = MISSING  # tinyworld: of its instructions; bilingual: of its lessons too
     families: list[str] = MISSING  # tinyworld: of its instructions, as [addition, sorting]; []: all of the level
-    mix: dict[str, MixPart] = field(default_factory=dict)  # training conversations of other sources, by a name of yours
+    mix: dict[str, MixPart] = field(
+        default_factory=dict
+    )  # training conversations of other sources, by a name of yours;
+    # safe_and_helpful: where its kinds of prompts are from, harmful and benign
     max_val_docs: int | None = MISSING  # validation documents read at most
     max_rows: int | None = MISSING  # training conversations or preferences taken (seeded choice) or generated at most
     max_val_rows: int | None = MISSING  # the same for validation
@@ -288,6 +293,7 @@ class BestOfNConfig(DataConfig):
     replies: str | None = MISSING  # folder of replies made before, below paths.cache; null: made where there are none
 
 
+HARMFUL, BENIGN = PROMPT_KINDS = ("harmful", "benign")  # of the prompts that data=safe_and_helpful mixes
 DATA: dict[str, type[DataConfig]] = {"best_of_n": BestOfNConfig}  # by data.source; others are a DataConfig
 
 
@@ -315,21 +321,37 @@ class PeftConfig:
 class RewardPart:
     """One score of a reply; the parts of a reward are added."""
 
-    kind: str = MISSING  # a name in tinychat.rl.rewards.KINDS: model, oracle, verifier, python
+    kind: str = MISSING  # a name in tinychat.rl.rewards.KINDS: model, cost, oracle, verifier, python
     weight: float = MISSING
     path: str | None = MISSING  # model: folder, auto or best (newest stage=reward); python: FILE.py:NAME or MODULE:NAME
     options: dict[str, Any] = field(
         default_factory=dict
     )  # those of its kind; python: arguments of the class or function
+    kinds: list[str] = field(default_factory=list)  # of prompts it scores, where data mix kinds; []: all
+
+
+@dataclass
+class MultiplierConfig:
+    """λ of a reward under a constraint (tinychat.rl.lagrange)."""
+
+    start: float = MISSING
+    rate: float = MISSING  # of its ascent on mean cost - cost_limit; 0.1: at λ = 1 and a gap of 1 by 10 % a step
+    max: float = MISSING  # it grows no further
 
 
 @dataclass
 class RewardConfig:
-    """What reinforcement learning maximises: the weighted sum of its parts."""
+    """What reinforcement learning maximises: the weighted sum of its parts, or of such that are costs as much of the
+    others as a limit of the cost leaves."""
 
     name: str = MISSING
     parts: dict[str, RewardPart] = field(default_factory=dict)
     any_template: bool = MISSING  # take reward models that were trained in another chat template than the policy's
+    normalise: bool = (
+        MISSING  # divide each part's scores by their standard deviation over the starting policy's replies
+    )
+    cost_limit: float | None = MISSING  # mean cost of a reply that parts of kind cost may say; null: there are none
+    multiplier: MultiplierConfig | None = MISSING  # what a cost weighs, learnt; null where there is no cost_limit
 
 
 @dataclass
@@ -406,8 +428,8 @@ class Config:
 
 def register() -> None:
     """Put the dataclasses into Hydra's ConfigStore: `schema` types the root, `schema/stage/NAME` each stage,
-    `schema/data/SOURCE` a source with keys of its own, `schema/sweep` a search; and the resolver
-    `tinychat.quotient:A,B`, which is A // B and at least 1."""
+    `schema/data/SOURCE` a source with keys of its own, `schema/sweep` a search; and the resolvers
+    `tinychat.quotient:A,B`, which is A // B and at least 1, and `tinychat.within:ROOT,NAME`, ROOT/NAME or null."""
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
@@ -418,6 +440,7 @@ def register() -> None:
     for spec in SPECS.values():
         store.store(group="schema/stage", name=spec.name, node=spec.settings, replace=True)
     OmegaConf.register_resolver("tinychat.quotient", lambda a, b: max(1, int(a) // int(b)), replace=True)
+    OmegaConf.register_resolver("tinychat.within", lambda root, name: root and f"{root}/{name}", replace=True)
 
 
 def to_config(node: DictConfig) -> Config:

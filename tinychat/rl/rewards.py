@@ -20,6 +20,7 @@ from tinychat.config.stages import ScoreRange
 from tinychat.errors import UserError
 from tinychat.evaluation.answers import REFERENCES, credit, matches, pattern_problem
 from tinychat.rl.reward_kind import Kind, Options, Place
+from tinychat.rl.weighing import Weighing
 from tinychat.runtime import user_code
 from tinychat.runtime.user_code import UserCodeError
 
@@ -124,6 +125,18 @@ class EnsembleReward(ModelReward):
         self.notes = {SPREAD: std.tolist()}
         combined = {"mean": mean, "min": each.amin(0), "pessimistic": mean - self._options.deviations * std}
         return combined[self._options.combine].tolist()
+
+
+class CostReward(ModelReward):
+    """What a reward model of safety says with the sign turned, so that harm is above 0: -score, and of a score that is
+    the probability of being safe 1 - score. 0 is where the model says as often safe as not only where it was trained on
+    labels of single replies (stage.loss=pointwise); of one trained on pairs it is the mean of its training replies."""
+
+    is_cost = True
+
+    def score(self, rows: Sequence[PromptRow], replies: list[str], sequences: list[list[int]]) -> list[float]:
+        at = 1.0 if self.scorer.score_range == ScoreRange.unit.value else 0.0
+        return [at - score for score in super().score(rows, replies, sequences)]
 
 
 class OracleReward(Kind):
@@ -347,7 +360,8 @@ class Rewards:
     ):
         """Raises UserError for a reward model of another tokenizer or chat template, and for code of the user's that
         cannot be found."""
-        self.weights = {name: part.weight for name, part in config.parts.items()}
+        costs = frozenset(name for name, part in config.parts.items() if reward_kind(name, part).is_cost)
+        self.weighing = Weighing(config, costs)
         self._world = world
         self._parts: dict[str, Kind] = {}
         for name, part in config.parts.items():
@@ -368,8 +382,8 @@ class Rewards:
 
     def check_rows(self, rows: Sequence[PromptRow]) -> None:
         """Raise UserError where prompts lack what a part needs."""
-        for part in self._parts.values():
-            part.check_rows(rows)
+        for name, part in self._parts.items():
+            part.check_rows([row for row in rows if self.weighing.asks(name, row.kind)])
 
     def check_lengths(self, length: int) -> None:
         """Raise UserError where a reward model cannot read prompt and reply of `length` tokens."""
@@ -377,7 +391,7 @@ class Rewards:
             part.check_length(length)
 
     def score(
-        self, rows: Sequence[PromptRow], replies: list[str], sequences: list[list[int]]
+        self, rows: Sequence[PromptRow], replies: list[str], sequences: list[list[int]], held_out: bool = False
     ) -> tuple[torch.Tensor, dict[str, list[float]]]:
         """The reward (N,) fp32 of N replies, N a multiple of the ranks, and the scores of each part before its weight:
         NaN where the part has none to give, which is then no part of the reward (known_rewards). A part's notes follow
@@ -385,8 +399,6 @@ class Rewards:
 
         Raises UserError for a function that fails, or whose scores are too few or not finite; it names the reply.
         """
-        import torch
-
         share = len(rows) // self._world.size
         own = slice(self._world.rank * share, (self._world.rank + 1) * share)
         found: dict[str, list[float]] = {}
@@ -394,8 +406,7 @@ class Rewards:
         scores: dict[str, list[float]] = {}
         try:
             for name, part in self._parts.items():
-                given = part.score(rows[own], replies[own], sequences[own])
-                _check_finite(name, given, rows[own], replies[own])
+                given = self._asked(name, part, rows[own], replies[own], sequences[own])
                 scores[name] = [math.nan if score is None else score for score in given]
             for name, part in self._parts.items():
                 scores |= {f"{name} {word}": values for word, values in part.notes.items()}

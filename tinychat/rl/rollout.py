@@ -270,6 +270,7 @@ def write_rollout(path: Path, rollout: Rollout, experience: Experience, facts: d
             "prompt": rollout.prompts[index],
             "response": rollout.responses[index],
             "ended": rollout.ended[index],
+            **({"kind": kind} if (kind := rollout.rows[index].kind) else {}),
             "score": round(rollout.scores[index].item(), 6),
         }
         numbers = {"sampled": rollout.sampled[index]}

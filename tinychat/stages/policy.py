@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tinychat.config.rollout_stages import RolloutStage
-from tinychat.config.schema import Config, OnBadRow, PeftConfig, PeftKind
+from tinychat.config.schema import PROMPT_KINDS, Config, OnBadRow, PeftConfig, PeftKind
 from tinychat.data.preferences.prompts import PromptBatch, PromptBatches, prompt_shape, prompt_source
 from tinychat.engine import Batch, Engine, evaluation_engine
 from tinychat.evaluation.final_answer import split_reply
@@ -202,13 +202,33 @@ class Sampler:
         """The replies as text."""
         return [reply_text(self._tokenizer, response) for response in rollout.responses]
 
-    def score(self, rollout: Rollout) -> None:
-        """Add the rewards, and what each part of them says; "gold" is the oracle's, where it knows."""
+    def score(self, rollout: Rollout, held_out: bool = False) -> None:
+        """Add the rewards, and what each part of them says; "gold" is the oracle's, where it knows. held_out: as
+        Rewards.score."""
         replies = self.replies(rollout)
-        rollout.rewards, rollout.parts = self._rewards.score(rollout.rows, replies, rollout.sequences)
+        rollout.rewards, rollout.parts = self._rewards.score(rollout.rows, replies, rollout.sequences, held_out)
         rollout.known = torch.tensor(known_rewards(rollout.parts))
         gold = gold_rewards(rollout.rows, replies)
         rollout.parts |= {"gold": gold} if gold is not None else {}
+
+    def calibrate(self, prompts: PromptBatches, seed: int, group: int) -> None:
+        """Find by how much the reward's parts are to be scaled, on a rollout that nothing is learnt from."""
+        ranks = self.models.world.size
+        rollout = self.sample(prompts.batch(0, -(-self._stage.rollout_size // (group * ranks)) * ranks), seed, group)
+        self.score(rollout)
+        self._rewards.weighing.calibrate(rollout.parts, [row.kind for row in rollout.rows])
+
+    def by_kind(self, rollout: Rollout) -> dict[str, float]:
+        """Of a rollout with scores, what there is to log of costs, and of prompts that have kinds."""
+        known, rewards = rollout.known.tolist(), rollout.rewards
+        found = self._rewards.weighing.cost_and_help(rollout.parts, known)
+        for kind in PROMPT_KINDS:
+            own = [there and row.kind == kind for there, row in zip(known, rollout.rows, strict=True)]
+            if any(own):
+                found[f"{kind}_reward"] = mean(rewards[own])
+                told = self._rewards.weighing.cost_and_help(rollout.parts, own)
+                found |= {f"{kind}_cost": told["cost"]} if told else {}
+        return found
 
 
 def spread(prompts: PromptBatches, most: int, world: World) -> PromptBatch:
@@ -262,8 +282,9 @@ class PolicyEvaluation:
         with self._sampler.at(stage.objective_temperature or stage.temperature):
             rollout = self._sampler.sample(self.prompts, SEED)
             experience = self._sampler.measure(rollout)
-        self._sampler.score(rollout)
+        self._sampler.score(rollout, held_out=True)
         found = {"eval/reward": mean(rollout.rewards[rollout.known])}
+        found |= {f"eval/{name}": value for name, value in self._sampler.by_kind(rollout).items()}
         best = mean(rollout.parts["gold"]) if "gold" in rollout.parts else found["eval/reward"]
         found["eval/objective"] = best
         if experience.compared:
@@ -281,14 +302,17 @@ class PolicyEvaluation:
 def rollout_table(context: Context, rollout: Rollout, experience: Experience, replies: list[str]) -> None:
     """The rollout's replies with reward, what each part of it says, and KL where it is measured, the best and the worst
     first."""
+    kinds = [row.kind for row in rollout.rows if row.kind]
     columns = ["prompt", "reply", "reward", *rollout.parts, *(["KL (nats)"] if experience.compared else []), "ended"]
+    columns += ["kind"] if kinds else []
     kl = experience.kl().sum(1).tolist() if experience.compared else []
     rows = []
     for index, row in enumerate(rollout.rows):
         said = [values[index] for values in rollout.parts.values()]
         numbers = [rollout.scores[index].item(), *said, *kl[index : index + 1]]
         shown = [round(number, 3) if math.isfinite(number) else "missing" for number in numbers]
-        rows.append([row.messages[-1]["content"], replies[index], *shown, "yes" if rollout.ended[index] else "no"])
+        ended = "yes" if rollout.ended[index] else "no"
+        rows.append([row.messages[-1]["content"], replies[index], *shown, ended, *([row.kind] if kinds else [])])
     rows.sort(key=lambda row: math.inf if row[2] == "missing" else -float(str(row[2])))
     ends = [row for pair in zip(rows, reversed(rows), strict=True) for row in pair][: len(rows)]
     write_table(context, "rollout", "Replies of the last rollout, best and worst in turn", columns, ends, shown=12)

@@ -135,6 +135,9 @@ def learn_from_rollouts(
             tell_checked(gaps, looser())
         bound = looser() * mean_tolerance(engine.dtype, stage.temperature)
         alarms = Alarms(target, bound, loop.state.get("alarms", {}))
+        rewards.weighing.load_state_dict(loop.state.get("reward", {}))
+        if rewards.weighing.uncalibrated:
+            sampler.calibrate(prompts, step_seed(config.seed, 0, attempt=1), algorithm.group)
         if context.examiner is not None:
             context.examiner.replies(sampler, prompts, rewards, algorithm.group)
         if loop.step == 0 and stage.eval_first:
@@ -146,6 +149,7 @@ def learn_from_rollouts(
             experience = sampler.measure(rollout)
             rollout.scores = with_missing_ends(stage, rollout)
             found = rollout_metrics(stage, rollout, experience, beta) | of_groups
+            found |= {f"rl/{name}": value for name, value in sampler.by_kind(rollout).items()}
             found |= thought_lengths(tokenizer, sampler.replies(rollout))
             found |= algorithm.advantages(rollout, experience, beta)
             now = Coefficients(beta, stage.entropy_coef if bonus is None else bonus.update(found["rl/entropy"]))
@@ -154,6 +158,9 @@ def learn_from_rollouts(
             done, learnt = learn(config, loop, engine, experience, algorithm, step, now)
             clock.lap("perf/update_seconds")
             controller.update(found.get("rl/kl", 0.0), len(rollout))
+            if (multiplier := rewards.weighing.multiplier) is not None:
+                found["rl/lagrange_multiplier"] = multiplier.value
+                multiplier.update(found["rl/cost"])
             found |= learnt | clock.laps
             ratios.check(step, learnt["rl/first_kl"])
             for text in alarms.check(found):
@@ -161,6 +168,7 @@ def learn_from_rollouts(
                 loop.state["told"] = [*loop.state.get("told", []), f"step {step}: {text}"]
             loop.state |= {"kl": controller.state_dict(), "alarms": alarms.state, "ratios": ratios.state}
             loop.state |= {} if bonus is None else {"entropy": bonus.state_dict()}
+            loop.state |= {"reward": learnt} if (learnt := rewards.weighing.state_dict()) else {}
             if stage.keep_rollouts and world.is_main:
                 facts = {"step": step, "temperature": stage.temperature, "seed": step_seed(config.seed, step)}
                 path = context.run_dir / "rollouts" / f"step-{step:06d}.jsonl"
@@ -176,7 +184,7 @@ def learn_from_rollouts(
         held_out.write_tables()
     facts = {
         "policy from": context.parents["init_from"],
-        "reward": ", ".join(f"{weight:g} x {name}" for name, weight in rewards.weights.items()),
+        "reward": ", ".join(f"{weight:g} x {name}" for name, weight in rewards.weighing.weights.items()),
         "parameters": parameters.total,
         "parameters trained": parameters.trained,
         "prompts": len(prompts),

@@ -85,6 +85,19 @@ METRICS: dict[str, str] = {
     "eval/objective": "gold reward (else reward) of replies sampled for held-out prompts, minus beta (or "
     "stage.objective_beta) times their KL",
     "rl/reward": "mean reward of the rollout's replies, before penalties",
+    "rl/lagrange_multiplier": "what a cost weighs against help in the step's reward (reward=lagrangian)",
+    **{
+        f"{where}/{name}": f"mean {what} of {whose}"
+        for where, whose in (("rl", "the rollout's replies"), ("eval", "replies sampled for held-out prompts"))
+        for name, what in (
+            ("cost", "cost: what a model of safety says, harm above 0,"),
+            ("helpfulness", "helpfulness: the parts of the reward that are no costs,"),
+            ("harmful_reward", "reward, of harmful prompts alone,"),
+            ("benign_reward", "reward, of benign prompts alone,"),
+            ("harmful_cost", "cost, of harmful prompts alone,"),
+            ("benign_cost", "cost, of benign prompts alone,"),
+        )
+    },
     "rl/reward_std": "standard deviation of those rewards",
     "rl/reward_spread": "standard deviation of an ensemble's scores of one reply, mean over the rollout's replies",
     "rl/gold_reward": "mean reward of the rollout's replies by tinyworld's oracle",
@@ -155,6 +168,7 @@ LOWER_IS_BETTER = frozenset(
     "eval/bits_per_byte eval/response_loss eval/response_ppl "
     "eval/over_refusal eval/reward_ece eval/kl rl/kl rl/kl_per_token rl/kl_full rl/policy_loss rl/value_loss "
     "rl/approx_kl rl/clip_frac rl/value_clip_frac rl/sampler_gap rl/sampler_gap_max rl/first_kl rl/kl_loss "
+    "rl/cost rl/harmful_cost rl/benign_cost eval/cost eval/harmful_cost eval/benign_cost "
     "rl/stale rl/reward_missing rl/groups_equal rl/groups_wrong perf/rollout_seconds perf/scoring_seconds "
     "perf/update_seconds perf/step_seconds perf/memory_gb tokenizer/tokens_per_word tokenizer/unknown_tokens".split()
 )
@@ -197,6 +211,13 @@ QUANTITIES: dict[str, tuple[str, str]] = {
     "objective": ("reward less its KL", ""),
     "reward": ("reward", ""),
     "gold_reward": ("gold reward", ""),
+    "helpfulness": ("helpfulness", ""),
+    "cost": ("cost", ""),
+    "lagrange_multiplier": ("what a cost weighs", ""),
+    "harmful_reward": ("reward, harmful prompts", ""),
+    "benign_reward": ("reward, benign prompts", ""),
+    "harmful_cost": ("cost, harmful prompts", ""),
+    "benign_cost": ("cost, benign prompts", ""),
     "kl": ("KL to the start", PER_REPLY),
     "response_loss": ("loss on held-out replies", PER_TOKEN),
     "teacher_loss": ("the teacher's loss on held-out replies", PER_TOKEN),

@@ -93,7 +93,7 @@ class ChatSource(RowSource[ChatRow]):
             yield row
         counts = [f"{own:,} conversations of {self.name}"]
         for name, source in self.added.items():
-            with _of_part(name):
+            with of_part(name):
                 for count, row in enumerate(source.rows(), start=1):  # noqa: B007
                     yield row
             counts.append(f"{count:,} of {name}")
@@ -139,7 +139,7 @@ def chat_source(config: DataConfig, split: Split) -> ChatSource:
         max_rows=count if found.count is None else None,
         seed=config.seed,
         validation=validation,
-        added=_added(config) if split == "train" else {},
+        added={} if split == "validation" or source.of_parts else _added(config),
     )
 
 
@@ -149,13 +149,13 @@ def _added(config: DataConfig) -> dict[str, ChatSource]:
         its = replace(
             config, name=name, source=part.source, path=part.path, max_rows=part.max_rows, options=part.options
         )
-        with _of_part(name):
+        with of_part(name):
             sources[name] = chat_source(replace(its, val_path=None, mix={}), "train")
     return sources
 
 
 @contextlib.contextmanager
-def _of_part(name: str) -> Iterator[None]:
+def of_part(name: str) -> Iterator[None]:
     """An error about a source that was added says so; that of a row names its file."""
     try:
         yield

@@ -47,6 +47,7 @@ class PromptRow:
     answer: str = ""  # how a reply is checked against `reference`, as ChatRow.answer; "": it cannot be
     reference: str = ""  # the conversation's own last reply
     request: Request | None = None  # knows what any reply to it is worth
+    kind: str = ""  # harmful or benign, where both are mixed; "": they are not
     unused: tuple[str, ...] = field(default=(), compare=False)  # columns, and keys of messages, that were left out
 
     def key(self) -> str:

@@ -1,0 +1,170 @@
+"""data=safe_and_helpful: prompts that ask for harm and such that do not, mixed by a share, each with its kind.
+
+A policy that is rewarded for harmless replies alone need only refuse. Here a reward can ask for harmlessness where a
+prompt is harmful and for help where it is not, as in Safe RLHF (Dai et al. 2023); evaluations see both.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tinychat.config.plugins import source_of
+from tinychat.config.schema import BENIGN, HARMFUL, PROMPT_KINDS, DataConfig
+from tinychat.data.chats.rows import BadRow
+from tinychat.data.chats.sources import chat_source, of_part
+from tinychat.data.files.row_sources import DataSource, Found, RowSource, choose
+from tinychat.data.files.splits import Split, SplitFiles
+from tinychat.data.preferences.sources import preference_source
+from tinychat.errors import UserError
+
+if TYPE_CHECKING:
+    from tinychat.data.preferences.prompts import PromptRow, PromptSource
+
+log = logging.getLogger(__name__)
+
+
+class SafeAndHelpful(DataSource):
+    """Of data.mix the sources `harmful` and `benign`. It has the prompts of both, the conversations of those that are
+    conversations themselves (instructions) and the pairs of those that are preferences."""
+
+    has = ("prompts", "conversations", "preferences")
+    of_parts = True
+
+    def problems(self, config: DataConfig) -> Iterator[str]:
+        for key, given in (("mix", config.mix), ("weights", config.weights)):
+            for name in [name for name in given if name not in PROMPT_KINDS]:
+                yield f"data.{key}.{name}: no kind of prompt; there are {' and '.join(PROMPT_KINDS)}"
+        alone = {HARMFUL: "pku_saferlhf", BENIGN: "alpaca"}
+        for missing, there in (PROMPT_KINDS, reversed(PROMPT_KINDS)):
+            use = f"for {there} prompts alone: data={alone[there]}"
+            if missing not in config.mix:
+                yield f"data.mix has no {missing} prompts: data={config.name} mixes two kinds; {use}"
+            elif config.weights and not config.weights.get(missing):
+                yield f"data.weights.{missing}={config.weights.get(missing, 0):g}: no {missing} prompts; {use}"
+        for key in ("path", "val_path"):
+            if getattr(config, key):
+                keys = ", ".join(f"data.mix.{kind}.path" for kind in PROMPT_KINDS)
+                yield f"data.{key}={getattr(config, key)}: data={config.name} reads two sources: data.root=, or {keys}"
+
+    def files(self, config: DataConfig, split: Split) -> SplitFiles | None:
+        return None  # its parts have files of their own
+
+    def made(self, config: DataConfig, split: Split, rows: str) -> Found[Any] | None:
+        if rows == "prompts":
+            return _prompts(config, split)
+        find = chat_source if rows == "conversations" else preference_source
+        parts = {name: part for name, part in _parts(config).items() if rows in source_of(part).has}
+        if not parts:
+            return None
+        sources: dict[str, RowSource[Any]] = {}
+        for name, part in parts.items():
+            with of_part(name):
+                sources[name] = find(part, split)
+
+        def read() -> Iterator[Any]:
+            for name, source in sources.items():
+                with of_part(name):
+                    yield from source.rows()
+
+        return _found(
+            sources, read, lambda memo_dir: json.dumps([one.fingerprint(memo_dir) for one in sources.values()])
+        )
+
+
+def _parts(config: DataConfig) -> dict[str, DataConfig]:
+    """The settings of each kind's source, harmful first; its hold-out is its own."""
+    return {
+        kind: replace(
+            config,
+            name=f"{config.name}-{kind}",
+            source=config.mix[kind].source,
+            path=config.mix[kind].path,
+            max_rows=config.mix[kind].max_rows,
+            options=config.mix[kind].options,
+            val_path=None,
+            max_val_rows=None,
+            mix={},
+            weights={},
+        )
+        for kind in PROMPT_KINDS
+    }
+
+
+def _prompts(config: DataConfig, split: Split) -> Found[PromptRow]:
+    from tinychat.data.preferences.prompts import prompt_source  # which loads transformers
+
+    sources: dict[str, PromptSource] = {}
+    for kind, part in _parts(config).items():
+        with of_part(kind):
+            sources[kind] = prompt_source(part, split)
+
+    def read() -> Iterator[PromptRow | BadRow]:
+        found: dict[str, list[PromptRow]] = {}
+        seen: set[str] = set()
+        both = ""
+        shared = 0
+        for kind, source in sources.items():
+            found[kind] = []
+            with of_part(kind):
+                for row in source.rows():
+                    if row.key() in seen:
+                        shared, both = shared + 1, both or row.place
+                    else:
+                        found[kind].append(_as(kind, row))
+            seen |= {row.key() for row in found[kind]}
+        if shared:
+            what = f"{shared} prompts that stand in both are {HARMFUL} ones"
+            log.warning("%s-%s: %s, not %s; the first at %s", config.name, split, what, BENIGN, both)
+        taken = shares(found, dict(config.weights), config.seed)
+        told = ", ".join(f"{len(rows):,} of {len(found[kind]):,} {kind}" for kind, rows in taken.items())
+        log.info("%s-%s: prompts mixed: %s", config.name, split, told)
+        yield from shuffled([row for rows in taken.values() for row in rows], config.seed)
+
+    def identify(memo_dir: Path | None) -> str:
+        return json.dumps([[one.fingerprint(memo_dir) for one in sources.values()], dict(config.weights), config.seed])
+
+    return _found({kind: source.rows_of for kind, source in sources.items()}, read, identify)
+
+
+def _found(sources: dict[str, RowSource[Any]], read: Callable[[], Iterator[Any]], identify: Any) -> Found[Any]:
+    sizes = [source.found.size for source in sources.values()]
+    size = None if None in sizes else sum(size or 0 for size in sizes)
+    description = " and ".join(f"{name}: {source.description}" for name, source in sources.items())
+    return Found(description, read, identify, size=size)
+
+
+def _as(kind: str, row: PromptRow) -> PromptRow:
+    """The row with its kind. That nothing harmful is asked is what calling it benign means; of the others some may be
+    harmless too, which only their data can say."""
+    known = False if kind == BENIGN and row.harmful is None else row.harmful
+    return replace(row, kind=kind, harmful=known)
+
+
+def shares(rows: dict[str, list[PromptRow]], weights: dict[str, float], seed: int) -> dict[str, list[PromptRow]]:
+    """Of each kind so many rows that they stand in the proportion of the weights, as many as there are for that (a
+    seeded choice, no row twice); without weights all. Raises UserError where a kind is left without any."""
+    if not weights:
+        return rows
+    whole = min(len(rows[kind]) / weights[kind] for kind in rows)
+    taken = {kind: choose(own, round(whole * weights[kind]), seed) for kind, own in rows.items()}
+    for kind, own in taken.items():
+        if not own:
+            counts = ", ".join(f"{len(there):,} {name}" for name, there in rows.items())
+            raise UserError(
+                f"data.weights={weights}: of {counts} prompts that leaves no {kind} ones; take a larger share, or more "
+                "prompts"
+            )
+    return taken
+
+
+def shuffled(rows: list[PromptRow], seed: int) -> list[PromptRow]:
+    """In a seeded order of their own. Not in turn: what takes every second row would then see one kind alone."""
+    key = functools.partial(hashlib.blake2b, digest_size=8, person=b"mixture")
+    return sorted(rows, key=lambda row: key(f"{seed}\0{row.key()}".encode()).digest())
