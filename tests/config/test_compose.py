@@ -130,7 +130,7 @@ def refusal(*overrides: str) -> str:
             ["stage=ppo", "reward.cost_limit=0.5", "reward.parts.model.kinds=[rude]"],
             ["reward.cost_limit=0.5: no part", "reward=lagrangian", "kinds: rude", "data=safe_and_helpful"],
         ),
-        (["stage=ppo", "reward.parts.model.kind=cost"], ["kind=cost", "no limit", "reward.multiplier"]),
+        (["stage=ppo", "reward.parts.model.cost=true"], ["cost=true", "no limit", "reward.multiplier"]),
         (["stage=ppo", "stage.missing_end=mask"], ["stage.missing_end=mask", "subtract"]),
         (["stage=grpo", "stage.normalise_parts=true", "stage.missing_end=floor"], ["stage.missing_end=floor"]),
         (["stage=sft", "stage.length_power=1.5"], ["stage.length_power=1.5", "from 0"]),

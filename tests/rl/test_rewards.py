@@ -190,7 +190,7 @@ def test_an_ensemble_scores_lower_where_its_members_disagree(tmp_path: Path) -> 
     def scores(paths: list[str], **options: object) -> tuple[Rewards, list[float], dict[str, list[float]]]:
         part = RewardPart("ensemble", 2.0, None, {"paths": paths, **options})
         parents = {f"reward.mine.{place}": path for place, path in enumerate(paths)}
-        config = RewardConfig("test", {"mine": part}, False)
+        config = RewardConfig("test", {"mine": part}, False, False, None, None)
         made = Rewards(config, parents, policy, ALONE, torch.float32, 4)
         total, parts = made.score(rows, ["x", "y"], sequences)
         return made, total.tolist(), parts

@@ -14,11 +14,11 @@ from tinychat.rl.weighing import Multiplier, Weighing, constrained_reward
 
 def weighing(limit: float | None = 0.5, normalise: bool = False, **kinds: list[str]) -> Weighing:
     """Of two parts, `help` with the weight 2 and `cost`."""
-    parts = {"help": RewardPart("model", 2.0, None), "cost": RewardPart("cost", 1.0, None)}
+    parts = {"help": RewardPart("model", 2.0, None), "cost": RewardPart("model", 1.0, None, cost=True)}
     for name, own in kinds.items():
         parts[name].kinds = own
     its = None if limit is None else MultiplierConfig(1.0, 0.1, 5.0)
-    return Weighing(RewardConfig("test", parts, False, normalise, limit, its), frozenset(["cost"]))
+    return Weighing(RewardConfig("test", parts, False, normalise, limit, its))
 
 
 def test_the_multiplier_takes_the_steps_of_the_formula() -> None:
@@ -61,7 +61,7 @@ def test_the_reward_under_a_constraint() -> None:
 
 def test_parts_are_summed_by_what_they_are_and_evaluations_keep_the_first_multiplier() -> None:
     reward = weighing()
-    scores = {"help": [1.0, 0.5], "cost": [3.0, -1.0]}
+    scores = {"help": [1.0, 0.5], "cost": [-3.0, 1.0]}  # how safe: a cost of 3 and of -1
     assert reward.total(scores).tolist() == [(2 - 3) / 2, (1 + 1) / 2]
     assert reward.multiplier is not None
     reward.multiplier.load_state_dict({"log": math.log(3.0)})
@@ -104,6 +104,6 @@ def test_a_part_that_says_the_same_of_all_has_no_scale() -> None:
 def test_the_mean_cost_is_in_the_cost_models_unit_whatever_the_scales() -> None:
     reward = weighing(0.5, normalise=True)
     reward.load_state_dict({"scales": {"help": 10.0, "cost": 4.0}, "multiplier": {"log": 0.0}})
-    scores = {"help": [5.0], "cost": [8.0]}
+    scores = {"help": [5.0], "cost": [-8.0]}
     assert reward.total(scores).tolist() == [(1.0 - 2.0) / 2]
     assert reward.cost_and_help(scores, [True]) == {"cost": 8.0, "helpfulness": 10.0}

@@ -175,9 +175,9 @@ def _rewards(config: Config) -> Iterator[str]:
             yield str(error)
             continue
         yield from kind.problems(f"reward.parts.{name}", part)
-        if kind.is_cost and config.reward.cost_limit is None:
+        if part.cost and config.reward.cost_limit is None:
             yield (
-                f"reward.parts.{name}.kind={part.kind}: reward={config.reward.name} has no limit for a cost; give "
+                f"reward.parts.{name}.cost=true: reward={config.reward.name} has no limit for a cost; give "
                 "reward.cost_limit and reward.multiplier, as reward=lagrangian does"
             )
         if kind.needs_oracle and not _has_oracle(config):
@@ -189,10 +189,8 @@ def _constraint(config: Config) -> Iterator[str]:
     reward, parts = config.reward, config.reward.parts
     if not plugins.rewarded(config):
         return
-    kinds = {part.kind for part in parts.values()} & set(plugins.REWARDS.own)
-    costs = [kind for kind in kinds if plugins.REWARDS.own[kind].is_cost]
     limit, its = reward.cost_limit, reward.multiplier
-    if limit is not None and not costs:
+    if limit is not None and not any(part.cost for part in parts.values()):
         yield (
             f"reward.cost_limit={limit:g}: no part of reward={reward.name} is a cost; take reward=lagrangian with "
             "reward.parts.cost.path=FOLDER, a reward model trained on safety, or leave it out"

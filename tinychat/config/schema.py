@@ -321,13 +321,14 @@ class PeftConfig:
 class RewardPart:
     """One score of a reply; the parts of a reward are added."""
 
-    kind: str = MISSING  # a name in tinychat.rl.rewards.KINDS: model, cost, oracle, verifier, python
+    kind: str = MISSING  # a name in tinychat.rl.rewards.KINDS: model, oracle, verifier, python
     weight: float = MISSING
     path: str | None = MISSING  # model: folder, auto or best (newest stage=reward); python: FILE.py:NAME or MODULE:NAME
     options: dict[str, Any] = field(
         default_factory=dict
     )  # those of its kind; python: arguments of the class or function
     kinds: list[str] = field(default_factory=list)  # of prompts it scores, where data mix kinds; []: all
+    cost: bool = False  # its score says how safe a reply is, and with the sign turned is a cost: reward.cost_limit
 
 
 @dataclass
@@ -350,7 +351,7 @@ class RewardConfig:
     normalise: bool = (
         MISSING  # divide each part's scores by their standard deviation over the starting policy's replies
     )
-    cost_limit: float | None = MISSING  # mean cost of a reply that parts of kind cost may say; null: there are none
+    cost_limit: float | None = MISSING  # mean cost of replies that is kept; null: no part is a cost
     multiplier: MultiplierConfig | None = MISSING  # what a cost weighs, learnt; null where there is no cost_limit
 
 

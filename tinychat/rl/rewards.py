@@ -8,6 +8,7 @@ file in conf/reward/. Nothing at the top loads torch: the parent process asks he
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -125,18 +126,6 @@ class EnsembleReward(ModelReward):
         self.notes = {SPREAD: std.tolist()}
         combined = {"mean": mean, "min": each.amin(0), "pessimistic": mean - self._options.deviations * std}
         return combined[self._options.combine].tolist()
-
-
-class CostReward(ModelReward):
-    """What a reward model of safety says with the sign turned, so that harm is above 0: -score, and of a score that is
-    the probability of being safe 1 - score. 0 is where the model says as often safe as not only where it was trained on
-    labels of single replies (stage.loss=pointwise); of one trained on pairs it is the mean of its training replies."""
-
-    is_cost = True
-
-    def score(self, rows: Sequence[PromptRow], replies: list[str], sequences: list[list[int]]) -> list[float]:
-        at = 1.0 if self.scorer.score_range == ScoreRange.unit.value else 0.0
-        return [at - score for score in super().score(rows, replies, sequences)]
 
 
 class OracleReward(Kind):
@@ -360,8 +349,7 @@ class Rewards:
     ):
         """Raises UserError for a reward model of another tokenizer or chat template, and for code of the user's that
         cannot be found."""
-        costs = frozenset(name for name, part in config.parts.items() if reward_kind(name, part).is_cost)
-        self.weighing = Weighing(config, costs)
+        self.weighing = Weighing(config)
         self._world = world
         self._parts: dict[str, Kind] = {}
         for name, part in config.parts.items():
@@ -394,8 +382,9 @@ class Rewards:
         self, rows: Sequence[PromptRow], replies: list[str], sequences: list[list[int]], held_out: bool = False
     ) -> tuple[torch.Tensor, dict[str, list[float]]]:
         """The reward (N,) fp32 of N replies, N a multiple of the ranks, and the scores of each part before its weight:
-        NaN where the part has none to give, which is then no part of the reward (known_rewards). A part's notes follow
-        as "NAME WORD"; they are no part of the reward.
+        NaN where the part has none to give, which is then no part of the reward (known_rewards), and 0 for prompts of a
+        kind that it does not score. A part's notes follow as "NAME WORD"; they are no part of the reward.
+        held_out: with the multiplier that the job began with, so that rewards of several evaluations compare.
 
         Raises UserError for a function that fails, or whose scores are too few or not finite; it names the reply.
         """
@@ -406,21 +395,40 @@ class Rewards:
         scores: dict[str, list[float]] = {}
         try:
             for name, part in self._parts.items():
-                given = self._asked(name, part, rows[own], replies[own], sequences[own])
-                scores[name] = [math.nan if score is None else score for score in given]
+                scores[name] = self._asked(name, part, rows[own], replies[own], sequences[own])
             for name, part in self._parts.items():
-                scores |= {f"{name} {word}": values for word, values in part.notes.items()}
+                asked = self._asks(name, rows[own])
+                scores |= {f"{name} {word}": _spread(values, asked) for word, values in part.notes.items()}
         except UserError as error:  # told to all ranks: none may be left waiting
             problem = str(error)
-        for trouble, more in self._world.gather_objects((problem, scores)):
-            if trouble:
-                raise UserError(trouble)
-            for name, values in more.items():
-                found.setdefault(name, []).extend(values)
-        total = torch.zeros(len(rows))
-        for name, weight in self.weights.items():
-            total += weight * torch.tensor(found[name], dtype=torch.float32).nan_to_num(nan=0.0)
-        return total, found
+        every = self._world.gather_objects((problem, scores))
+        if trouble := next((trouble for trouble, _ in every if trouble), ""):
+            raise UserError(trouble)
+        for name in dict.fromkeys(name for _, more in every for name in more):
+            # A rank without a prompt of the part's kinds has no notes of it.
+            found[name] = [value for _, more in every for value in more.get(name, [0.0] * share)]
+        return self.weighing.total(found, held_out), found
+
+    def _asks(self, name: str, rows: Sequence[PromptRow]) -> list[bool]:
+        """Of each prompt, whether a part scores its replies."""
+        return [self.weighing.asks(name, row.kind) for row in rows]
+
+    def _asked(
+        self, name: str, part: Kind, rows: Sequence[PromptRow], replies: list[str], sequences: list[list[int]]
+    ) -> list[float]:
+        """A part's scores, NaN where it has none, 0 for prompts that are not its own."""
+        asked = self._asks(name, rows)
+        own, theirs = list(itertools.compress(rows, asked)), list(itertools.compress(replies, asked))
+        part.notes = {}
+        given = part.score(own, theirs, list(itertools.compress(sequences, asked))) if own else []
+        _check_finite(name, given, own, theirs)
+        return _spread([math.nan if score is None else score for score in given], asked)
+
+
+def _spread(values: Sequence[float], there: Sequence[bool]) -> list[float]:
+    """The values in the places that are there, 0 in the others."""
+    coming = iter(values)
+    return [next(coming) if yes else 0.0 for yes in there]
 
 
 def known_rewards(parts: Mapping[str, Sequence[float]]) -> list[bool]:

@@ -3,9 +3,10 @@ under a constraint as much help as there is where the mean cost stays within a l
 
     max over the policy, min over λ ≥ 0:   E[R] - λ (E[C] - limit)                        (Dai et al. 2023, Safe RLHF)
 
-R is the sum of the parts that are no costs, C of those that are: above 0 for harm. Both players move a little at each
-step: the policy learns from (R - λ C) / (1 + λ), whose size does not grow with λ, and λ climbs where replies cost more
-than the limit and sinks where they cost less. So nobody has to guess what a harm is worth in help.
+R is the sum of the parts that are no costs. C is that of the others with the sign turned: a model of safety says how
+safe a reply is, so that C is above 0 for harm. Both players move a little at each step: the policy learns from
+(R - λ C) / (1 + λ), whose size does not grow with λ, and λ climbs where replies cost more than the limit and sinks
+where they cost less. So nobody has to guess what a harm is worth in help.
 """
 
 from __future__ import annotations
@@ -66,11 +67,10 @@ class Weighing:
     Scores are {part: one of each reply}, NaN where a part has none to give.
     """
 
-    def __init__(self, config: RewardConfig, costs: frozenset[str] = frozenset()) -> None:
-        """costs: the parts that are such."""
+    def __init__(self, config: RewardConfig) -> None:
         self.weights = {name: part.weight for name, part in config.parts.items()}
         self._kinds = {name: set(part.kinds) for name, part in config.parts.items() if part.kinds}
-        self._costs = costs
+        self._costs = {name for name, part in config.parts.items() if part.cost}
         self.multiplier: Multiplier | None = None
         if config.cost_limit is not None and config.multiplier is not None:
             its = config.multiplier
@@ -92,14 +92,19 @@ class Weighing:
         return constrained_reward(helpfulness, self._sum(scores, costs=True), now)
 
     def _sum(self, scores: Mapping[str, Sequence[float]], costs: bool, scaled: bool = True) -> Tensor:
-        """Over the parts that are costs, or those that are none: weight times score."""
+        """Over the parts that are costs, or those that are none: weight times score. A part says how good a reply is,
+        so that its cost is that with the sign turned."""
         import torch
 
         total = torch.zeros(max(map(len, scores.values()), default=0))
         for name, weight in self.weights.items():
             if (name in self._costs) == costs:
                 scale = self._scales.get(name, 1.0) if scaled else 1.0
-                total += weight / scale * torch.tensor(scores[name], dtype=torch.float32).nan_to_num(nan=0.0)
+                total += (
+                    (-weight if costs else weight)
+                    / scale
+                    * torch.tensor(scores[name], dtype=torch.float32).nan_to_num(nan=0.0)
+                )
         return total
 
     def calibrate(self, scores: Mapping[str, Sequence[float]], kinds: Sequence[str]) -> None:
