@@ -26,6 +26,7 @@ from tinychat.models.reward import _classifier, freeze_all_but
 from tinychat.plan import memory as memory_module
 from tinychat.plan.estimate import Plan, estimate, remedies
 from tinychat.plan.memory import (
+    BEFORE,
     KNOWN,
     NF4_BYTES,
     Memory,
@@ -130,6 +131,30 @@ def test_a_teacher_has_its_own_shape_and_reads_before_the_student(tmp_path: Path
     missing = planned(*words, "stage.teacher=auto")
     assert missing.models[1].weights == student.weights
     assert any("stage.teacher=auto: no checkpoint of it yet" in line for line in missing.assumed)
+
+
+def test_who_answers_for_best_of_n_and_who_judges_are_there_before_training() -> None:
+    words = ("stage=sft", *GPT2, *SMALL, "stage.context_length=128")
+    plain = planned(*words)
+    made = planned(*words, "data=best_of_n", "data.samples=4", "data.max_new_tokens=28", "data.batch_size=32")
+    before = {item.name: item.device for item in made.memory.items if item.phase == BEFORE}
+    weights = made.models[0].weights
+    # A reward model has a score in place of the head over the vocabulary, which is GPT-2's tied embedding here.
+    policy, reward = (size for name, size in before.items() if name.startswith("weights: "))
+    assert policy == 4 * weights and reward == 4 * (weights + made.models[0].width)
+    model = made.models[0]
+    assert before["keys and values (KV cache)"] == 32 * 128 * model.kv_width * made.dtype.itemsize
+    assert made.memory.phases[BEFORE] == sum(before.values()), "nothing of the training is there yet"
+    assert [item for item in made.memory.items if item.phase != BEFORE] == plain.memory.items
+    (seconds,) = made.once.values()
+    assert seconds > 0 and not plain.once and made.seconds.keys() == plain.seconds.keys()
+    assert any(
+        line.startswith("before the first step, once: 4 replies each to 2,000 prompts") for line in describe(made)
+    )
+    judged = planned(*words, "data=best_of_n", "reward=oracle")
+    assert not any(item.name.startswith("weights: reward") for item in judged.memory.items)
+    there = planned(*words, "data=best_of_n", "data.replies=.")
+    assert there.memory.items == plain.memory.items and not there.once
 
 
 def test_the_start_of_dpo_is_there_in_the_last_evaluation_alone() -> None:

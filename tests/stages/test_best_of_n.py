@@ -203,6 +203,23 @@ def test_settings_that_cannot_be(words: tuple[str, ...], said: str) -> None:
     assert said in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("stage.context_length=65",), "stage.context_length=65 is longer than the model's 64; lower it to at most 64"),
+        (("stage.teacher={rm}", "stage.context_length=64"), "is a reward model, not a language model"),
+    ],
+)
+def test_what_refuses_the_stage_does_so_before_anything_is_sampled(
+    made: Path, tmp_path: Path, words: tuple[str, ...], said: str
+) -> None:
+    if "{rm}" in words[0]:
+        words = (words[0].format(rm=reward_model(tmp_path / "rm")), *words[1:])
+    done = run_train(tmp_path, *given(made, tmp_path, f"paths.outputs={tmp_path / 'outputs'}", *words))
+    assert done.returncode == 1 and said in done.stderr, done.stderr
+    assert not (tmp_path / "cache" / "best_of_n").exists()
+
+
 def test_it_is_no_part_of_other_data() -> None:
     config = composed("stage=sft", "data=tinyworld")
     config.data.mix = {"more": MixPart(source="best_of_n", path=None, max_rows=1)}

@@ -109,7 +109,13 @@ def mixed(made: Path, tmp_path_factory: pytest.TempPathFactory) -> StageResult:
 
 def test_it_comes_nearer_and_says_so(mixed: StageResult) -> None:
     metrics = mixed.metrics
-    assert {"train/ce", "train/kl_teacher", "train/on_policy_kl", "train/on_policy_length"} < metrics.keys()
+    assert {
+        "train/ce",
+        "train/kl_teacher",
+        "train/on_policy_kl",
+        "train/on_policy_length",
+        "train/on_policy_ended",
+    } < metrics.keys()
     assert 0.1 < metrics["eval/gap_closed"] < 1.5 and metrics["eval/teacher_loss"] < 3
     assert 0 < metrics["train/on_policy_length"] <= 6 and "teacher" in mixed.facts
 
@@ -178,9 +184,9 @@ def taught(made: Path, run_dir: Path, *overrides: str) -> tuple[Teacher, Any, Ch
 
 def test_ranks_sample_the_replies_of_one_process(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     teacher, engine, batches, _ = taught(made, tmp_path / "run", *OWN)
-    whole, held = teacher.own_replies(engine, batches, 3)
-    again, _ = teacher.own_replies(engine, batches, 3)
-    other, _ = teacher.own_replies(engine, batches, 4)
+    whole, held, ended = teacher.own_replies(engine, batches, 3)
+    again, *_ = teacher.own_replies(engine, batches, 3)
+    other, *_ = teacher.own_replies(engine, batches, 4)
     assert all(torch.equal(again[name], whole[name]) for name in whole)
     assert other["input_ids"].shape != whole["input_ids"].shape or not torch.equal(other["targets"], whole["targets"])
     trained_tokens = (whole["targets"] != -100).sum()
@@ -190,11 +196,13 @@ def test_ranks_sample_the_replies_of_one_process(made: Path, tmp_path: Path, mon
         engine.world = replace(ALONE, rank=rank, size=2)
         monkeypatch.setattr(World, "gather_objects", lambda _, own: [own])
         parts.append(teacher.own_replies(engine, batches, 3))
-    assert np.concatenate([own.trained for _, own in parts]).tolist() == held.trained.tolist()
+    shares = [share * len(own.trained) for _, own, share in parts]
+    assert sum(shares) / len(held.trained) == pytest.approx(ended), "of the replies of all ranks"
+    assert np.concatenate([own.trained for _, own, _ in parts]).tolist() == held.trained.tolist()
     for name in ("input_ids", "targets", "segments", "position_ids"):
         rows = [
             row[: (seg > 0).sum()]
-            for batch, _ in parts
+            for batch, *_ in parts
             for row, seg in zip(batch[name], batch["segments"], strict=True)
         ]
         wanted = [row[: (seg > 0).sum()] for row, seg in zip(whole[name], whole["segments"], strict=True)]
@@ -203,7 +211,7 @@ def test_ranks_sample_the_replies_of_one_process(made: Path, tmp_path: Path, mon
 
 def test_own_replies_follow_the_prompts_of_the_data(made: Path, tmp_path: Path) -> None:
     teacher, engine, batches, _ = taught(made, tmp_path / "run", *OWN)
-    rows, held = teacher.own_replies(engine, batches, 1)
+    rows, held, _ = teacher.own_replies(engine, batches, 1)
     prompts = [batches.cache.prompt(i) for sequence in batches.sequences(0, 4) for i in sequence]
     found = []
     for ids, targets, segments in zip(rows["input_ids"], rows["targets"], rows["segments"], strict=True):
@@ -218,7 +226,7 @@ def test_own_replies_follow_the_prompts_of_the_data(made: Path, tmp_path: Path) 
 def test_padded_own_replies_are_no_wider_than_both_models_take(made: Path, tmp_path: Path) -> None:
     teacher, engine, batches, _ = taught(made, tmp_path / "run", *OWN, "stage.packing=false")
     batches.packing = False
-    rows, held = teacher.own_replies(engine, batches, 1)
+    rows, held, _ = teacher.own_replies(engine, batches, 1)
     longest = int((rows["segments"] > 0).sum(1).max())
     assert rows["input_ids"].shape == (4, -(-longest // 8) * 8) and len(held.trained) == 4
     assert longest % 8, "or the next line could not fail"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from tinychat.config import checks
+from tinychat.config import checks, plugins
 from tinychat.config.schema import Config, OptimKind, Precision, TokenizerKind
 from tinychat.config.shapes import shape_of
 from tinychat.config.specs import SPECS, spec_of
@@ -21,21 +21,25 @@ from tinychat.models.build import describe_shape, hf_config, model_vocab_size
 from tinychat.models.checkpoints import load_config, pretrained_path
 from tinychat.models.kernels.head_loss import elements_at_once
 from tinychat.plan.memory import (
+    BEFORE,
     Hardware,
     Memory,
     Split,
     Work,
+    answering,
     hardware,
     measuring_seconds,
     memory,
     sampling_seconds,
     update_seconds,
+    weight_bytes,
 )
-from tinychat.plan.models import TEACHER, ModelPlan, Numbers, stage_models
+from tinychat.plan.models import TEACHER, ModelPlan, Numbers, answering_models, stage_models
 from tinychat.runs import parents
 from tinychat.runtime.run_files import at_home
 from tinychat.text.tokenizer import load_tokenizer, vocabulary_size
 
+PROMPTS = 1000  # that data=best_of_n answers, where data.max_rows=null takes all there are
 GPT2_ENTRIES = 50_257 + 4  # with padding and chat tokens
 
 
@@ -52,6 +56,7 @@ class Plan:
     memory: Memory
     seconds: dict[str, float]  # of a step (PPO: a rollout and its updates) by what takes them
     assumed: list[str] = field(default_factory=list)
+    once: dict[str, float] = field(default_factory=dict)  # seconds before the first step
 
     @property
     def needed(self) -> float:
@@ -91,7 +96,32 @@ def _estimate(
     muon = config.optim.kind is OptimKind.muon
     found = memory(models, split, work, stored.itemsize, dtype.itemsize, muon)
     seconds = step_seconds(config, models, split, work, stored.itemsize, dtype, device)
-    return Plan(config, device, dtype, models, split, work, found, seconds, assumed)
+    plan = Plan(config, device, dtype, models, split, work, found, seconds, assumed)
+    if plugins.makes_replies(config):
+        if BEFORE not in known:
+            known[BEFORE] = answering_models(
+                config, copy.deepcopy(shape), length, Numbers(torch.float32, dtype, device.on_cpu)
+            )
+        _add_replies(plan, known[BEFORE], length)
+    return plan
+
+
+def _add_replies(plan: Plan, models: list[ModelPlan], length: int) -> None:
+    """What data=best_of_n takes before the first step: replies of a policy to its prompts, and their scores."""
+    data, device, ranks = plan.config.data, plan.hardware, plan.split.ranks
+    response = min(data.max_new_tokens, length - 1)
+    work = replace(plan.work, rows=data.batch_size, length=length, targets=1, sampled_rows=data.batch_size)
+    work = replace(work, group=data.samples, prompt=length - response, response=response)
+    start = weight_bytes(plan.models[0], 4) if device.on_cpu else 0.0
+    size = plan.dtype.itemsize
+    plan.memory.items.extend(answering(models[0], models[1:], start, work, size))
+    prompts = data.max_rows or PROMPTS
+    if not plugins.gives(plugins.prompts_of(data), "conversations"):  # held-out ones are answered too
+        prompts += data.max_val_rows or 0
+    replies, rate = -(-prompts // ranks) * data.samples, device.peak(plan.dtype) * device.mfu
+    seconds = sampling_seconds(models[0], replies, work, size, device, rate)
+    seconds += measuring_seconds(models[1:], replies, work, rate)
+    plan.once[f"{data.samples} replies each to {prompts:,} prompts"] = seconds
 
 
 def _arithmetic(config: Config, device: Hardware) -> torch.dtype:

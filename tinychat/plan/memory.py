@@ -94,6 +94,7 @@ ALWAYS = "all the time"
 FORWARD_BACKWARD = "forward and backward pass"
 SAMPLING = "sampling replies"
 MEASURING = "measuring without gradients"
+BEFORE = "making the replies, before training"  # of data=best_of_n; what training keeps is not there yet
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ class Memory:
     def phases(self) -> dict[str, float]:
         """Bytes on the device at the height of each phase, what is there all the time included."""
         names = dict.fromkeys(item.phase for item in self.items if item.phase != ALWAYS)
-        return {name: self.of(ALWAYS) + self.of(name) for name in names}
+        return {name: (self.of(ALWAYS) if name != BEFORE else 0.0) + self.of(name) for name in names}
 
     @property
     def peak(self) -> float:
@@ -324,18 +325,8 @@ def _without_gradient(
     gathered = sum(model.weights for model in trained) * stored if split.zero == 3 else 0
     items = []
     if work.sampled_rows:
-        phase = SAMPLING
-        kv = work.sampled_rows * (work.prompt + work.response) * first.kv_width * computed
-        own = (first.weights - (first.embedding if not first.tied else 0)) * computed if computed < stored else 0
-        drawn = work.sampled_rows * first.vocabulary * (computed + SAMPLED_ARRAYS)
-        prefill = first.in_passing / work.length * work.prompt * work.sampled_rows
-        items += [
-            Item("keys and values (KV cache)", kv, phase=phase),
-            Item("logits", drawn, phase=phase),
-            Item("activations of the prompts", prefill, phase=phase),
-            Item("weights in the arithmetic's type", own, phase=phase),
-            Item("weights gathered from the ranks", gathered, phase=phase),
-        ]
+        items += _sampling(first, work, stored, computed, SAMPLING)
+        items.append(Item("weights gathered from the ranks", gathered, phase=SAMPLING))
     if work.measured_rows:
         phase = MEASURING
         rows = work.measured_rows
@@ -357,6 +348,31 @@ def _without_gradient(
         Item("weights gathered from the ranks", min(gathered, split.live * stored), phase=phase),
     ]
     return items
+
+
+def _sampling(model: ModelPlan, work: Work, stored: int, computed: int, phase: str) -> list[Item]:
+    kv = work.sampled_rows * (work.prompt + work.response) * model.kv_width * computed
+    own = (model.weights - (model.embedding if not model.tied else 0)) * computed if computed < stored else 0
+    drawn = work.sampled_rows * model.vocabulary * (computed + SAMPLED_ARRAYS)
+    prefill = model.in_passing / work.length * work.prompt * work.sampled_rows
+    return [
+        Item("keys and values (KV cache)", kv, phase=phase),
+        Item("logits", drawn, phase=phase),
+        Item("activations of the prompts", prefill, phase=phase),
+        Item("weights in the arithmetic's type", own, phase=phase),
+    ]
+
+
+def answering(policy: ModelPlan, scorers: Sequence[ModelPlan], start: float, work: Work, computed: int) -> list[Item]:
+    """Of data=best_of_n: the policy that answers and the reward models are there before training, in fp32, beside the
+    weights that it starts from (`start` bytes on the device)."""
+    found = [Item(f"weights: {one.name}, {_millions(one.weights)}", one.weights * 4.0) for one in (policy, *scorers)]
+    found += [Item("weights that training starts from", start)]
+    found += _sampling(policy, work, 4, computed, BEFORE)
+    scored = max((one.in_passing for one in scorers), default=0.0) * work.sampled_rows
+    prompts = sum(item.device for item in found if item.name == "activations of the prompts")
+    found += [Item("activations of the replies, beyond the prompts'", max(0.0, scored - prompts))]
+    return [replace(item, phase=BEFORE) for item in found if item.device]
 
 
 def _millions(number: int) -> str:

@@ -119,8 +119,7 @@ def stage_models(
         return [_reward(shape, length, numbers, peft, stage.train_last_layers, layer=stage.head_layer)]
     trained = _language(shape, length, numbers, peft)
     whole = trained if peft.kind is PeftKind.none else None  # a backbone without an adapter: traced already
-    parts = list(plugins.reward_models(config.reward)) if spec.rewards else []
-    scorers = ["reward model" if len(parts) == 1 else f"reward model {name}" for name in parts]
+    scorers = _scorers(config) if spec.rewards else []
     found = [replace(trained, name="policy")] if spec.reference else [trained]
     if spec.value and stage.value is ValueKind.shared:
         found[0] = replace(found[0], weights=trained.weights + trained.width, trained=trained.trained + trained.width)
@@ -136,6 +135,20 @@ def stage_models(
     if teacher is not None:
         found.append(replace(_language(teacher, length, numbers), name=TEACHER, trained=0, orthogonal=0))
     return found + [replace(scalar, name=name, trained=0, orthogonal=0) for name in scorers]
+
+
+def answering_models(config: Config, shape: Any, length: int, numbers: Numbers) -> list[ModelPlan]:
+    """Of data=best_of_n: the policy that answers, then the reward models; they are there before those of the stage."""
+    policy = replace(_language(shape, length, numbers), name="the policy that answers", trained=0, orthogonal=0)
+    if not (names := _scorers(config)):
+        return [policy]
+    scalar = _reward(shape, length, numbers, like=policy)
+    return [policy, *(replace(scalar, name=name, trained=0, orthogonal=0) for name in names)]
+
+
+def _scorers(config: Config) -> list[str]:
+    parts = list(plugins.reward_models(config.reward))
+    return ["reward model" if len(parts) == 1 else f"reward model {name}" for name in parts]
 
 
 def _language(shape: Any, length: int, numbers: Numbers, peft: PeftConfig | None = None) -> ModelPlan:

@@ -91,6 +91,7 @@ def _time_lines(plan: Plan) -> list[str]:
     steps = plan.config.stage.max_steps
     parts = ", ".join(f"{name} {_seconds(seconds)}" for name, seconds in plan.seconds.items())
     return [
+        *(f"before the first step, once: {what}: {_seconds(seconds)}" for what, seconds in plan.once.items()),
         f"time: {_seconds(step)} a step ({parts}), {format_duration(step * steps)} for {steps:,} steps, without "
         "evaluation and saving",
         f"assumed: {device.mfu:.0%} of {device.peak(plan.dtype) / 1e12:.3g} TFLOP/s, {device.bandwidth / GB:,.0f} GB/s "

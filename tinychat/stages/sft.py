@@ -30,15 +30,16 @@ from tinychat.stages.teacher import Teacher
 
 
 def run(config: Config, context: Context) -> StageResult:
-    config = with_replies(config, context)
     stage, world = config.stage, context.world
     tokenizer = get_chat_tokenizer(config, context)
     model = get_start_model(config, context, tokenizer)
     length = context_length(stage.context_length, model)
+    teacher = None if stage.teacher is None else Teacher(config, context, tokenizer, model, length)
+    # Made now, so that what refuses a model or a teacher has done so before hours of sampling.
+    config = with_replies(config, context)
     train = get_chats("train", tokenizer, length, config, context)
     held_out = HeldOut(tokenizer, length, config, context)
     show_example(tokenizer, train, context)
-    teacher = None if stage.teacher is None else Teacher(config, context, tokenizer, model, length)
     batches = ChatBatches(train, length, stage.packing, config.seed)
     parameters, flops = count_parameters(model), training_flops_per_token(model, length)
     engine = build_engine(model, config.optim, config.ds, stage, config.precision, world)
@@ -59,9 +60,9 @@ def run(config: Config, context: Context) -> StageResult:
         if loop.step == 0 and stage.eval_first:
             loop.evaluate(measured, during=stage.eval_rows)
         for step in loop:
-            own = teacher is not None and teacher.on_policy_at(step)
-            if teacher is not None and own:
-                rows, held = teacher.own_replies(engine, batches, step)
+            ended: float | None = None
+            if teacher is not None and teacher.on_policy_at(step):
+                rows, held, ended = teacher.own_replies(engine, batches, step)
             else:
                 rows = batches.batch(step - 1, stage.batch_size, world.rank, world.size)
                 held = batches.held(step - 1, stage.batch_size)
@@ -70,7 +71,7 @@ def run(config: Config, context: Context) -> StageResult:
             done = loop.train(
                 split_batch(rows, stage.micro_batch_size, world.device),
                 # Each micro-batch and rank adds its share of the step's weighted mean.
-                lambda model, batch: batch_loss(model, batch, stage, teacher, own, sums) / whole,  # noqa: B023
+                lambda model, batch: batch_loss(model, batch, stage, teacher, ended is not None, sums) / whole,  # noqa: B023
                 held.tokens,
                 stage.batch_size,
             )
@@ -79,7 +80,7 @@ def run(config: Config, context: Context) -> StageResult:
                 {
                     "data/trained_tokens": float(held.trained.sum()),
                     "data/epoch": batches.epoch_of(step, stage.batch_size),
-                    **({} if teacher is None else teacher.step_means(sums, held, own)),
+                    **({} if teacher is None else teacher.step_means(sums, held, ended)),
                 },
             )
             if loop.evaluation_due:

@@ -97,9 +97,10 @@ class Teacher:
         random = np.random.Generator(np.random.PCG64([self._seed % 2**64, step, CHOICE]))
         return bool(random.random() < self._stage.on_policy)
 
-    def own_replies(self, engine: Engine, batches: ChatBatches, step: int) -> tuple[Batch, Held]:
+    def own_replies(self, engine: Engine, batches: ChatBatches, step: int) -> tuple[Batch, Held, float]:
         """A rank's share of the step's sequences, and what all of them hold, with the last reply of each conversation
-        sampled anew by the student. No gradient passes through that.
+        sampled anew by the student; and the share of all replies that ended by themselves. No gradient passes through
+        the sampling.
 
         The draws belong to a conversation's place in the global batch. A sequence grows where replies are longer than
         those of the data.
@@ -119,7 +120,8 @@ class Teacher:
         )
         pad_id = self._tokenizer.pad_token_id
         with engine.generation() as model:
-            replies = decode(model, prompts, options, pad_id, stage.generate_batch_size, engine.dtype).responses
+            decoded = decode(model, prompts, options, pad_id, stage.generate_batch_size, engine.dtype)
+        replies = decoded.responses
         numbers = np.split(np.arange(len(prompts)), np.cumsum(counts[mine.start : mine.stop])[:-1])
         own = OwnReplies(
             np.array([token for parts in zip(prompts, replies, strict=True) for part in parts for token in part]),
@@ -136,8 +138,10 @@ class Teacher:
         else:
             width = padded_width(longest, self._most)
         rows = collate(own, numbers, width)
-        parts = world.gather_objects((int(own.starts[-1]), [len(reply) for reply in replies]))
-        return rows, Held(sum(tokens for tokens, _ in parts), np.concatenate([lengths for _, lengths in parts]))
+        parts = world.gather_objects((int(own.starts[-1]), [len(reply) for reply in replies], sum(decoded.ended)))
+        lengths = np.concatenate([one for _, one, _ in parts])
+        ended = sum(count for *_, count in parts) / len(lengths)
+        return rows, Held(sum(tokens for tokens, *_ in parts), lengths), ended
 
     # -------------------------------------------------------------------------------------------------------- loss
 
@@ -171,12 +175,16 @@ class Teacher:
             self._head = self._head or OutputHead(teacher, self._words)  # frozen: cast once
             return self._head.logits(hidden)
 
-    def step_means(self, sums: Sums, held: Held, own: bool) -> dict[str, float]:
-        """What there is to log of a step."""
+    def step_means(self, sums: Sums, held: Held, ended: float | None) -> dict[str, float]:
+        """What there is to log of a step. ended: of one on own replies, the share of them that ended."""
         count = float(held.trained.sum())
         ce, divergence = (x / count for x in self._engine.world.sum(float(sums["ce"]), float(sums["divergence"])))
-        if own:
-            return {"train/on_policy_kl": divergence, "train/on_policy_length": count / len(held.trained)}
+        if ended is not None:
+            return {
+                "train/on_policy_kl": divergence,
+                "train/on_policy_length": count / len(held.trained),
+                "train/on_policy_ended": ended,
+            }
         return {"train/ce": ce, "train/kl_teacher": divergence}
 
     # -------------------------------------------------------------------------------------------------- evaluation

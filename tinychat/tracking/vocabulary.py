@@ -33,6 +33,7 @@ METRICS: dict[str, str] = {
     "stage.teacher_temperature, in nats per token",
     "train/on_policy_kl": "stage.on_policy_divergence from the teacher on the step's own replies, in nats per token",
     "train/on_policy_length": "mean tokens of the step's own replies, the end token included",
+    "train/on_policy_ended": "share of the step's own replies that ended by themselves, before stage.on_policy_tokens",
     "eval/teacher_loss": "mean negative log-likelihood of held-out replies under the teacher, in nats per token",
     "eval/gap_closed": "share of the student's distance from that, as it was before the first step, that is gone",
     "eval/loss": "held-out loss: of language models nats per token, of reward models per pair or reply, "
@@ -226,6 +227,7 @@ QUANTITIES: dict[str, tuple[str, str]] = {
     "kl_teacher": ("divergence from the teacher", PER_TOKEN),
     "on_policy_kl": ("divergence from the teacher on own replies", PER_TOKEN),
     "on_policy_length": ("length of own replies", "tokens"),
+    "on_policy_ended": ("own replies that ended", SHARE),
     "rouge_l": ("ROUGE-L of replies", SHARE),
     "exact_match": ("short answers equal", SHARE),
     "token_accuracy": ("reply tokens told right", SHARE),
