@@ -263,7 +263,8 @@ def _jinja(path: str) -> Iterator[str]:
 
 def _has_kinds(config: Config) -> bool:
     try:
-        return bool(plugins.source_of(config.data).of_parts)
+        source = plugins.source_of(config.data)
+        return bool(source.of_parts and "prompts" in source.has)
     except UserError:  # which data_checks tell
         return True
 

@@ -101,7 +101,7 @@ def _best_of_n(config: Config, data: BestOfNConfig) -> Iterator[str]:
 
 
 def _mix(data: DataConfig) -> Iterator[str]:
-    wanted = "prompts" if plugins.source_of(data).of_parts else "conversations"
+    wanted = plugins.source_of(data).wants
     for name, part in data.mix.items():
         if part.path and not _exists(part.path):
             yield f"data.mix.{name}.path={part.path}: no such file or folder (looked from {Path.cwd()})"

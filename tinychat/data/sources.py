@@ -26,6 +26,7 @@ from tinychat.data.corpus.reading import CorpusSource
 from tinychat.data.files.row_sources import DataSource, Found, Hub, generated_rows
 from tinychat.data.files.splits import Split, SplitFiles, find_files, hash_file, seeded_hold_out, split_files
 from tinychat.data.files.tables import not_text, short
+from tinychat.data.preferences.contrast import HelpfulPairs
 from tinychat.data.preferences.mixture import SafeAndHelpful
 from tinychat.data.preferences.rows import (
     Labels,
@@ -339,6 +340,7 @@ SOURCES: dict[str, DataSource] = {
     "preference": Preferences(),
     "prompts": Prompts(),
     "safe_and_helpful": SafeAndHelpful(),
+    "helpful_pairs": HelpfulPairs(),
     "best_of_n": BestOfN(),
 }
 

@@ -130,7 +130,7 @@ def test_the_folder_of_public_data_is_where_every_source_looks(root: Path) -> No
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"mix": {"harmful": MixPart("alpaca", ".", None)}}, ["data.mix has no benign prompts", "data=pku_saferlhf"]),
+        ({"mix": {"harmful": MixPart("alpaca", ".", None)}}, ["data.mix has no part benign", "give data.mix.benign"]),
         ({"weights": {"harmful": 0, "benign": 1}}, ["data.weights.harmful=0: no harmful prompts", "data=alpaca"]),
         ({"weights": {"harmful": 1.0}}, ["data.weights.benign=0"]),
         ({"weights": {"harmful": 1.0, "benign": 1.0, "rude": 1.0}}, ["data.weights.rude", "harmful and benign"]),
@@ -159,3 +159,19 @@ def test_a_root_without_a_needed_folder_names_it(root: Path, tmp_path: Path) -> 
 def test_shares_that_leave_a_kind_without_prompts_are_refused(root: Path) -> None:
     with pytest.raises(UserError, match="leaves no harmful ones"):
         rows(root, "validation", weights={"harmful": 0.01, "benign": 0.99})
+
+
+def test_helpful_pairs_reject_what_answers_something_else(root: Path) -> None:
+    config = replace(data(root), name="helpful_pairs", source="helpful_pairs", judge_fraction=0)
+    found = list(preference_source(config, "train").rows())
+    assert len(found) > 50 and found == list(preference_source(config, "train").rows()), "seeded"
+    for row in found:
+        text = row.prompt[0]["content"]
+        assert row.chosen == ("in water" if text == SHARED else text.replace("task", "done"))
+        assert row.rejected != row.chosen
+    refused = sum(row.rejected.startswith("no ") for row in found)
+    assert 0.3 < refused / len(found) < 0.7, "half of them are safe replies to harmful prompts"
+    alone = replace(config, weights={"harmful": 0.0, "benign": 1.0})
+    assert not any(row.rejected.startswith("no ") for row in preference_source(alone, "train").rows())
+    held_out = {row.chosen for row in preference_source(config, "validation").rows()}
+    assert held_out and not held_out & {row.chosen for row in found}

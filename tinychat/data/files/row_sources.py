@@ -144,7 +144,8 @@ class DataSource:
     has_oracle = False  # its requests know an exact judge
     test_validates = False  # files named test are for validation where no others are
     of_corpus = False  # data.path is a corpus; null: the newest of the experiment
-    of_parts = False  # data.mix is what it consists of, not what is added to it
+    of_parts = False  # data.mix is what it consists of, not what is added to it,
+    wants = "conversations"  # and these are the rows that it takes of its parts
     needs_safe_label = False  # a reply of its pairs may be unsafe unless it is labelled safe
     hub: Hub | None = None
 

@@ -30,24 +30,18 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class SafeAndHelpful(DataSource):
-    """Of data.mix the sources `harmful` and `benign`. It has the prompts of both, the conversations of those that are
-    conversations themselves (instructions) and the pairs of those that are preferences."""
+class MixedSource(DataSource):
+    """A source that consists of two of data.mix, `harmful` and `benign`, by the shares of data.weights."""
 
-    has = ("prompts", "conversations", "preferences")
     of_parts = True
+    wants = "prompts"  # rows that it takes of both
 
     def problems(self, config: DataConfig) -> Iterator[str]:
         for key, given in (("mix", config.mix), ("weights", config.weights)):
             for name in [name for name in given if name not in PROMPT_KINDS]:
                 yield f"data.{key}.{name}: no kind of prompt; there are {' and '.join(PROMPT_KINDS)}"
-        alone = {HARMFUL: "pku_saferlhf", BENIGN: "alpaca"}
-        for missing, there in (PROMPT_KINDS, reversed(PROMPT_KINDS)):
-            use = f"for {there} prompts alone: data={alone[there]}"
-            if missing not in config.mix:
-                yield f"data.mix has no {missing} prompts: data={config.name} mixes two kinds; {use}"
-            elif config.weights and not config.weights.get(missing):
-                yield f"data.weights.{missing}={config.weights.get(missing, 0):g}: no {missing} prompts; {use}"
+        for missing in [kind for kind in PROMPT_KINDS if kind not in config.mix]:
+            yield f"data.mix has no part {missing}: data={config.name} is made of two; give data.mix.{missing}"
         for key in ("path", "val_path"):
             if getattr(config, key):
                 keys = ", ".join(f"data.mix.{kind}.path" for kind in PROMPT_KINDS)
@@ -56,11 +50,26 @@ class SafeAndHelpful(DataSource):
     def files(self, config: DataConfig, split: Split) -> SplitFiles | None:
         return None  # its parts have files of their own
 
+
+class SafeAndHelpful(MixedSource):
+    """It has the prompts of both parts, the conversations of those that are conversations themselves (instructions) and
+    the pairs of those that are preferences."""
+
+    has = ("prompts", "conversations", "preferences")
+
+    def problems(self, config: DataConfig) -> Iterator[str]:
+        yield from super().problems(config)
+        alone = {HARMFUL: "pku_saferlhf", BENIGN: "alpaca"}
+        for missing, there in (PROMPT_KINDS, reversed(PROMPT_KINDS)):
+            if config.weights and not config.weights.get(missing):
+                said = f"data.weights.{missing}={config.weights.get(missing, 0):g}: no {missing} prompts"
+                yield f"{said}; for {there} ones alone: data={alone[there]}"
+
     def made(self, config: DataConfig, split: Split, rows: str) -> Found[Any] | None:
         if rows == "prompts":
             return _prompts(config, split)
         find = chat_source if rows == "conversations" else preference_source
-        parts = {name: part for name, part in _parts(config).items() if rows in source_of(part).has}
+        parts = {name: part for name, part in parts_of(config).items() if rows in source_of(part).has}
         if not parts:
             return None
         sources: dict[str, RowSource[Any]] = {}
@@ -73,12 +82,12 @@ class SafeAndHelpful(DataSource):
                 with of_part(name):
                     yield from source.rows()
 
-        return _found(
+        return found_in(
             sources, read, lambda memo_dir: json.dumps([one.fingerprint(memo_dir) for one in sources.values()])
         )
 
 
-def _parts(config: DataConfig) -> dict[str, DataConfig]:
+def parts_of(config: DataConfig) -> dict[str, DataConfig]:
     """The settings of each kind's source, harmful first; its hold-out is its own."""
     return {
         kind: replace(
@@ -101,7 +110,7 @@ def _prompts(config: DataConfig, split: Split) -> Found[PromptRow]:
     from tinychat.data.preferences.prompts import prompt_source  # which loads transformers
 
     sources: dict[str, PromptSource] = {}
-    for kind, part in _parts(config).items():
+    for kind, part in parts_of(config).items():
         with of_part(kind):
             sources[kind] = prompt_source(part, split)
 
@@ -130,10 +139,10 @@ def _prompts(config: DataConfig, split: Split) -> Found[PromptRow]:
     def identify(memo_dir: Path | None) -> str:
         return json.dumps([[one.fingerprint(memo_dir) for one in sources.values()], dict(config.weights), config.seed])
 
-    return _found({kind: source.rows_of for kind, source in sources.items()}, read, identify)
+    return found_in({kind: source.rows_of for kind, source in sources.items()}, read, identify)
 
 
-def _found(sources: dict[str, RowSource[Any]], read: Callable[[], Iterator[Any]], identify: Any) -> Found[Any]:
+def found_in(sources: dict[str, RowSource[Any]], read: Callable[[], Iterator[Any]], identify: Any) -> Found[Any]:
     sizes = [source.found.size for source in sources.values()]
     size = None if None in sizes else sum(size or 0 for size in sizes)
     description = " and ".join(f"{name}: {source.description}" for name, source in sources.items())
