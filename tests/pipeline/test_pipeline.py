@@ -225,7 +225,7 @@ def test_every_recipe_composes_as_its_first_line_says(path: Path) -> None:
         assert list(jobs) == [stage for stage in ORDER if stage in made.steps]
     assert len({job.config.experiment_name for job in jobs.values()}) == 1
     names = {gate.metric for gate in made.gates}
-    assert "eval/ppl" in names
+    assert "eval/ppl" in names or "pretrain" not in made.steps
     learns = any(step.stage and SPECS[step.stage].reference for step in made.steps.values())
     assert {"rl/kl", "eval/kl"} & names or not learns
 

@@ -17,7 +17,7 @@ from tests.pipeline.test_pipeline import CONF, FROM_FILES, all_jobs_of
 from tests.warm import WarmPython
 from tinychat.config import checks
 from tinychat.errors import UserError
-from tinychat.pipeline.jobs import Job
+from tinychat.pipeline.jobs import Job, hand_on
 from tinychat.pipeline.recipe import load_recipe, recipes
 from tinychat.tinyworld import stories
 
@@ -99,6 +99,28 @@ def test_a_whole_recipe_is_consistent_and_says_which_file_is_missing(name: str, 
         missing = missing.parent
     lines = list(refusals([job.config for job in jobs.values()]))
     assert any(f"data.path=dataset/{missing.name}: no such file or folder" in line for line in lines), lines
+
+
+def test_real_data_come_from_one_folder_and_each_reward_model_scores_its_own(tmp_path: Path) -> None:
+    for name in ("alpaca", "pku_saferlhf"):
+        (tmp_path / name).mkdir()
+    recipe = load_recipe("real", CONF)
+    made = all_jobs_of(recipe, f"data.root={tmp_path}", "model.path=me/smollm2")
+    jobs = {step: job for step, job in made.items() if isinstance(job, Job)}
+    for step, job in jobs.items():
+        checks.check(job.config)
+        assert job.config.experiment_name == "real", step
+        parts = [job.config.data.path, *(part.path for part in job.config.data.mix.values())]
+        assert {Path(path).parent for path in parts if path} == {tmp_path}, "nothing is read from the hub"
+        assert step.startswith("ppo") or job.config.init_from == "me/smollm2", "adapters of one base"
+    found = {step: Path(f"out/{step}") for step in recipe.steps}
+    handed = hand_on(jobs["ppo"], recipe, found)
+    assert handed["init_from"] == "out/sft" and handed["stage.judge"] == "out/judge"
+    assert handed["reward.parts.harmlessness.path"] == "out/reward"
+    assert handed["reward.parts.helpfulness.path"] == "out/helpful"
+    (tmp_path / "alpaca").rmdir()
+    lines = list(refusals([job.config for job in jobs.values()]))
+    assert any(f"{tmp_path}/alpaca: no such file or folder" in line for line in lines), lines
 
 
 def refusals(configs: list[Any]) -> Iterator[str]:

@@ -33,7 +33,7 @@ from tinychat.pipeline.recipe import Gate, Recipe, Request, Verdict, asking, jud
 from tinychat.pipeline.report import PIPELINE, StepRun
 from tinychat.pipeline.steps import origin_of
 from tinychat.runs import folders, next_steps
-from tinychat.runtime import console
+from tinychat.runtime import console, gguf
 from tinychat.runtime.process import end_without_a_last_look
 from tinychat.runtime.run_files import said_of
 from tinychat.runtime.terminal import error_line, masked, say
@@ -198,7 +198,8 @@ def _print_plans(pipeline: Pipeline) -> None:
             continue
         print(f"\n== {name}{f' ({step.called})' if step.called else ''}")
         if isinstance(job, Job) and spec_of(job.config).trains:
-            print_plan(job.config)
+            with gguf.kept_in(job.config.paths.cache):
+                print_plan(job.config)
         else:
             print("trains no model")
 

@@ -117,6 +117,8 @@ def test_conversations_and_pairs_are_those_of_the_parts_that_have_them(root: Pat
     config = data(root)
     assert {row.messages[0]["content"][:4] for row in chat_source(config, "validation").rows()} == {"task"}
     assert len(list(preference_source(config, "train").rows())) == 24
+    requests = prompt_source(config, "validation", "preferences").rows()
+    assert {row.messages[0]["content"][:4] for row in requests} == {"held"}, "how safe replies are is asked of these"
 
 
 def test_the_folder_of_public_data_is_where_every_source_looks(root: Path) -> None:

@@ -229,10 +229,11 @@ class PromptSource:
 
 def prompt_source(config: DataConfig, split: Split, shape: Shape | None = None) -> PromptSource:
     """The prompts of one split, found but not yet read: of preferences, of conversations (without their last
-    reply) or of a user's own files. `shape` matters where a source has both (tinyworld); None takes its
-    preferences. Raises UserError as preference_source, chat_source and prompt_files do."""
+    reply) or of a user's own files. `shape` matters where a source has several (tinyworld, safe_and_helpful); None
+    takes its own prompts, else its preferences. Raises UserError as preference_source, chat_source and prompt_files
+    do."""
     has = source_of(config).has
-    if "prompts" in has:
+    if "prompts" in has and shape not in has:
         return PromptSource(prompt_files(config, split))
     if shape is None:
         shape = "preferences" if "preferences" in has else "conversations"
