@@ -61,7 +61,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ppo(warm, made: Path, out: Path, *overrides: str, fails: bool = False, **options: bool):
     reward = ("reward=python", f"reward.parts.python.path={made / 'count.py'}:score")
     given = (*STEP, f"init_from={made / 'sft'}", f"data.path={made / 'prompts.txt'}")
-    given = given if "reward=model" in overrides else (*given, *reward)
+    given = given if any(word.startswith("reward=") for word in overrides) else (*given, *reward)
     done = warm.train(out, *given, f"run_dir={out / 'run'}", *overrides, **options)
     assert (done.returncode != 0) is fails, done.stderr[-3000:]
     return done
@@ -138,6 +138,27 @@ def test_every_split_trains_alike(warm, made: Path, plain: Path, tmp_path: Path,
         found, wanted = weights(tmp_path), weights(plain)
         assert found.keys() == wanted.keys()
         assert max((found[name] - wanted[name]).abs().max().item() for name in wanted) < 1e-3
+
+
+@pytest.mark.slow
+def test_two_ranks_learn_one_multiplier(warm, made: Path, tmp_path: Path) -> None:
+    """Of a reward under a constraint, from the mean cost of all replies: the ranks' own means differ."""
+    (made / "safe.py").write_text(
+        "def helps(prompts, replies): return [float(r.count('a')) for r in replies]\n"
+        "def safe(prompts, replies): return [0.1 * len(p) - len(r) for p, r in zip(prompts, replies)]"
+    )
+    parts = [f"reward.parts.{name}.{key}" for name in ("helpfulness", "cost") for key in ("kind=python", "path=")]
+    reward = ("reward=lagrangian", parts[0], f"{parts[1]}{made / 'safe.py'}:helps", parts[2])
+    more = (*reward, f"{parts[3]}{made / 'safe.py'}:safe", "reward.cost_limit=5", "reward.multiplier.rate=0.02")
+    more = (*more, "reward.normalise=true", "stage.micro_batch_size=1", "stage.max_steps=3")
+    found = []
+    for name, ranks in (("one", ()), ("two", TORCHRUN)):
+        (tmp_path / name).mkdir()
+        ppo(warm, made, tmp_path / name, *more, *ranks, fork_ranks=True)
+        found.append([metrics(tmp_path / name, f"rl/{what}") for what in ("lagrange_multiplier", "cost", "reward")])
+    for one, two in zip(*found, strict=True):
+        assert two == pytest.approx(one, abs=1e-5)
+    assert len(set(found[0][0])) == 3, "it moves"
 
 
 @pytest.mark.parametrize(

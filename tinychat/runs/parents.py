@@ -286,7 +286,10 @@ def _scorers(config: Config, policy: str | None) -> dict[str, str | None]:
     if rewarded(config):
         for name, spec in reward_models(config.reward).items():
             newest = _newest(config, *makers(Made.reward), which=spec, policy=policy) if spec in AUTO else None
-            found[f"reward.{name}"] = str(newest) if newest else _resolve(spec, config)
+            try:
+                found[f"reward.{name}"] = str(newest) if newest else _resolve(spec, config)
+            except UserError as error:
+                raise UserError(f"reward.parts.{name}: {error}") from None
     judge = getattr(stage, "judge", None)
     if judge in AUTO:
         newest = _newest(config, *makers(Made.judge), which=judge)
