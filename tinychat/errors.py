@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 
@@ -13,6 +14,15 @@ class UserError(Exception):
 
     Entry points print it without a traceback and exit with status 1.
     """
+
+
+@contextlib.contextmanager
+def about(key: str) -> Iterator[None]:
+    """Inside, an error begins with the setting that it is about."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
 
 
 def no_such(key: str, name: str, what: str, known: Iterable[str], more: str = "") -> UserError:

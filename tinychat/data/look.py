@@ -23,7 +23,7 @@ from tinychat.data.files.splits import Split, hash_file
 from tinychat.data.files.tables import Meter
 from tinychat.data.preferences.prompts import PromptSource, check_answers, prompt_shape, prompt_source
 from tinychat.data.preferences.sources import PreferenceSource, preference_source
-from tinychat.errors import UserError
+from tinychat.errors import about
 from tinychat.runtime import user_code
 
 WHOLE = 4 << 20  # bytes: files up to this size are read as a whole,
@@ -97,7 +97,7 @@ def _look_at_sources(config: Config) -> None:
     for source in corpus_sources(config).values():
         _read(source.texts, config)
     for name, one in stage.decontaminate.sets.items():
-        with _told(f"stage.decontaminate.sets.{name}"):
+        with about(f"stage.decontaminate.sets.{name}"):
             _exhaust(itertools.islice(texts_of(settings_of(name, one, config.data)), FIRST))
 
 
@@ -153,15 +153,6 @@ def _check_answers(source: PromptSource, config: Config) -> None:
         if (size is not None or source.rows_of.found.peek) and reward_kind(name, part).needs_answers:
             rows = itertools.islice(source.rows(), FIRST if size is None or size > WHOLE else None)
             check_answers(rows, f"reward.parts.{name}", part.options.get("answer"))
-
-
-@contextlib.contextmanager
-def _told(key: str) -> Iterator[None]:
-    """An error begins with the setting that it is about."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{key}: {error}") from None
 
 
 def _exhaust(rows: Iterable[Any]) -> None:

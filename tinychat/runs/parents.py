@@ -26,7 +26,7 @@ from tinychat.config.schema import BestOfNConfig, Config, TokenizerKind
 from tinychat.config.shapes import shape_of
 from tinychat.config.specs import SPECS, Made, Start, makers, spec_of
 from tinychat.config.words import for_shell
-from tinychat.errors import UserError
+from tinychat.errors import UserError, about
 from tinychat.runs import folders, trial
 from tinychat.runtime import gguf, run_files
 from tinychat.runtime.manifest import verifying
@@ -286,10 +286,8 @@ def _scorers(config: Config, policy: str | None) -> dict[str, str | None]:
     if rewarded(config):
         for name, spec in reward_models(config.reward).items():
             newest = _newest(config, *makers(Made.reward), which=spec, policy=policy) if spec in AUTO else None
-            try:
+            with about(f"reward.parts.{name}"):
                 found[f"reward.{name}"] = str(newest) if newest else _resolve(spec, config)
-            except UserError as error:
-                raise UserError(f"reward.parts.{name}: {error}") from None
     judge = getattr(stage, "judge", None)
     if judge in AUTO:
         newest = _newest(config, *makers(Made.judge), which=judge)
@@ -423,10 +421,8 @@ def find_teacher(config: Config) -> str:
     trained another model. Raises UserError."""
     stage, student, which = config.stage.name, config.model.name, config.stage.teacher
     if which not in AUTO:
-        try:
+        with about(f"stage.teacher={which}"):
             return _resolve(which, config)
-        except UserError as error:
-            raise UserError(f"stage.teacher={which}: {error}") from None
 
     def wanted(other: dict) -> bool:
         return other["stage"]["name"] == stage and other["model"]["name"] != student
