@@ -23,14 +23,13 @@ from tests.rl_models import EOS, PAD, VOCABULARY, batch, shape
 from tinychat.config.schema import Device, DsConfig, OptimConfig, OptimKind, PeftConfig, PeftKind, Precision
 from tinychat.data.chats.rows import ChatRow
 from tinychat.engine import Engine, build_engine
-from tinychat.evaluation.replies import InstructionResult
 from tinychat.models.actor_critic import ActorCritic, policy_and_values
 from tinychat.models.adapters import add_adapter
 from tinychat.models.build import count_parameters
 from tinychat.models.vocabulary import WHOLE
 from tinychat.rl.rollout import MEASURES, VALUES, Rollout, to_experience
 from tinychat.runtime.world import World, join_world
-from tinychat.stages.chats import HeldOut
+from tinychat.stages.chats import HeldOut, HeldOutRows
 from tinychat.stages.policy import Models, Reference, Sampler
 
 # One rank's prompts and replies are long, the other's short.
@@ -63,6 +62,7 @@ def run(way: str, world: World) -> dict[str, Any]:
         lr=0.01, batch_size=4, micro_batch_size=2, grad_clip=1.0, activation_checkpointing=False, temperature=0.7,
         full_kl=True, response_length=30, rollout_batch_size=1,
         per_forward=lambda _ranks: 2, eval_batch_size=2, generate_rows=2, generate_tokens=1, generate_batch_size=2,
+        free_replies=False,
     )  # fmt: skip
     optim = OptimConfig("adamw", OptimKind.adamw, [0.9, 0.95], 1e-8, 0.0, None, None, None)
     settings = DsConfig(ds, ds != "none", {"zero_optimization": zero} if zero else {})
@@ -97,7 +97,8 @@ def run(way: str, world: World) -> dict[str, Any]:
         found["losses"].append(engine.train_step(parts, loss).loss)
         held_out = HeldOut.__new__(HeldOut)
         held_out.stage, held_out.context = stage, cast(Any, SimpleNamespace(world=world))
-        held_out.tokenizer, held_out.chats, held_out.rows = tokenizer, cast(Any, None), [ROW, ROW]
+        held_out.tokenizer, held_out.caches = tokenizer, cast(Any, [None])
+        held_out.parts, held_out.replies = [HeldOutRows("instructions", [ROW, ROW], 1)], {}
         found["losses"].append(held_out.measure(cast(Engine, models), None)["eval/response_loss"])
     engine.close()
     return found
@@ -115,7 +116,7 @@ def patch(put: Callable[[Any, str, Any], None]) -> None:
     put(tinychat.stages.policy, "end_ids", lambda _tokenizer: ENDS)
     put(tinychat.stages.chats, "end_ids", lambda _tokenizer: (EOS,))
     put(tinychat.stages.chats, "eval_batches", batches)
-    put(tinychat.stages.chats, "evaluate_replies", lambda *_given: InstructionResult({}))
+    put(tinychat.stages.chats, "replies_to", lambda *_given: [])
     # So that the logits of TOKENS_AT_ONCE rows are as many as may live together.
     put(tinychat.models.logprobs, "LARGE", TOKENS_AT_ONCE * VOCABULARY * 4 + 1)
     put(tinychat.evaluation.replies, "CHUNK_ELEMENTS", TOKENS_AT_ONCE * VOCABULARY)

@@ -17,8 +17,8 @@ from tinychat.evaluation import replies
 from tinychat.evaluation.replies import (
     InstructionResult,
     Reply,
-    evaluate_replies,
     judge,
+    replies_to,
     response_loss,
     shared_replies,
     token_scores,
@@ -68,7 +68,7 @@ def model() -> GPT2LMHeadModel:
 
 
 def evaluate(model: Any, rows: list[ChatRow], world: World = ALONE, batch_size: int = 2) -> InstructionResult:
-    return evaluate_replies(model, TOKENIZER, rows, OPTIONS, batch_size, world, None, encode, reply_text)
+    return judge(replies_to(model, TOKENIZER, rows, OPTIONS, batch_size, world, None, encode, reply_text))
 
 
 ROWS = [

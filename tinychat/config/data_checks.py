@@ -12,6 +12,7 @@ from tinychat.config import plugins
 from tinychat.config.corpus_stage import CorpusSource, EvaluationSet, weight_problems
 from tinychat.config.schema import DATA, BestOfNConfig, Config, DataConfig
 from tinychat.config.specs import Made, spec_of
+from tinychat.config.stages import HeldOutSet, ReplyEvaluation
 from tinychat.errors import UserError
 from tinychat.runtime.run_files import at_home
 
@@ -46,6 +47,9 @@ def problems(config: Config) -> Iterator[str]:
     yield from _corpus(config)
     if isinstance(data, BestOfNConfig):
         yield from _best_of_n(config, data)
+    if isinstance(config.stage, ReplyEvaluation):
+        for name, one in config.stage.held_out.items():
+            yield from _part(f"stage.held_out.{name}", one, "conversations", "max_rows")
     wanted = spec_of(config).reads
     if wanted and not plugins.gives(data, wanted):
         works = ", ".join(plugins.sources_of(wanted))
@@ -154,25 +158,26 @@ def _corpus(config: Config) -> Iterator[str]:
             yield f"{key}={path}: no such file (looked from {Path.cwd()})"
 
 
-def _part(key: str, part: CorpusSource | EvaluationSet, wanted: str | None, most: str) -> Iterator[str]:
+def _part(key: str, part: CorpusSource | EvaluationSet | HeldOutSet, wanted: str | None, most: str) -> Iterator[str]:
     """wanted: the rows that it must have; None: any. most: the key that bounds what a generator makes."""
     if part.source == MISSING:
         yield f"{key}.source: must be given, as {{source: text, path: FILES}}"
         return
-    if part.path and not _exists(part.path):
-        yield f"{key}.path={part.path}: no such file or folder (looked from {Path.cwd()})"
+    for name in ("path", "val_path"):
+        if (path := getattr(part, name, None)) and not _exists(path):
+            yield f"{key}.{name}={path}: no such file or folder (looked from {Path.cwd()})"
     try:
         source = plugins.SOURCES.get(part.source, f"{key}.source")
     except UserError as error:
         yield str(error)
         return
-    if source.needs_path and not part.path:
+    if source.needs_path and not (part.path or getattr(part, "val_path", None)):
         yield f"{key}.path=null: {part.source} needs a file, folder or glob"
     if source.endless and not part.path and getattr(part, most) is None:
         yield f"{key}.{most}=null: {part.source} never ends; say how many, {key}.{most}=1000"
     if wanted and (source.of_corpus or wanted not in source.has):
         works = ", ".join(name for name in plugins.sources_of(wanted) if not plugins.SOURCES.own[name].of_corpus)
-        yield f"{key}.source={part.source} has no {wanted} to collect; use {works}"
+        yield f"{key}.source={part.source} has no {wanted} of its own; use {works}"
 
 
 def _exists(path: str) -> bool:

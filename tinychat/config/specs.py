@@ -57,7 +57,24 @@ class Start(Enum):
 _TRAINING = ("train/*", "schedule/lr", "data/epoch", "perf/*_per_s", "perf/step_seconds", "perf/memory_gb", "perf/mfu")
 _DOCUMENTS = ("eval/loss", "eval/ppl", "eval/bits_per_byte", "eval/tokens")
 _ANSWERS = ("eval/instruction*", "eval/rouge_l*", "eval/exact_match*", "eval/open_rows", "eval/reply_ended")
-_REPLIES = (*_ANSWERS, "eval/response_*", "eval/token_*")
+_HONESTY = (
+    "eval/over_refusal_benign*",
+    "eval/over_refusal_instructions*",
+    "eval/refusal_contrast*",
+    "eval/distinct_2",
+    "eval/longest_run*",
+)
+_REPLIES = (*_ANSWERS, "eval/response_*", "eval/token_*", *_HONESTY)
+# What stands beside a safe rate, at the end of the headlines.
+_BESIDE = (
+    "eval/over_refusal_benign",
+    "eval/over_refusal_instructions",
+    "eval/refusal_contrast",
+    "eval/rouge_l",
+    "eval/response_ppl",
+    "eval/distinct_2",
+    "eval/longest_run",
+)
 _REQUESTS = ("eval/safe_rate*", "eval/over_refusal*", "eval/gold_reward")
 _SCORES = ("eval/loss", "eval/reward_*", "eval/safety_accuracy*")
 _PAIRS = ("eval/loss", "eval/reward_accuracy*", "eval/reward_margin", "eval/chosen_*", "eval/rejected_*")
@@ -81,6 +98,7 @@ _POLICY = (
     "eval/reward",
     "rl/reward",
     "rl/kl",
+    *_BESIDE,
 )
 
 
@@ -238,6 +256,7 @@ SPECS: dict[str, StageSpec] = {
                 "eval/response_ppl",
                 "eval/token_accuracy",
                 "eval/reply_ended",
+                *(name for name in _BESIDE if name not in ("eval/rouge_l", "eval/response_ppl")),
             ),
             metrics=(*_TRAINING, *_REPLIES, "data/trained_tokens", "eval/teacher_loss", "eval/gap_closed"),
             next="reward",
@@ -309,6 +328,7 @@ SPECS: dict[str, StageSpec] = {
                 "eval/kl",
                 "eval/gold_reward",
                 "eval/loss",
+                *_BESIDE,
             ),
             metrics=(*_TRAINING, *_REPLIES, *_REQUESTS, *_PAIRS, "eval/kl", "eval/response_length"),
             loss=("loss", "per pair"),
@@ -380,6 +400,7 @@ SPECS: dict[str, StageSpec] = {
                 "eval/objective",
                 "rl/reward",
                 "rl/kl",
+                *_BESIDE,
             ),
             metrics=(*_TRAINING, *_REPLIES, *_REQUESTS, *_ROLLOUTS),
             loss=("loss of the policy", ""),
@@ -399,7 +420,7 @@ SPECS: dict[str, StageSpec] = {
                 "eval/pass_at_8",
                 "eval/safe_rate",
                 "eval/over_refusal",
-                "eval/response_ppl",
+                *("eval/response_ppl", *(name for name in _BESIDE if name != "eval/response_ppl")),
             ),
             metrics=(*_DOCUMENTS, *_REPLIES, *_REQUESTS, *_CHECKED),
         ),

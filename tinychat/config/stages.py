@@ -5,8 +5,9 @@ in tinychat.config.rollout_stages."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -125,13 +126,39 @@ class PretrainStage(TrainLoop):
 
 
 @dataclass
-class ReplyEvaluation:
+class HeldOutSet:
+    """Other data, whose held-out conversations a policy is measured on too."""
+
+    source: str = MISSING  # as data.source, with conversations
+    path: str | None = None  # as data.path
+    val_path: str | None = None  # as data.val_path
+    val_fraction: float | None = None  # as data.val_fraction, with data.seed; null: that of data=
+    max_rows: int | None = None  # held-out conversations taken at most, a seeded choice; null: all
+    tokens: int | None = None  # generated per reply at most; null: stage.generate_tokens
+    options: dict[str, Any] = field(default_factory=dict)  # as data.options
+
+
+@dataclass
+class ReplyEvaluation(StageSettings):
     """How replies to held-out conversations are measured."""
 
-    eval_rows: int | None = MISSING  # conversations measured during training; null: all
-    generate_rows: int | None = MISSING  # conversations answered by greedy generation at most; null: all
+    eval_rows: int | None = MISSING  # conversations measured during training, of each set; null: all
+    generate_rows: int | None = MISSING  # conversations answered by greedy generation at most, of each; null: all
     generate_tokens: int = MISSING  # tokens generated per reply at most
     generate_batch_size: int = MISSING  # replies generated side by side on one rank
+    held_out: dict[str, HeldOutSet] = field(default_factory=dict)  # sets beside data's own, by names of yours
+    free_replies: bool = MISSING  # of those replies also refusals, distinct bigrams and repeated phrases
+    benign_prompts: int | None = MISSING  # of data=benign, in pairs, answered at most; null: all; 0: none
+
+    def problems(self, ranks: int) -> Iterator[str]:
+        yield from super().problems(ranks)
+        yield from not_negative(self, "benign_prompts")
+        for name, one in self.held_out.items():
+            for key in ("max_rows", "tokens"):
+                if (value := getattr(one, key)) is not None and value < 1:
+                    yield f"stage.held_out.{name}.{key}={value}: at least 1, or null"
+            if one.val_fraction is not None and not 0 < one.val_fraction <= 0.5:
+                yield f"stage.held_out.{name}.val_fraction={one.val_fraction}: over 0 and at most 0.5, or null"
 
 
 PASS_K = (1, 2, 4, 8, 16, 32, 64, 128)

@@ -15,7 +15,7 @@ from tinychat.config.schema import BestOfNConfig, Config, OnBadRow
 from tinychat.config.shapes import shape_of
 from tinychat.config.specs import Made, Rows, spec_of
 from tinychat.data.chats.rows import BadRow
-from tinychat.data.chats.sources import ChatSource, chat_source
+from tinychat.data.chats.sources import ChatSource, chat_source, held_out_data, of_set
 from tinychat.data.corpus.sources import corpus_sources
 from tinychat.data.documents.sources import TextSource, text_source
 from tinychat.data.files.row_sources import RowSource, hashed
@@ -82,6 +82,14 @@ def look(config: Config, rows: Rows) -> None:
                 _check_answers(source, config)
             else:
                 _read(source, config)
+
+
+def look_at_sets(config: Config) -> None:
+    """Read the sets of stage.held_out likewise. Raises UserError as the reading does."""
+    with _quiet():
+        for name, one in config.stage.held_out.items():
+            with of_set(name):
+                _read(chat_source(held_out_data(name, one, config.data), "validation"), config)
 
 
 def _look_at_sources(config: Config) -> None:

@@ -15,6 +15,8 @@ from torch import Tensor
 from tinychat.data.chats.rows import ChatRow
 from tinychat.errors import UserError
 from tinychat.evaluation.answers import is_correct, normalise, rouge_l
+from tinychat.evaluation.refusals import refuses
+from tinychat.evaluation.repetition import distinct_2, longest_run
 from tinychat.evaluation.statistics import Interval, mean_interval, ratio_interval, wilson
 from tinychat.models.generation.decode import DecodeOptions, decode
 from tinychat.models.kernels.head_loss import CHUNK_ELEMENTS
@@ -156,6 +158,15 @@ class Reply:
     ended: bool  # by itself, not by the limit of tokens
 
     @property
+    def prompt(self) -> str:
+        """What the model was asked, to read; the roles are named where there is more than one message."""
+        asked = self.row.messages[:-1]
+        parts = ["\n".join(part for part in (one["content"], one.get("input", "")) if part) for one in asked]
+        if len(asked) == 1:
+            return parts[0]
+        return "\n".join(f"{message['role']}: {part}" for message, part in zip(asked, parts, strict=True))
+
+    @property
     def expected(self) -> str:
         return self.row.messages[-1]["content"]
 
@@ -176,7 +187,7 @@ class InstructionResult:
     families: list[list[Any]] = field(default_factory=list)  # family, rows, right, accuracy, low, high: checkable rows
 
 
-def evaluate_replies(
+def replies_to(
     model: Any,
     tokenizer: Any,
     rows: Sequence[ChatRow],
@@ -186,25 +197,26 @@ def evaluate_replies(
     dtype: torch.dtype | None = None,
     encode: Prompts = chat_template.encode_prompts,
     decode_reply: Text = chat_template.reply_text,
-) -> InstructionResult:
-    """Let the model reply to each row's conversation without its last message, and compare with that.
+) -> list[Reply]:
+    """Let the model reply to each row's conversation without its last message; the same on every rank.
 
     options: of the generation, usually greedy. dtype: of its products, as decode's. The ranks share the rows, alike by
     length, and may call the model differently often. A conversation that leaves no room for a reply in the model's
     context gets an empty one.
-
-    Metrics: of rows with a checkable answer eval/instruction_accuracy, eval/instruction_rows; of the others
-    eval/rouge_l, eval/open_rows, and where the reference is short (up to 5 words) eval/exact_match,
-    eval/exact_match_rows; all rates with 95 % bounds _low and _high; of all rows eval/reply_ended, the share of replies
-    that the model ended itself. What no row measures is left out.
     """
     prompts = encode(tokenizer, [row.messages[:-1] for row in rows])
     said = shared_replies(model, tokenizer, prompts, options, batch_size, world, dtype, decode_reply)
-    return judge([Reply(row, *reply) for row, reply in zip(rows, said, strict=True)])
+    return [Reply(row, *reply) for row, reply in zip(rows, said, strict=True)]
 
 
 def judge(replies: Sequence[Reply]) -> InstructionResult:
-    """Metrics and tables of replies."""
+    """Metrics and tables of replies, each compared with its row's own.
+
+    Of rows with a checkable answer eval/instruction_accuracy, eval/instruction_rows; of the others eval/rouge_l,
+    eval/open_rows, and where the reference is short (up to 5 words) eval/exact_match, eval/exact_match_rows; all rates
+    with 95 % bounds _low and _high; of all rows eval/reply_ended, the share of replies that the model ended itself.
+    What no row measures is left out.
+    """
     checkable = [reply for reply in replies if reply.row.answer]
     free = [reply for reply in replies if not reply.row.answer]
     short = [reply for reply in free if len(reply.expected.split()) <= SHORT_WORDS]
@@ -222,8 +234,22 @@ def judge(replies: Sequence[Reply]) -> InstructionResult:
         metrics["eval/exact_match_rows"] = float(len(short))
     if replies:
         metrics["eval/reply_ended"] = sum(reply.ended for reply in replies) / len(replies)
-    table = [[reply.row.family, _prompt(reply.row), reply.text, reply.expected, reply.score] for reply in replies]
+    table = [[reply.row.family, reply.prompt, reply.text, reply.expected, reply.score] for reply in replies]
     return InstructionResult(metrics, table, _families(checkable))
+
+
+def free_replies(replies: Sequence[Reply]) -> dict[str, float]:
+    """How replies to instructions are said: eval/over_refusal_instructions, the share that refuses (refusals); of those
+    with an open answer (of all, where none is) eval/distinct_2 and eval/longest_run, the mean of repetition's; {}
+    without replies. Rates and means with 95 % bounds."""
+    if not replies:
+        return {}
+    metrics = _share("eval/over_refusal_instructions", [float(refuses(reply.text)) for reply in replies])
+    texts = [reply.text for reply in replies if not reply.row.answer] or [reply.text for reply in replies]
+    if (distinct := distinct_2(texts)) is not None:
+        metrics["eval/distinct_2"] = distinct
+    runs = [longest_run(text) for text in texts]
+    return metrics | with_interval("eval/longest_run", sum(runs) / len(runs), mean_interval(runs))
 
 
 def _share(name: str, scores: list[float]) -> dict[str, float]:
@@ -240,12 +266,3 @@ def _families(checkable: Sequence[Reply]) -> list[list[Any]]:
         right = int(sum(own))
         found.append([family, len(own), right, right / len(own), *wilson(right, len(own))])
     return found
-
-
-def _prompt(row: ChatRow) -> str:
-    """What the model was asked, to read; the roles are named where there is more than one message."""
-    asked = row.messages[:-1]
-    parts = ["\n".join(part for part in (message["content"], message.get("input", "")) if part) for message in asked]
-    if len(asked) == 1:
-        return parts[0]
-    return "\n".join(f"{message['role']}: {part}" for message, part in zip(asked, parts, strict=True))

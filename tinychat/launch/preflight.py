@@ -13,6 +13,7 @@ from pathlib import Path
 from tinychat.config.schema import Config, PeftKind, TokenizerKind
 from tinychat.config.shapes import shape_of
 from tinychat.config.specs import Made, spec_of
+from tinychat.config.stages import ReplyEvaluation
 from tinychat.errors import UserError
 from tinychat.runs import folders, parents
 from tinychat.runtime import gguf, hub
@@ -40,6 +41,10 @@ def check(config: Config, said: Sequence[str]) -> None:
         from tinychat.data.look import look
 
         look(parents.with_corpus(config, found), rows)
+    if isinstance(config.stage, ReplyEvaluation) and config.stage.held_out:
+        from tinychat.data.look import look_at_sets
+
+        look_at_sets(config)
 
 
 def changed_data(config: Config, run_dir: Path) -> list[str]:

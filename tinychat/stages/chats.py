@@ -4,22 +4,24 @@ cache, and the evaluation of replies."""
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 
-from tinychat.config.plugins import OWN_TEMPLATE
+from tinychat.config.plugins import OWN_TEMPLATE, source_of
 from tinychat.config.schema import Config
-from tinychat.data.chats.rows import LeftOut
-from tinychat.data.chats.sources import chat_source
+from tinychat.config.specs import spec_of
+from tinychat.data.chats.rows import ChatRow, LeftOut
+from tinychat.data.chats.sources import ChatSource, chat_source, held_out_data, of_set
 from tinychat.data.chats.tokens import ChatCache, chat_cache, eval_batches
 from tinychat.data.files.splits import Split
 from tinychat.data.preferences.prompts import with_prompts
 from tinychat.engine import Engine
 from tinychat.errors import UserError
-from tinychat.evaluation.replies import InstructionResult, evaluate_replies, response_loss
+from tinychat.evaluation.replies import InstructionResult, Reply, free_replies, judge, replies_to, response_loss
 from tinychat.models.adapters import trainable_parameters
 from tinychat.models.build import describe
 from tinychat.models.checkpoints import pretrained_path, start_model
@@ -115,29 +117,78 @@ def show_example(tokenizer: Any, chats: ChatCache, context: Context) -> None:
     Console(stderr=True, soft_wrap=True, highlight=False).print(coloured_example(tokenizer, encoded))
 
 
+@dataclass(frozen=True)
+class HeldOutRows:
+    """Held-out conversations of data= or of a set beside it."""
+
+    name: str
+    rows: list[ChatRow]
+    tokens: int  # of a reply at most
+    instructs: bool = True  # what is asked is meant to be met; not so of the prompts of preferences
+
+    @property
+    def free(self) -> bool:
+        """Whether there are answers that cannot be checked."""
+        return not all(row.answer for row in self.rows)
+
+
 class HeldOut:
-    """Held-out conversations and how well a model replies to them."""
+    """Held-out conversations, data's own and those of stage.held_out, and how well a model replies to them.
+
+    Preferences have no instructions to be met: beside sets, the replies that they chose are measured only where they
+    are learnt from. The loss is of data's own conversations, else of the sets whose answers cannot be checked (else of
+    all sets).
+    """
 
     def __init__(self, tokenizer: Any, length: int, config: Config, context: Context):
-        self.tokenizer, self.stage, self.context, self.seed = tokenizer, config.stage, context, config.seed
-        self.chats = get_chats("validation", tokenizer, length, config, context)
-        # Rows that the template refuses were told of when the cache was made.
-        rows, left_out = list(chat_source(config.data, "validation").rows()), LeftOut(config.data.on_bad_row)
-        self.rows, _ = with_prompts(tokenizer, rows, [row.messages[:-1] for row in rows], left_out)
+        self.tokenizer, self.stage, self.context = tokenizer, config.stage, context
+        self.caches: list[ChatCache] = []  # what the loss is of
+        self.parts: list[HeldOutRows] = []
+        self.sets: dict[str, dict[str, Any]] = {}  # for the lineage, by their names in stage.held_out
+        tokens, cache_dir = config.stage.generate_tokens, Path(config.paths.cache)
+        instructs = "conversations" in source_of(config.data).has
+        if instructs or not config.stage.held_out or spec_of(config).reads == "conversations":
+            self.caches.append(get_chats("validation", tokenizer, length, config, context))
+            # Rows that the template refuses were told of when the cache was made.
+            rows, _ = self._rows(chat_source(config.data, "validation"))
+            self.parts.append(HeldOutRows("instructions" if instructs else "conversations", rows, tokens, instructs))
+        datas = {name: held_out_data(name, one, config.data) for name, one in config.stage.held_out.items()}
+        for name, data in datas.items():
+            with of_set(name):
+                source = chat_source(data, "validation")
+                rows, left_out = self._rows(source)
+            left_out.warn(name)
+            rows = [replace(row, family=row.family or name) for row in rows]
+            self.parts.append(HeldOutRows(name, rows, config.stage.held_out[name].tokens or tokens))
+            self.sets[name] = {"fingerprint": source.fingerprint(cache_dir), "conversations": len(rows)}
+            log.info("held out, %s: %s conversations of %s", name, f"{len(rows):,}", source.description)
+        if not self.caches:
+            free = [data for data, part in zip(datas.values(), self.parts, strict=True) if part.free]
+            for data in free or datas.values():
+                self.caches.append(get_chats("validation", tokenizer, length, replace(config, data=data), context))
         self.result: InstructionResult | None = None  # of the latest measurement
+        self.replies: dict[str, list[Reply]] = {}  # of it, by set
+
+    def _rows(self, source: ChatSource) -> tuple[list[ChatRow], LeftOut]:
+        """Those whose prompts the template can write, and the others."""
+        rows, left_out = list(source.rows()), LeftOut(source.on_bad_row)
+        return with_prompts(self.tokenizer, rows, [row.messages[:-1] for row in rows], left_out)[0], left_out
 
     def measure(self, engine: Engine, most: int | None) -> dict[str, float]:
         """Loss on the replies, and greedy replies, over `most` conversations (None: all; for the replies also at most
-        stage.generate_rows)."""
-        world, stage = self.context.world, self.stage
-        wanted = min(number for number in (most, stage.generate_rows, len(self.rows)) if number is not None)
-        rows = [self.rows[index * len(self.rows) // wanted] for index in range(wanted)]
-        options = DecodeOptions(stage.generate_tokens, end_ids(self.tokenizer), temperature=0.0)
+        stage.generate_rows), of each set."""
+        world, stage, ends = self.context.world, self.stage, end_ids(self.tokenizer)
         with engine.generation() as model:  # the loss too: a head with an adapter is called once for some tokens each
             metrics = self._loss(model, most)
-            self.result = evaluate_replies(
-                model, self.tokenizer, rows, options, stage.generate_batch_size, world, engine.dtype
-            )
+            for part in self.parts:
+                wanted = min(number for number in (most, stage.generate_rows, len(part.rows)) if number is not None)
+                rows = [part.rows[index * len(part.rows) // wanted] for index in range(wanted)]
+                options, size = DecodeOptions(part.tokens, ends, temperature=0.0), stage.generate_batch_size
+                self.replies[part.name] = replies_to(model, self.tokenizer, rows, options, size, world, engine.dtype)
+        self.result = judge([one for said in self.replies.values() for one in said])
+        if stage.free_replies:
+            asked = [one for part in self.parts if part.instructs for one in self.replies[part.name]]
+            metrics |= free_replies(asked)
         return metrics | self.result.metrics
 
     def measure_loss(self, engine: Engine, most: int | None) -> dict[str, float]:
@@ -146,11 +197,18 @@ class HeldOut:
             return self._loss(model, most)
 
     def _loss(self, model: Any, most: int | None) -> dict[str, float]:
-        world = self.context.world
-        batches = eval_batches(self.chats, self.stage.eval_batch_size, world.rank, world.size, most)
+        world, size = self.context.world, self.stage.eval_batch_size
+        batches = (one for chats in self.caches for one in eval_batches(chats, size, world.rank, world.size, most))
         # Padded on the right: no position needs to be told.
         rows_only = ({key: batch[key] for key in ("input_ids", "targets")} for batch in batches)
         return response_loss(model, rows_only, world)
+
+    def first_replies(self, count: int) -> dict[str, list[tuple[str, str]]]:
+        """Of each set (data's own: instructions) the first prompts of the latest measurement, with the replies."""
+        found: dict[str, list[tuple[str, str]]] = {}
+        for name, said in self.replies.items():
+            found[name] = [(one.prompt, one.text) for one in said[:count]]
+        return found
 
     def write_tables(self) -> None:
         """The latest replies and their accuracy by task family, for the report and the tracker."""

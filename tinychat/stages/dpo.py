@@ -70,6 +70,7 @@ def run(config: Config, context: Context) -> StageResult:
     reference = ReferenceModel(engine, words, start, stage.eval_batch_size) if stage.loss.has_reference else None
     held_out = HeldOutPairs(tokenizer, length, config, context, engine, words, reference)
     data = {"train": pair_facts(train), "validation": pair_facts(held_out.pairs)}
+    data |= {f"held_out.{name}": facts for name, facts in held_out.replies.sets.items()}
     origin = write_lineage(config, context, data)
     # Before a resumed run's weights are read: until then the policy is its own reference.
     cache = Path(config.paths.cache)
@@ -82,7 +83,7 @@ def run(config: Config, context: Context) -> StageResult:
             first = batches.micro_batches(0, stage.batch_size, stage.micro_batch_size, world.rank, world.size)[0]
             context.check({"start": lambda: check_start(stage, engine, with_reference(first, references), words)})
         if loop.step == 0 and stage.eval_first:
-            loop.evaluate(lambda most: held_out.measure(most, last=False), during=stage.eval_pairs)
+            loop.evaluate(lambda most: held_out.measure(most, last=False, start=True), during=stage.eval_pairs)
             tell_fall(loop)
         for step in loop:
             sums: Sums = {}
@@ -254,10 +255,10 @@ class HeldOutPairs:
             self._prompts = spread(prompts, config.stage.kl_prompts, context.world)
         self._scores: PairScores | None = None  # of the latest measurement
 
-    def measure(self, most: int | None, last: bool) -> dict[str, float]:
+    def measure(self, most: int | None, last: bool, start: bool = False) -> dict[str, float]:
         """measure_pairs, the replies, and in the last evaluation the distance from the start."""
         found = self.measure_pairs(most)
-        found |= self.replies.measure(self._engine, None if last else self._stage.eval_rows)
+        found |= self.replies.measure(self._engine, None if last else self._stage.eval_rows, start)
         return found | (self.distance() if last and self._prompts is not None else {})
 
     def measure_pairs(self, most: int | None) -> dict[str, float]:

@@ -35,6 +35,7 @@ from tinychat.stages.common import (
     write_samples,
     write_table,
 )
+from tinychat.stages.honesty import FIRST, BenignPrompts, write_side_by_side
 from tinychat.stages.requests import HeldOutRequests, Judge, has_requests
 from tinychat.text.tokenizer import text_beginning, tokenizer_fingerprint
 
@@ -49,6 +50,7 @@ class Subject:
     conversations: bool
     requests: bool
     answers: bool  # to prompts, where they can be checked
+    benign: bool  # prompts of tinychat's own
 
     @property
     def path(self) -> str:
@@ -65,11 +67,19 @@ class Measured:
     held_out: HeldOut | None = None
     requests: HeldOutRequests | None = None
     answers: HeldOutAnswers | None = None
+    benign: BenignPrompts | None = None
 
     def write_tables(self) -> None:
-        for part in (self.held_out, self.requests, self.answers):
+        for part in (self.held_out, self.requests, self.answers, self.benign):
             if part is not None:
                 part.write_tables()
+
+    def first_replies(self) -> dict[str, list[tuple[str, str]]]:
+        """The first of each kind."""
+        found: dict[str, list[tuple[str, str]]] = {}
+        for part in (self.requests, self.held_out, self.benign):
+            found |= {} if part is None else part.first_replies(FIRST)
+        return found
 
 
 def all_subjects(config: Config, context: Context) -> list[Subject]:
@@ -92,29 +102,31 @@ def what_to_measure(config: Config, context: Context, like: Any = None) -> Subje
     """
     data, tokenizer = config.data, get_tokenizer(config, context)
     documents, conversations = (gives(data, rows) for rows in ("documents", "conversations"))
+    conversations, benign = conversations or bool(config.stage.held_out), config.stage.benign_prompts != 0
     # Conversations' own replies are checked with them; prompts that bring answers have nothing else that does it.
     bring_answers = "prompts" in source_of(data).has
     requests, answers = has_requests(config), bool(config.stage.pass_k) or (bring_answers and bool(checkable(config)))
-    if not (documents or conversations or requests or answers):
+    if not (documents or conversations or requests or answers or benign):
         raise UserError(f"stage.safety_prompts=0: data={data.name} has nothing but requests; let some be answered")
     lacks_template = config.template.name == OWN_TEMPLATE and not tokenizer.chat_template
-    if (conversations or requests or answers) and lacks_template and _borrow(tokenizer, like):
+    chats = conversations or requests or answers or benign
+    if chats and lacks_template and _borrow(tokenizer, like):
         log.info("%s has no chat template: measured in that of the first checkpoint", context.parents["init_from"])
         documents = documents and not (data.path or data.val_path)
-    elif (conversations or requests or answers) and lacks_template:
+    elif chats and lacks_template:
         if not documents:
             alone = "conversations" if conversations else "requests"
             raise UserError(
                 f"init_from={context.parents['init_from']}: this checkpoint has no chat template, and data={data.name} "
                 f"has {alone} alone; add template=instruct (or chatml), in which stage=sft would train it"
             )
-        conversations = requests = answers = False
+        conversations = requests = answers = benign = False
         log.info("this checkpoint has no chat template: measured on documents alone (template=instruct: on all)")
-    elif conversations or requests or answers:
+    elif chats:
         tokenizer = get_chat_tokenizer(config, context)
         # Files that tinyworld is given hold one or the other; with a template, what stage=sft reads of them.
         documents = documents and not (data.path or data.val_path)
-    return Subject(context, tokenizer, documents, conversations, requests, answers)
+    return Subject(context, tokenizer, documents, conversations, requests, answers, benign)
 
 
 def _borrow(tokenizer: Any, like: Any) -> bool:
@@ -134,17 +146,18 @@ def measure(subject: Subject, config: Config, judge: Judge | None = None) -> Mea
     held_out = HeldOut(tokenizer, length, config, context) if subject.conversations else None
     requests = HeldOutRequests(tokenizer, config, context, judge) if subject.requests else None
     answers = HeldOutAnswers(tokenizer, length, config, context) if subject.answers else None
+    benign = BenignPrompts(tokenizer, config, context) if subject.benign else None
     engine = evaluation_engine(model, config.precision, context.world)
 
-    found = Measured(engine, held_out=held_out, requests=requests, answers=answers)
+    found = Measured(engine, held_out=held_out, requests=requests, answers=answers, benign=benign)
     found.facts = {"checkpoint measured": subject.path, "context length": length}
     if tokens is not None:
         begin = text_beginning(tokenizer)[0] if stage.isolate_documents else None
         found.metrics |= evaluate(engine, tokens, length, stage.eval_batch_size, stage.eval_tokens, context, begin)
     if held_out is not None:
         found.metrics |= held_out.measure(engine, stage.eval_rows)
-        found.facts |= {"template": config.template.name, "conversations": len(held_out.chats)}
-        found.facts |= {"conversations cut": held_out.chats.n_cut}
+        found.facts |= {"template": config.template.name, "conversations": sum(map(len, held_out.caches))}
+        found.facts |= {"conversations cut": sum(chats.n_cut for chats in held_out.caches)}
     if requests is not None:
         found.metrics |= requests.measure(engine)
         found.facts |= requests.facts()
@@ -152,6 +165,8 @@ def measure(subject: Subject, config: Config, judge: Judge | None = None) -> Mea
         found.metrics |= answers.measure(engine)
         found.facts |= {"prompts with checkable answers": len(answers.prompts.ids)}
         found.facts |= {"sampled replies to each": answers.samples} if answers.samples else {}
+    if benign is not None:
+        found.metrics |= benign.measure(engine)
     check_numbers(found.metrics, subject.path)
     return found
 
@@ -176,6 +191,13 @@ COLUMNS = {
     "rules": "eval/safe_rate_rules",
     "oracle": "eval/safe_rate_oracle",
     "over-refusal": "eval/over_refusal",
+    "over-refusal, benign": "eval/over_refusal_benign",
+    "over-refusal, instructions": "eval/over_refusal_instructions",
+    "contrasts refused": "eval/refusal_contrast",
+    "ROUGE-L": "eval/rouge_l",
+    "reply perplexity": "eval/response_ppl",
+    "distinct-2": "eval/distinct_2",
+    "longest run": "eval/longest_run",
     "gold reward": "eval/gold_reward",
 }
 Row = tuple[str, dict[str, float]]  # a checkpoint's name, which another may have too, and its metrics
@@ -260,6 +282,7 @@ def run(config: Config, context: Context) -> StageResult:
     if first.documents:
         write_samples(found.engine, first.tokenizer, stage.samples, stage.sample_tokens, config.seed, context)
     metrics, facts, judge = found.metrics, found.facts, found.requests.judge if found.requests else None
+    said = [found.first_replies()]
     del found  # one model at a time
 
     if others:
@@ -267,9 +290,13 @@ def run(config: Config, context: Context) -> StageResult:
         measured = [(names[0], metrics)]
         for name, subject in zip(names[1:], others, strict=True):
             log.info("against: %s (%s)", name, subject.path)
-            measured.append((name, measure(subject, config, judge).metrics))
+            other = measure(subject, config, judge)
+            measured.append((name, other.metrics))
+            said.append(other.first_replies())
+            del other
             log.info("%s | %s", name, format_eval(0, measured[-1][1]))
         write_comparison(measured, context)
+        write_side_by_side(names, said, context)
         facts["against"] = [
             {"checkpoint": subject.path, **its} for subject, (_, its) in zip(others, measured[1:], strict=True)
         ]

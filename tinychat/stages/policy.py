@@ -272,7 +272,7 @@ class PolicyEvaluation:
         log.info("validation: %d of %d prompts get a sampled reply", size, len(prompts))
         self.replies = HeldOutReplies(tokenizer, length, config, context)
 
-    def measure(self, beta: float, last: bool) -> dict[str, float]:
+    def measure(self, beta: float, last: bool, start: bool = False) -> dict[str, float]:
         """Reward, KL and objective of sampled replies; safety and instruction accuracy of greedy ones.
 
         beta: weight of the KL penalty now; stage.objective_beta overrules it in the objective, so that runs with
@@ -292,7 +292,7 @@ class PolicyEvaluation:
             weight = beta if stage.objective_beta is None else stage.objective_beta
             found["eval/objective"] = best - weight * per_reply
         policy = cast(Engine, self._sampler.models)
-        return found | self.replies.measure(policy, None if last else stage.eval_rows)
+        return found | self.replies.measure(policy, None if last else stage.eval_rows, start)
 
     def write_tables(self) -> None:
         """The latest replies, for the report and the tracker."""

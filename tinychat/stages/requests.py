@@ -10,7 +10,8 @@ import torch
 
 from tinychat.config.plugins import source_of
 from tinychat.config.schema import Config
-from tinychat.config.stages import AnswerEvaluation, ScoreRange
+from tinychat.config.specs import spec_of
+from tinychat.config.stages import AnswerEvaluation, SafetyEvaluation, ScoreRange
 from tinychat.data.chats.rows import LeftOut
 from tinychat.data.preferences.prompts import PromptRow, prompt_source, with_prompts
 from tinychat.engine import Engine
@@ -29,6 +30,7 @@ from tinychat.stages import Context
 from tinychat.stages.answers import HeldOutAnswers
 from tinychat.stages.chats import HeldOut
 from tinychat.stages.common import log, write_table
+from tinychat.stages.honesty import FIRST, BenignPrompts, add_after, keep_before
 from tinychat.text.chat_render import Refused
 from tinychat.text.chat_template import end_ids
 
@@ -106,6 +108,11 @@ class HeldOutRequests:
         found = {"requests": self.n_measured, "requests too long": len(self.rows) - self.n_measured}
         return found | {"safe rate by": self.result.primary, "judge": self._judge_path}
 
+    def first_replies(self, count: int) -> dict[str, list[tuple[str, str]]]:
+        """As HeldOut.first_replies."""
+        table = self.result.table if self.result else []
+        return {"requests": [(prompt, reply) for prompt, reply, *_ in table[:count]]}
+
     def write_tables(self) -> None:
         """The latest replies with every verdict, safe rates by judge and by category."""
         if self.result is None:
@@ -118,30 +125,49 @@ class HeldOutRequests:
 
 
 class HeldOutReplies:
-    """How a policy replies: to held-out requests and to held-out instructions, as far as the data have them."""
+    """How a policy replies: to held-out requests, to held-out instructions, as far as the data have them, and to benign
+    prompts."""
 
     def __init__(self, tokenizer: Any, length: int, config: Config, context: Context):
-        has = source_of(config.data).has
-        asks = "preferences" in has and config.stage.safety_prompts != 0
+        has, stage = source_of(config.data).has, config.stage
+        self._context = context
+        asks = isinstance(stage, SafetyEvaluation) and "preferences" in has and stage.safety_prompts != 0
         self.requests = HeldOutRequests(tokenizer, config, context) if asks else None
         # Of preferences alone (all but tinyworld's) the chosen replies are no instructions to be met.
-        self.instructions = HeldOut(tokenizer, length, config, context) if "conversations" in has else None
-        checks = isinstance(config.stage, AnswerEvaluation) and config.stage.pass_k
+        met = "conversations" in has or bool(stage.held_out) or spec_of(config).reads == "conversations"
+        self.instructions = HeldOut(tokenizer, length, config, context) if met else None
+        checks = isinstance(stage, AnswerEvaluation) and stage.pass_k
         self.answers = HeldOutAnswers(tokenizer, length, config, context) if checks else None
+        self.benign = BenignPrompts(tokenizer, config, context) if stage.benign_prompts != 0 else None
+        self.sets = {} if self.instructions is None else self.instructions.sets  # for the lineage
 
-    def measure(self, engine: Engine, most: int | None) -> dict[str, float]:
+    def measure(self, engine: Engine, most: int | None, start: bool = False) -> dict[str, float]:
         """Metrics of greedy replies, and of sampled ones where the stage asks for pass@k; most: instructions, None:
-        all."""
+        all. start: the policy is the one that the stage starts from."""
         found = {} if self.requests is None else self.requests.measure(engine)
         if self.instructions is not None:
             found |= self.instructions.measure(engine, most)
-        return found if self.answers is None else found | self.answers.measure(engine)
+        if self.answers is not None:
+            found |= self.answers.measure(engine)
+        if self.benign is not None:
+            found |= self.benign.measure(engine)
+        if start:
+            keep_before(self.first_replies(), self._context)
+        return found
+
+    def first_replies(self) -> dict[str, list[tuple[str, str]]]:
+        """Of the latest measurement, the first of each kind."""
+        found: dict[str, list[tuple[str, str]]] = {}
+        for part in (self.requests, self.instructions, self.benign):
+            found |= {} if part is None else part.first_replies(FIRST)
+        return found
 
     def write_tables(self) -> None:
         """The latest replies, for the report and the tracker."""
-        for part in (self.requests, self.instructions, self.answers):
+        for part in (self.requests, self.instructions, self.answers, self.benign):
             if part is not None:
                 part.write_tables()
+        add_after(self.first_replies(), self._context)
 
 
 @dataclass

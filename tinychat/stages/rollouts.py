@@ -119,6 +119,7 @@ def learn_from_rollouts(
     rewards.check_rows(held_out.prompts.rows)
     seed_rank(config.seed, world.rank)
     data = {"train": {"fingerprint": source.fingerprint(), "prompts": len(prompts)}, "validation": held_out.facts}
+    data |= {f"held_out.{name}": facts for name, facts in held_out.replies.sets.items()}
     origin = write_lineage(config, context, data)
 
     speed = Speedometer(0.0, engine.dtype, world)
@@ -141,7 +142,7 @@ def learn_from_rollouts(
         if context.examiner is not None:
             context.examiner.replies(sampler, prompts, rewards, algorithm.group)
         if loop.step == 0 and stage.eval_first:
-            loop.evaluate(lambda _most: held_out.measure(controller.beta, last=False))
+            loop.evaluate(lambda _most: held_out.measure(controller.beta, last=False, start=True))
         loop.state.setdefault("drawn", loop.step * (stage.rollout_size // algorithm.group))
         for step in loop:
             clock, beta = Clock(), controller.beta

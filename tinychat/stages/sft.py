@@ -17,7 +17,7 @@ from tinychat.rl.losses import Sums
 from tinychat.runtime.world import seed_rank
 from tinychat.stages import Context, StageResult
 from tinychat.stages.best_of_n import replies_facts, with_replies
-from tinychat.stages.chats import HeldOut, chat_facts, get_chat_tokenizer, get_chats, get_start_model, show_example
+from tinychat.stages.chats import chat_facts, get_chat_tokenizer, get_chats, get_start_model, show_example
 from tinychat.stages.common import (
     Speedometer,
     context_length,
@@ -26,6 +26,7 @@ from tinychat.stages.common import (
     write_lineage,
 )
 from tinychat.stages.loop import TrainingLoop
+from tinychat.stages.requests import HeldOutReplies
 from tinychat.stages.teacher import Teacher
 
 
@@ -38,17 +39,21 @@ def run(config: Config, context: Context) -> StageResult:
     # Made now, so that what refuses a model or a teacher has done so before hours of sampling.
     config = with_replies(config, context)
     train = get_chats("train", tokenizer, length, config, context)
-    held_out = HeldOut(tokenizer, length, config, context)
+    replies = HeldOutReplies(tokenizer, length, config, context)
+    held_out = replies.instructions
+    assert held_out is not None  # the stage reads conversations
     show_example(tokenizer, train, context)
     batches = ChatBatches(train, length, stage.packing, config.seed)
     parameters, flops = count_parameters(model), training_flops_per_token(model, length)
     engine = build_engine(model, config.optim, config.ds, stage, config.precision, world)
     seed_rank(config.seed, world.rank)
     facts_of_train = chat_facts(train) | replies_facts(config)
-    origin = write_lineage(config, context, {"train": facts_of_train, "validation": chat_facts(held_out.chats)})
+    data = {"train": facts_of_train, "validation": chat_facts(held_out.caches[0])}
+    data |= {f"held_out.{name}": facts for name, facts in held_out.sets.items()}
+    origin = write_lineage(config, context, data)
 
     def measured(most: int | None) -> dict[str, float]:
-        found = held_out.measure(engine, most)
+        found = replies.measure(engine, most, start=loop.step == 0)
         if teacher is not None:
             teacher.compare(held_out, loop, found, most)
         return found
@@ -88,7 +93,7 @@ def run(config: Config, context: Context) -> StageResult:
             loop.save_if_due()
 
     if not loop.unfinished:
-        held_out.write_tables()
+        replies.write_tables()
     facts = {
         "parameters": parameters.total,
         "parameters trained": parameters.trained,

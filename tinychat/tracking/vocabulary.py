@@ -70,8 +70,13 @@ METRICS: dict[str, str] = {
             "eval/safe_rate_rules": "share of safe replies by the rule list",
             "eval/safe_rate_oracle": "share of safe replies by tinyworld's oracle",
             "eval/over_refusal": "share of benign held-out requests that are refused",
+            "eval/over_refusal_benign": "share of the benign prompts of data=benign that are refused",
+            "eval/over_refusal_instructions": "share of held-out instructions that are refused",
+            "eval/refusal_contrast": "share of the harmful prompts of data=benign, which look safe, that are refused",
+            "eval/longest_run": "tokens of the longest stretch of a free reply in which one phrase is repeated, mean",
         }
     ),
+    "eval/distinct_2": "different bigrams / all bigrams of the free replies to held-out prompts",
     "eval/reward_margin": "mean score of chosen minus rejected held-out replies",
     "eval/chosen_reward": "mean implicit reward of chosen held-out replies",
     "eval/rejected_reward": "mean implicit reward of rejected held-out replies",
@@ -167,7 +172,8 @@ METRICS: dict[str, str] = {
 LOWER_IS_BETTER = frozenset(
     "train/loss train/grad_norm train/ce train/kl_teacher train/on_policy_kl eval/teacher_loss eval/loss eval/ppl "
     "eval/bits_per_byte eval/response_loss eval/response_ppl "
-    "eval/over_refusal eval/reward_ece eval/kl rl/kl rl/kl_per_token rl/kl_full rl/policy_loss rl/value_loss "
+    "eval/over_refusal eval/over_refusal_benign eval/over_refusal_instructions eval/longest_run "
+    "eval/reward_ece eval/kl rl/kl rl/kl_per_token rl/kl_full rl/policy_loss rl/value_loss "
     "rl/approx_kl rl/clip_frac rl/value_clip_frac rl/sampler_gap rl/sampler_gap_max rl/first_kl rl/kl_loss "
     "rl/cost rl/harmful_cost rl/benign_cost eval/cost eval/harmful_cost eval/benign_cost "
     "rl/stale rl/reward_missing rl/groups_equal rl/groups_wrong perf/rollout_seconds perf/scoring_seconds "
@@ -204,6 +210,9 @@ QUANTITIES: dict[str, tuple[str, str]] = {
     "ppl": ("perplexity", ""),
     "safe_rate": ("safe replies", SHARE),
     "over_refusal": ("benign requests refused", SHARE),
+    "over_refusal_benign": ("benign prompts refused", SHARE),
+    "over_refusal_instructions": ("instructions refused", SHARE),
+    "refusal_contrast": ("prompts refused that only look benign", SHARE),
     "instruction_accuracy": ("instructions met", SHARE),
     "accuracy": ("answers right", SHARE),
     **{f"pass_at_{k}": (f"pass@{k}", SHARE) for k in PASS_K},
@@ -229,6 +238,8 @@ QUANTITIES: dict[str, tuple[str, str]] = {
     "on_policy_length": ("length of own replies", "tokens"),
     "on_policy_ended": ("own replies that ended", SHARE),
     "rouge_l": ("ROUGE-L of replies", SHARE),
+    "distinct_2": ("different bigrams", SHARE),
+    "longest_run": ("longest repetition in a reply", "tokens"),
     "exact_match": ("short answers equal", SHARE),
     "token_accuracy": ("reply tokens told right", SHARE),
     "reward_margin": ("chosen less rejected score", ""),

@@ -7,12 +7,13 @@ import contextlib
 import json
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import ClassVar
 
 from tinychat.config.plugins import gives, source_of, sources_of
-from tinychat.config.schema import DataConfig
+from tinychat.config.schema import DataConfig, OnBadRow
+from tinychat.config.stages import HeldOutSet
 from tinychat.data.chats.files import READ, Layout, read_chats
 from tinychat.data.chats.rows import BadRow, ChatRow
 from tinychat.data.chats.tools import as_text, with_tools
@@ -141,6 +142,23 @@ def chat_source(config: DataConfig, split: Split) -> ChatSource:
         validation=validation,
         added={} if split == "validation" or source.of_parts else _added(config),
     )
+
+
+def held_out_data(name: str, one: HeldOutSet, base: DataConfig) -> DataConfig:
+    """What a set of stage.held_out is as data=, whose validation counts; rows that cannot be used are left out."""
+    own = {field.name: getattr(base, field.name) for field in fields(DataConfig)}
+    own |= {"name": name, "source": one.source, "path": one.path, "val_path": one.val_path, "options": one.options}
+    own |= {"val_fraction": one.val_fraction or base.val_fraction, "max_val_rows": one.max_rows, "mix": {}}
+    return DataConfig(**{**own, "families": [], "weights": {}, "on_bad_row": OnBadRow.skip, "answer": None})
+
+
+@contextlib.contextmanager
+def of_set(name: str) -> Iterator[None]:
+    """An error about a set says so."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"stage.held_out.{name}: {error}") from None
 
 
 def _added(config: DataConfig) -> dict[str, ChatSource]:
