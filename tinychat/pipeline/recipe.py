@@ -40,9 +40,9 @@ class Gate:
     metric: str
     of: str  # STAGE or STAGE:start
     other: str | None = None  # what it is compared with first
-    by: str = "-"  # how: the difference (-) or the ratio (/)
     sign: str | None = None  # >= or <=; None: nothing is compared
     bound: float | None = None
+    by: str = "-"  # how `other` counts: the difference (-) or the ratio (/)
     needs: tuple[Gate, ...] = ()  # instead of a metric
 
     @property
@@ -118,7 +118,7 @@ def parse_gate(name: str, text: str, stages: tuple[str, ...]) -> Gate:
     of, by, other, metric, sign, bound = match.group("of", "by", "other", "metric", "sign", "bound")
     if metric not in METRICS:
         raise UserError(f"gates: {name}: {metric} is no metric; tinychat/tracking/vocabulary.py lists them")
-    gate = Gate(name, metric, of, other, by or "-", sign, None if bound is None else _number(name, bound))
+    gate = Gate(name, metric, of, other, sign, None if bound is None else _number(name, bound), by or "-")
     for stage in gate.stages:
         if stage not in stages:
             raise UserError(f"gates: {name}: {stage} is no stage of this recipe; it has {', '.join(stages)}")
