@@ -11,8 +11,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from tinychat.config.schema import DataConfig
+from tinychat.data.measured import BENIGN
 from tinychat.data.preferences.prompts import prompt_source
-from tinychat.data.sources import BENIGN
 from tinychat.errors import UserError
 
 CONF = Path(__file__).parents[2] / "conf"

@@ -26,6 +26,7 @@ from tinychat.data.corpus.reading import CorpusSource
 from tinychat.data.files.row_sources import DataSource, Found, Hub, generated_rows
 from tinychat.data.files.splits import Split, SplitFiles, find_files, hash_file, seeded_hold_out, split_files
 from tinychat.data.files.tables import not_text, short
+from tinychat.data.measured import Benign
 from tinychat.data.preferences.contrast import HelpfulPairs
 from tinychat.data.preferences.mixture import SafeAndHelpful
 from tinychat.data.preferences.rows import (
@@ -41,7 +42,6 @@ from tinychat.data.preferences.rows import (
 from tinychat.errors import UserError
 from tinychat.runtime import user_code
 
-BENIGN = Path(__file__).with_name("benign.jsonl")  # prompt, kind, language, wanted (answer or refuse), pair
 TABLE = "FILE, jsonl or another table with "
 MINIMIND_HUB = "jingyaogong/minimind_dataset"
 
@@ -149,27 +149,6 @@ class Prompts(DataSource):
 
     has = ("prompts",)
     needs_path = True
-
-
-class Benign(DataSource):
-    """tinychat's own prompts that look unsafe and are not, each with one that looks safe and is not: XSTest's idea
-    (Röttger et al. 2023), in own words. For evaluation alone."""
-
-    has = ("prompts",)
-
-    def made(self, config: DataConfig, split: Split, rows: str) -> Found[Any]:
-        if split == "train":
-            raise UserError(f"data={config.name}: prompts to be measured on, not learnt from; stage=eval asks them")
-
-        def read() -> Iterator[Any]:
-            from tinychat.data.preferences.prompts import PromptRow
-
-            for number, line in enumerate(BENIGN.read_text(encoding="utf-8").splitlines(), start=1):
-                row = json.loads(line)
-                messages = [{"role": "user", "content": row["prompt"]}]
-                yield PromptRow(messages, f"{BENIGN}, line {number}", row["kind"], row["wanted"] == "refuse")
-
-        return Found("tinychat's own benign prompts and their contrasts", read, lambda _: hash_file(BENIGN, None))
 
 
 class TinyWorld(DataSource):

@@ -144,7 +144,7 @@ class HeldOut:
         self.tokenizer, self.stage, self.context = tokenizer, config.stage, context
         self.caches: list[ChatCache] = []  # what the loss is of
         self.parts: list[HeldOutRows] = []
-        self.sets: dict[str, dict[str, Any]] = {}  # for the lineage, by their names in stage.held_out
+        self.sets: dict[str, dict[str, Any]] = {}  # facts of each, for the lineage
         tokens, cache_dir = config.stage.generate_tokens, Path(config.paths.cache)
         instructs = "conversations" in source_of(config.data).has
         if instructs or not config.stage.held_out or spec_of(config).reads == "conversations":
@@ -160,7 +160,7 @@ class HeldOut:
             left_out.warn(name)
             rows = [replace(row, family=row.family or name) for row in rows]
             self.parts.append(HeldOutRows(name, rows, config.stage.held_out[name].tokens or tokens))
-            self.sets[name] = {"fingerprint": source.fingerprint(cache_dir), "conversations": len(rows)}
+            self.sets[f"held_out.{name}"] = {"fingerprint": source.fingerprint(cache_dir), "conversations": len(rows)}
             log.info("held out, %s: %s conversations of %s", name, f"{len(rows):,}", source.description)
         if not self.caches:
             free = [data for data, part in zip(datas.values(), self.parts, strict=True) if part.free]

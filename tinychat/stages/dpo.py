@@ -69,8 +69,7 @@ def run(config: Config, context: Context) -> StageResult:
     seed_rank(config.seed, world.rank)
     reference = ReferenceModel(engine, words, start, stage.eval_batch_size) if stage.loss.has_reference else None
     held_out = HeldOutPairs(tokenizer, length, config, context, engine, words, reference)
-    data = {"train": pair_facts(train), "validation": pair_facts(held_out.pairs)}
-    data |= {f"held_out.{name}": facts for name, facts in held_out.replies.sets.items()}
+    data = {"train": pair_facts(train), "validation": pair_facts(held_out.pairs), **held_out.replies.sets}
     origin = write_lineage(config, context, data)
     # Before a resumed run's weights are read: until then the policy is its own reference.
     cache = Path(config.paths.cache)

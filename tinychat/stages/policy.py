@@ -266,11 +266,12 @@ class PolicyEvaluation:
         prompts = PromptBatches(
             source.rows(), tokenizer, length, config.stage.response_length, config.seed, OnBadRow.skip
         )
-        self.facts = {"fingerprint": source.fingerprint(), "prompts": len(prompts)}  # of the data, for the lineage
+        of_data = {"fingerprint": source.fingerprint(), "prompts": len(prompts)}
         self.prompts = spread(prompts, config.stage.eval_prompts, context.world)
         size = len(self.prompts.ids)
         log.info("validation: %d of %d prompts get a sampled reply", size, len(prompts))
         self.replies = HeldOutReplies(tokenizer, length, config, context)
+        self.facts = {"validation": of_data, **self.replies.sets}  # for the lineage
 
     def measure(self, beta: float, last: bool, start: bool = False) -> dict[str, float]:
         """Reward, KL and objective of sampled replies; safety and instruction accuracy of greedy ones.

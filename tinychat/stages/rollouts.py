@@ -118,8 +118,7 @@ def learn_from_rollouts(
     held_out = PolicyEvaluation(config, context, tokenizer, length, sampler)
     rewards.check_rows(held_out.prompts.rows)
     seed_rank(config.seed, world.rank)
-    data = {"train": {"fingerprint": source.fingerprint(), "prompts": len(prompts)}, "validation": held_out.facts}
-    data |= {f"held_out.{name}": facts for name, facts in held_out.replies.sets.items()}
+    data = {"train": {"fingerprint": source.fingerprint(), "prompts": len(prompts)}, **held_out.facts}
     origin = write_lineage(config, context, data)
 
     speed = Speedometer(0.0, engine.dtype, world)

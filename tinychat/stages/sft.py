@@ -48,8 +48,7 @@ def run(config: Config, context: Context) -> StageResult:
     engine = build_engine(model, config.optim, config.ds, stage, config.precision, world)
     seed_rank(config.seed, world.rank)
     facts_of_train = chat_facts(train) | replies_facts(config)
-    data = {"train": facts_of_train, "validation": chat_facts(held_out.caches[0])}
-    data |= {f"held_out.{name}": facts for name, facts in held_out.sets.items()}
+    data = {"train": facts_of_train, "validation": chat_facts(held_out.caches[0]), **held_out.sets}
     origin = write_lineage(config, context, data)
 
     def measured(most: int | None) -> dict[str, float]:
