@@ -35,6 +35,7 @@ MODEL_ROWS = [
     {"adapters", "gguf"},
     {"checkpoints"},
     {"reward", "generation"},
+    {"one_base"},
     {"actor_critic", "scorer"},
 ]
 # Rooms of which the parent process loads something before a job starts: nothing heavy at the top of a file there.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.chat_models import babbler
 from tests.conftest import REPOSITORY
-from tests.reward_models import started, stir, write
+from tests.reward_models import LORA, started, stir, write
 from tinychat.config import schema
 from tinychat.config.schema import Config, Precision
 from tinychat.engine import Batch, StepStats
@@ -67,7 +68,7 @@ def surroundings(made: Path, run_dir: Path, *overrides: str, stage: str = "ppo")
     data = (f"data.path={made / 'train.txt'}", f"data.val_path={made / 'held_out.txt'}")
     with initialize_config_dir(str(REPOSITORY / "conf")):
         node = compose("config", [f"stage={stage}", *STEP, *data, *overrides])
-    run_dir.mkdir()
+    run_dir.mkdir(exist_ok=True)
     OmegaConf.save(node, run_dir / "config.yaml")
     parents: dict[str, str | None] = {"init_from": str(made / "sft"), "reward.model": str(made / "reward")}
     return schema.to_config(node), Context(run_dir, ALONE, None, parents, StopFlag(run_dir))
@@ -130,6 +131,60 @@ def test_rounding_of_a_deep_policy_is_no_fault_and_hides_none(
             patched.setattr(where, what, wrong(getattr(where, what)))
             with pytest.raises(UserError, match=r"self-check: .* training is refused"):
                 trained(name)
+
+
+@pytest.fixture(scope="module")
+def adapted(made: Path) -> Path:
+    """The adapter of a reward model on the policy."""
+    rewarding = started(made / "sft", LORA)
+    stir(rewarding)
+    return write(rewarding, made / "adapted")
+
+
+def on_one_base(stage: str, made: Path, adapted: Path, run_dir: Path, *overrides: str) -> Path:
+    """A run of two steps; its last checkpoint."""
+    own = ("stage.value=adapter",) if stage == "ppo" else (f"stage.group_size={GROUP}",)
+    more = ("peft=lora", "peft.r=4", "reward=model", "checkpoint.every=1", "stage.lr=1e-2", *own)
+    config, context = surroundings(made, run_dir, *more, *overrides, stage=stage)
+    context.parents["reward.model"] = str(adapted)
+    torch.manual_seed(0)  # of the new adapter
+    done = {"ppo": ppo, "grpo": grpo}[stage].run(config, context).checkpoint
+    assert done is not None and done.name == "step-000002"
+    return done
+
+
+@pytest.mark.parametrize("stage", ["ppo", "grpo"])
+def test_on_one_base_a_run_learns_what_it_learns_with_separate_models(
+    made: Path, adapted: Path, tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    with caplog.at_level("INFO"):
+        found = on_one_base(stage, made, adapted, tmp_path / "one")
+    assert "is an adapter of the policy's base, and is computed on it" in caplog.text
+    monkeypatch.setattr("tinychat.models.one_base.OneBase.reward_model", lambda *_: None)
+    wanted = on_one_base(stage, made, adapted, tmp_path / "separate")
+    same(found, wanted)
+    rollouts = [(tmp_path / name / "rollouts" / "step-000002.jsonl").read_text() for name in ("one", "separate")]
+    assert rollouts[0] == rollouts[1], "replies, values, scores, log-probabilities"
+
+
+def same(found: Path, wanted: Path) -> None:
+    """Whether checkpoints hold the same adapters, that of the value function too."""
+    files = sorted(str(file.relative_to(wanted)) for file in wanted.rglob("adapter_model.safetensors"))
+    assert files == sorted(str(file.relative_to(found)) for file in found.rglob("adapter_model.safetensors"))
+    for file in files:
+        assert (found / file).read_bytes() == (wanted / file).read_bytes()
+
+
+def test_on_one_base_a_resumed_run_goes_on_bit_for_bit(made: Path, adapted: Path, tmp_path: Path) -> None:
+    wanted = on_one_base("ppo", made, adapted, tmp_path / "whole")
+    for name in ("config.yaml", "checkpoints/step-000001"):
+        source, copied = tmp_path / "whole" / name, tmp_path / "again" / name
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, copied)
+    found = on_one_base("ppo", made, adapted, tmp_path / "again")
+    same(found, wanted)
+    assert (found / "value" / "adapter_model.safetensors").is_file()
 
 
 def test_without_a_penalty_no_reference_is_loaded(

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tinychat.config import data_checks, deepspeed, launch_checks, plugins, schema, shapes, size_checks
+from tinychat.config.rollout_stages import ValueKind
 from tinychat.config.schema import Config, Device, OptimKind, Precision
 from tinychat.config.specs import Made, Start, spec_of
 from tinychat.errors import UserError
@@ -280,6 +281,11 @@ def _has_oracle(config: Config) -> bool:
 def _peft(config: Config) -> Iterator[str]:
     peft, spec = config.peft, spec_of(config)
     if peft.kind is schema.PeftKind.none:
+        if spec.value and config.stage.value is ValueKind.adapter:
+            yield (
+                f"stage.value=adapter: peft={peft.name} trains all weights, so there is no frozen base for a second "
+                "adapter; use peft=lora or qlora, or stage.value=own or shared"
+            )
         return
     if not spec.adapters:
         measures = "measures a checkpoint as it is, an adapter's too"

@@ -39,10 +39,11 @@ class ValueKind(Enum):
 
     own = "own"  # a second backbone with a scalar head
     shared = "shared"  # a scalar head on the policy
+    adapter = "adapter"  # a second adapter on the policy's base, with a scalar head
 
 
 class ValueInit(Enum):
-    """stage.value=own: whose backbone it starts from."""
+    """stage.value=own, adapter: whose backbone, or adapter, it starts from."""
 
     reward = "reward"
     policy = "policy"

@@ -1,7 +1,8 @@
 """Policy and value function as one module: one engine trains both, with one optimizer and one gradient norm.
 
-value=own     a second backbone with a scalar head (a transformers *ForSequenceClassification)
-value=shared  a scalar head on the policy's last hidden states
+value=own      a second backbone with a scalar head (a transformers *ForSequenceClassification)
+value=shared   a scalar head on the policy's last hidden states
+value=adapter  a scalar head on those of a second adapter on the policy's base (tinychat.models.one_base)
 
 A policy that learns without a value function is a causal language model by itself; the functions below take both.
 """
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
+from tinychat.models.adapters import adapter_in_use, save_adapter, used_adapter
 from tinychat.models.kernels.shared_prompts import shared_prompts
 from tinychat.models.logprobs import IGNORED, head_is, head_returns_nll, last_hidden
 from tinychat.models.reward import in_fp32
@@ -40,17 +42,19 @@ class ActorCritic(nn.Module):
     It answers what training engines ask of a transformers model (config, output embeddings, adapters) for its policy.
     """
 
-    def __init__(self, policy: Any, value: Any | None, critic_lr_ratio: float = 1.0):
-        """value: a classification model with one label, whose head is set to zero; None: a head on the policy."""
+    def __init__(self, policy: Any, value: Any | None, critic_lr_ratio: float = 1.0, value_adapter: str | None = None):
+        """value: a classification model with one label, whose head is set to zero; None: a head on the policy, or with
+        value_adapter on the hidden states of the policy's adapter of this name."""
         super().__init__()
-        self.policy, self.value = policy, value
+        self.policy, self.value, self._adapter = policy, value, value_adapter
         if value is None:
             width = policy.get_output_embeddings().weight.shape[1]
             self.value_head = nn.Linear(width, 1, bias=False)
             nn.init.zeros_(self.value_head.weight)
         else:
             nn.init.zeros_(value.score.weight)
-        for p in (self.value_head if value is None else value).parameters():
+        own = [p for name, p in policy.named_parameters() if f".{value_adapter}." in name]
+        for p in (*(self.value_head if value is None else value).parameters(), *own):
             p.lr_ratio = critic_lr_ratio
         if hasattr(policy, "peft_config"):  # what tells an adapter from other models
             self.peft_config = policy.peft_config
@@ -70,9 +74,15 @@ class ActorCritic(nn.Module):
     def get_output_embeddings(self) -> Any:
         return self.policy.get_output_embeddings()
 
-    def activation_checkpointing_enable(self, *options: Any, **named: Any) -> None:
+    def activation_checkpointing_enable(self, options: dict[str, Any]) -> None:
+        if self._adapter is not None:  # what is computed again backward is so by the adapter that computed it
+
+            def contexts() -> tuple[Any, Any]:
+                return contextlib.nullcontext(), adapter_in_use(self.policy, used_adapter(self.policy))
+
+            options = {**options, "context_fn": contexts}
         for part in self.parts:
-            part.activation_checkpointing_enable(*options, **named)
+            part.activation_checkpointing_enable(options)
 
     def forward(
         self, input_ids: Tensor, use_cache: bool = False, detach_values: bool = False, **inputs: Any
@@ -80,7 +90,11 @@ class ActorCritic(nn.Module):
         """detach_values: what is learnt from the values does not reach the policy (under value=shared)."""
         with last_hidden(self.policy, logits=True) as seen:
             logits = self.policy(input_ids=input_ids, use_cache=use_cache, **inputs).logits
-        if self.value is None:
+        if self._adapter is not None:
+            head, backbone = self.value_head, self.policy.get_base_model().base_model
+            with adapter_in_use(self.policy, self._adapter):
+                hidden = backbone(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state
+        elif self.value is None:
             head, hidden = self.value_head, seen[0].detach() if detach_values else seen[0]
         else:
             head = self.value.score
@@ -100,7 +114,9 @@ class ActorCritic(nn.Module):
             parts[prefix][name.removeprefix(prefix)] = weight
         save(self.policy, parts[POLICY], folder)
         (folder / VALUE_FOLDER).mkdir()
-        if self.value is None:
+        if self._adapter is not None:
+            save_adapter(self.policy, parts[POLICY], folder / VALUE_FOLDER, self._adapter, parts[HEAD]["weight"])
+        elif self.value is None:
             save_file(parts[HEAD], folder / VALUE_FOLDER / "value_head.safetensors")
         else:
             save(self.value, parts[VALUE], folder / VALUE_FOLDER)

@@ -50,6 +50,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_BASE = "adapter_base.json"
 REWARD_SETTINGS = "reward.json"
+HEAD = "base_model.model.score.weight"  # peft's name for the head of a classifier
 SAMPLED_BYTES = 1024  # of every tensor, from its middle
 
 
@@ -147,15 +148,27 @@ def _and_manifest(folder: Path) -> str:
     return f" and delete {folder / manifest.MANIFEST}" if (folder / manifest.MANIFEST).is_file() else ""
 
 
-def save_adapter(model: Any, weights: dict[str, torch.Tensor], folder: Path) -> None:
-    """Write the adapter's files. `weights`: by the model's parameter names; those of the base are left out."""
+def save_adapter(
+    model: Any,
+    weights: dict[str, torch.Tensor],
+    folder: Path,
+    name: str | None = None,
+    head: torch.Tensor | None = None,
+) -> None:
+    """Write the adapter's files. `weights`: by the model's parameter names; those of the base are left out.
+
+    name: of one of several adapters; None: the one in use. head (1, D): what reads that one's hidden states; it is then
+    saved as a reward model."""
     from peft import get_peft_model_state_dict
 
-    state = get_peft_model_state_dict(model, weights, save_embedding_layers=False)
+    name = name or model.active_adapter
+    state = get_peft_model_state_dict(model, weights, name, save_embedding_layers=False)
+    config = copy.copy(model.peft_config[name])
+    if head is not None:
+        state, config.task_type = state | {HEAD: head}, "SEQ_CLS"
     tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in sorted(state.items())}
     save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     base: AdapterBase = model.adapter_base
-    config = copy.copy(model.peft_config[model.active_adapter])
     config.inference_mode = True
     if isinstance(config.target_modules, set):  # whose order would change from run to run
         config.target_modules = sorted(config.target_modules)
@@ -167,7 +180,7 @@ def save_adapter(model: Any, weights: dict[str, torch.Tensor], folder: Path) -> 
     (folder / ADAPTER_BASE).write_text(json.dumps(record, indent=1), encoding="utf-8")
     if settings := getattr(model.config, "tinychat_reward", None):
         (folder / REWARD_SETTINGS).write_text(json.dumps(settings, indent=1), encoding="utf-8")
-    else:
+    elif head is None:
         model.generation_config.save_pretrained(folder)
 
 
@@ -193,11 +206,18 @@ def add_adapter(model: Any, config: PeftConfig, task: str = "CAUSAL_LM") -> Any:
     vocabulary was changed since it was loaded.
     """
     quiet_bitsandbytes()
+    base = _base_of(model)
+    found = _with_adapter(model, _new_adapter(model, config, task))
+    found.adapter_base = base
+    return found
+
+
+def _new_adapter(model: Any, config: PeftConfig, task: str) -> Any:
+    """peft's configuration of what `config` asks for on this model."""
     from peft import LoraConfig
 
     targets = adapter_targets(model, config.targets)
-    base = _base_of(model)
-    adapter = LoraConfig(
+    return LoraConfig(
         task_type=task,
         r=config.r,
         lora_alpha=config.alpha,
@@ -205,9 +225,77 @@ def add_adapter(model: Any, config: PeftConfig, task: str = "CAUSAL_LM") -> Any:
         target_modules=targets if isinstance(targets, str) else list(targets),
         fan_in_fan_out=model.config.model_type == "gpt2",  # its Conv1D layers hold (in, out) matrices
     )
-    found = _with_adapter(model, adapter)
-    found.adapter_base = base
-    return found
+
+
+def put_adapter_beside(model: Any, name: str, config: PeftConfig) -> None:
+    """A second adapter, new, on the base of a model that has one; not in use, and not trained."""
+    base = model.get_base_model()
+    with _quiet_peft():
+        model.add_adapter(name, _new_adapter(base, config, "CAUSAL_LM"))
+
+
+def put_saved_adapter_beside(model: Any, name: str, folder: Path, layers: int | None = None) -> torch.Tensor | None:
+    """The adapter in a folder on the base of a model that has one already, which is the same base; not in use, not
+    trained, without dropout. layers: it is on so many of the first blocks alone; None: on all. Returns the head saved
+    with it (1, D), None where there is none. Raises UserError as load_adapter."""
+    from peft import PeftConfig as AdapterConfig
+    from peft import set_peft_model_state_dict
+
+    check_safetensors(folder, ADAPTER_WEIGHTS)
+    folders.verify_contents(folder)
+    weights = {key: tensor.float().clone() for key, tensor in load_file(folder / ADAPTER_WEIGHTS).items()}
+    head = weights.pop(HEAD, None)
+    try:
+        config = AdapterConfig.from_pretrained(str(folder))
+        config.inference_mode, config.modules_to_save, config.lora_dropout = True, None, 0.0
+        config.task_type = "CAUSAL_LM"  # its head is not peft's
+        if layers is not None:
+            config.layers_to_transform = list(range(layers))
+        # On the meta device first: no random numbers are drawn for weights that are read from the file.
+        with _quiet_peft():
+            model.add_adapter(name, config, low_cpu_mem_usage=True)
+        _, unexpected = set_peft_model_state_dict(model, weights, name, low_cpu_mem_usage=True)
+    except Exception as error:  # peft raises nearly anything on a malformed or foreign adapter
+        raise UserError(f"adapter {folder}: does not fit the policy's base: {one_line(error)}") from None
+    own = {key: p for key, p in model.named_parameters() if f".{name}." in key}
+    left_out = sorted({*unexpected, *(key for key, p in own.items() if p.is_meta)})
+    if left_out:
+        raise UserError(f"adapter {folder}: {ADAPTER_WEIGHTS} and {ADAPTER_CONFIG} disagree about {left_out[0]}")
+    for p in own.values():
+        p.data = p.data.to(model.get_input_embeddings().weight.device)
+        p.requires_grad_(False)
+    check_finite(model, f"adapter {folder}")
+    return head
+
+
+def adapter_layers(model: Any) -> list[Any]:
+    """The layers that hold the adapters of a model."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+
+
+def used_adapter(model: Any) -> str | None:
+    """The adapter that computes now, None where the base does alone."""
+    first = adapter_layers(model)[0]
+    return None if first.disable_adapters else first.active_adapters[0]
+
+
+@contextlib.contextmanager
+def adapter_in_use(model: Any, name: str | None) -> Iterator[None]:
+    """Inside, this adapter of a model computes, or the base alone (None). What is trained stays as it is: peft's
+    disable_adapter and set_adapter freeze what they switch off, and afterwards know of one trained adapter alone."""
+    layers = adapter_layers(model)
+    before = [(layer._active_adapter, layer._disable_adapters) for layer in layers]
+    for layer in layers:
+        layer._disable_adapters = name is None
+        if name is not None:
+            layer._active_adapter = [name]
+    try:
+        yield
+    finally:
+        for layer, (active, disabled) in zip(layers, before, strict=True):
+            layer._active_adapter, layer._disable_adapters = active, disabled
 
 
 def adapter_targets(model: Any, wanted: list[str] | None) -> tuple[str, ...] | str:

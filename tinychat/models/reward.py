@@ -11,6 +11,7 @@ blocks above are neither computed nor kept, so that every reader of the model (a
 
 from __future__ import annotations
 
+import copy
 import math
 from functools import partial
 from pathlib import Path
@@ -142,7 +143,7 @@ def _load(path: str, dropout: float | None = None, quantize: bool = False, is_tr
             raise UserError(f"model {path}: a classifier of {config.num_labels} classes; a reward model has one output")
         model = read_model(path, AutoModelForSequenceClassification, dropout, quantize)
     else:
-        own = _checked(read_reward_settings(folder))
+        own = reward_settings(folder)
 
         def base(address: str, *more: Any) -> Any:
             loaded = _load(address, *more)
@@ -151,6 +152,27 @@ def _load(path: str, dropout: float | None = None, quantize: bool = False, is_tr
         model = load_adapter(folder, dropout, quantize, is_trainable, base)
         setattr(model.config, SETTINGS, own)
     return _own_memory(model)
+
+
+def reward_settings(folder: Path) -> dict[str, Any]:
+    """`settings` of the adapter in a folder."""
+    return _checked(read_reward_settings(folder))
+
+
+def scoring(model: Any, own: dict[str, Any], head: Tensor | None) -> Any:
+    """A reward model with this head (1, D) on the very modules of a language model, adapters in them included; own: its
+    `settings`. The language model stays as it is. Raises UserError as _classifier, and without a head."""
+    if head is None:
+        raise UserError(f"adapter on {model.name_or_path}: has no weights of a head, so it is no reward model")
+    twin, body = copy.copy(model), copy.copy(model.base_model)
+    twin.config = body.config = copy.deepcopy(model.config)
+    twin._modules, body._modules = dict(model._modules), dict(model.base_model._modules)
+    setattr(twin, model.base_model_prefix, body)
+    device = model.get_input_embeddings().weight.device
+    found = _classifier(twin, own.get(LAYER))
+    found.score.weight = nn.Parameter(head.to(device), requires_grad=False)
+    setattr(found.config, SETTINGS, own)
+    return found
 
 
 def _own_memory(model: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from tinychat.config.stages import ScoreRange
 from tinychat.errors import UserError
 from tinychat.models.kernels.attention import use_blocked_attention
 from tinychat.models.kernels.layers import use_fused_norms, use_fused_rotary
+from tinychat.models.one_base import OneBase
 from tinychat.models.reward import load_reward_model, normalise, raw_scores, settings
 from tinychat.text.chat_render import Message, Refused
 from tinychat.text.chat_template import EncodedChat, encode_chats, template_name, try_chats
@@ -61,18 +63,28 @@ class Scorer:
     for a judge that it is safe.
     """
 
-    def __init__(self, path: str, device: str | torch.device, dtype: torch.dtype, batch_size: int):
-        """path: a checkpoint folder or hub id; dtype: of the arithmetic; batch_size: sequences per forward pass.
+    def __init__(
+        self,
+        path: str,
+        device: str | torch.device,
+        dtype: torch.dtype,
+        batch_size: int,
+        base: OneBase | None = None,
+    ):
+        """path: a checkpoint folder or hub id; dtype: of the arithmetic; batch_size: sequences per forward pass; base:
+        of a policy, on which the model is computed where it is an adapter of the same weights (all ranks score
+        together then).
 
         Raises UserError for what is no reward model, or one whose tokenizer brings no chat template.
         """
         self.path, self.batch_size = path, batch_size
         self.device, self.dtype = torch.device(device), dtype
-        self.model = load_reward_model(path).to(self.device)
+        shared = None if base is None else base.reward_model(path)
+        self.model, self._in_use = shared or (load_reward_model(path).to(self.device), contextlib.nullcontext)
         self.tokenizer: PreTrainedTokenizerFast = load_saved_tokenizer(path)
         if not self.tokenizer.chat_template:
             raise UserError(f"{path}: its tokenizer brings no chat template; train it with stage=reward")
-        for faster in (use_blocked_attention, use_fused_norms, use_fused_rotary):
+        for faster in (use_blocked_attention, use_fused_norms, use_fused_rotary) if shared is None else ():
             faster(self.model, self.device)
 
     @property
@@ -135,10 +147,11 @@ class Scorer:
                 )
         longest_first = sorted(range(len(sequences)), key=lambda index: -lengths[index])
         scores = [0.0] * len(sequences)
-        for start in range(0, len(sequences), self.batch_size):
-            rows = longest_first[start : start + self.batch_size]
-            for row, score in zip(rows, self._batch([sequences[row] for row in rows]), strict=True):
-                scores[row] = score
+        with self._in_use():
+            for start in range(0, len(sequences), self.batch_size):
+                rows = longest_first[start : start + self.batch_size]
+                for row, score in zip(rows, self._batch([sequences[row] for row in rows]), strict=True):
+                    scores[row] = score
         return scores
 
     def _batch(self, sequences: list[Sequence[int]]) -> list[float]:

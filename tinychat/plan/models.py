@@ -124,9 +124,13 @@ def stage_models(
     if spec.value and stage.value is ValueKind.shared:
         found[0] = replace(found[0], weights=trained.weights + trained.width, trained=trained.trained + trained.width)
     own = spec.value and stage.value is ValueKind.own
-    if own or scorers:
+    beside = spec.value and stage.value is ValueKind.adapter
+    if own or beside or scorers:
         scalar = _reward(shape, length, numbers, like=whole or (None if own else trained))
         found += [replace(scalar, name="value function")] if own else []
+    if beside:  # its activations are its own, its weights an adapter's and a head's
+        size = trained.trained + trained.width
+        found.append(replace(scalar, name="value function", weights=size, trained=size, orthogonal=0, adapter=True))
     # An adapter switched off is the policy that it began with; of given tokens that one is asked before it learns.
     if spec.reference and spec.rollouts and stage.compared and whole:
         found.append(replace(whole, name="reference", trained=0, orthogonal=0))

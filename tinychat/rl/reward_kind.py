@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from tinychat.data.preferences.prompts import PromptRow
+    from tinychat.models.one_base import OneBase
     from tinychat.runtime.world import World
 
 
@@ -32,6 +33,7 @@ class Place:
     world: World
     dtype: torch.dtype
     batch_size: int
+    base: OneBase | None = None  # of the policy
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import torch
 
     from tinychat.data.preferences.prompts import PromptRow
+    from tinychat.models.one_base import OneBase
     from tinychat.models.scorer import Scorer
     from tinychat.runtime.world import World
 
@@ -47,7 +48,7 @@ class ModelReward(Kind):
     def _opened(self, path: str, place: Place) -> Scorer:
         from tinychat.models.scorer import Scorer
 
-        found = Scorer(path, place.world.device, place.dtype, place.batch_size)
+        found = Scorer(path, place.world.device, place.dtype, place.batch_size, place.base)
         found.check_tokenizer(place.tokenizer, f"{place.key}.path={path}")
         found.check_template(place.tokenizer, "the policy", place.any_template)
         if found.score_range == ScoreRange.raw.value:
@@ -346,8 +347,11 @@ class Rewards:
         world: World,
         dtype: torch.dtype,
         batch_size: int,
+        base: OneBase | None = None,
     ):
-        """Raises UserError for a reward model of another tokenizer or chat template, and for code of the user's that
+        """base: of the policy, on which reward models that are adapters of it are computed.
+
+        Raises UserError for a reward model of another tokenizer or chat template, and for code of the user's that
         cannot be found."""
         self.weighing = Weighing(config)
         self._world = world
@@ -355,7 +359,7 @@ class Rewards:
         for name, part in config.parts.items():
             kind = reward_kind(name, part)
             paths = tuple(str(parents[f"reward.{one}"]) for one in reward_models(config) if one.split(".")[0] == name)
-            place = Place(f"reward.parts.{name}", paths, tokenizer, config.any_template, world, dtype, batch_size)
+            place = Place(f"reward.parts.{name}", paths, tokenizer, config.any_template, world, dtype, batch_size, base)
             self._parts[name] = kind(part, place)
 
     @property

@@ -21,7 +21,7 @@ from tinychat.data.files.splits import Split
 from tinychat.data.preferences.sources import preference_source
 from tinychat.data.preferences.tokens import UNKNOWN, PreferenceCache, eval_pairs, preference_cache
 from tinychat.engine import Batch, Engine
-from tinychat.models.adapters import is_adapter
+from tinychat.models.adapters import adapter_in_use, is_adapter
 from tinychat.models.logprobs import IGNORED, token_nll
 from tinychat.models.vocabulary import Vocabulary
 from tinychat.runtime.world import World
@@ -112,7 +112,7 @@ class ReferenceModel:
     def _measure(self, pairs: PreferenceCache, numbers: np.ndarray, world: World) -> np.ndarray:
         found = torch.zeros(len(pairs), 2, device=world.device)
         with self.engine.inference() as model:
-            off = model.disable_adapter() if is_adapter(model) else contextlib.nullcontext()
+            off = adapter_in_use(model, None) if is_adapter(model) else contextlib.nullcontext()
             with off:
                 for batch in eval_pairs(pairs, self.batch_size, world.rank, world.size, pairs=numbers):
                     own = batch["pair"][::2].to(world.device)

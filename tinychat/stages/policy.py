@@ -19,7 +19,7 @@ from tinychat.data.preferences.prompts import PromptBatch, PromptBatches, prompt
 from tinychat.engine import Batch, Engine, evaluation_engine
 from tinychat.evaluation.final_answer import split_reply
 from tinychat.models.actor_critic import ActorCritic, hidden_and_values, policy_and_values, policy_of
-from tinychat.models.adapters import is_adapter
+from tinychat.models.adapters import adapter_in_use, is_adapter
 from tinychat.models.checkpoints import start_model
 from tinychat.models.generation.decode import DecodeOptions
 from tinychat.models.load import WeightsInFile
@@ -83,7 +83,7 @@ class Reference:
             with self._copy.inference() as model:
                 yield model
         else:
-            with policy.disable_adapter():
+            with adapter_in_use(policy, None):
                 yield policy
 
 

@@ -15,6 +15,7 @@ from tinychat.config.rollout_stages import PpoStage, ValueInit, ValueKind
 from tinychat.config.schema import Config
 from tinychat.engine import Batch, Engine
 from tinychat.models.actor_critic import ActorCritic, policy_and_values
+from tinychat.models.one_base import VALUE, add_value_adapter, other_base
 from tinychat.models.reward import start_reward_model
 from tinychat.models.vocabulary import Vocabulary, vocabulary
 from tinychat.rl.advantages import gae, per_token_rewards, whiten
@@ -37,14 +38,20 @@ def run(config: Config, context: Context) -> StageResult:
 def get_actor_critic(config: Config, context: Context, tokenizer: Any) -> ActorCritic:
     """The policy of init_from, without dropout, with a value function whose head is zero."""
     stage, policy, value = config.stage, get_policy(config, context, tokenizer), None
+    models = [path for key, path in context.parents.items() if key.startswith("reward.") and path]
+    start = models[0] if stage.value_from is ValueInit.reward and models else None
     if stage.value is ValueKind.own:
-        where = str(context.parents["init_from"])
-        models = [path for key, path in context.parents.items() if key.startswith("reward.") and path]
-        if stage.value_from is ValueInit.reward and models:
-            where = models[0]
+        where = start or str(context.parents["init_from"])
         value = start_reward_model(where, WHOLE, None, dropout=0.0, entries=vocabulary_size(tokenizer))
         log.info("value function: a backbone of its own, from %s", where)
-    return ActorCritic(policy, value, stage.critic_lr_ratio)
+    if stage.value is not ValueKind.adapter:
+        return ActorCritic(policy, value, stage.critic_lr_ratio)
+    if start is not None and (why := other_base(policy, start)):
+        log.info("value function: a new adapter, and not that of %s: %s", start, why)
+        start = None
+    add_value_adapter(policy, config.peft, start)
+    log.info("value function: an adapter on the policy's base, %s", f"from {start}" if start else "new")
+    return ActorCritic(policy, None, stage.critic_lr_ratio, VALUE)
 
 
 def algorithm(stage: PpoStage, words: Vocabulary) -> Algorithm:

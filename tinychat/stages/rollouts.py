@@ -21,6 +21,7 @@ from tinychat.engine import Batch, Engine, StepStats, build_engine
 from tinychat.errors import UserError
 from tinychat.models.actor_critic import policy_of
 from tinychat.models.build import count_parameters
+from tinychat.models.one_base import OneBase
 from tinychat.models.scorer import Scorer
 from tinychat.models.vocabulary import vocabulary
 from tinychat.rl.advantages import apply_eos_penalty, group_advantages, soft_length_penalty
@@ -111,7 +112,8 @@ def learn_from_rollouts(
     entries = vocabulary_size(tokenizer)
     reference = Reference(config, context, policy_of(model), entries) if stage.compared else None
     engine = build_engine(model, config.optim, config.ds, stage, config.precision, world)
-    rewards = Rewards(config.reward, context.parents, tokenizer, world, engine.dtype, stage.rollout_batch_size)
+    base = OneBase(policy_of(engine.model), engine.generation)
+    rewards = Rewards(config.reward, context.parents, tokenizer, world, engine.dtype, stage.rollout_batch_size, base)
     rewards.check_rows(prompts.rows)
     rewards.check_lengths(min(length, prompts.longest + stage.response_length))
     sampler = Sampler(stage, tokenizer, Models(engine, reference, vocabulary(tokenizer)), rewards)
@@ -317,13 +319,8 @@ def checks_before_training(
             None if models.dtype is torch.float32 else exact_logprobs,
         )
 
-    @functools.cache
-    def policy() -> PolicyChecks:
-        return policy_checks(rollout())
-
-    @functools.cache
-    def exact_policy() -> PolicyChecks:
-        return policy_checks(sampled())
+    policy = functools.cache(lambda: policy_checks(rollout()))
+    exact_policy = functools.cache(lambda: policy_checks(sampled()))
 
     def looked_at(look: Callable[[PolicyChecks], float]) -> Callable[[], float]:
         def of_both() -> float:
