@@ -97,7 +97,7 @@ def test_scales_are_the_spread_of_each_part_over_the_prompts_that_it_scores_and_
 
 def test_a_part_that_says_the_same_of_all_has_no_scale() -> None:
     reward = weighing(None, normalise=True)
-    with pytest.raises(UserError, match=r"reward.parts.cost gives 2 replies .* one score.*reward.normalise=false"):
+    with pytest.raises(UserError, match=r"reward.parts.cost gives all 2 replies .* one score.*reward.normalise=false"):
         reward.calibrate({"help": [1.0, 2.0], "cost": [1.0, 1.0]}, ["", ""])
 
 

@@ -116,9 +116,12 @@ class Weighing:
             own = [score for score, kind in asked if self.asks(name, kind) and not math.isnan(score)]
             spread = statistics.pstdev(own) if own else 0.0
             if not spread:
+                said = (
+                    f"gives all {len(own)} replies of the starting policy one score" if own else "has no reply to score"
+                )
                 raise UserError(
-                    f"reward.normalise=true: reward.parts.{name} gives {len(own)} replies of the starting policy one "
-                    "score, so that it has no scale; take more replies (stage.rollout_size), or reward.normalise=false"
+                    f"reward.normalise=true: reward.parts.{name} {said}, so that it has no scale; take more replies "
+                    "(stage.rollout_size), or reward.normalise=false"
                 )
             self._scales[name] = spread
         self.uncalibrated = False

@@ -45,6 +45,7 @@ from tinychat.stages.requests import HeldOutReplies
 from tinychat.text.chat_template import end_ids, reply_text
 from tinychat.text.tokenizer import vocabulary_size
 
+CALIBRATION = 16  # prompts at least
 WHOLE = PeftConfig("none", PeftKind.none, None, None, None, None)
 
 
@@ -212,9 +213,10 @@ class Sampler:
         rollout.parts |= {"gold": gold} if gold is not None else {}
 
     def calibrate(self, prompts: PromptBatches, seed: int, group: int) -> None:
-        """Find by how much the reward's parts are to be scaled, on a rollout that nothing is learnt from."""
-        ranks = self.models.world.size
-        rollout = self.sample(prompts.batch(0, -(-self._stage.rollout_size // (group * ranks)) * ranks), seed, group)
+        """Find by how much the reward's parts are to be scaled, on a rollout that nothing is learnt from: of as many
+        prompts as a step's, or of CALIBRATION where these are more, so that each kind of prompt is among them."""
+        ranks, size = self.models.world.size, max(CALIBRATION, self._stage.rollout_size // group)
+        rollout = self.sample(prompts.batch(0, -(-size // ranks) * ranks), seed, group)
         self.score(rollout)
         self._rewards.weighing.calibrate(rollout.parts, [row.kind for row in rollout.rows])
 

@@ -72,6 +72,8 @@ def test_each_prompt_has_its_kind_and_both_have_their_share(root: Path) -> None:
     assert {row.kind for row in found[::2]} == {"harmful", "benign"}, "evaluations take rows at even distances"
     assert {row.harmful for row in found if row.kind == "benign"} == {False}
     assert {row.harmful for row in found if row.kind == "harmful"} == {None}, "of those the data do not say"
+    some = Counter(row.kind for row in rows(root, max_rows=12))
+    assert min(some["harmful"], some["benign"]) >= 3 and sum(some.values()) == 12
     more = rows(root, "train", weights={"harmful": 0.25, "benign": 0.75})
     assert Counter(row.kind for row in more) == {"harmful": 12, "benign": 36}
     every = rows(root, "train", weights={})

@@ -162,7 +162,8 @@ def shares(rows: dict[str, list[PromptRow]], weights: dict[str, float], seed: in
     if not weights:
         return rows
     whole = min(len(rows[kind]) / weights[kind] for kind in rows)
-    taken = {kind: choose(own, round(whole * weights[kind]), seed) for kind, own in rows.items()}
+    # Not by the seed that max_rows chooses by among all of them: that would take those again which this has taken.
+    taken = {kind: choose(own, round(whole * weights[kind]), ~seed) for kind, own in rows.items()}
     for kind, own in taken.items():
         if not own:
             counts = ", ".join(f"{len(there):,} {name}" for name, there in rows.items())
