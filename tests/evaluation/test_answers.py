@@ -10,6 +10,7 @@ import pytest
 from tinychat.errors import UserError
 from tinychat.evaluation.answers import (
     common_subsequence,
+    credit,
     is_correct,
     last_number,
     list_items,
@@ -182,3 +183,41 @@ def test_common_subsequence_is_the_textbooks() -> None:
             for j, b in enumerate(second):
                 table[i + 1][j + 1] = table[i][j] + 1 if a == b else max(table[i][j + 1], table[i + 1][j])
         assert common_subsequence(first, second) == table[-1][-1]
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected", "right"),
+    [
+        ("Positive", "positive.", True),
+        ("**Positive**", "Positive", True),
+        ("The sentiment of the sentence is positive.", "Positive", True),
+        ("Answer: Positive", "positive", True),
+        ("The answer is:\n\nPositive\n\nIt sounds glad.", "positive", True),
+        ("It can be classified as a declarative sentence.", "Declarative.", True),
+        ("Opinion, because it says what somebody thinks.", "opinion", True),
+        ("The capital of France is Paris. It lies on the Seine.", "Paris", True),
+        ("A novel.", "Novel", True),
+        ("The sentiment is not positive.", "Positive", False),
+        ("Positive or negative.", "Positive", False),
+        ("The sentiment is positive or negative.", "negative", False),
+        ("It is negative. It is not positive", "positive", False),
+        ("", "positive", False),
+        ("I think that the word positive is nice.", "positive", False),
+    ],
+)
+def test_what_is_stated_is_the_end_of_a_first_sentence_that_says_so(reply: str, expected: str, right: bool) -> None:
+    assert is_correct("stated", reply, expected) is right
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected", "share"),
+    [
+        ("big, red", "red and big", 1.0),
+        ("The adjectives are:\n1. Red\n2. Big", "The adjectives used are red and big.", 1.0),
+        ("red", "red and big", 0.5),
+        ("red, big, old, new", "red, big", 0.5),
+        ("", "red", 0.0),
+    ],
+)
+def test_items_in_any_order(reply: str, expected: str, share: float) -> None:
+    assert credit("set", reply, expected) == share

@@ -18,7 +18,9 @@ from typing import Any, cast
 import tinychat
 from tinychat.config.plugins import MADE_OF, VERIFIERS
 from tinychat.config.schema import DataConfig, TaskLevel
+from tinychat.data.chats import checkable
 from tinychat.data.chats.best_of_n import BestOfN
+from tinychat.data.chats.checkable import checked
 from tinychat.data.chats.files import ALPACA, GSM8K, MINIMIND, Layout, find_layout
 from tinychat.data.chats.rows import BadRow, ChatRow, chat_row
 from tinychat.data.chats.tools import as_text, with_tools
@@ -75,6 +77,16 @@ class Alpaca(DataSource):
 
     def layout(self) -> Layout:
         return ALPACA
+
+
+class CheckableAlpaca(Alpaca):
+    """Alpaca's instructions whose reply can be checked."""
+
+    def selected(self, rows: Iterator[ChatRow | BadRow]) -> Iterator[ChatRow | BadRow]:
+        return checked(rows, "alpaca_checkable")
+
+    def selection(self) -> list[str]:
+        return [hash_file(Path(checkable.__file__), None)]
 
 
 class Gsm8k(DataSource):
@@ -332,6 +344,7 @@ SOURCES: dict[str, DataSource] = {
     "text": Text(),
     "corpus": CorpusSource(),
     "alpaca": Alpaca(),
+    "alpaca_checkable": CheckableAlpaca(),
     "gsm8k": Gsm8k(),
     "minimind_sft": MinimindSft(),
     "chat": Chat(),

@@ -85,7 +85,8 @@ def credit(kind: str, reply: str, expected: str) -> float:
 
     exact: equal but for blanks; case and punctuation count. word: equal after normalise(). number: the last number in
     the reply, in digits or English words, has the value of the (last) one expected. yes_no: the first words are equal.
-    list: the same items in the same order, in part where some are. math: the number or expression that the reply
+    list: the same items in the same order, in part where some are; set: in any order. stated: the words expected, alone
+    or at the end of a first sentence that says so. math: the number or expression that the reply
     states as its answer (math_answers). logic: yes, no or unknown, and choice: letters of options (verdicts). regex:
     what is expected is a pattern, which the answer has to hold. Or one of the user's (data.verifiers), by its name. A
     reply's thought is not part of its answer (final_answer).
@@ -170,6 +171,38 @@ def _same_items(reply: str, expected: str) -> float:
     return common_subsequence(ours, theirs) / longer if longer else 1.0
 
 
+ARTICLE = re.compile(r"^(?:an?|the) ")
+CLAUSE = re.compile(r"[.!?](?=\s|$)|[,;(]|\s[-–—]\s")
+HEADS = "sentence|sentiment|statement|text|category|class|type|language|resource|article|noun|item|phrase|tense"
+
+
+def states(reply: str, expected: str) -> bool:
+    """Whether the first sentence of the reply is what is expected, or ends with it after words that say so: "Good",
+    "The sentiment is positive", "It can be classified as a positive sentence.". Articles and case do not count. One
+    that denies it, or names another beside it, does not state it."""
+    wanted = ARTICLE.sub("", normalise(expected))
+    lines = [line for line in reply.splitlines() if normalise(line)]
+    if len(lines) > 1 and lines[0].rstrip().endswith(":"):
+        lines = lines[1:]
+    first = re.split(r"[.!?](?=\s|$)", lines[0])[0] if lines else ""
+    if wanted in (ARTICLE.sub("", normalise(part)) for part in (lines[0] if lines else "", CLAUSE.split(first)[0])):
+        return bool(wanted)
+    said = " ".join(re.sub(r"[\"'“”‘’`*]", " ", unicodedata.normalize("NFKC", first).casefold()).split())
+    end = rf"(?:\b(?:is|are|was|be|being|as|of)|[:=]) (?:an? |the )?{re.escape(wanted)}(?: (?:{HEADS}))?[\s.]*$"
+    return bool(wanted) and re.search(end, said) is not None
+
+
+def _same_set(reply: str, expected: str) -> float:
+    """The share of the items of both lists that stands in both, in any order; words before the list do not count."""
+    ours, theirs = ({ARTICLE.sub("", item) for item in list_items(_listed(text))} for text in (reply, expected))
+    return len(ours & theirs) / len(ours | theirs) if ours | theirs else 1.0
+
+
+def _listed(text: str) -> str:
+    """A text without what introduces its list."""
+    return re.sub(r"^[^\n:,]*?(?::|\b(?:are|is|include)\b)\s+", "", text.strip(), count=1)
+
+
 def matches(reply: str, pattern: str) -> bool:
     """Whether the pattern is found in the reply's answer. A search that takes longer finds nothing, and is told."""
     import regex
@@ -199,13 +232,15 @@ CHECKS: dict[str, Check] = {
     "word": _same,
     "yes_no": _same_first_word,
     "list": _same_items,
+    "set": _same_set,
+    "stated": states,
     "math": math_answers.same_answer,
     "logic": same_verdict,
     "choice": same_choice,
     "regex": matches,
 }
 # Kinds that read all of an answer, whose thought goes before them; the others find what is stated.
-WHOLE = frozenset(("exact", "number", "word", "yes_no", "list"))
+WHOLE = frozenset(("exact", "number", "word", "yes_no", "list", "set", "stated"))
 # Kinds that cannot use every reference -> what one has to be, and whether a text is.
 REFERENCES: dict[str, tuple[str, Callable[[str], bool]]] = {
     "math": (f"one number (for others: {install_command('math')})", math_answers.serves),

@@ -196,10 +196,10 @@ def _find(config: DataConfig, split: Split) -> Found[ChatRow]:
 
 def _from_files(config: DataConfig, found: SplitFiles) -> Found[ChatRow]:
     tables = tables_of(found, "conversations")
-    layout = source_of(config).layout()
+    source, layout = source_of(config), source_of(config).layout()
     told: set[Layout] = set()
 
-    def read() -> Iterator[ChatRow | BadRow]:
+    def read_all() -> Iterator[ChatRow | BadRow]:
         for path in tables.taken:
             with readable(path):
                 placed = ((f"{path}, {place}", row) for place, row in read_rows(path, Meter(), READ))
@@ -210,24 +210,27 @@ def _from_files(config: DataConfig, found: SplitFiles) -> Found[ChatRow]:
                     yield row
 
     def identify(memo_dir: Path | None) -> str:
-        return json.dumps([layout.columns() if layout else None, tables.hashes(memo_dir), *as_text(config)])
+        return json.dumps(
+            [layout.columns() if layout else None, tables.hashes(memo_dir), *as_text(config), *source.selection()]
+        )
 
-    return Found(tables.describe("rows"), read, identify, tables.hold_out, tables.size)
+    return Found(tables.describe("rows"), lambda: source.selected(read_all()), identify, tables.hold_out, tables.size)
 
 
 def _from_hub(config: DataConfig, split: Split, place: Hub) -> Found[ChatRow]:
-    hub, layout = place.rows(split), source_of(config).layout()
+    hub, source = place.rows(split), source_of(config)
 
     def read() -> Iterator[ChatRow | BadRow]:
         rows = (
             (f"{place.repository}, row {number}", row) for number, row in enumerate(hub.rows(stream=False), start=1)
         )
-        return (row for _, row in read_chats(with_tools(rows, config.tool_calls), layout))
+        chats = read_chats(with_tools(rows, config.tool_calls), source.layout())
+        return source.selected(row for _, row in chats)
 
     description = f"{place.repository}{f', {place.file}' if place.file else ''} (of the hub)"
     return Found(
         description,
         read,
-        lambda memo_dir: "".join([hub.fingerprint(), *as_text(config)]),
+        lambda memo_dir: "".join([hub.fingerprint(), *as_text(config), *source.selection()]),
         None if place.validation else seeded_hold_out(config, split),
     )

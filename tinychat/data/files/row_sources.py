@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from tinychat.config.schema import DataConfig, OnBadRow
 from tinychat.data.chats.files import Layout
-from tinychat.data.chats.rows import BadRow
+from tinychat.data.chats.rows import BadRow, ChatRow
 from tinychat.data.files import splits
 from tinychat.data.files.splits import HoldOut, Split, SplitFiles, nothing_left
 from tinychat.data.preferences.rows import Reader, own_row
@@ -170,6 +170,14 @@ class DataSource:
 
     def layout(self) -> Layout | None:
         """Of conversations in its files; None: found out from each file's first row."""
+
+    def selected(self, rows: Iterator[ChatRow | BadRow]) -> Iterator[ChatRow | BadRow]:
+        """Of the conversations in its files or on the hub those that it has, and how they are checked."""
+        return rows
+
+    def selection(self) -> list[str]:
+        """What selected() depends on, for the fingerprint."""
+        return []
 
     def reader(self, config: DataConfig) -> Reader:
         """What makes a preference of a row in its files."""
