@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from tinychat.config import checks, plugins
-from tinychat.config.schema import Config, OptimKind, Precision, TokenizerKind
+from tinychat.config.schema import BestOfNConfig, Config, OptimKind, Precision, TokenizerKind
 from tinychat.config.shapes import shape_of
 from tinychat.config.specs import SPECS, spec_of
 from tinychat.engine.base import DTYPES, resolve_precision
@@ -97,18 +97,18 @@ def _estimate(
     found = memory(models, split, work, stored.itemsize, dtype.itemsize, muon)
     seconds = step_seconds(config, models, split, work, stored.itemsize, dtype, device)
     plan = Plan(config, device, dtype, models, split, work, found, seconds, assumed)
-    if plugins.makes_replies(config):
+    if isinstance(config.data, BestOfNConfig) and plugins.makes_replies(config):
         if BEFORE not in known:
             known[BEFORE] = answering_models(
                 config, copy.deepcopy(shape), length, Numbers(torch.float32, dtype, device.on_cpu)
             )
-        _add_replies(plan, known[BEFORE], length)
+        _add_replies(plan, config.data, known[BEFORE], length)
     return plan
 
 
-def _add_replies(plan: Plan, models: list[ModelPlan], length: int) -> None:
+def _add_replies(plan: Plan, data: BestOfNConfig, models: list[ModelPlan], length: int) -> None:
     """What data=best_of_n takes before the first step: replies of a policy to its prompts, and their scores."""
-    data, device, ranks = plan.config.data, plan.hardware, plan.split.ranks
+    device, ranks = plan.hardware, plan.split.ranks
     response = min(data.max_new_tokens, length - 1)
     work = replace(plan.work, rows=data.batch_size, length=length, targets=1, sampled_rows=data.batch_size)
     work = replace(work, group=data.samples, prompt=length - response, response=response)
