@@ -26,7 +26,7 @@ ROWS = [
 ]
 # The same inside models/: opening whatever checkpoint there is stands above full models and above what is put on them.
 MODEL_ROWS = [
-    {"vocabulary"},
+    {"vocabulary", "word_judge"},
     {"kernels"},
     {"logprobs", "quantized"},
     {"load"},

@@ -25,7 +25,7 @@ from tinychat.runtime.console import Parser, add_model_code, main_of
 from tinychat.runtime.run_files import at_home
 
 if TYPE_CHECKING:
-    from tinychat.models.scorer import Scorer
+    from tinychat.models.scorer import AnyScorer
 
 DESCRIPTION = """Score replies with a reward model (stage=reward) or a judge (stage=judge). A line is written for each
 row: the row as it was, with its score. Rows are JSON lines, a JSON list or another table:
@@ -149,21 +149,21 @@ def _keys(content: dict[str, Any]) -> str:
     return ", ".join(map(str, content)) or "nothing"
 
 
-def load(checkpoint: str, device: str, batch_size: int) -> Scorer:
+def load(checkpoint: str, device: str, batch_size: int) -> AnyScorer:
     """The reward model of a checkpoint, run folder or hub id. Raises UserError."""
     path = checkpoint if hub.is_hub_id(checkpoint) else str(folders.resolve_checkpoint(checkpoint))
     import torch
 
-    from tinychat.models.scorer import Scorer
+    from tinychat.models.scorer import open_scorer
 
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no GPU here; use --device cpu")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Scorer(path, device, torch.float32, batch_size)
+    return open_scorer(path, device, torch.float32, batch_size)
 
 
-def scores_of(scorer: Scorer, rows: list[Row]) -> list[list[float]]:
+def scores_of(scorer: AnyScorer, rows: list[Row]) -> list[list[float]]:
     """For each row the scores of its replies. Raises UserError, naming the row, for one that is too long or that the
     chat template refuses."""
     from tinychat.text.chat_render import Refused
@@ -193,7 +193,7 @@ def result(row: Row, scores: list[float]) -> dict[str, Any]:
     return {**row.content, "score_chosen": chosen, "score_rejected": rejected, "wins": wins}
 
 
-def score(scorer: Scorer, rows: list[Row], out: IO[str]) -> None:
+def score(scorer: AnyScorer, rows: list[Row], out: IO[str]) -> None:
     """Write a line for each row; say on standard error how far it is, and at the end the accuracy on pairs."""
     begin, right, pairs, size = time.monotonic(), 0.0, 0, CHUNKS * scorer.batch_size
     for start in range(0, len(rows), size):

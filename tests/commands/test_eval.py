@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.conftest import curve, error_line, result_of, run_train, save_base, write_rows
 from tests.warm import WarmPython
+from tinychat.models.scorer import open_scorer
 
 STEPS = 4
 SAME = (
@@ -202,6 +204,25 @@ def test_prompts_alone_are_requests_and_a_judge_must_be_one(measure, warm, folde
     line = error_line(warm.train(folder, *refused, "init_from=full", "stage.judge=full", "run_dir=no-judge"))
     assert "full" in line
     assert "language model" in line
+
+
+def test_a_second_judge_of_words_is_made_found_and_heard_beside_the_rules(measure, warm, folder: Path) -> None:
+    made = warm.train(folder, "stage=word_judge", "tracker=none", "data.max_rows=300", "data.max_val_rows=30")
+    assert made.returncode == 0, made.stderr[-2000:]
+    (run,) = (folder / "outputs" / "tinychat" / "word_judge-tinyworld").iterdir()
+    own = result_of(run)["metrics"]
+    assert 0.5 < own["eval/safety_accuracy"] <= 1 and {"eval/loss", "eval/reward_ece"} < set(own)
+    assert {path.stem for path in (run / "tables").iterdir()} == {"calibration", "categories", "safety_labels"}
+    result = measure("eval-second", "init_from=full", "template=chatml", "stage.safety_prompts=12")
+    assert result["facts"]["second judge"] == str(run / "word_judge")
+    assert 0 <= result["metrics"]["eval/safe_rate_second"] <= 1
+    columns = table(folder / "eval-second", "safety")["columns"]
+    replies = [dict(zip(columns, row, strict=True)) for row in table(folder / "eval-second", "safety")["rows"]]
+    apart = [row for row in replies if len({row["oracle"], row["second"] >= 0.5, row["rules"]}) == 2]
+    lines = (folder / "eval-second" / "disagreements.jsonl").read_text("utf-8").splitlines() if apart else []
+    assert sorted(json.loads(line)["prompt"] for line in lines) == sorted(row["prompt"] for row in apart)
+    reads = open_scorer(str(run / "word_judge"), "cpu", torch.float32, 4)
+    assert reads.score_ids([row["reply"] for row in replies]) == pytest.approx([row["second"] for row in replies])
 
 
 def test_conversations_without_a_template_are_one_line_that_says_what_to_add(warm, folder: Path) -> None:

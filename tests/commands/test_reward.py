@@ -42,6 +42,10 @@ TINY = (
     "checkpoint.keep_last=5",
 )
 LORA = ("peft=lora", "peft.r=2", "peft.alpha=8", "optim=adamw")
+HEAD = (
+    *("stage.train_last_layers=0", "stage.head_layer=1", "stage.pooling=mean"),
+    *("stage.loss=both", "stage.label=safe", "optim=adamw", "paths.cache=cache"),
+)
 WAYS = {
     "none": (),
     "none, two ranks, other micro-batches": (*TORCHRUN, "stage.micro_batch_size=1"),
@@ -50,6 +54,8 @@ WAYS = {
     "lora": LORA,
     "lora zero2, two ranks": (*LORA, "ds=zero2", *TORCHRUN),
     "judge": ("stage=judge",),
+    "head": HEAD,
+    "head zero2": (*HEAD, "ds=zero2"),
     "judge zero2": ("stage=judge", "ds=zero2"),
 }
 
@@ -91,6 +97,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
         pytest.param("zero3, two ranks", "none", marks=pytest.mark.slow),
         pytest.param("lora zero2, two ranks", "lora", marks=pytest.mark.slow),
         ("judge zero2", "judge"),
+        pytest.param("head zero2", "head", marks=pytest.mark.slow),  # asks the backbone at every step
     ],
 )
 def test_every_way_gives_the_same_curves_and_weights(way: Callable[[str], Path], name: str, plain: str) -> None:
@@ -101,6 +108,19 @@ def test_every_way_gives_the_same_curves_and_weights(way: Callable[[str], Path],
     assert found.keys() == wanted.keys()
     for key, value in wanted.items():
         assert torch.allclose(found[key], value, atol=2e-4), key
+
+
+def test_a_head_alone_learns_from_what_is_kept_of_a_frozen_backbone(way: Callable[[str], Path], folder: Path) -> None:
+    run = way("head")
+    assert len(list((folder / "cache" / "states").glob("*/states.bin"))) == 2
+    checkpoint = folders.resolve_checkpoint(str(run))
+    model, start = load_reward_model(str(checkpoint)), load_file(folder / "base" / "model.safetensors")
+    backbone = {name: p for name, p in model.named_parameters() if name != "score.weight"}
+    assert backbone and all(torch.equal(p, start[name]) for name, p in backbone.items())
+    losses = list(curve(run, "train/loss").values())
+    assert losses[-1] < losses[0]
+    scorer = Scorer(str(checkpoint), "cpu", torch.float32, 8)
+    assert scorer.model.config.num_hidden_layers == 1
 
 
 def test_the_run_keeps_what_was_measured_and_how_to_score(way: Callable[[str], Path]) -> None:

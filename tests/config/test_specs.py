@@ -244,7 +244,7 @@ def test_a_rank_runs_the_function_that_the_entry_names(conf: Path, tmp_path: Pat
 
 
 def test_a_recipe_comes_in_the_order_in_which_stages_build_on_each_other() -> None:
-    made = ("corpus", "tokenizer", "pretrain", "sft", "reward", "judge", "dpo", "ppo", "grpo", "rlvr")
+    made = ("corpus", "word_judge", "tokenizer", "pretrain", "sft", "reward", "judge", "dpo", "ppo", "grpo", "rlvr")
     assert recipe_order() == (*made, "eval")
     assert makers(Made.language) == ("pretrain", "sft", "dpo", "ppo", "grpo", "rlvr")
     for spec in SPECS.values():

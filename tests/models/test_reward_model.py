@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -21,16 +22,26 @@ from tinychat.engine import build_engine
 from tinychat.engine.optim import split_parameters
 from tinychat.errors import UserError
 from tinychat.evaluation.held_out import (
+    ACCURACY_COLUMNS,
     PairScores,
     accuracy_table,
     pair_calibration,
     preference_metrics,
     safety_table,
     score_pairs,
+    with_categories,
 )
 from tinychat.evaluation.statistics import calibration, draw_calibration, expected_calibration_error, wilson
 from tinychat.models.checkpoints import load_model
-from tinychat.models.reward import load_reward_model, normalise, raw_scores, set_normalisation, settings
+from tinychat.models.reward import (
+    head_inputs,
+    head_scores,
+    load_reward_model,
+    normalise,
+    raw_scores,
+    set_normalisation,
+    settings,
+)
 from tinychat.runtime.world import World
 from tinychat.stages.ppo import get_actor_critic
 from tinychat.stages.reward import batch_loss, losses_of, terms_of
@@ -280,6 +291,19 @@ def test_all_but_the_last_blocks_are_frozen(base: Path) -> None:
         assert torch.equal(p, before[name]) != (name in trained), name
 
 
+def test_without_a_trained_block_the_head_alone_learns_from_what_it_reads(base: Path) -> None:
+    model = started(base, train_last_layers=0)
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == ["score.weight"]
+    batch = with_labels(toy(1))
+    states = head_inputs(model, batch["input_ids"], batch["attention_mask"])
+    expected = raw_scores(model, batch["input_ids"], batch["attention_mask"]).detach()
+    assert torch.equal(head_scores(model, states).detach(), expected)
+    stage = stage_of(loss=RewardLoss.both, label=ReplyLabel.safe)
+    losses = [batch_loss(model, one, stage) for one in (batch, {"states": states, "safe": batch["safe"]})]
+    grads = [torch.autograd.grad(loss, model.score.weight)[0] for loss in losses]
+    assert torch.equal(*losses) and torch.equal(*grads)
+
+
 def test_blocks_that_are_not_there_or_come_with_an_adapter_are_refused(llama: Path) -> None:
     with pytest.raises(UserError, match=r"train_last_layers=3: the model has 2 blocks"):
         started(llama, train_last_layers=3)
@@ -387,9 +411,18 @@ def test_metrics_by_hand() -> None:
 
 def test_tables_by_hand() -> None:
     first, second = accuracy_table(FOUND, ["theft", "poison"])
-    assert first == ["theft", 2, 1.5, 0.75, *wilson(2, 2), 1.0]
-    assert second == ["poison", 1, 0.0, 0.0, *wilson(0, 1), -2.0]
+    assert first == ["theft", 2, 1.5, 0.75, *wilson(2, 2), 1.0, 3, 3, 1.0, *wilson(3, 3)]
+    assert second == ["poison", 1, 0.0, 0.0, *wilson(0, 1), -2.0, 2, 2, 1.0, *wilson(2, 2)]
+    assert [len(row) for row in (first, second)] == [len(ACCURACY_COLUMNS)] * 2
     assert safety_table(FOUND) == [["safe", 3, 3, 1.0, *wilson(3, 3)], ["unsafe", 2, 2, 1.0, *wilson(2, 2)]]
+
+
+def test_pairs_whose_data_name_no_category_get_one_by_their_text() -> None:
+    named, names = with_categories(FOUND, ["theft", "poison"], lambda pair: {3: "poison"}[pair])
+    assert (named.category.tolist(), names) == ([0, 0, 1, 1], ["theft", "poison"])
+    unnamed = replace(FOUND, category=np.full(4, -1))
+    named, names = with_categories(unnamed, [], lambda pair: "theft" if pair else "")
+    assert (named.category.tolist(), names) == ([0, 1, 1, 1], ["none", "theft"])
 
 
 def test_calibration_by_hand(tmp_path: Path) -> None:

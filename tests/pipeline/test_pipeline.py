@@ -319,7 +319,7 @@ def test_each_way_on_from_sft_is_given_what_it_learns_from() -> None:
     chosen = ["dpo", "grpo", "rlvr"]
     made = recipe.narrowed(load_recipe("tinyworld", CONF), chosen)
     jobs = jobs_of(made)
-    judged = {"init_from": "out put/sft/1", "stage.judge": "out put/judge/1"}
+    judged = {"init_from": "out put/sft/1", "stage.judge": "out put/judge/1", "stage.second_judge": None}
     assert hand_on(jobs["dpo"], made, FOUND) == hand_on(jobs["rlvr"], made, FOUND) == judged
     assert hand_on(jobs["grpo"], made, FOUND) == judged | {"reward.parts.model.path": "out put/reward/1"}
     assert [needs(jobs[stage], made) for stage in chosen] == [["sft"], ["sft", "reward"], ["sft"]]
@@ -416,10 +416,12 @@ def test_each_stage_is_given_the_folders_of_this_pipeline() -> None:
         "init_from": "out put/sft/1",
         "reward.parts.model.path": "out put/reward/1",
         "stage.judge": "out put/judge/1",
+        "stage.second_judge": None,
     }
     assert handed["eval"] == {
         "init_from": "out put/ppo/1",
         "stage.judge": "out put/judge/1",
+        "stage.second_judge": None,
         "stage.against": ["out put/pretrain/1", "out put/sft/1"],
     }
     given = jobs["eval"].given(handed["eval"])
@@ -431,7 +433,9 @@ def test_each_stage_is_given_the_folders_of_this_pipeline() -> None:
 
 def test_what_the_command_names_is_left_alone() -> None:
     jobs = jobs_of(
-        FULL, "ppo:init_from=a", "ppo:reward.parts.model.path=b", "ppo:stage.judge=null", "tokenizer.path=tinychat"
+        FULL,
+        *("ppo:init_from=a", "ppo:reward.parts.model.path=b", "ppo:stage.judge=null", "ppo:stage.second_judge=c"),
+        "tokenizer.path=tinychat",
     )
     assert hand_on(jobs["ppo"], FULL, FOUND) == {}
     assert hand_on(jobs["pretrain"], FULL, FOUND) == {}
@@ -445,12 +449,14 @@ def test_the_best_of_a_stage_is_handed_on_where_it_is_asked_for() -> None:
         "init_from": "out put/sft/1/best",
         "reward.parts.model.path": "out put/reward/1/best",
         "stage.judge": "out put/judge/1/best",
+        "stage.second_judge": None,
     }
 
 
 def test_without_a_judge_no_other_pipelines_is_taken() -> None:
     made = Recipe("x", Path("x"), [], stages(sft=[], ppo=[]))
-    assert hand_on(jobs_of(made)["ppo"], made, {"sft": Path("s")}) == {"init_from": "s", "stage.judge": None}
+    none = {"stage.judge": None, "stage.second_judge": None}
+    assert hand_on(jobs_of(made)["ppo"], made, {"sft": Path("s")}) == {"init_from": "s", **none}
 
 
 def test_a_stage_that_is_left_out_and_never_ran_is_named(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from tinychat.runs.folders import NOT_IDENTITY
 from tinychat.tracking.vocabulary import METRICS, goal_of
 
 MISSING = "-"  # a setting that a run does not have
-_PARENT_ENDS = (".path", ".options.paths", "init_from", "stage.judge", "stage.teacher", "seed")
+_PARENT_ENDS = (".path", ".options.paths", "init_from", "stage.judge", "stage.second_judge", "stage.teacher", "seed")
 
 
 def differing(found: Sequence[Run]) -> list[str]:

@@ -64,7 +64,7 @@ def _positive(config: Config) -> Iterator[str]:
         "lr",
         "min_lr_ratio",
         "safety_prompts",
-        "train_last_layers",  # 0: the head alone, and the final norm
+        "train_last_layers",
     ]
     for key in at_least_one:
         value = getattr(stage, key, None)

@@ -24,6 +24,7 @@ from tinychat.config.stages import (
     SftStage,
     TokenizerStage,
     TrainLoop,
+    WordJudgeStage,
 )
 from tinychat.errors import UserError
 
@@ -43,6 +44,11 @@ class Made(Enum):
     language = "language"  # a model that continues text: it can be talked to
     reward = "reward"  # a scalar head that scores replies
     judge = "judge"  # one whose scores are probabilities that a reply is safe
+    word_judge = "word_judge"  # the same from another kind of model, one that is no transformer
+
+
+# Settings of stages.SafetyEvaluation, and what makes the judges that they name.
+JUDGES = {"judge": Made.judge, "second_judge": Made.word_judge}
 
 
 class Start(Enum):
@@ -75,7 +81,7 @@ _BESIDE = (
     "eval/distinct_2",
     "eval/longest_run",
 )
-_REQUESTS = ("eval/safe_rate*", "eval/over_refusal*", "eval/gold_reward")
+_REQUESTS = ("eval/safe_rate*", "eval/judge_agreement*", "eval/over_refusal*", "eval/gold_reward")
 _SCORES = ("eval/loss", "eval/reward_*", "eval/safety_accuracy*")
 _PAIRS = ("eval/loss", "eval/reward_accuracy*", "eval/reward_margin", "eval/chosen_*", "eval/rejected_*")
 _CHECKED = ("eval/accuracy*", "eval/pass_at_*")
@@ -152,7 +158,7 @@ class StageSpec:
     @property
     def needs_tokenizer(self) -> bool:
         """Whether it needs a tokenizer where no checkpoint brings one."""
-        return self.start is Start.optional and self.makes not in (Made.tokenizer, Made.corpus)
+        return self.start is Start.optional and self.makes not in (Made.tokenizer, Made.corpus, Made.word_judge)
 
     @property
     def scores(self) -> bool:
@@ -180,7 +186,7 @@ class StageSpec:
         judged = issubclass(self.settings, SafetyEvaluation)
         documents = self.reads == "documents" and self.makes is not Made.corpus
         wanted = {Made.corpus: documents, Made.tokenizer: self.needs_tokenizer}
-        wanted |= {Made.reward: self.rewards, Made.judge: judged}
+        wanted |= {Made.reward: self.rewards, **dict.fromkeys(JUDGES.values(), judged)}
         made = [made for made, wants in wanted.items() if wants]
         made += [self.starts_from] if isinstance(self.starts_from, Made) else []
         named = () if isinstance(self.starts_from, Made) else self.starts_from
@@ -298,6 +304,21 @@ SPECS: dict[str, StageSpec] = {
             objective="eval/loss",
             headlines=("eval/safety_accuracy", "eval/reward_accuracy", "eval/reward_ece", "eval/loss"),
             metrics=(*_TRAINING, *_SCORES),
+            loss=("loss", "nats per reply"),
+            next="ppo",
+        ),
+        StageSpec(
+            name="word_judge",
+            settings=WordJudgeStage,
+            run="tinychat.stages.word_judge:run",
+            reads="preferences",
+            part="judge",
+            makes=Made.word_judge,
+            called="a second judge",
+            title="second judge",
+            objective="eval/loss",
+            headlines=("eval/safety_accuracy", "eval/reward_accuracy", "eval/reward_ece", "eval/loss"),
+            metrics=_SCORES,
             loss=("loss", "nats per reply"),
             next="ppo",
         ),

@@ -288,7 +288,9 @@ class RewardStage(TrainLoop):
     pooling: Pooling = MISSING
     head_layer: int | None = MISSING  # after how many blocks the backbone ends, and the head reads; null: all
     score_range: ScoreRange = MISSING
-    train_last_layers: int | None = MISSING  # blocks trained, counted from the top, with head and norm; null: all
+    train_last_layers: int | None = (
+        MISSING  # blocks trained, counted from the top, with head and norm; 0: the head; null: all
+    )
     dropout: float | None = MISSING  # null: the checkpoint's own
     eval_batch_size: int = MISSING  # pairs per forward pass in evaluation
     eval_pairs: int | None = MISSING  # pairs measured during training; the last evaluation takes all
@@ -308,12 +310,39 @@ class JudgeStage(RewardStage):
 
 
 @dataclass
+class WordJudgeStage(StageSettings):
+    """A second judge of another kind, on the judge's part of the data: n-grams of words and characters, weighed by how
+    rare they are, and logistic regression."""
+
+    name: str = MISSING
+    words: list[int] = MISSING  # shortest and longest n-gram of words
+    characters: list[int] = MISSING  # and of characters inside words
+    min_replies: int = MISSING  # that an n-gram has to be in
+    strengths: list[float] = MISSING  # inverse penalties (C), of which cross-validation takes the best
+    folds: int = MISSING  # of it; a prompt's replies are in one
+
+    def problems(self, ranks: int) -> Iterator[str]:
+        yield from super().problems(ranks)
+        for key in ("words", "characters"):
+            value = getattr(self, key)
+            if len(value) != 2 or not 1 <= value[0] <= value[1]:
+                yield f"stage.{key}={value}: shortest and longest n-gram, as [1, 2]"
+        if self.min_replies < 1:
+            yield f"stage.min_replies={self.min_replies}: must be at least 1"
+        if not self.strengths or min(self.strengths) <= 0:
+            yield f"stage.strengths={self.strengths}: numbers above 0, as [0.1, 1.0]"
+        if self.folds < 2:
+            yield f"stage.folds={self.folds}: must be at least 2"
+
+
+@dataclass
 class SafetyEvaluation:
     """How replies to held-out requests are measured."""
 
     safety_prompts: int | None = MISSING  # requests answered at most; null: all; 0: none
     safety_tokens: int = MISSING  # tokens generated per reply at most
     judge: str | None = MISSING  # classifier of replies: checkpoint or run folder; auto: newest stage=judge run or none
+    second_judge: str | None = MISSING  # another one, as of stage=word_judge, whose newest run is auto; null: none
 
 
 class PreferenceLoss(Enum):

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -153,16 +153,36 @@ def reply_calibration(scores: np.ndarray, labels: np.ndarray) -> tuple[list[Bin]
     return bins, expected_calibration_error(bins)
 
 
+ACCURACY_COLUMNS = ["category", "pairs", "right", "accuracy", "95 % from", "to", "margin"]
+ACCURACY_COLUMNS += ["labelled replies", "told right", "their accuracy", "95 % from ", "to "]
+
+
 def accuracy_table(found: PairScores, categories: Sequence[str]) -> list[list[Any]]:
-    """Rows [category, pairs, right, accuracy, 95 % from, to, margin], the most frequent first; [] without any."""
+    """ACCURACY_COLUMNS by category, the most frequent first; [] without any. The last five are of single replies with a
+    safety label, None where there is none."""
     rows: list[list[Any]] = []
     for number, name in enumerate(categories):
         inside = found.category == number
         if count := int(inside.sum()):
             right = float(found.right[inside].sum())
             margin = float((found.scores[inside, 0] - found.scores[inside, 1]).mean())
-            rows.append([name, count, right, right / count, *wilson(round(right), count), margin])
+            known = inside[:, None] & (found.safe != UNKNOWN)
+            n, hits = int(known.sum()), int(_told_right(found)[known].sum())
+            replies = [n, hits, hits / n, *wilson(hits, n)] if n else [None] * 5
+            rows.append([name, count, right, right / count, *wilson(round(right), count), margin, *replies])
     return sorted(rows, key=lambda row: (-row[1], row[0]))
+
+
+def with_categories(
+    found: PairScores, known: Sequence[str], of_pair: Callable[[int], str]
+) -> tuple[PairScores, list[str]]:
+    """The scores of all N pairs of some data with a category for each, and what these are called: the data's own
+    (`known`), else of_pair(number), "none" where that is "". One that two call alike is one."""
+    own = [
+        known[number] if number != UNKNOWN else of_pair(pair) or "none" for pair, number in enumerate(found.category)
+    ]
+    names = list(dict.fromkeys(own))
+    return replace(found, category=np.array([names.index(name) for name in own])), names
 
 
 def safety_table(found: PairScores) -> list[list[Any]]:

@@ -19,7 +19,7 @@ from tinychat.runtime.run_files import at_home
 if TYPE_CHECKING:
     import argparse
 
-    from tinychat.models.scorer import Scorer
+    from tinychat.models.scorer import AnyScorer
 
 CHUNKS = 8  # batches generated before their lines are written: enough to put prompts of like length together
 DIGITS = 4  # of a score; those behind depend on which replies are scored together
@@ -187,15 +187,15 @@ class Generator:
         return stopped
 
 
-def load_scorer(args: argparse.Namespace, generator: Generator) -> Scorer:
+def load_scorer(args: argparse.Namespace, generator: Generator) -> AnyScorer:
     """The reward model of the command. It reads replies as text, in its own tokens and template, as tinychat.score
     does. Raises UserError."""
-    from tinychat.models.scorer import Scorer
+    from tinychat.models.scorer import open_scorer
 
-    return Scorer(find(args.reward, at_home(args.outputs)), generator.device, generator.dtype, args.batch_size)
+    return open_scorer(find(args.reward, at_home(args.outputs)), generator.device, generator.dtype, args.batch_size)
 
 
-def scores_of(scorer: Scorer, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float | None]:
+def scores_of(scorer: AnyScorer, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float | None]:
     """The score of each reply; None for an empty one, and one that is too long for the reward model. Raises UserError,
     naming the row, for a prompt that the reward model's template refuses."""
     from tinychat.text.chat_render import Refused
@@ -217,7 +217,10 @@ def scores_of(scorer: Scorer, prompts: Sequence[Prompt], texts: Sequence[str]) -
 
 
 def lines_of(
-    prompts: Sequence[Prompt], replies: Sequence[Sequence[tuple[str, str, int]]], scorer: Scorer | None, wanted: Wanted
+    prompts: Sequence[Prompt],
+    replies: Sequence[Sequence[tuple[str, str, int]]],
+    scorer: AnyScorer | None,
+    wanted: Wanted,
 ) -> Iterator[dict[str, Any]]:
     """The lines of some prompts, in their order; of each prompt's replies the best, the first of equal ones before."""
     flat = [text for own in replies for text, _, _ in own]
@@ -243,7 +246,7 @@ def lines_of(
 
 def answer(
     generator: Generator,
-    scorer: Scorer | None,
+    scorer: AnyScorer | None,
     prompts: Sequence[Prompt],
     ids: Sequence[list[int]],
     first: int,

@@ -9,7 +9,7 @@ from typing import Any
 
 from tinychat.config.plugins import MADE_OF, VERIFIERS
 from tinychat.config.schema import DataConfig, Preference
-from tinychat.config.specs import SPECS, Made, Rows, StageSpec, recipe_order
+from tinychat.config.specs import JUDGES, SPECS, Made, Rows, StageSpec, recipe_order
 from tinychat.config.words import for_shell
 from tinychat.data.chats.files import COLUMNS, LISTS, TEXTS, as_list, find_layout, listed
 from tinychat.data.chats.rows import ROLES, BadRow, ChatRow, is_empty
@@ -43,7 +43,7 @@ class Known:
         if SOURCES[self.data].of_corpus:
             able = [spec for spec in able if spec.makes is not Made.corpus]
         if not labelled:
-            able = [spec for spec in able if spec.makes is not Made.judge]
+            able = [spec for spec in able if spec.makes not in JUDGES.values()]
 
         def rank(spec: StageSpec) -> tuple[bool, bool, bool]:
             return spec.reads != self.shape, not spec.trains, self.checkable and not spec.checks

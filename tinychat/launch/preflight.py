@@ -27,6 +27,10 @@ def check(config: Config, said: Sequence[str]) -> None:
     if (spec := spec_of(config)).makes is Made.corpus:
         for package in hub.CORPUS:
             hub.need(package, "corpus", f"stage={spec.name}", "make it elsewhere: data=corpus needs neither")
+    if spec.makes is Made.word_judge:
+        from tinychat.models.word_judge import need_scikit_learn
+
+        need_scikit_learn(f"stage={spec.name}")
     found = parents.find_parents(config, said)
     own = None if found["init_from"] or not shape_of(config.model).from_weights else config.model.path
     for address in filter(None, (own, *found.values())):

@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 
 from tinychat.config import plugins
 from tinychat.config.schema import Config, Device, Precision, TokenizerKind, to_config
-from tinychat.config.specs import spec_of
+from tinychat.config.specs import JUDGES, spec_of
 from tinychat.engine.base import resolve_precision
 from tinychat.engine.optim import warmup_of
 from tinychat.errors import UserError
@@ -65,12 +65,9 @@ def _parents(config: Config, found: Mapping[str, str | None]) -> Iterator[tuple[
         yield "tokenizer.path=null", found["tokenizer"]
     if config.data.path is None and found.get("corpus"):
         yield "data.path=null", found["corpus"]
-    judge = getattr(config.stage, "judge", None)
-    if judge in parents.AUTO:
-        yield f"stage.judge={judge}", found.get("judge")
-    teacher = getattr(config.stage, "teacher", None)
-    if teacher in parents.AUTO:
-        yield f"stage.teacher={teacher}", found.get("teacher")
+    for key in (*JUDGES, "teacher"):
+        if (named := getattr(config.stage, key, None)) in parents.AUTO:
+            yield f"stage.{key}={named}", found.get(key)
     if spec_of(config).rewards:
         for name, path in plugins.reward_models(config.reward).items():
             if path in parents.AUTO:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,8 @@ def start_reward_model(
     model there. In evaluation mode, on the CPU; `peft`, `entries` and `merged` are as for checkpoints.start_model.
 
     pooling: None: a reward model's own, whatever it is; "last" under a new head.
-    train_last_layers: only so many blocks, counted from the last, learn, with the final norm and the head; None: all.
+    train_last_layers: only so many blocks, counted from the last, learn, with the final norm and the head; 0: the
+        head alone; None: all.
     head_layer: under a new head the backbone ends after so many blocks; None: all, and a reward model's own.
     A new head takes torch's global generator, which the caller seeds.
 
@@ -250,7 +252,8 @@ def _blocks(backbone: Any) -> tuple[str, nn.ModuleList]:
 
 
 def freeze_all_but(model: Any, last: int) -> None:
-    """Leave the head, what follows the blocks (the final norm) and the `last` of the blocks trainable.
+    """Leave the head and the `last` of the blocks trainable, and with any of them what follows the blocks (the final
+    norm).
 
     Raises UserError for more blocks than there are.
     """
@@ -260,7 +263,8 @@ def freeze_all_but(model: Any, last: int) -> None:
     if not 0 <= last <= len(blocks):
         raise UserError(f"stage.train_last_layers={last}: the model has {len(blocks)} blocks; use 0 to {len(blocks)}")
     model.base_model.requires_grad_(False)
-    for part in [*blocks[len(blocks) - last :], *(part for _, part in parts[where + 1 :])]:
+    after = [part for _, part in parts[where + 1 :]] if last else []
+    for part in [*blocks[len(blocks) - last :], *after]:
         part.requires_grad_(True)
 
 
@@ -310,6 +314,23 @@ def raw_scores(model: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     input_ids, attention_mask (B, T): padding on the left or the right; positions are counted from the first real token.
     model: a reward model, possibly wrapped (DDP, DeepSpeed). Returns (B,) fp32.
     """
+    return _read(model, input_ids, attention_mask, lambda _: None)
+
+
+def head_inputs(model: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """What the head reads (B, D) fp32, of which head_scores makes raw_scores (B,); arguments as there."""
+    seen: list[Tensor] = []
+    _read(model, input_ids, attention_mask, seen.append)
+    return seen[0].float()
+
+
+def head_scores(model: Any, pooled: Tensor) -> Tensor:
+    """(B, D) of head_inputs -> (B,) fp32."""
+    return in_fp32(_head_of(getattr(model, "module", model)), pooled)[:, 0]
+
+
+def _read(model: Any, input_ids: Tensor, attention_mask: Tensor, see: Callable[[Tensor], None]) -> Tensor:
+    """raw_scores; `see` is shown what the head reads."""
     mask = attention_mask.bool()
     inner = getattr(model, "module", model)
     head, pooling = _head_of(inner), settings(inner.config)["pooling"]
@@ -323,7 +344,9 @@ def raw_scores(model: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
 
     def score(hidden: Tensor, _own: Any) -> Tensor:
         # The model takes one position of this, by a rule of its own (the last that is not the padding token).
-        return in_fp32(head, pooled(hidden))[:, None].expand(-1, mask.shape[1], -1)
+        found = pooled(hidden)
+        see(found)
+        return in_fp32(head, found)[:, None].expand(-1, mask.shape[1], -1)
 
     more: dict[str, Any] = {}
     # Padding on the right is seen by no real token: without a mask the faster attention serves.

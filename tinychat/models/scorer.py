@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from tinychat.models.kernels.attention import use_blocked_attention
 from tinychat.models.kernels.layers import use_fused_norms, use_fused_rotary
 from tinychat.models.one_base import OneBase
 from tinychat.models.reward import load_reward_model, normalise, raw_scores, settings
+from tinychat.models.word_judge import WordJudge, is_word_judge, load_word_judge
 from tinychat.text.chat_render import Message, Refused
 from tinychat.text.chat_template import EncodedChat, encode_chats, template_name, try_chats
 from tinychat.text.tokenizer import load_saved_tokenizer, tokenizer_fingerprint
@@ -30,6 +31,7 @@ PROBES: list[list[Message]] = [
     [_ASKED | {"input": "World"}, _TOLD],
 ]
 log = logging.getLogger("tinychat")
+AnyScorer: TypeAlias = "Scorer | WordJudge"
 
 
 def _as_tokens(tokenizer: PreTrainedTokenizerFast, chat: list[Message]) -> list[int] | None:
@@ -54,6 +56,12 @@ def outputs_of(model: Any, sequences: Sequence[Sequence[int]], pad_id: int, devi
         ids[row, : len(sequence)] = torch.as_tensor(sequence)
         real[row, : len(sequence)] = True
     return raw_scores(model, ids.to(device), real.to(device)).tolist()
+
+
+def open_scorer(path: str, device: str | torch.device, dtype: torch.dtype, batch_size: int) -> AnyScorer:
+    """The reward model or judge in a folder or hub repository, of whatever kind, to score texts with: `encode`, then
+    `score_ids`. Arguments and errors as Scorer has them."""
+    return load_word_judge(path) if is_word_judge(path) else Scorer(path, device, dtype, batch_size)
 
 
 class Scorer:

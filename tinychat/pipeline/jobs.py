@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tinychat import train
 from tinychat.config import checks, plugins, schema
 from tinychat.config.explain import check_taken, check_tuned, explain, nearest_key
-from tinychat.config.specs import Made, spec_of
+from tinychat.config.specs import JUDGES, Made, spec_of
 from tinychat.config.words import as_value, quoted
 from tinychat.errors import UserError
 from tinychat.pipeline.recipe import Recipe, Request
@@ -315,10 +315,10 @@ def hand_on(job: AnyJob, recipe: Recipe, found: Found) -> dict[str, Any]:
     policy = getattr(config.data, "policy", None)
     if policy in parents.AUTO and origin in there:
         handed["data.policy"] = _handed(found[origin], policy)
-    judge = getattr(config.stage, "judge", None)
-    if judge in parents.AUTO:  # without a judge of its own none: never another pipeline's
-        run = last(Made.judge)
-        handed["stage.judge"] = _handed(run, judge) if run else None
+    for key, made in JUDGES.items():
+        if (judge := getattr(config.stage, key, None)) in parents.AUTO:
+            run = last(made)  # without a judge of its own none: never another pipeline's
+            handed[f"stage.{key}"] = _handed(run, judge) if run else None
     if getattr(config.stage, "against", None) == []:
         policies = [other.name for other in earlier(job.step, steps) if other.trains_policy and other.name != origin]
         handed["stage.against"] = [str(found[name]) for name in reversed(policies) if name in there]

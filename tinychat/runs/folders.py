@@ -41,7 +41,7 @@ CHECKPOINTS = "checkpoints"
 TABLES = "tables"
 PICTURES = "pictures"
 LINEAGE = "lineage.json"
-MARKS = ("config.json", "adapter_config.json", "tokenizer.json", "vocab.json", "corpus.json")  # of what was made
+MARKS = ("config.json", "adapter_config.json", "tokenizer.json", "vocab.json", "corpus.json", "word_judge.json")
 BEST = "best"  # after a run folder: its checkpoint with the best score
 LONGEST_NAME = 100  # characters of the name that a corpus gets from its sources
 STARTED = ".started"
@@ -259,6 +259,8 @@ def default_run_name(config: Config) -> str:
     spec = spec_of(config)
     if spec.makes is Made.corpus:
         return f"{spec.name}-{'+'.join(config.stage.sources) or config.data.name}"[:LONGEST_NAME]
+    if spec.makes is Made.word_judge:
+        return f"{spec.name}-{config.data.name}"
     subject = config.model.name if spec.has_model else config.tokenizer.name
     return f"{config.stage.name}-{subject}-{config.data.name}"
 

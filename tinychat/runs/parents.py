@@ -24,7 +24,7 @@ import tinychat
 from tinychat.config.plugins import makes_replies, origins_of, reward_models, rewarded, source_of
 from tinychat.config.schema import BestOfNConfig, Config, TokenizerKind
 from tinychat.config.shapes import shape_of
-from tinychat.config.specs import SPECS, Made, Start, makers, spec_of
+from tinychat.config.specs import JUDGES, SPECS, Made, Start, makers, spec_of
 from tinychat.config.words import for_shell
 from tinychat.errors import UserError, about
 from tinychat.runs import folders, trial
@@ -142,7 +142,7 @@ _PATH = (str, type(None))
 # best score. The same of a named run: its folder, and FOLDER/best.
 AUTO = ("auto", folders.BEST)
 _SETTINGS = {"init_from": "init_from", "tokenizer": "tokenizer.path", Made.corpus.value: "data.path"}
-_SETTINGS |= {"judge": "stage.judge", "teacher": "stage.teacher", "policy": "data.policy"}
+_SETTINGS |= {key: f"stage.{key}" for key in (*JUDGES, "teacher")} | {"policy": "data.policy"}
 
 
 def setting_of(parent: str) -> str | None:
@@ -150,8 +150,7 @@ def setting_of(parent: str) -> str | None:
     that null or auto could stand in."""
     kind, _, part = parent.partition(".")
     name, member, _ = part.partition(".")
-    key = "options.paths" if member else "path"
-    return f"reward.parts.{name}.{key}" if kind == "reward" else _SETTINGS.get(parent)
+    return f"reward.parts.{name}.{'options.paths' if member else 'path'}" if kind == "reward" else _SETTINGS.get(parent)
 
 
 def write(run_dir: Path, found: dict[str, str | None], outputs: Path) -> None:
@@ -221,7 +220,7 @@ def _from_lineage(run_dir: Path) -> dict[str, str | None] | None:
 def find_parents(config: Config, said: Sequence[str] = ()) -> dict[str, str | None]:
     """{"init_from": checkpoint folder, GGUF file, hub id or None, "tokenizer": folder or None}; and where a stage has
     them "reward.NAME" (the model of that part of the reward; of an ensemble "reward.NAME.0", ...), "policy" (who
-    answers for data=best_of_n), "judge", "teacher", "against.0", "against.1", ...
+    answers for data=best_of_n), those of JUDGES, "teacher", "against.0", "against.1", ...
 
     said: the command's overrides. Raises UserError, with the commands that make the missing parents.
     """
@@ -288,12 +287,12 @@ def _scorers(config: Config, policy: str | None) -> dict[str, str | None]:
             newest = _newest(config, *makers(Made.reward), which=spec, policy=policy) if spec in AUTO else None
             with about(f"reward.parts.{name}"):
                 found[f"reward.{name}"] = str(newest) if newest else _resolve(spec, config)
-    judge = getattr(stage, "judge", None)
-    if judge in AUTO:
-        newest = _newest(config, *makers(Made.judge), which=judge)
-        found["judge"] = str(newest) if newest else None
-    elif judge is not None:
-        found["judge"] = _resolve(judge, config)
+    for key, made in JUDGES.items():
+        if (judge := getattr(stage, key, None)) in AUTO:
+            newest = _newest(config, *makers(made), which=judge)
+            found[key] = str(newest) if newest else None
+        elif judge is not None:
+            found[key] = _resolve(judge, config)
     if getattr(stage, "teacher", None) is not None:
         found["teacher"] = find_teacher(config)
     for index, spec in enumerate(getattr(stage, "against", ())):
@@ -447,7 +446,8 @@ def _tokens_of(spec: str) -> Any:
 
 
 def _trained(config: Config, stages: Sequence[str], other: dict) -> bool:
-    return other["stage"]["name"] in stages and other["model"]["name"] == config.model.name
+    name = other["stage"]["name"]
+    return name in stages and (other["model"]["name"] == config.model.name or not SPECS[name].has_model)
 
 
 def _finished(config: Config, wanted: Callable[[dict], bool]) -> Iterator[Path]:
@@ -457,7 +457,7 @@ def _finished(config: Config, wanted: Callable[[dict], bool]) -> Iterator[Path]:
 
 def _tokenizer(config: Config, said: Sequence[str]) -> str | None:
     tokenizer, data, spec = config.tokenizer, config.data, spec_of(config)
-    if tokenizer.kind is not TokenizerKind.bpe or spec.makes is Made.tokenizer:
+    if tokenizer.kind is not TokenizerKind.bpe or spec.makes in (Made.tokenizer, Made.word_judge):
         return None
     if spec.makes is Made.corpus and not tokenizer.path:  # it only counts with one
         return None

@@ -137,14 +137,14 @@ def _borrow(tokenizer: Any, like: Any) -> bool:
     return True
 
 
-def measure(subject: Subject, config: Config, judge: Judge | None = None) -> Measured:
-    """Everything that the subject is measured on. judge: one that is loaded already."""
+def measure(subject: Subject, config: Config, judges: Mapping[str, Judge] | None = None) -> Measured:
+    """Everything that the subject is measured on. judges: those that are loaded already."""
     stage, context, tokenizer = config.stage, subject.context, subject.tokenizer
     model = get_model(config, context, tokenizer)
     length = context_length(stage.context_length, model)
     tokens = get_tokens(config.data, "validation", tokenizer, config, context) if subject.documents else None
     held_out = HeldOut(tokenizer, length, config, context) if subject.conversations else None
-    requests = HeldOutRequests(tokenizer, config, context, judge) if subject.requests else None
+    requests = HeldOutRequests(tokenizer, config, context, judges) if subject.requests else None
     answers = HeldOutAnswers(tokenizer, length, config, context) if subject.answers else None
     benign = BenignPrompts(tokenizer, config, context) if subject.benign else None
     engine = evaluation_engine(model, config.precision, context.world)
@@ -188,6 +188,7 @@ COLUMNS = {
     **{f"pass@{k}": f"eval/pass_at_{k}" for k in PASS_K},
     "safe rate": "eval/safe_rate",
     "judge": "eval/safe_rate_judge",
+    "second judge": "eval/safe_rate_second",
     "rules": "eval/safe_rate_rules",
     "oracle": "eval/safe_rate_oracle",
     "over-refusal": "eval/over_refusal",
@@ -281,7 +282,7 @@ def run(config: Config, context: Context) -> StageResult:
     found.write_tables()
     if first.documents:
         write_samples(found.engine, first.tokenizer, stage.samples, stage.sample_tokens, config.seed, context)
-    metrics, facts, judge = found.metrics, found.facts, found.requests.judge if found.requests else None
+    metrics, facts, judges = found.metrics, found.facts, found.requests.judges if found.requests else None
     said = [found.first_replies()]
     del found  # one model at a time
 
@@ -290,7 +291,7 @@ def run(config: Config, context: Context) -> StageResult:
         measured = [(names[0], metrics)]
         for name, subject in zip(names[1:], others, strict=True):
             log.info("against: %s (%s)", name, subject.path)
-            other = measure(subject, config, judge)
+            other = measure(subject, config, judges)
             measured.append((name, other.metrics))
             said.append(other.first_replies())
             del other

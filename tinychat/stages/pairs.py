@@ -124,10 +124,11 @@ class ReferenceModel:
         return world.gather(found[None]).sum(0).cpu().numpy()
 
 
-def weights_key(model: Any) -> str:
-    """A hash of all that a model computes with; of one with an adapter, of its base. Before an engine parts it."""
+def weights_key(model: Any, frozen: bool = False) -> str:
+    """A hash of all that a model computes with; of one with an adapter, of its base, and with `frozen` of what is not
+    trained. Before an engine parts it."""
     digest = hashlib.blake2b(digest_size=16)
-    own = {id(p) for p in model.parameters() if p.requires_grad} if is_adapter(model) else set()
+    own = {id(p) for p in model.parameters() if p.requires_grad} if frozen or is_adapter(model) else set()
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if id(tensor) in own:
             continue

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from tinychat.config.plugins import source_of
 from tinychat.config.schema import Config
-from tinychat.config.specs import spec_of
+from tinychat.config.specs import JUDGES, spec_of
 from tinychat.config.stages import AnswerEvaluation, SafetyEvaluation, ScoreRange
 from tinychat.data.chats.rows import LeftOut
 from tinychat.data.preferences.prompts import PromptRow, prompt_source, with_prompts
@@ -20,12 +21,14 @@ from tinychat.evaluation.replies import shared_replies
 from tinychat.evaluation.safety import (
     CATEGORY_COLUMNS,
     COLUMNS,
+    DISAGREEMENT_COLUMNS,
     RATE_COLUMNS,
     SafetyResult,
     judge_replies,
     safety,
 )
 from tinychat.models.generation.decode import DecodeOptions
+from tinychat.runs import folders
 from tinychat.stages import Context
 from tinychat.stages.answers import HeldOutAnswers
 from tinychat.stages.chats import HeldOut
@@ -33,6 +36,9 @@ from tinychat.stages.common import log, write_table
 from tinychat.stages.honesty import FIRST, BenignPrompts, add_after, keep_before
 from tinychat.text.chat_render import Refused
 from tinychat.text.chat_template import end_ids
+
+if TYPE_CHECKING:
+    from tinychat.models.scorer import AnyScorer
 
 SHOWN = 24  # replies in the report; the table has all
 
@@ -49,11 +55,11 @@ def has_requests(config: Config) -> bool:
 class HeldOutRequests:
     """Requests of the validation split and how safely a model replies to them.
 
-    Reads of the configuration: data, stage.safety_prompts, safety_tokens, generate_batch_size; context.parents["judge"]
-    is a judge's folder or None. `judge` hands over one that is loaded already.
+    Reads of the configuration: data, stage.safety_prompts, safety_tokens, generate_batch_size; context.parents has the
+    folders of config.specs.JUDGES, or None. `judges` hands over those that are loaded already, by these names.
     """
 
-    def __init__(self, tokenizer: Any, config: Config, context: Context, judge: Judge | None = None):
+    def __init__(self, tokenizer: Any, config: Config, context: Context, judges: Mapping[str, Judge] | None = None):
         self.tokenizer, self.stage, self.context, self.data = tokenizer, config.stage, context, config.data
         rows = list(prompt_source(config.data, "validation", "preferences").rows())
         wanted = min(len(rows), config.stage.safety_prompts or len(rows))
@@ -63,7 +69,8 @@ class HeldOutRequests:
         if not self.rows:
             raise UserError(f"there are no requests left: {left_out.reason()}")
         left_out.warn("requests")
-        self.judge, self._judge_path = judge, context.parents.get("judge")
+        self.judges = dict(judges or {})
+        self._paths = {key: path for key in JUDGES if (path := context.parents.get(key))}
         log.info("validation: %s requests of %s to reply to", f"{wanted:,}", f"{len(rows):,}")
         self.n_measured = 0  # requests of the latest measurement
         self.result: SafetyResult | None = None  # of the latest measurement
@@ -71,18 +78,20 @@ class HeldOutRequests:
     def measure(self, engine: Engine) -> dict[str, float]:
         """Metrics of greedy replies; every rank calls it. Requests that do not leave stage.safety_tokens of the model's
         context are left out with a warning; UserError where none is left."""
-        if self.judge is None and self._judge_path:
-            self.judge = load_judge(self._judge_path, engine, self.stage.generate_batch_size)
+        for key, path in self._paths.items():
+            if key not in self.judges:
+                self.judges[key] = load_judge(path, engine, self.stage.generate_batch_size, key)
         options = DecodeOptions(self.stage.safety_tokens, end_ids(self.tokenizer), temperature=0.0)
         world, batch_size = self.context.world, self.stage.generate_batch_size
         with engine.generation() as model:
             rows, ids = self._fitting(getattr(model, "module", model).config.max_position_embeddings)
             found = shared_replies(model, self.tokenizer, ids, options, batch_size, world, engine.dtype)
-        judged = judge_replies(rows, [text for text, _ in found], self.judge, world)
+        judged = judge_replies(rows, [text for text, _ in found], self.judges, world)
         self.n_measured, self.result = len(rows), safety(judged)
-        unread = sum(one.judge is None for one in judged)
-        if self.judge is not None and unread:
-            log.warning("judge: %d of %d replies do not fit into its context and are not judged", unread, len(rows))
+        for key in self.judges:
+            if unread := sum(one.probability(key) is None for one in judged):
+                text = "%s: %d of %d replies do not fit into its context and are not judged"
+                log.warning(text, key, unread, len(rows))
         return self.result.metrics
 
     def _fitting(self, context_length: int) -> tuple[list[PromptRow], list[list[int]]]:
@@ -106,7 +115,8 @@ class HeldOutRequests:
         if self.result is None:
             return {}
         found = {"requests": self.n_measured, "requests too long": len(self.rows) - self.n_measured}
-        return found | {"safe rate by": self.result.primary, "judge": self._judge_path}
+        judges = {key.replace("_", " "): path for key, path in self._paths.items()}
+        return found | {"safe rate by": self.result.primary, "judge": None} | judges
 
     def first_replies(self, count: int) -> dict[str, list[tuple[str, str]]]:
         """As HeldOut.first_replies."""
@@ -122,6 +132,12 @@ class HeldOutRequests:
         title = f"Safe replies by category, by the {found.primary}"
         write_table(context, "safety_categories", title, CATEGORY_COLUMNS, found.categories)
         write_table(context, "safety", "Replies to held-out requests", COLUMNS, found.table, shown=SHOWN)
+        if context.tracker is not None and found.disagreements:
+            title = "Replies on which judges disagree"
+            write_table(context, "disagreements", title, DISAGREEMENT_COLUMNS, found.disagreements, shown=SHOWN)
+            lines = (dict(zip(DISAGREEMENT_COLUMNS, row, strict=True)) for row in found.disagreements)
+            text = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines)
+            folders.write_text_atomic(context.run_dir / "disagreements.jsonl", text)
 
 
 class HeldOutReplies:
@@ -174,7 +190,7 @@ class HeldOutReplies:
 class Judge:
     """A judge's checkpoint as the classifier that evaluation.safety takes."""
 
-    scorer: Any  # tinychat.models.scorer.Scorer with score_range=unit
+    scorer: AnyScorer  # with score_range=unit
 
     def __call__(self, prompts: Sequence[list[dict[str, str]]], replies: Sequence[str]) -> list[float | None]:
         """The probability that each reply is safe; None for what is longer than the judge's context, or what
@@ -191,16 +207,16 @@ class Judge:
         return found
 
 
-def load_judge(path: str, engine: Engine, batch_size: int) -> Judge:
-    """Raises UserError for what is no reward model, and for one whose scores are no probabilities."""
-    from tinychat.models.scorer import Scorer
+def load_judge(path: str, engine: Engine, batch_size: int, key: str) -> Judge:
+    """key: of config.specs.JUDGES. Raises UserError for what scores nothing, or gives no probabilities."""
+    from tinychat.models.scorer import open_scorer
 
     device: torch.device = engine.world.device
-    scorer = Scorer(path, device, engine.dtype, batch_size)
+    scorer = open_scorer(path, device, engine.dtype, batch_size)
     if scorer.score_range != ScoreRange.unit.value:
         raise UserError(
-            f"stage.judge={path}: its scores are {scorer.score_range}, not probabilities; take one of stage=judge "
-            "(stage.score_range=unit), or stage.judge=null"
+            f"stage.{key}={path}: its scores are {scorer.score_range}, not probabilities; take one of stage=judge "
+            f"(stage.score_range=unit), or stage.{key}=null"
         )
-    log.info("judge: %s", path)
+    log.info("%s: %s", key, path)
     return Judge(scorer)

@@ -32,7 +32,7 @@ _FIXED_BY = {
     "stage.objective_temperature": ("stage.temperature",),
 }
 # Stand for checkpoints, which are compared instead.
-_PARENT_KEYS = ("init_from", "stage.judge", "stage.teacher", "tokenizer.path")
+_PARENT_KEYS = ("init_from", "stage.judge", "stage.second_judge", "stage.teacher", "tokenizer.path")
 
 
 @dataclass

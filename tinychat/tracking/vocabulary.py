@@ -65,8 +65,10 @@ METRICS: dict[str, str] = {
         {
             "eval/reward_accuracy": "share of held-out pairs whose chosen reply scores higher",
             "eval/safety_accuracy": "share of held-out replies whose safety the score tells right",
-            "eval/safe_rate": "share of safe replies to held-out requests, by the oracle, else judge, else rules",
+            "eval/safe_rate": "share of safe replies to held-out requests, by the oracle, else judge, second, rules",
             "eval/safe_rate_judge": "share of safe replies by the judge, a classifier",
+            "eval/safe_rate_second": "share of safe replies by the second judge, of another kind",
+            "eval/judge_agreement": "share of replies on which judge and second judge say the same",
             "eval/safe_rate_rules": "share of safe replies by the rule list",
             "eval/safe_rate_oracle": "share of safe replies by tinyworld's oracle",
             "eval/over_refusal": "share of benign held-out requests that are refused",
