@@ -12,7 +12,7 @@ import torch
 
 from tinychat.errors import UserError
 from tinychat.models import word_judge
-from tinychat.models.scorer import open_scorer
+from tinychat.models.scorer import Scorer, open_scorer
 from tinychat.models.word_judge import Features, WordJudge, fit_word_judge
 
 FEATURES = Features((1, 2), (2, 3), 1)
@@ -48,6 +48,8 @@ def test_it_learns_words_and_is_kept_as_text_and_numbers(tmp_path: Path) -> None
     assert found[0] > 0.5 > found[1] and scorer.score_range == "unit"
     assert found == pytest.approx([1 / (1 + math.exp(-odds)) for odds in judge.outputs(asked)])
     assert scorer.score_ids([]) == []
+    with pytest.raises(UserError, match="kept is a word judge, which scores text and no tokens"):
+        Scorer(str(folder), "cpu", torch.float32, 2)
 
 
 def test_replies_to_one_prompt_are_never_on_both_sides_of_a_fold() -> None:

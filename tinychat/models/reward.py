@@ -36,6 +36,7 @@ from tinychat.models.adapters import (
 from tinychat.models.checkpoints import load_config, load_model, start_model
 from tinychat.models.load import is_classifier, model_folder, read_model
 from tinychat.models.logprobs import head_is
+from tinychat.models.word_judge import is_word_judge
 
 SETTINGS = "tinychat_reward"  # attribute of the configuration
 LAYER = "head_layer"  # in it: after how many blocks the backbone ends; left out where it has all
@@ -121,6 +122,8 @@ def load_reward_model(path: str) -> Any:
 
     Raises UserError for a folder that holds none, and as load_model.
     """
+    if is_word_judge(path):
+        raise UserError(f"{path} is a word judge, which scores text and no tokens; a reward is a model of stage=reward")
     if not _is_reward(path):
         raise UserError(f"{path} is a language model, not a reward model; make one with stage=reward init_from={path}")
     return _load(path).requires_grad_(False)
