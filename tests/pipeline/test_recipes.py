@@ -112,10 +112,14 @@ def test_real_data_come_from_one_folder_and_each_reward_model_scores_its_own(tmp
         assert job.config.experiment_name == "real", step
         parts = [job.config.data.path, *(part.path for part in job.config.data.mix.values())]
         assert {Path(path).parent for path in parts if path} == {tmp_path}, "nothing is read from the hub"
-        assert step.startswith("ppo") or job.config.init_from == "me/smollm2", "adapters of one base"
+        assert (job.config.init_from == "me/smollm2") is (step in ("judge", "base", "sft"))
     found = {step: Path(f"out/{step}") for step in recipe.steps}
     handed = hand_on(jobs["ppo"], recipe, found)
-    assert handed["init_from"] == "out/sft" and handed["stage.judge"] == "out/judge"
+    assert handed["stage.judge"] == "out/judge"
+    starts = {
+        hand_on(jobs[step], recipe, found)["init_from"] for step in ("reward", "helpful", "ppo", "ppo_lagrangian")
+    }
+    assert starts == {"out/sft_model"}, "adapters of one base"
     assert handed["reward.parts.harmlessness.path"] == "out/reward"
     assert handed["reward.parts.helpfulness.path"] == "out/helpful"
     (tmp_path / "alpaca").rmdir()
