@@ -17,7 +17,7 @@ from tinychat.config.specs import SPECS
 from tinychat.report import curves, headline
 from tinychat.report import run as report
 from tinychat.report.headline import format_value
-from tinychat.report.run import write_report
+from tinychat.report.run import _changes, write_report
 from tinychat.tracking.base import MetricsLog, Row
 
 CONFIG = """run_name: pretrain-mini-tinyworld
@@ -129,6 +129,19 @@ def test_without_a_result_the_last_held_out_metrics_are_shown(run_dir: Path) -> 
     write_report(run_dir)
     results = (run_dir / "report.md").read_text().split("All metrics at the end")[1].split("</details>")[0]
     assert "| eval/ppl | 54.598 |" in results and "train/loss" not in results
+
+
+def test_what_a_stage_is_judged_by_stands_before_and_after_with_bounds() -> None:
+    series = curves.series_of(
+        [
+            Row(0, 0.0, {"eval/safe_rate": 0.5, "eval/safe_rate_low": 0.4, "eval/safe_rate_high": 0.6, "eval/kl": 0.0}),
+            Row(4, 0.0, {"eval/safe_rate": 0.75, "eval/rouge_l": 0.3, "eval/kl": 2.0}),
+        ]
+    )
+    found = {"eval/safe_rate": 0.75, "eval/rouge_l": 0.3, "eval/kl": 2.0, "eval/reply_ended": 1.0}
+    changes = _changes("ppo", found, series)
+    assert [row[:3] for row in changes] == [("eval/safe_rate", "0.5 (0.4 to 0.6)", "0.75"), ("eval/kl", "0", "2")]
+    assert _changes("ppo", found, curves.series_of([Row(4, 0.0, found)])) == []
 
 
 def test_panels_share_a_quantity_and_leave_out_single_points() -> None:

@@ -23,7 +23,7 @@ from tinychat.pipeline.recipe import Gate, Recipe, Verdict, asking
 from tinychat.pipeline.steps import Step
 from tinychat.report.curves import series_of
 from tinychat.report.headline import Figure, figures_of, format_value
-from tinychat.report.run import Link, render
+from tinychat.report.run import Link, render, with_bounds
 from tinychat.runs import folders, parents
 from tinychat.runtime import run_files
 from tinychat.tracking.base import MetricsLog
@@ -233,7 +233,7 @@ def _summary(verdicts: Sequence[Verdict]) -> str:
 
 def _gate_row(verdict: Verdict) -> tuple[str, str, str, str, str]:
     bounds = {f"{verdict.gate.metric}_low": verdict.low, f"{verdict.gate.metric}_high": verdict.high}
-    value = _with_bounds(verdict.gate.metric, {verdict.gate.metric: verdict.value, **bounds})
+    value = with_bounds(verdict.gate.metric, {verdict.gate.metric: verdict.value, **bounds})
     return verdict.gate.name, verdict.word, value, verdict.gate.wanted, verdict.gate.measures
 
 
@@ -301,7 +301,7 @@ def _policies_table(steps: Sequence[StepRun]) -> tuple[list[str], list[list[str]
     headlines = (name for run in runs for name in SPECS[run.step.stage or run.name].headlines)
     names = [name for name in dict.fromkeys(headlines) if _comparable(name)]
     names = [name for name in names if any(name in values[run.name] for run in runs)]
-    rows = [[name, *(_with_bounds(name, found) for _, found in columns)] for name in names]
+    rows = [[name, *(with_bounds(name, found) for _, found in columns)] for name in names]
     return [name for name, _ in columns], [*rows, ["minutes of the step", *minutes]]
 
 
@@ -311,15 +311,6 @@ def _comparable(metric: str) -> bool:
 
 def _goes_on(step: Step) -> bool:
     return bool(step.start) or (step.stage is not None and SPECS[step.stage].start is Start.checkpoint)
-
-
-def _with_bounds(metric: str, found: Mapping[str, float | None]) -> str:
-    value = found.get(metric)
-    if value is None:
-        return ""
-    low, high = (found.get(f"{metric}_{end}") for end in ("low", "high"))
-    bounds = "" if low is None or high is None else f" ({low:.3g} to {high:.3g})"
-    return format_value(float(f"{value:.4g}")) + bounds
 
 
 def _cell(value: float | None) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from tinychat.config.specs import SPECS
 from tinychat.report.curves import Series, series_of, write_curves
 from tinychat.report.headline import Figure, as_cell, as_fence, figures_of, format_value, measured, name_of, text_of
 from tinychat.runs import folders
@@ -88,6 +89,7 @@ class Report:
     lineage: list[tuple[str, str]] = field(default_factory=list)
     config: str = ""
     headline: list[Figure] = field(default_factory=list)
+    changes: list[tuple[str, str, str, str]] = field(default_factory=list)  # metric, before, after, meaning
 
 
 def write_report(run_dir: Path) -> Path | None:
@@ -143,6 +145,7 @@ def collect(run_dir: Path) -> Report:
         lineage=list(_flat({key: value for key, value in lineage.items() if key not in _NOT_SHOWN})),
         config=config_text.strip(),
         headline=figures_of(names[0], measured(result, series), series),
+        changes=_changes(names[0], measured(result, series), series),
     )
 
 
@@ -165,6 +168,27 @@ def _facts(config: dict[str, Any], result: dict[str, Any]) -> list[tuple[str, st
         # what was measured (device: cuda) outweighs what was asked for (device: auto)
         told[key.replace("_", " ").replace(".", " ")] = value
     return list(told.items())
+
+
+def _changes(stage: str, found: Mapping[str, Any], series: Mapping[str, Series]) -> list[tuple[str, str, str, str]]:
+    """What a stage is judged by that was measured of the checkpoint that it began from too, with 95 % bounds."""
+    start = {name: points[0][1] for name, points in series.items() if points[0][0] == 0}
+    names = SPECS[stage].headlines if stage in SPECS else ()
+    return [
+        (name, with_bounds(name, start), with_bounds(name, found), METRICS.get(name, ""))
+        for name in names
+        if name in start and name in found and len(series[name]) > 1
+    ]
+
+
+def with_bounds(metric: str, found: Mapping[str, float | None]) -> str:
+    """A metric with four digits, and its bounds in brackets where there are any; "" where it was not measured."""
+    value = found.get(metric)
+    if value is None:
+        return ""
+    low, high = (found.get(f"{metric}_{end}") for end in ("low", "high"))
+    bounds = "" if low is None or high is None else f" ({low:.3g} to {high:.3g})"
+    return format_value(float(f"{value:.4g}")) + bounds
 
 
 def _summary(series: dict[str, Series]) -> list[tuple[str, str, str, str, str, str]]:
