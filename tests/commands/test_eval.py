@@ -271,6 +271,13 @@ def test_held_out_sets_and_benign_prompts_stand_beside_what_the_data_have(measur
     assert {"over-refusal, benign", "ROUGE-L", "reply perplexity", "longest run"} <= set(columns)
 
 
+def test_benign_prompts_are_measured_where_the_data_have_nothing_else(measure, folder: Path) -> None:
+    write_rows(folder / "one.jsonl", [{"prompt": "Hello?"}])
+    data = ("data=prompts", "data.path=one.jsonl", "data.val_path=one.jsonl", NO_SAFETY)
+    result = measure("eval-benign", "init_from=full", *data, "stage.benign_prompts=2")
+    assert result["objective_name"] == "eval/over_refusal_benign"
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -254,3 +254,17 @@ def test_ids_beyond_the_tokenizer_are_never_said(model: GPT2LMHeadModel) -> None
     ((text, _),) = shared_replies(model, short, [[ord("c")]], OPTIONS, 1, ALONE, None, reply_text)
     assert text.startswith("de")
     assert max(map(ord, text)) <= ord("e")
+
+
+def test_free_replies_are_asked_for_refusals_and_repetition() -> None:
+    said = [
+        Reply(row("how?", "so"), "no no no no", True),
+        Reply(row("why?", "so"), "I can't help with that.", True),
+        Reply(row("1 + 1?", "2", kind="number"), "2 2 2 2 2 2", True),
+    ]
+    found = replies.free_replies(said)
+    assert found["eval/over_refusal_instructions"] == pytest.approx(1 / 3)  # of all
+    assert found["eval/longest_run"] == 2.0  # of those whose answer is open
+    assert found["eval/longest_run_low"] == 0.0
+    assert found["eval/distinct_2"] == pytest.approx(8 / 10)
+    assert replies.free_replies([]) == {}

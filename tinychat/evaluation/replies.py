@@ -249,7 +249,8 @@ def free_replies(replies: Sequence[Reply]) -> dict[str, float]:
     if (distinct := distinct_2(texts)) is not None:
         metrics["eval/distinct_2"] = distinct
     runs = [longest_run(text) for text in texts]
-    return metrics | with_interval("eval/longest_run", sum(runs) / len(runs), mean_interval(runs))
+    low, high = mean_interval(runs)
+    return metrics | with_interval("eval/longest_run", sum(runs) / len(runs), (0.0 if low < 0 else low, high))
 
 
 def _share(name: str, scores: list[float]) -> dict[str, float]:
