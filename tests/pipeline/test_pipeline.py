@@ -23,6 +23,7 @@ from tinychat import train
 from tinychat.config.specs import SPECS, recipe_order
 from tinychat.errors import UserError
 from tinychat.launch.job import Stopped
+from tinychat.pipeline import __main__ as main
 from tinychat.pipeline import recipe
 from tinychat.pipeline.__main__ import (
     Pipeline,
@@ -38,6 +39,7 @@ from tinychat.pipeline.recipe import Recipe, Request, judge, load_recipe, parse_
 from tinychat.pipeline.report import StepRun, _policies_table, headline, measured, verdict_lines
 from tinychat.pipeline.steps import Step
 from tinychat.runs import folders
+from tinychat.runtime import gguf
 
 CONF = REPOSITORY / "conf" / "pipeline"
 ORDER = recipe_order()
@@ -627,3 +629,13 @@ def test_a_corpus_is_handed_on_to_what_reads_one(tmp_path: Path) -> None:
     assert hand_on(jobs["pretrain"], made, found) == {"data.path": "out/corpus", "tokenizer.path": "out/tokenizer"}
     assert hand_on(jobs["sft"], made, found) == {"init_from": "out/pretrain"}
     assert needs(jobs["pretrain"], made) == ["corpus", "tokenizer"]
+
+
+def test_models_are_converted_into_the_commands_own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By plans, by programs such as merge, and for the report's samples."""
+    seen: list[str] = []
+    monkeypatch.setattr(main, "_carry_out", lambda *_: seen.append(os.environ[gguf.CACHE]) or 0)
+    path = tmp_path / "mine.yaml"
+    path.write_text("stages: {pretrain: []}\n")
+    assert main.run([f"pipeline={path}", f"paths.cache={tmp_path}/kept"]) == 0
+    assert seen == [f"{tmp_path}/kept"]

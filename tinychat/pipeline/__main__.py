@@ -160,6 +160,12 @@ def run(words: Sequence[str]) -> int:
     with Composer(chosen_recipe, request) as composer:
         jobs = composer.jobs()
     pipeline = Pipeline(chosen_recipe, request, chosen, gates, jobs)
+    with gguf.kept_in(pipeline.config.paths.cache):  # plans, programs and the report's samples open models too
+        return _carry_out(pipeline, words)
+
+
+def _carry_out(pipeline: Pipeline, words: Sequence[str]) -> int:
+    """What the command asks for; the exit status."""
     if pipeline.config.plan is not False:
         _print_plans(pipeline)
         return 0
@@ -198,8 +204,7 @@ def _print_plans(pipeline: Pipeline) -> None:
             continue
         print(f"\n== {name}{f' ({step.called})' if step.called else ''}")
         if isinstance(job, Job) and spec_of(job.config).trains:
-            with gguf.kept_in(job.config.paths.cache):
-                print_plan(job.config)
+            print_plan(job.config)
         else:
             print("trains no model")
 
