@@ -120,7 +120,7 @@ def test_a_template_without_a_prompt_for_the_reply_is_refused_in_one_line(conver
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"architecture": "mamba"}, "architecture 'mamba' is none of llama, qwen2, qwen3"),
+        ({"architecture": "mamba"}, "architecture 'mamba' is none of gpt2, llama, qwen2, qwen3"),
         ({"tokens": TOKENS[:-1]}, f"tokenizer has {len(TOKENS) - 1} tokens, its embedding {len(TOKENS)} rows"),
         ({"tokens": [*TOKENS, "more"]}, f"tokenizer has {len(TOKENS) + 1} tokens, its embedding {len(TOKENS)} rows"),
         ({"padding": 9999}, "padding token is 9999"),

@@ -22,7 +22,7 @@ from tinychat.models.build import build_model, count_parameters
 from tinychat.models.kernels.attention import plan_blocks, use_blocked_attention
 from tinychat.models.kernels.layers import use_fused_norms, use_fused_rotary
 from tinychat.models.logprobs import token_nll
-from tinychat.models.reward import _classifier, freeze_all_but
+from tinychat.models.reward import as_classifier, freeze_all_but
 from tinychat.plan import memory as memory_module
 from tinychat.plan.estimate import Plan, estimate, remedies
 from tinychat.plan.memory import (
@@ -94,12 +94,12 @@ def test_parameters_of_adapters_reward_models_and_ppo() -> None:
     assert (model.trained, model.weights) == trainable_parameters(adapted)
     assert model.orthogonal == 0
 
-    scorer = _classifier(real(config))
+    scorer = as_classifier(real(config))
     freeze_all_but(scorer, 1)
     (model,) = planned("stage=reward", "stage.train_last_layers=1", *GPT2, *SMALL).models
     assert (model.trained, model.weights) == trainable_parameters(scorer)
 
-    value = _classifier(real(config))
+    value = as_classifier(real(config))
     both = ActorCritic(real(config), value)
     models = planned("stage=ppo", *GPT2, *SMALL).models
     assert [model.name for model in models] == ["policy", "value function", "reference", "reward model"]

@@ -25,6 +25,7 @@ from tinychat.models.reward import in_fp32
 from tinychat.models.vocabulary import WHOLE, Vocabulary
 
 VALUE_FOLDER = "value"  # beside the policy's files in a checkpoint
+VALUE_HEAD_FILE = "value_head.safetensors"  # in it, where the backbone is the policy's
 POLICY, VALUE, HEAD = "policy.", "value.", "value_head."
 
 
@@ -117,7 +118,7 @@ class ActorCritic(nn.Module):
         if self._adapter is not None:
             save_adapter(self.policy, parts[POLICY], folder / VALUE_FOLDER, self._adapter, parts[HEAD]["weight"])
         elif self.value is None:
-            save_file(parts[HEAD], folder / VALUE_FOLDER / "value_head.safetensors")
+            save_file(parts[HEAD], folder / VALUE_FOLDER / VALUE_HEAD_FILE)
         else:
             save(self.value, parts[VALUE], folder / VALUE_FOLDER)
 

@@ -204,8 +204,9 @@ def saved_buffers(model: Any) -> dict[str, torch.Tensor]:
     return {} if is_adapter(model) else other_than_parameters(model)
 
 
-def merge_checkpoint(path: str, out: Path) -> None:
-    """Write an adapter's checkpoint as a full one, on the fp32 base also where it was trained on a 4-bit one.
+def merge_checkpoint(path: str, out: Path, load: Callable[[str], Any] = load_model) -> None:
+    """Write an adapter's checkpoint as a full one, on the fp32 base also where it was trained on a 4-bit one. load:
+    reads it; that of a reward model is another one.
 
     Raises UserError when `path` is no adapter or `out` is a folder with something in it. `out` appears whole or not at
     all.
@@ -215,7 +216,7 @@ def merge_checkpoint(path: str, out: Path) -> None:
         raise UserError(f"{path}: holds no {ADAPTER_CONFIG}, so there is nothing to merge; it is a full checkpoint")
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise UserError(f"{out}: exists and is not empty; give a new folder")
-    _write_full(merge_adapter(load_model(path)), path, out)
+    _write_full(merge_adapter(load(path)), path, out)
 
 
 def _write_full(model: Any, path: str, out: Path) -> None:

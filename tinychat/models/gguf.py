@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from tokenizers import pre_tokenizers
+from tokenizers import Regex, normalizers, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from tinychat.errors import UserError
@@ -34,13 +34,17 @@ from tinychat.runtime.run_files import said_of
 from tinychat.runtime.terminal import say
 from tinychat.text.tokenizer import separate_padding, vocabulary_size
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3")
+ARCHITECTURES = ("gpt2", "llama", "qwen2", "qwen3")
 NAME = "gguf"  # of what lineage.json says about the file
 # llama.cpp's names of pre-tokenizers of byte-level vocabularies: GPT-2's, which is what transformers takes for every
 # name that it does not know, and that after each digit by itself (llama-vocab.cpp, LLAMA_VOCAB_PRE_TYPE_*).
 LIKE_GPT2 = ("gpt-2", "mpt", "olmo", "jais")
 SINGLE_DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell")
 BYTE_LEVEL, SENTENCE_PIECE = "gpt2", "llama"  # tokenizer.ggml.model
+# How the vocabularies of Qwen2 and of Llama 3 split text; as their tokenizer.json has it.
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
+_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_PATTERNS = {"qwen2": rf"{_WORDS}|\p{{N}}|{_REST}", "llama-bpe": rf"{_WORDS}|\p{{N}}{{1,3}}|{_REST}"}
 NO_WEIGHTS = ("rope_freqs.weight",)  # tensors that scale rotary positions
 INSTEAD = "give the model's original folder, as model=pretrained model.path=FOLDER"
 
@@ -158,8 +162,12 @@ def _read_weights(file: Path, header: _Header) -> Any:
     """The model in fp32: what the file's numbers mean is no bf16 number, and few of them a fp16 one."""
     try:
         config = AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name, trust_remote_code=False)
-        if width := header.get(f"{header.architecture}.attention.key_length"):  # transformers leaves a class's default
+        # transformers leaves the defaults of the class
+        if width := header.get(f"{header.architecture}.attention.key_length"):
             config.head_dim = int(width)
+        if header.architecture == "gpt2":
+            config.n_positions = int(header.get("gpt2.context_length"))
+            config.n_inner = int(header.get("gpt2.feed_forward_length"))
         model, found = AutoModelForCausalLM.from_pretrained(
             str(file.parent),
             config=config,
@@ -198,20 +206,44 @@ def _read_tokenizer(file: Path, header: _Header) -> PreTrainedTokenizerFast:
         )
     tokenizer.model_max_length = int(header.get(f"{header.architecture}.context_length"))
     if header.get("tokenizer.ggml.model") == BYTE_LEVEL:
-        _set_split(tokenizer, file, header.get("tokenizer.ggml.pre"))
+        return _with_split(tokenizer, file, header.get("tokenizer.ggml.pre"))
     return tokenizer
 
 
-def _set_split(tokenizer: PreTrainedTokenizerFast, file: Path, name: str | None) -> None:
-    """Have text split as the vocabulary's merges were learnt. Raises UserError for a way that is not known: other
-    splits give other tokens, which the model has not seen."""
-    backend = tokenizer.backend_tokenizer
-    if name in SINGLE_DIGITS:
-        backend.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+def splits() -> dict[str, pre_tokenizers.PreTokenizer]:
+    """Ways to split text before a byte-level BPE merges, by llama.cpp's names of them (tokenizer.ggml.pre)."""
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    found = {
+        "gpt-2": words,
+        "smollm": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), words]),
+    }
+    for name, pattern in _PATTERNS.items():
+        found[name] = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated"), plain])
+    return found
+
+
+def _with_split(tokenizer: PreTrainedTokenizerFast, file: Path, name: str | None) -> PreTrainedTokenizerFast:
+    """The tokenizer that splits text as the vocabulary's merges were learnt, where transformers goes by the
+    architecture. Raises UserError for a way that is not known: other splits give other tokens, which the model has not
+    seen."""
+    backend, found = tokenizer.backend_tokenizer, tokenizer
+    kind = "gpt-2" if name in LIKE_GPT2 else "smollm" if name in SINGLE_DIGITS else str(name)
+    known = splits().get(kind)
+    if known is None:
+        if isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel):
+            raise UserError(f"model {file}: how its tokenizer splits text ({name}) is not known here; {INSTEAD}")
+        return tokenizer
+    backend.pre_tokenizer = known
+    backend.normalizer = normalizers.NFC() if kind == "qwen2" else None
+    if (
+        type(tokenizer) is not PreTrainedTokenizerFast
+    ):  # an architecture's own, which splits in its way when it is loaded
+        found = PreTrainedTokenizerFast(
+            tokenizer_object=backend, clean_up_tokenization_spaces=False, **tokenizer.special_tokens_map
         )
-    elif name not in LIKE_GPT2 and isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel):
-        raise UserError(f"model {file}: how its tokenizer splits text ({name}) is not known here; {INSTEAD}")
+        found.chat_template, found.model_max_length = tokenizer.chat_template, tokenizer.model_max_length
+    return found
 
 
 def _write(model: Any, tokenizer: PreTrainedTokenizerFast, facts: dict[str, Any], out: Path) -> None:

@@ -71,7 +71,7 @@ def start_reward_model(
             f"stage.train_last_layers={train_last_layers}: peft={peft.name} freezes the whole backbone already; leave "
             "it out, or use peft=none"
         )
-    known = _is_reward(path)
+    known = is_reward(path)
     if known and peft.kind is not PeftKind.none:
         _check_goes_on(path, peft, entries or 0)
     model = start_model(
@@ -124,12 +124,12 @@ def load_reward_model(path: str) -> Any:
     """
     if is_word_judge(path):
         raise UserError(f"{path} is a word judge, which scores text and no tokens; a reward is a model of stage=reward")
-    if not _is_reward(path):
+    if not is_reward(path):
         raise UserError(f"{path} is a language model, not a reward model; make one with stage=reward init_from={path}")
     return _load(path).requires_grad_(False)
 
 
-def _is_reward(path: str) -> bool:
+def is_reward(path: str) -> bool:
     """Whether the folder or hub repository holds a reward model or the adapter of one, not a language model."""
     folder = model_folder(path)
     if is_adapter_folder(folder):
@@ -139,7 +139,7 @@ def _is_reward(path: str) -> bool:
 
 def _load(path: str, dropout: float | None = None, quantize: bool = False, is_trainable: bool = False) -> Any:
     """load_model for both kinds of models."""
-    if not _is_reward(path):
+    if not is_reward(path):
         return _own_memory(load_model(path, dropout, quantize, is_trainable))
     folder = model_folder(path)
     if not is_adapter_folder(folder):
@@ -148,11 +148,15 @@ def _load(path: str, dropout: float | None = None, quantize: bool = False, is_tr
             raise UserError(f"model {path}: a classifier of {config.num_labels} classes; a reward model has one output")
         model = read_model(path, AutoModelForSequenceClassification, dropout, quantize)
     else:
+<<<<<<< HEAD
         own = reward_settings(folder)
+=======
+        own = checked(read_reward_settings(folder))
+>>>>>>> 49f0c44 (A checkpoint for other programs: transformers folders, GGUF files, MLflow models, the hub; GPT-2's GGUF files are read)
 
         def base(address: str, *more: Any) -> Any:
             loaded = _load(address, *more)
-            return loaded if _is_reward(address) else _classifier(loaded, own.get(LAYER))
+            return loaded if is_reward(address) else as_classifier(loaded, own.get(LAYER))
 
         model = load_adapter(folder, dropout, quantize, is_trainable, base)
         setattr(model.config, SETTINGS, own)
@@ -190,14 +194,14 @@ def _own_memory(model: Any) -> Any:
 
 
 def _with_new_head(model: Any, layer: int | None) -> Any:
-    """As _classifier; the head is normal with standard deviation 1 / sqrt(d + 1) (Stiennon et al. 2020)."""
-    found = _classifier(model, layer)
+    """As as_classifier; the head is normal with standard deviation 1 / sqrt(d + 1) (Stiennon et al. 2020)."""
+    found = as_classifier(model, layer)
     with torch.no_grad():
         found.score.weight.normal_(std=(found.score.in_features + 1) ** -0.5)
     return found
 
 
-def _classifier(model: Any, layer: int | None = None) -> Any:
+def as_classifier(model: Any, layer: int | None = None) -> Any:
     """The language model's backbone, up to block `layer` (None: whole), with a head of one output, zero. The language
     model is of no use afterwards.
 
@@ -277,10 +281,11 @@ def settings(config: Any) -> dict[str, Any]:
 
     Raises UserError for values that make no scores.
     """
-    return _checked(getattr(config, SETTINGS, None))
+    return checked(getattr(config, SETTINGS, None))
 
 
-def _checked(own: Any) -> dict[str, Any]:
+def checked(own: Any) -> dict[str, Any]:
+    """The same of what config.json or reward.json has under that name."""
     own = own or {}
     found = {**PLAIN, **own} if isinstance(own, dict) else own
     try:

