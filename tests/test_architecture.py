@@ -21,7 +21,7 @@ ROWS = [
     {"plan"},
     {"stages"},
     {"launch"},
-    {"sweeps", "compare", "chat", "train", "score", "merge", "generate"},
+    {"sweeps", "compare", "chat", "train", "score", "merge", "generate", "export"},
     {"doctor", "inspect", "pipeline"},
 ]
 # The same inside models/: opening whatever checkpoint there is stands above full models and above what is put on them.
@@ -53,6 +53,7 @@ PROGRAMS = (
     "score",
     "merge",
     "generate.__main__",
+    "export.__main__",
     "launch.guard",
     "launch.agents",
 )

@@ -82,7 +82,7 @@ def _check(args: argparse.Namespace) -> None:
         if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", args.repo):
             raise UserError(f"--repo {args.repo}: a repository is written OWNER/NAME, as in --repo me/my-model")
     if args.to == "gguf" and importlib.util.find_spec("gguf") is None:
-        raise UserError(f"--to gguf needs the package gguf: {install_command('smollm2')}")
+        raise UserError(f"--to gguf needs the package gguf: {install_command('export')}")
     if args.to in ("gguf", "mlflow") and args.part == "value":
         raise UserError(f"--to {args.to}: a value function is exported with --to hf")
 

@@ -211,7 +211,7 @@ def _stored(name: str, value: np.ndarray, kind: str) -> tuple[np.ndarray, Any]:
         return value, types.F32
     if kind == "q8_0" and value.shape[-1] % BLOCK == 0:
         return gguf.quantize(value, types.Q8_0), types.Q8_0
-    if (most := float(np.abs(value).max())) > np.finfo(np.float16).max:
+    if (most := float(np.abs(value).max())) > float(np.finfo(np.float16).max):
         raise UserError(f"--type {kind}: {name} holds {most:.3g}, which is too large for f16; use --type f32")
     return value.astype(np.float16), types.F16
 
