@@ -19,6 +19,7 @@ from tinychat.errors import UserError
 from tinychat.export.__main__ import parse, run
 from tinychat.models.actor_critic import ActorCritic
 from tinychat.models.checkpoints import load_model, save_weights, start_model
+from tinychat.models.one_base import VALUE, add_value_adapter
 from tinychat.models.reward import load_reward_model, normalise, raw_scores
 from tinychat.text.chat_template import encode_chats, set_template
 
@@ -135,6 +136,19 @@ def test_a_value_function_is_a_sequence_classifier(tmp_path: Path, own: bool) ->
     found = aligned(AutoModelForSequenceClassification.from_pretrained(out))
     torch.testing.assert_close(logits_of(found)[:, 0], values[:, -1], rtol=0, atol=0)
     assert "tinychat_reward" not in json.loads((out / "config.json").read_text())
+
+
+def test_a_value_function_that_is_an_adapter_is_merged(tmp_path: Path) -> None:
+    policy = start_model(str(language_model(tmp_path / "base")), LORA)
+    add_value_adapter(policy, LORA, None)
+    model = ActorCritic(policy, None, 1.0, VALUE).eval()
+    stir(model)
+    with torch.no_grad():
+        values = model(input_ids=IDS).state_values
+    out = export(write(model, tmp_path / "ppo"), tmp_path / "out", "--part", "value")
+    found = logits_of(AutoModelForSequenceClassification.from_pretrained(out))[:, 0]
+    torch.testing.assert_close(found, values[:, -1], rtol=1e-4, atol=1e-5)
+    assert values.std() > 0.01
 
 
 def test_a_head_on_the_mean_of_all_tokens_is_refused(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -206,8 +205,7 @@ def _parameters(folder: Path) -> int | None:
 
 def _formula(folder: Path) -> str | None:
     """How the classifier's output becomes the score that tinychat gives; None where they are the same."""
-    said = json.loads((folder / "config.json").read_text(encoding="utf-8")).get(reward.SETTINGS)
-    found = reward.checked(said)
+    found = reward.settings(load_config(str(folder)))
     if found["range"] == "raw":
         return None
     standard = f"(logit - {found['mean']!r}) / {found['std']!r}"

@@ -17,7 +17,7 @@ from tinychat.config.stages import Pooling
 from tinychat.errors import UserError
 from tinychat.models import reward
 from tinychat.models.actor_critic import VALUE_FOLDER, VALUE_HEAD_FILE
-from tinychat.models.adapters import is_adapter_folder, merge_adapter, read_reward_settings
+from tinychat.models.adapters import is_adapter_folder, merge_adapter
 from tinychat.models.checkpoints import load_config, load_model, merge_checkpoint
 from tinychat.models.load import CONFIG, model_folder, read_model, write_weights
 from tinychat.runs import folders
@@ -84,9 +84,8 @@ def open_source(path: str, value: bool) -> Source:
 
 
 def _check_pooling(path: str, folder: Path) -> None:
-    adapter = is_adapter_folder(folder)
-    own = read_reward_settings(folder) if adapter else getattr(load_config(path), reward.SETTINGS, None)
-    if (pooling := reward.checked(own)["pooling"]) != Pooling.last.value:
+    found = reward.reward_settings(folder) if is_adapter_folder(folder) else reward.settings(load_config(path))
+    if (pooling := found["pooling"]) != Pooling.last.value:
         raise UserError(
             f"{path}: its head reads the mean of all tokens (stage.pooling={pooling}), transformers' "
             "classifiers read the last one alone; train it with stage.pooling=last to export it, or score with "
@@ -106,7 +105,9 @@ def load_part(source: Source) -> Any:
 def _load_value(source: Source) -> Any:
     """The value function as a classifier: its output on the last token is the value of what has been said so far."""
     own = source.folder / VALUE_FOLDER
-    if not (own / VALUE_HEAD_FILE).is_file():
+    if is_adapter_folder(own):  # a second one on the policy's base
+        model = merge_adapter(reward.load_reward_model(str(own)))
+    elif not (own / VALUE_HEAD_FILE).is_file():
         model = read_model(str(own), AutoModelForSequenceClassification)
     else:
         policy = load_model(source.path)

@@ -148,11 +148,7 @@ def _load(path: str, dropout: float | None = None, quantize: bool = False, is_tr
             raise UserError(f"model {path}: a classifier of {config.num_labels} classes; a reward model has one output")
         model = read_model(path, AutoModelForSequenceClassification, dropout, quantize)
     else:
-<<<<<<< HEAD
         own = reward_settings(folder)
-=======
-        own = checked(read_reward_settings(folder))
->>>>>>> 49f0c44 (A checkpoint for other programs: transformers folders, GGUF files, MLflow models, the hub; GPT-2's GGUF files are read)
 
         def base(address: str, *more: Any) -> Any:
             loaded = _load(address, *more)
@@ -170,7 +166,7 @@ def reward_settings(folder: Path) -> dict[str, Any]:
 
 def scoring(model: Any, own: dict[str, Any], head: Tensor | None) -> Any:
     """A reward model with this head (1, D) on the very modules of a language model, adapters in them included; own: its
-    `settings`. The language model stays as it is. Raises UserError as _classifier, and without a head."""
+    `settings`. The language model stays as it is. Raises UserError as as_classifier, and without a head."""
     if head is None:
         raise UserError(f"adapter on {model.name_or_path}: has no weights of a head, so it is no reward model")
     twin, body = copy.copy(model), copy.copy(model.base_model)
@@ -178,7 +174,7 @@ def scoring(model: Any, own: dict[str, Any], head: Tensor | None) -> Any:
     twin._modules, body._modules = dict(model._modules), dict(model.base_model._modules)
     setattr(twin, model.base_model_prefix, body)
     device = model.get_input_embeddings().weight.device
-    found = _classifier(twin, own.get(LAYER))
+    found = as_classifier(twin, own.get(LAYER))
     found.score.weight = nn.Parameter(head.to(device), requires_grad=False)
     setattr(found.config, SETTINGS, own)
     return found
@@ -281,11 +277,10 @@ def settings(config: Any) -> dict[str, Any]:
 
     Raises UserError for values that make no scores.
     """
-    return checked(getattr(config, SETTINGS, None))
+    return _checked(getattr(config, SETTINGS, None))
 
 
-def checked(own: Any) -> dict[str, Any]:
-    """The same of what config.json or reward.json has under that name."""
+def _checked(own: Any) -> dict[str, Any]:
     own = own or {}
     found = {**PLAIN, **own} if isinstance(own, dict) else own
     try:
