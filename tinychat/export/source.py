@@ -20,6 +20,7 @@ from tinychat.models.actor_critic import VALUE_FOLDER, VALUE_HEAD_FILE
 from tinychat.models.adapters import is_adapter_folder, merge_adapter
 from tinychat.models.checkpoints import load_config, load_model, merge_checkpoint
 from tinychat.models.load import CONFIG, model_folder, read_model, write_weights
+from tinychat.models.word_judge import is_word_judge
 from tinychat.runs import folders
 from tinychat.runtime import hub, manifest
 from tinychat.runtime.run_files import read_json
@@ -65,6 +66,10 @@ def open_source(path: str, value: bool) -> Source:
     """What a checkpoint holds; value: its value function is meant. Raises UserError for what cannot be exported to any
     program."""
     folder = model_folder(path)
+    if is_word_judge(str(folder)):
+        raise UserError(
+            f"{path} is a word judge (counts of words), which no other program loads; python -m tinychat.score"
+        )
     run = folder.parent.parent if folder.parent.name == folders.CHECKPOINTS else None
     lineage = folders.read_json(folder / folders.LINEAGE) or {}
     kind = (read_json(folder / CONFIG) or {}).get("model_type")
