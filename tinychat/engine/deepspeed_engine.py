@@ -99,9 +99,7 @@ class DeepSpeedEngine(Engine):
 
         # What a forward pass has prefetched and not used is waited for, and given back.
         self.engine.optimizer.empty_partition_cache()
-        # An adapter that was put there later (tinychat.models.one_base) is whole on every rank.
-        parted = [p for p in module.parameters() if hasattr(p, "ds_id")]
-        with deepspeed.zero.GatheredParameters(parted, modifier_rank=None), self._without_hooks():
+        with deepspeed.zero.GatheredParameters(list(module.parameters()), modifier_rank=None), self._without_hooks():
             yield
 
     @contextlib.contextmanager

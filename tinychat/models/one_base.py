@@ -18,6 +18,7 @@ import torch
 from tinychat.config.schema import PeftConfig
 from tinychat.models.adapters import (
     adapter_in_use,
+    adapter_layers,
     is_adapter,
     is_adapter_folder,
     put_adapter_beside,
@@ -78,12 +79,24 @@ class OneBase:
         self._held += 1
         own = reward_settings(folder)
         head = put_saved_adapter_beside(self._policy, name, folder, own.get(LAYER))
-        model = scoring(self._policy.get_base_model(), own, head)
+        model, parts = scoring(self._policy.get_base_model(), own, head), take_out(self._policy, name)
         log.info("reward model %s is an adapter of the policy's base, and is computed on it", path)
 
         @contextlib.contextmanager
         def in_use() -> Iterator[None]:
             with self._whole(), adapter_in_use(self._policy, name), torch.no_grad():
-                yield
+                for place, part in parts:
+                    place[name] = part
+                try:
+                    yield
+                finally:
+                    take_out(self._policy, name)
 
         return model, in_use
+
+
+def take_out(model: Any, name: str) -> list[tuple[Any, Any]]:
+    """Weights of an adapter, with the dictionaries that held them: out of use they are no part of a model in training,
+    whose engine does not know them (ZeRO 3 asks for its own marks on every parameter)."""
+    places = [getattr(layer, kind) for layer in adapter_layers(model) for kind in layer.adapter_layer_names]
+    return [(place, place.pop(name)) for place in places if name in place]

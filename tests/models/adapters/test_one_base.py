@@ -76,6 +76,7 @@ def test_scores_on_the_policys_base_are_those_of_a_model_of_its_own(
     folder = rewarding(base, tmp_path / "reward", pooling=pooling)
     policy = policy_on(base)
     before, random = logits(policy), torch.get_rng_state()
+    names = [name for name, _ in policy.named_parameters()]
     found = scorer_on(policy, folder, dtype)
     assert torch.equal(torch.get_rng_state(), random), "nothing is drawn"
     assert found.outputs(ROWS) == Scorer(str(folder), "cpu", dtype, 2).outputs(ROWS)
@@ -86,6 +87,7 @@ def test_scores_on_the_policys_base_are_those_of_a_model_of_its_own(
     weights = {p.data_ptr() for p in policy.parameters()}
     shared = [p.data_ptr() in weights for name, p in found.model.named_parameters() if name != "score.weight"]
     assert all(shared), "no weight of the base is there twice"
+    assert [name for name, _ in policy.named_parameters()] == names, "engines see the policy alone"
 
 
 def test_a_head_at_a_lower_layer_and_an_ensemble(tmp_path: Path) -> None:
@@ -214,10 +216,8 @@ def test_each_adapter_learns_from_its_own_loss_alone(tmp_path: Path, peft: PeftC
     assert all(p.grad is not None and p.grad.any() for p in others)
     assert all(torch.equal(p.grad, old) for p, old in zip(values_of(model), before, strict=True))
     if checkpointing:  # the same gradients as without it
-        plain = ActorCritic(policy, None, 1.0, VALUE)
-        plain.load_state_dict(model.state_dict())
         found = [p.grad.clone() for p in others]
-        policy.get_base_model().gradient_checkpointing_disable()
+        policy.get_base_model().activation_checkpointing_disable()
         model.zero_grad()
         logprobs, values, _ = policy_and_values(model, IDS, IDS, 1.0)
         (values.square().sum() + logprobs.sum()).backward()
