@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -142,7 +142,7 @@ def _prompts(config: DataConfig, split: Split) -> Found[PromptRow]:
     return found_in({kind: source.rows_of for kind, source in sources.items()}, read, identify)
 
 
-def found_in(sources: dict[str, RowSource[Any]], read: Callable[[], Iterator[Any]], identify: Any) -> Found[Any]:
+def found_in(sources: Mapping[str, RowSource[Any]], read: Callable[[], Iterator[Any]], identify: Any) -> Found[Any]:
     sizes = [source.found.size for source in sources.values()]
     size = None if None in sizes else sum(size or 0 for size in sizes)
     description = " and ".join(f"{name}: {source.description}" for name, source in sources.items())
