@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from tinychat.models.kernels.attention import use_blocked_attention
 from tinychat.models.kernels.layers import use_fused_norms, use_fused_rotary
 from tinychat.models.one_base import OneBase
 from tinychat.models.reward import load_reward_model, normalise, raw_scores, settings
-from tinychat.models.word_judge import WordJudge, is_word_judge, load_word_judge
+from tinychat.models.word_judge import is_word_judge, load_word_judge
 from tinychat.text.chat_render import Message, Refused
 from tinychat.text.chat_template import EncodedChat, encode_chats, template_name, try_chats
 from tinychat.text.tokenizer import load_saved_tokenizer, tokenizer_fingerprint
@@ -31,7 +31,23 @@ PROBES: list[list[Message]] = [
     [_ASKED | {"input": "World"}, _TOLD],
 ]
 log = logging.getLogger("tinychat")
-AnyScorer: TypeAlias = "Scorer | WordJudge"
+
+
+class AnyScorer(Protocol):
+    """What scores texts: a Scorer, or a judge of another kind. What `encode` makes of a reply (Refused where it cannot
+    be read) is its own; `score_ids` takes that."""
+
+    batch_size: int
+
+    @property
+    def score_range(self) -> str: ...
+
+    @property
+    def context_length(self) -> int: ...
+
+    def encode(self, prompts: Sequence[list[Message]], replies: Sequence[str]) -> list[Any]: ...
+
+    def score_ids(self, sequences: Sequence[Any]) -> list[float]: ...
 
 
 def _as_tokens(tokenizer: PreTrainedTokenizerFast, chat: list[Message]) -> list[int] | None:

@@ -69,12 +69,12 @@ class WordJudge:
         self._features, self._parts = features, parts
         self._coefficients, self._intercept = coefficients, intercept
 
-    def encode(self, _prompts: Sequence[Any], replies: Sequence[str]) -> list[str]:
+    def encode(self, prompts: Sequence[Any], replies: Sequence[str]) -> list[str]:
         return list(replies)
 
-    def score_ids(self, texts: Sequence[str]) -> list[float]:
+    def score_ids(self, sequences: Sequence[str]) -> list[float]:
         """The probability that each reply of `encode` is safe."""
-        return (1 / (1 + np.exp(-self.outputs(texts)))).tolist()
+        return (1 / (1 + np.exp(-self.outputs(sequences)))).tolist()
 
     def outputs(self, texts: Sequence[str]) -> np.ndarray:
         """Log-odds (N,) that each reply is safe."""

@@ -105,7 +105,8 @@ def run(config: Config, context: Context) -> StageResult:
         "scores": ", ".join(f"{key} {value}" for key, value in settings(engine.model.config).items()),
         **describe_engine(engine),
     }
-    return loop.result(facts, (math.log(2), "a coin"))
+    terms = 2 if stage.loss is RewardLoss.both else 1  # a pair's loss and that of its replies
+    return loop.result(facts, (terms * math.log(2), "a coin"))
 
 
 def get_reward_start(config: Config, context: Context, tokenizer: Any) -> Any:
@@ -295,7 +296,7 @@ class HeldOutPairs:
             if self.states is None:
                 self.found = score_pairs(model, batches, world)
             else:  # of all: that takes no time
-                labels = self.pairs.labels.reshape(-1, 2, len(LABELS)).astype(np.int64)
+                labels: np.ndarray = self.pairs.labels.reshape(-1, 2, len(LABELS)).astype(np.int64)
                 self.found = PairScores(scores_of_states(model, self.states), labels[..., 0], labels[:, 0, 1])
         scores, safe = torch.from_numpy(self.found.scores), torch.from_numpy(self.found.safe)
         labels, known = labels_of(stage, safe)
@@ -348,5 +349,5 @@ def write_pair_tables(
     picture = context.run_dir / PICTURES / "calibration.png"
     picture.parent.mkdir(exist_ok=True)
     title = "Is the higher score the chosen reply?" if of_pairs else "Is the reply of label 1?"
-    if draw_calibration(bins, title, picture) and context.tracker is not None:
+    if draw_calibration(list(bins), title, picture) and context.tracker is not None:
         context.tracker.log_artifact(picture)
