@@ -21,7 +21,7 @@ ROWS = [
     {"plan"},
     {"stages"},
     {"launch"},
-    {"sweeps", "compare", "chat", "train", "score", "merge", "generate", "export"},
+    {"sweeps", "compare", "chat", "train", "score", "merge", "generate", "export", "serve"},
     {"doctor", "inspect", "pipeline"},
 ]
 # The same inside models/: opening whatever checkpoint there is stands above full models and above what is put on them.
@@ -54,6 +54,7 @@ PROGRAMS = (
     "merge",
     "generate.__main__",
     "export.__main__",
+    "serve.__main__",
     "launch.guard",
     "launch.agents",
 )

@@ -90,7 +90,7 @@ def read(file: str) -> Iterator[Row]:
     try:
         for place, content in read_rows(path, Meter()):
             count += 1
-            yield _row(f"{name}, {place}", content)
+            yield row_of(f"{name}, {place}", content)
     except UserError as error:
         raise UserError(str(error).replace(str(path), name)) from None
     finally:
@@ -100,7 +100,7 @@ def read(file: str) -> Iterator[Row]:
         raise UserError(f"{name}: holds no rows")
 
 
-def _row(place: str, row: Any) -> Row:
+def row_of(place: str, row: Any) -> Row:
     """Raises UserError for a row that cannot be scored."""
     from tinychat.data.chats.files import listed, opening
     from tinychat.data.chats.rows import BadRow, as_columns, chat_row

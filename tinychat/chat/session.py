@@ -264,8 +264,10 @@ LATEST = "latest"
 _BARE_HUB_ID = re.compile(r"^\w[\w.-]*$")  # gpt2: of the hub's first models, without an owner
 
 
-def find(spec: str, outputs: Path) -> str:
+def find(spec: str, outputs: Path, made: tuple[Made, ...] = (Made.language,)) -> str:
     """The folder of the checkpoint that `spec` means, or a GGUF file's address, or a hub id.
+
+    made: of the runs of an experiment or of a run's name, those whose stage makes such a checkpoint.
 
     spec: a checkpoint or run folder; the folder of an experiment or of a run's name, or such a name below `outputs`:
     the newest finished run there; latest: that of all experiments; runs:/ID; a hub id. Raises UserError.
@@ -276,7 +278,7 @@ def find(spec: str, outputs: Path) -> str:
     if path.is_file():
         raise UserError(f"checkpoint {spec}: is a file; give the folder it is in")
     if spec == LATEST and not path.exists():
-        return _newest(spec, [folder for folder in _folders(outputs) if _holds_runs(folder)])
+        return _newest(spec, [folder for folder in _folders(outputs) if _holds_runs(folder)], made)
     if spec.startswith("runs:/"):
         from tinychat.tracking.store import resolve_uri, run_folder_of
 
@@ -287,7 +289,7 @@ def find(spec: str, outputs: Path) -> str:
         places.reverse()
     for folder in places:
         if folder.is_dir() and _holds_runs(folder):
-            return _newest(spec, [folder])
+            return _newest(spec, [folder], made)
     if path.exists():
         return str(folders.resolve_checkpoint(spec))
     if hub.is_hub_id(spec):
@@ -308,30 +310,32 @@ def _holds_runs(folder: Path) -> bool:
     return any(any(folder.glob(f"{'*/' * depth}{folders.CONFIG}")) for depth in (1, 2))
 
 
-def _newest(spec: str, places: list[Path]) -> str:
-    """The checkpoint of the newest finished run in the places that can be talked to; it is told."""
-    newest_first = heapq.merge(*map(_talkable, places), key=lambda run: (folders.order_of(run)[1:], run), reverse=True)
+def _newest(spec: str, places: list[Path], made: tuple[Made, ...]) -> str:
+    """The checkpoint of the newest finished run in the places that makes such a one; it is told."""
+    stages = makers(*made)
+    runs = [_finished(place, stages) for place in places]
+    newest_first = heapq.merge(*runs, key=lambda run: (folders.order_of(run)[1:], run), reverse=True)
     found = folders.first_usable(newest_first)
     if found is None:
         where = ", ".join(map(str, places)) or "there are no runs yet"
         raise UserError(
-            f"checkpoint {spec}: no finished run of stage {', '.join(makers(Made.language))} ({where}); make run, or "
+            f"checkpoint {spec}: no finished run of stage {', '.join(stages)} ({where}); make run, or "
             "python -m tinychat.train, makes one"
         )
     print(f"note: {spec} is {found}", file=sys.stderr)
     return str(found)
 
 
-def _talkable(place: Path) -> Iterator[Path]:
-    """The finished runs below an experiment's or a run name's folder that can be talked to, newest first."""
+def _finished(place: Path, stages: tuple[str, ...]) -> Iterator[Path]:
+    """The finished runs of these stages below an experiment's or a run name's folder, newest first."""
     depth = 1 if any(place.glob(f"*/{folders.CONFIG}")) else 2
     experiment = place if depth == 2 else place.parent
     for run, config in folders.iter_runs(experiment.parent, experiment.name):
         if depth == 1 and run.parent.name != place.name:
             continue
         stage = config.get("stage")
-        talks = isinstance(stage, dict) and stage.get("name") in makers(Made.language)
-        if talks and (folders.read_result(run) or {}).get("status") == "finished":
+        wanted = isinstance(stage, dict) and stage.get("name") in stages
+        if wanted and (folders.read_result(run) or {}).get("status") == "finished":
             yield run
 
 

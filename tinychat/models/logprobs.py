@@ -261,3 +261,28 @@ def _linear_entropy(hidden: Tensor, weight: Tensor, temperature: float, vocabula
 def _placed(values: Tensor, kept: Tensor) -> Tensor:
     """(n,) to the n places of kept (B, T), 0 elsewhere; fp32."""
     return torch.zeros(kept.shape, dtype=torch.float32, device=kept.device).masked_scatter(kept, values)
+
+
+@torch.no_grad()
+def likeliest(
+    model: Any, ids: list[int], vocabulary: Vocabulary, most: int
+) -> list[tuple[float, list[tuple[int, float]]]]:
+    """For each of the T tokens but the first: its log-probability after those before it, and the `most` likeliest
+    tokens there with theirs, in nats, the likeliest first."""
+    inner = inner_model(model)
+    head = OutputHead(inner, vocabulary)
+    inputs = torch.tensor([ids], device=inner.get_input_embeddings().weight.device)
+    with last_hidden(inner) as seen:
+        called(inner, inputs, None, None, None)
+    found: list[tuple[float, list[tuple[int, float]]]] = []
+    hidden, targets = seen[0][0, :-1], inputs[0, 1:]
+    for start in range(0, len(targets), head.tokens_at_once):
+        part = slice(start, start + head.tokens_at_once)
+        logprobs = head.logits(hidden[part]).float().log_softmax(-1)
+        own = logprobs.gather(1, targets[part, None])[:, 0].tolist()
+        values, others = (x.tolist() for x in logprobs.topk(min(most, logprobs.shape[1]), -1))
+        found += [
+            (logprob, list(zip(*pair, strict=True)))
+            for logprob, pair in zip(own, zip(others, values, strict=True), strict=True)
+        ]
+    return found

@@ -224,14 +224,21 @@ def _draws(replies: int, options: DecodeOptions) -> Tensor:
     return torch.rand(options.first + replies, width, generator=generator, dtype=torch.float64)[options.first :]
 
 
+def chance(seed: int, prompt: int, sample: int) -> np.random.Generator:
+    """Of one reply, by the place of its prompt and its own number among those to it."""
+    return np.random.Generator(np.random.Philox(key=[seed % 2**64, 0], counter=[0, 0, sample, prompt]))
+
+
 def own_draws(prompts: int, first: int, options: DecodeOptions, seed: int) -> Tensor:
     """(prompts * options.group, options.max_new_tokens) float64, uniform in [0, 1): draws that depend on the seed, the
     prompt's place (from `first`) and the reply's own among those to it alone, so that a list may be decoded in any
     parts, and each prompt get more replies."""
     width = options.max_new_tokens if options.temperature else 0
-    places = [(first + prompt, sample) for prompt in range(prompts) for sample in range(options.group)]
-    chance = [np.random.Philox(key=[seed % 2**64, 0], counter=[0, 0, sample, prompt]) for prompt, sample in places]
-    rows = [np.random.Generator(one).random(width) for one in chance]
+    rows = [
+        chance(seed, first + prompt, sample).random(width)
+        for prompt in range(prompts)
+        for sample in range(options.group)
+    ]
     return torch.from_numpy(np.stack(rows)) if rows else torch.zeros(0, width, dtype=torch.float64)
 
 
@@ -250,7 +257,7 @@ def _decode_batch(
     ends = torch.tensor(options.end_ids, dtype=torch.int64, device=device)
     rows, running = torch.arange(len(of)), torch.ones(len(of), dtype=torch.bool, device=device)
     draws, room = draws.to(device), room[of].to(device)
-    logits = forward(_left_padded(prompts, longest, pad_id if pad_id < config.vocab_size else 0).to(device), cache)
+    logits = forward(left_padded(prompts, longest, pad_id if pad_id < config.vocab_size else 0).to(device), cache)
     if len(of) > len(prompts):
         of = of.to(device)
         logits = logits[of]
@@ -313,7 +320,7 @@ class _History:
         self._responses = [self._responses[row] for row in rows.tolist()] if self._stopped else []
 
 
-def _left_padded(prompts: list[list[int]], longest: int, pad_id: int) -> Tensor:
+def left_padded(prompts: list[list[int]], longest: int, pad_id: int) -> Tensor:
     return torch.tensor([[pad_id] * (longest - len(prompt)) + prompt for prompt in prompts])
 
 

@@ -1,0 +1,1 @@
+"""Checkpoints behind the OpenAI API, and a page to talk to them."""
