@@ -22,7 +22,7 @@ ROWS = [
     {"stages"},
     {"launch"},
     {"sweeps", "compare", "chat", "train", "score", "merge", "generate", "export", "serve"},
-    {"doctor", "inspect", "pipeline"},
+    {"api", "doctor", "inspect", "pipeline"},
 ]
 # The same inside models/: opening whatever checkpoint there is stands above full models and above what is put on them.
 MODEL_ROWS = [
@@ -39,7 +39,7 @@ MODEL_ROWS = [
     {"actor_critic", "scorer"},
 ]
 # Rooms of which the parent process loads something before a job starts: nothing heavy at the top of a file there.
-LIGHT = {"errors", "config", "runs", "tracking", "report", "tinyworld", "launch", "compare", "pipeline", "train"}
+LIGHT = {"errors", "config", "runs", "tracking", "report", "tinyworld", "launch", "compare", "pipeline", "train", "api"}
 # and of those that a rank or a picture needs, these may
 NOT_LIGHT = {"compare/report.py"}
 HEAVY = {"torch", "transformers", "tokenizers", "datasets", "deepspeed", "mlflow", "numpy", "matplotlib", "peft"}
@@ -55,6 +55,7 @@ PROGRAMS = (
     "generate.__main__",
     "export.__main__",
     "serve.__main__",
+    "api",
     "launch.guard",
     "launch.agents",
 )

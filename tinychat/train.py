@@ -11,15 +11,17 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import hydra
+from hydra import compose, initialize_config_dir
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from tinychat.config import checks, schema, words
@@ -91,6 +93,41 @@ def job(node: DictConfig) -> float | None:
             print_plan(config)
             return None
         return launch.run_job(config, node)
+
+
+def run(said: Sequence[str]) -> Path:
+    """One job in this process, as `python -m tinychat.train` runs it with these words; its run folder. Raises UserError
+    for what that command would refuse or end with, and Stopped."""
+    register()
+    folder, before = Path(config_folder()), sys.argv
+    try:
+        if flags := [word for word in said if word.startswith("-")]:
+            raise UserError(f"{flags[0]}: only settings, KEY=VALUE, are taken here; flags are the command line's")
+        overrides = words.ready(list(said), folder)
+        check_taken(overrides, folder, users_folder())
+        with initialize_config_dir(str(folder)):
+            node = compose("config", overrides, return_hydra_config=True)
+        HydraConfig.instance().set_config(node)
+        with open_dict(node):
+            del node["hydra"]
+        config = schema.to_config(node)
+        if config.sweep is not None or config.plan is not False or config.launch.dry_run or not config.launch.wait:
+            raise UserError(
+                "sweep=, plan=, launch.dry_run= and launch.wait=false are the command line's: here one job runs"
+            )
+        checks.check(config)
+        sys.argv = ["tinychat.train", *said]  # what the run folder keeps as its command
+        with gguf.kept_in(config.paths.cache):
+            done = launch.run_in_folder(config, node)
+        assert done is not None
+        return done
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error)) from None
+    except launch.JobFailed as error:
+        raise UserError(str(error)) from error
+    finally:
+        sys.argv = before
+        HydraConfig.instance().cfg = None
 
 
 def main() -> None:

@@ -31,11 +31,17 @@ from tinychat.runtime import terminal
 from tinychat.runtime.run_files import Unreadable, said_of
 from tinychat.runtime.terminal import say
 
-__all__ = ["JobFailed", "Stopped", "forget_launcher", "in_multirun", "overrides", "run_job"]
+__all__ = ["JobFailed", "Stopped", "forget_launcher", "in_multirun", "overrides", "run_in_folder", "run_job"]
 
 
 def run_job(config: Config, node: DictConfig) -> float | None:
-    """Make or find the run folder, start the ranks, return the objective of the stage.
+    """run_in_folder, and the objective of the stage; None where there is no result."""
+    run_dir = run_in_folder(config, node)
+    return (folders.read_result(run_dir) or {}).get("objective") if run_dir else None
+
+
+def run_in_folder(config: Config, node: DictConfig) -> Path | None:
+    """Make or find the run folder, start the ranks; the folder, in which the result is.
 
     None where there is no result: launch.dry_run=true, launch.wait=false, and on all nodes but the first. Raises
     UserError, JobFailed or Stopped.
@@ -59,7 +65,7 @@ def run_job(config: Config, node: DictConfig) -> float | None:
         from tinychat.tracking import close_cut_off
 
         close_cut_off(config.tracker, Path(config.paths.outputs), config.experiment_name)
-        return done.get("objective")
+        return run_dir
     with _claimed(config, run_dir, made):
         if config.launch.node_rank == 0:
             with _writable():
@@ -70,7 +76,7 @@ def run_job(config: Config, node: DictConfig) -> float | None:
     if result is None:
         raise JobFailed(f"{run_dir}: the job ended without a {folders.RESULT}")
     _tell_next(config, run_dir, result)
-    return result.get("objective")
+    return run_dir
 
 
 @contextlib.contextmanager

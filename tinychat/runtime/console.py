@@ -371,9 +371,7 @@ def setup_logging(run_dir: Path | None, rank: int) -> None:
     terminal. Calling it again (the next run of one process) replaces the handlers.
     """
     root = logging.getLogger()
-    for handler in [handler for handler in root.handlers if hasattr(handler, MARK)]:
-        root.removeHandler(handler)
-        handler.close()
+    end_logging()
     handlers: list[tuple[logging.Handler, str]] = [(_Terminal(), "%H:%M:%S")]
     if run_dir is not None:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -386,6 +384,14 @@ def setup_logging(run_dir: Path | None, rank: int) -> None:
         root.addHandler(handler)
     root.setLevel(logging.WARNING)
     logging.getLogger("tinychat").setLevel(logging.INFO if rank == 0 else logging.WARNING)
+
+
+def end_logging() -> None:
+    """Send log lines nowhere any more; what others have added to the loggers stays."""
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if hasattr(handler, MARK)]:
+        root.removeHandler(handler)
+        handler.close()
 
 
 class Parser(argparse.ArgumentParser):
