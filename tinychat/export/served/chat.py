@@ -71,9 +71,9 @@ class Chat(ChatModel):
 
     def _generate(self, ids: list[int], count: int, new: int, params: ChatParams) -> list[list[int]]:
         temperature = 1.0 if params.temperature is None else params.temperature
-        options: dict[str, Any] = {"do_sample": temperature > 0, "top_k": params.top_k or 0}
+        options: dict[str, Any] = {"do_sample": temperature > 0}
         if temperature > 0:
-            options |= {"temperature": temperature, "top_p": params.top_p or 1.0}
+            options |= {"temperature": temperature, "top_p": params.top_p or 1.0, "top_k": params.top_k or 0}
         inputs = torch.tensor([ids] * count)
         done = self.model.generate(
             inputs,
