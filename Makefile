@@ -25,10 +25,10 @@ test: install ## lint, types and all tests that need neither minutes nor a GPU
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow and not gpu and not ui and not smollm2 and not export'
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow and not gpu and not ui and not smollm2 and not export and not serve'
 
 test-all: test ## and those that take minutes or draw pages in a browser; a GPU's where there is one
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m 'slow or gpu or ui or smollm2 or export'
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m 'slow or gpu or ui or smollm2 or export or serve'
 
 ui: install ## open MLflow's pages on the runs under outputs/
 	MLFLOW=$(BIN)/mlflow launchers/mlflow_ui.sh

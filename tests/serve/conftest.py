@@ -94,8 +94,7 @@ def eventually(condition: Any) -> None:
         time.sleep(0.01)
 
 
-@pytest.fixture(scope="session")
-def served(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+def babblers(folder: Path) -> list[Any]:
     """chatty (chat), writer (text) and judge, a reward model."""
     import torch
 
@@ -106,9 +105,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     chatty, chats = babbler()
     set_template(chats, "chatml")
     writer, texts = babbler("gpt2")
-    folder: Path = reward_model(tmp_path_factory.mktemp("serve") / "judge")
-    judge = Reward("judge", Scorer(str(folder), "cpu", torch.float32, 4))
+    judge = Reward("judge", Scorer(str(reward_model(folder / "judge")), "cpu", torch.float32, 4))
     return [Language("chatty", chatty, chats), Language("writer", writer, texts), judge]
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    return babblers(tmp_path_factory.mktemp("serve"))
 
 
 @pytest.fixture(scope="session")

@@ -14,12 +14,16 @@ import importlib.util
 import ipaddress
 import os
 import socket
+import sys
 from collections.abc import Iterator
 
 from tinychat.errors import UserError, install_command
 from tinychat.runtime.console import Parser, add_model_code, main_of
 from tinychat.runtime.terminal import say
 
+# After which Python takes its lock from one thread for another: what answers clients must not keep it long from what
+# computes, which gives it away with every operator.
+SWITCH_SECONDS = 0.0005
 KEY_ENV = "TINYCHAT_API_KEY"
 DESCRIPTION = """Serve checkpoints to programs that speak the OpenAI API (/v1/chat/completions, /v1/completions,
 /v1/models), and a page at / to talk to them, several side by side. Reward models among them score replies (/v1/score,
@@ -145,6 +149,7 @@ def serve(args: argparse.Namespace, served: list, listening: socket.socket) -> N
         timeout_graceful_shutdown=3,
         server_header=False,
     )
+    sys.setswitchinterval(SWITCH_SECONDS)
     server.start()
     try:
         uvicorn.Server(options).run(sockets=[listening])

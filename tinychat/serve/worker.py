@@ -18,6 +18,9 @@ from tinychat.serve.requests import ApiError
 from tinychat.serve.served import Language
 
 log = logging.getLogger("tinychat")
+# Between two pieces of a stream. Sending one costs Python's one interpreter lock as long as many tokens take a small
+# model, and nobody reads faster.
+PIECE_SECONDS = 0.04
 PROMPT_TOKENS = 2048  # computed at a time, padding included, while the running replies wait; one prompt at least
 
 
@@ -33,6 +36,7 @@ class Job:
     pieces: asyncio.Queue[Any] = field(default_factory=asyncio.Queue)
     begun: float = field(default_factory=time.monotonic)
     answered: bool = False  # its first token is there
+    told_at: float = 0.0  # when it was last told something
     cancelled: bool = False  # nobody waits for it
 
 
@@ -227,8 +231,18 @@ class Worker:
         model.batch.leave(list(model.batch.rows))
 
     def _deliver(self) -> None:
-        """All that came of this round, to each loop at once."""
-        told, self._told = self._told, []
+        """What has come, to each loop at once: the first of a request and its ends soon, what lies between when it is
+        time."""
+        now = time.monotonic()
+        due = {
+            id(job)
+            for job, piece in self._told
+            if now - job.told_at >= PIECE_SECONDS or not isinstance(piece, Piece) or piece.finish
+        }
+        told = [(job, piece) for job, piece in self._told if id(job) in due]
+        self._told = [(job, piece) for job, piece in self._told if id(job) not in due]
+        for job, _ in told:
+            job.told_at = now
         for loop in {id(job.loop): job.loop for job, _ in told}.values():
             own = [(job, piece) for job, piece in told if job.loop is loop]
             try:

@@ -162,6 +162,7 @@ class RunningCache(Cache):
     tinychat.models.kernels.kv_cache.BatchCache serves."""
 
     padded = True  # rows end at different slots
+    layers: list[Any]
 
     def __init__(self, context: int):
         """context: positions the model has."""
@@ -236,6 +237,9 @@ class _Layer(CacheLayerMixin):
     multiplied with 0."""
 
     is_sliding = False
+    is_initialized: bool
+    keys: Any
+    values: Any
 
     def __init__(self, cache: RunningCache):
         super().__init__()
