@@ -150,8 +150,8 @@ def command_of(variant: str, checkpoint: str, port: int) -> list[str]:
     if variant.startswith("plain"):
         return [sys.executable, __file__, checkpoint, "--plain", str(port)]
     if variant.startswith("transformers"):
-        program = str(Path(sys.executable).with_name("transformers"))
-        return [program, "serve", checkpoint, "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
+        program = [sys.executable, "-c", "from transformers.cli.transformers import main; main()"]
+        return [*program, "serve", checkpoint, "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
     return [sys.executable, "-m", "tinychat.serve", checkpoint, "--port", str(port)]
 
 
