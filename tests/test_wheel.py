@@ -69,7 +69,7 @@ def test_it_holds_every_module_setting_and_template(wheel: Path) -> None:
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     package = {
         str(path.relative_to(REPOSITORY))
-        for pattern in ("*.py", "*.j2", "*.jinja")
+        for pattern in ("*.py", "*.j2", "*.jinja", "*.html", "*.jsonl")
         for path in (REPOSITORY / "tinychat").rglob(pattern)
     }
     conf = {f"tinychat/{path.relative_to(REPOSITORY)}" for path in (REPOSITORY / "conf").rglob("*.yaml")}

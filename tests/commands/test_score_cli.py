@@ -152,7 +152,7 @@ def test_help_and_wrong_options_load_no_torch() -> None:
 def test_a_row_with_tool_calls_is_scored_as_text_and_written_as_it_was() -> None:
     call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
     row = {"messages": [*PROMPT, call, {"role": "tool", "content": "7"}, {"role": "assistant", "content": "Seven."}]}
-    read = score._row("a.jsonl, line 1", row)
+    read = score.row_of("a.jsonl, line 1", row)
     assert read.content == row
     assert [message["role"] for message in read.prompt] == ["user", "assistant", "user"]
     assert read.prompt[1]["content"] == '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'

@@ -67,7 +67,9 @@ def trained(config: Config, score: Score, steps: int) -> tuple[Any, list[float]]
     tokenizer: Any = SimpleNamespace(pad_token_id=PAD)
     models = Models(engine, reference if stage.compared else None, WHOLE)
 
-    def rewards(_rows: Any, _replies: Any, sequences: list[list[int]]) -> tuple[Tensor, dict[str, list[float]]]:
+    def rewards(
+        _rows: Any, _replies: Any, sequences: list[list[int]], _held_out: bool
+    ) -> tuple[Tensor, dict[str, list[float]]]:
         found = [score(sequence[len(PROMPT) :]) for sequence in sequences]
         return torch.tensor(found), {"score": found}
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from tinychat.config.schema import DataConfig
+from tinychat.config.schema import DataConfig, register
 from tinychat.data.documents import sources
 from tinychat.data.documents.sources import HoldOut, cut_end, text_source
 from tinychat.errors import UserError
@@ -357,11 +357,15 @@ def test_minimind_file_and_running_text() -> None:
 def test_config_files_fill_the_dataclass(name: str) -> None:
     path = ROOT / "conf" / "data" / f"{name}.yaml"
     assert path.read_text("utf-8").startswith("# python -m tinychat.train ")
+    register()  # of what is computed from other keys
     loaded = OmegaConf.load(path)
     # These are given where there are any; by themselves there are none.
     unsaid = ("mix", "options", "weights")
     assert list(loaded) == [item.name for item in dataclasses.fields(DataConfig) if item.name not in unsaid]
-    data = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataConfig), loaded))
+    whole = OmegaConf.create(
+        {"data": OmegaConf.merge(OmegaConf.structured(DataConfig), loaded)}
+    )  # as its keys are named
+    data = OmegaConf.to_object(whole.data)
     assert isinstance(data, DataConfig)
     assert (data.name, data.source) == (name, name)
 
