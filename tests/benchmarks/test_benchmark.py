@@ -118,6 +118,7 @@ def test_rows_of_another_kind_have_their_own_reference(harness: ModuleType) -> N
     assert line == "d (fp32): other weights or batches than b"
 
 
+@pytest.mark.slow
 def test_blocked_attention_is_compared_with_torchs() -> None:
     done = run_script("attention.py", "--small", "--repeats", "1")
     assert done.returncode == 0, done.stderr[-3000:]

@@ -126,6 +126,7 @@ def test_a_multirun_gives_each_job_a_folder_and_a_process_of_its_own(tiny: tuple
     assert all(result_of(folder)["status"] == "finished" for folder in folders)
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_whole_multirun(tiny: tuple[str, ...], tmp_path: Path) -> None:
     process = start_train(tmp_path, "-m", *tiny, "stage.max_steps=100000", "stage.log_every=1", "seed=1,2")
     folder = tmp_path / "outputs" / "tinychat" / "pretrain-mini-tinyworld"

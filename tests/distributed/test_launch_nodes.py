@@ -22,6 +22,7 @@ def first_on_path(folder: Path) -> str:
     return f"{folder}:{os.environ['PATH']}"
 
 
+@pytest.mark.slow
 def test_slurm_trains_two_ranks_and_brings_the_objective_back(tiny: tuple[str, ...], tmp_path: Path) -> None:
     path = first_on_path(cluster.slurm(tmp_path / "slurm"))
     command = (*tiny, *SLURM, "launch.nproc=2", "stage.max_steps=2", "stage.samples=[]", "run_dir=run")

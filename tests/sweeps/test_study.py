@@ -115,6 +115,7 @@ def test_ctrl_c_ends_it_resumable(fake: Fake) -> None:
     assert states(fake.study("tinychat-ppo_random")) == {"COMPLETE": 3, "FAIL": 1}
 
 
+@pytest.mark.slow
 def test_two_workers_end_with_as_many_trials_as_were_asked_for(fake: Fake) -> None:
     words = ("sweep=ppo_random", "sweep.n_trials=4")
     both = [fake.start(*words, FAKE_SECONDS="0.1") for _ in range(2)]
@@ -180,6 +181,7 @@ def test_a_metric_that_a_run_lacks_is_named(fake: Fake) -> None:
     assert "did not measure eval/objective; it has eval/kl, eval/reward" in done.stderr
 
 
+@pytest.mark.slow
 def test_several_objectives_give_a_front_and_its_plot(fake: Fake) -> None:
     said = fake.sweep("sweep=ppo_pareto", "sweep.n_trials=6", "sweep.sampler_options={n_startup_trials: 5}", plots=True)
     study = fake.study("tinychat-ppo_pareto")
