@@ -96,7 +96,7 @@ def test_a_run_leaves_a_policy_with_its_records(plain: Path) -> None:
         pytest.param(("ds=zero1", *TORCHRUN), marks=pytest.mark.slow),
         pytest.param(("ds=zero2", *TORCHRUN), marks=pytest.mark.slow),
         pytest.param(("ds=zero3",), marks=pytest.mark.slow),
-        ("ds=zero3", *TORCHRUN),
+        pytest.param(("ds=zero3", *TORCHRUN), marks=pytest.mark.slow),
     ],
     ids=" ".join,
 )

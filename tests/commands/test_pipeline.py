@@ -85,6 +85,7 @@ def given(run: Path) -> dict[str, str]:
     return {key: path for key, path in (parents.read(run) or {}).items() if path}
 
 
+@pytest.mark.slow
 def test_it_hands_on_skips_and_runs_anew_what_has_changed(warm: WarmPython, folder: Path) -> None:
     done = pipeline(warm, folder, QUIET)
     assert done.returncode == 0, done.stderr[-3000:]

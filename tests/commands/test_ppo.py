@@ -263,6 +263,7 @@ def test_the_objective_can_be_measured_alike_whatever_the_penalty_and_temperatur
     assert found[0] == found[1]  # of the policy that both start from
 
 
+@pytest.mark.slow
 def test_a_trial_of_a_sweep_ends_at_an_alarm_with_a_last_evaluation(warm, made: Path, tmp_path: Path) -> None:
     words = ("-m", "sweep=ppo_grid", "sweep.prune_on=[eos]", "stage.lr=1e-4,2e-4", "stage.beta=0.05", "stage.epochs=1")
     given = [word for word in STEP if word != "stage.epochs=2"]

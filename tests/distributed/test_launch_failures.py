@@ -50,10 +50,8 @@ def said_after(process: subprocess.Popen[str], folder: Path, seconds: float = LI
     return said
 
 
-SLOW = pytest.param(DEEPSPEED, id="deepspeed", marks=pytest.mark.slow)
-
-
-@pytest.mark.parametrize("launcher", [pytest.param(TORCHRUN, id="torchrun"), SLOW])
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [pytest.param(TORCHRUN, id="torchrun"), pytest.param(DEEPSPEED, id="deepspeed")])
 def test_an_error_is_told_once_with_its_rank(tiny: tuple[str, ...], tmp_path: Path, launcher: tuple[str, ...]) -> None:
     process, found = training(tmp_path, *tiny, *launcher)
     found[1].send_signal(signal.SIGUSR1)

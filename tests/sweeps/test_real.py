@@ -11,6 +11,8 @@ import pytest
 from tests.commands.test_ppo import STEP, made  # noqa: F401
 from tests.conftest import TORCHRUN
 
+pytestmark = pytest.mark.slow
+
 NO_HYDRA = """
 import os, sys
 
