@@ -58,11 +58,30 @@ def run_folder(outputs: Path, stage: str = "sft", number: int = 1) -> Path:
     return folder
 
 
+def add_rollouts(run: Path) -> Path:
+    """Two of them, whose prompts, replies and all the rest are hostile. The page that the report makes of them."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+
+    (run / "rollouts").mkdir()
+    (run / "checkpoints" / "step-000001").mkdir()
+    words = Tokenizer(WordLevel({HOSTILE: 0, "b": 1}, unk_token="b"))
+    words.save(str(run / "checkpoints" / "step-000001" / "tokenizer.json"))
+    row = {"prompt": [0], "response": [0, 1, 0], "score": 1.0, "place": HOSTILE, "kind": HOSTILE, "ended": True}
+    row |= {"parts": {HOSTILE: 1.0}, "logprobs": [-1.0, -2.0, -3.0]}
+    for step in (1, 2):
+        lines = [json.dumps(one) for one in ({}, row, row | {"prompt": [1]})]
+        (run / "rollouts" / f"step-{step:06d}.jsonl").write_text("\n".join(lines))
+    return run / "rollouts.html"
+
+
 def make_all(tmp_path: Path) -> list[Path]:
-    """The pages of a run, a pipeline, a comparison and a sweep (its report, its table and its plots)."""
+    """The pages of a run, a pipeline, a comparison, rollouts and a sweep (its report, its table and its plots)."""
     outputs = tmp_path / "outputs"
     runs = [run_folder(outputs, number=number) for number in (1, 2)]
-    return [*(_report(run) for run in runs), _pipeline(tmp_path, runs), _compare(outputs, tmp_path), *_sweep(tmp_path)]
+    rollouts = add_rollouts(runs[1])
+    reports = [_report(run) for run in runs]
+    return [*reports, _pipeline(tmp_path, runs), _compare(outputs, tmp_path), rollouts, *_sweep(tmp_path)]
 
 
 def _report(run: Path) -> Path:

@@ -21,7 +21,7 @@ ROWS = [
     {"plan"},
     {"stages"},
     {"launch"},
-    {"sweeps", "compare", "chat", "train", "score", "merge", "generate", "export", "serve"},
+    {"sweeps", "compare", "chat", "train", "score", "merge", "generate", "export", "serve", "rollouts"},
     {"api", "doctor", "inspect", "pipeline"},
 ]
 # The same inside models/: opening whatever checkpoint there is stands above full models and above what is put on them.
@@ -55,6 +55,7 @@ PROGRAMS = (
     "generate.__main__",
     "export.__main__",
     "serve.__main__",
+    "rollouts.__main__",
     "api",
     "launch.guard",
     "launch.agents",

@@ -30,15 +30,15 @@ from peft import get_peft_model
 from tests.forks import fork_later_ranks, fork_ranks, run_and_leave
 from tinychat.config import schema
 from tinychat.models import build
-from tinychat.report import curves, run
+from tinychat.report import curves, templates
 from tinychat.tracking.store import load_mlflow
 
 load_mlflow()
 build.MEASURING_SECONDS = 0.02  # the machine's peak, of which a training tells its share
 os.fsync = lambda _file: None  # no test pulls the plug
 curves._MAX_PANELS = 1  # tests/report draws many; all of them take as long as the rest of a small training
-for page in ("report.md.j2", "report.html.j2"):
-    run.templates(page.endswith(".html.j2")).get_template(f"report/{page}")
+for page in ("report.md.j2", "report.html.j2", "rollouts.html.j2"):
+    templates.templates(page.endswith(".html.j2")).get_template(f"report/{page}")
 figure = matplotlib.figure.Figure()
 figure.add_subplot().set_title("fonts are found")
 matplotlib.backends.backend_agg.FigureCanvasAgg(figure)

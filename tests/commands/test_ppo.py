@@ -94,7 +94,9 @@ def test_a_run_leaves_a_policy_with_its_records(warm, made: Path, tmp_path: Path
     assert len(replies) == 8
     assert {"logprobs", "ref_logprobs", "values", "advantages", "returns", "score"} <= set(replies[0])
     assert len(metrics(tmp_path, "eval/objective")) == 1
-    assert "Replies of the last rollout" in (tmp_path / "run" / "report.md").read_text()
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert "Replies of the last rollout" in report and "(rollouts.html)" in report
+    assert '"step":3,"heldOut":true' in (tmp_path / "run" / "rollouts.html").read_text()
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["objective_name"] == "eval/objective"
 

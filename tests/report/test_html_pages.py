@@ -40,7 +40,9 @@ def test_nothing_becomes_markup(pages: list[Path]) -> None:
     for path in pages:
         page = Injected(path.read_text(encoding="utf-8"))
         assert page.found == [], path
-        if path.name != "plots.html":
+        if path.name == "rollouts.html":
+            assert page.words.count("\\u003cimg src=x onerror=") >= 3, "a prompt, a token, a part of the reward"
+        elif path.name != "plots.html":
             assert HOSTILE[:60] in page.words or path.parent.name.startswith("compare"), path
 
 

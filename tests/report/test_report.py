@@ -14,7 +14,7 @@ from urllib.parse import unquote
 import pytest
 
 from tinychat.config.specs import SPECS
-from tinychat.report import curves, headline
+from tinychat.report import curves, headline, templates
 from tinychat.report import run as report
 from tinychat.report.headline import format_value
 from tinychat.report.run import _changes, write_report
@@ -247,7 +247,7 @@ def test_headlines_are_metrics_of_their_stage() -> None:
 
 def test_columns_of_short_cells_are_not_broken() -> None:
     rows = [[">= 0.95", "x " * 30, "instructions met by it"], ["pass", "", ""]]
-    assert report.kinds_of(["a", "b", "c"], rows) == ["short", "long", "text"]
+    assert templates.kinds_of(["a", "b", "c"], rows) == ["short", "long", "text"]
 
 
 @pytest.mark.parametrize("name", ["run", "java script:alert(1)", 'a"><b>', "ä#?%"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from tinychat.models.actor_critic import policy_and_values
 from tinychat.models.generation.decode import DecodeOptions
 from tinychat.models.logprobs import IGNORED
 from tinychat.rl.rollout import measure, minibatches, sample_replies, to_experience, write_rollout
+from tinychat.runs.rollouts import path_of, read
 from tinychat.runtime.world import World
 
 ALONE = World(0, 0, 1, torch.device("cpu"))
@@ -120,8 +122,10 @@ def test_a_rollout_on_disk_can_be_replayed(tmp_path: Path) -> None:
     rollout = sample(model)
     rows = to_experience(rollout.prompts, rollout.responses, PAD)
     rollout.scores = torch.arange(4.0)
+    rollout.parts = {"model": [0.5, 1.5, 2.5, math.nan]}
+    rows.fields["ref_logprobs"] = rows.mask * -1.0
     rows.fields["logprobs"] = policy_and_values(model, rows.input_ids, rows.targets, 1.0)[0].detach()
-    write_rollout(tmp_path / "rollouts" / "step-000001.jsonl", rollout, rows, {"seed": 3, "temperature": 1.0})
+    write_rollout(path_of(tmp_path, 1), rollout, rows, {"seed": 3, "temperature": 1.0})
     facts, *lines = map(json.loads, (tmp_path / "rollouts" / "step-000001.jsonl").read_text().splitlines())
     assert facts == {"seed": 3, "temperature": 1.0}
     assert [line["response"] for line in lines] == rollout.responses
@@ -133,3 +137,11 @@ def test_a_rollout_on_disk_can_be_replayed(tmp_path: Path) -> None:
             assert line[name] == pytest.approx(wanted, rel=1e-6), name
     replayed = sample(model, seed=facts["seed"])
     assert replayed.responses == [line["response"] for line in lines]
+    found = read(tmp_path, 1)
+    assert found.columns == ["logprob", "kl"] and found.orders == ["reward", "kl", "length", "model"]
+    for index, reply in enumerate(found.replies):
+        assert (list(reply.prompt), list(reply.response)) == (rollout.prompts[index], rollout.responses[index])
+        assert reply.of("reward") == rollout.scores[index]
+        assert reply.of("model") == pytest.approx(rollout.parts["model"][index], nan_ok=True)
+        assert reply.of("kl") == pytest.approx(rows.kl()[index].sum().item(), rel=1e-4)
+        assert reply.of("length") == rows.mask[index].sum()

@@ -30,6 +30,7 @@ from tinychat.models.generation import decode
 from tinychat.models.kernels.kv_cache import BatchCache
 from tinychat.rl.losses import Sums
 from tinychat.rl.rollout import to_experience
+from tinychat.runs.rollouts import read, steps_of
 from tinychat.runtime.world import World
 from tinychat.stages import Context, StageResult, StopFlag, grpo, ppo
 from tinychat.stages.rollouts import Algorithm, Coefficients, learn
@@ -92,6 +93,11 @@ def test_a_policy_learns_without_a_value_function(made: Path, tmp_path: Path, pe
     _, *replies = map(json.loads, (tmp_path / "run" / "rollouts" / "step-000002.jsonl").read_text().splitlines())
     assert "advantages" in replies[0]
     assert "values" not in replies[0]
+    assert steps_of(tmp_path / "run", held_out=True) == [2], "no evaluation at the start, one at the end"
+    held_out = read(tmp_path / "run", 2, held_out=True)
+    assert held_out.mean("reward") == pytest.approx(done.metrics["eval/reward"], rel=1e-4)
+    assert held_out.mean("kl") == pytest.approx(done.metrics["eval/kl"], rel=1e-4)
+    assert [reply.of("python") for reply in held_out.replies] == [reply.score for reply in held_out.replies]
     if peft == "none":
         after, before = AutoModelForCausalLM.from_pretrained(done.checkpoint), load_file(made / "sft/model.safetensors")
         assert any(not torch.equal(weight, before[name]) for name, weight in after.state_dict().items())

@@ -29,7 +29,8 @@ from tinychat.compare.groups import (
 from tinychat.compare.runs import Run
 from tinychat.report.curves import Series, save_picture, series_of, style_axes, title_of
 from tinychat.report.headline import format_value
-from tinychat.report.run import Link, render
+from tinychat.report.run import Link
+from tinychat.report.templates import render
 from tinychat.runs import folders as runs
 from tinychat.runtime.run_files import if_readable, read_text
 from tinychat.tracking.base import MetricsLog

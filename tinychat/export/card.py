@@ -16,7 +16,7 @@ from tinychat.export.source import Part, Source
 from tinychat.models import reward
 from tinychat.models.checkpoints import load_config
 from tinychat.report.headline import as_cell, figure
-from tinychat.report.run import render
+from tinychat.report.templates import render
 from tinychat.runs import folders
 from tinychat.text.chat_template import PROBE, end_token_id, template_name
 from tinychat.tracking.base import MetricsLog

@@ -38,6 +38,8 @@ from tinychat.runtime.world import LostContact, World, answering, join_world, se
 from tinychat.stages import Context, StageResult, StopFlag
 from tinychat.tracking import STATUS_OF, RunInfo, Tracker, make_tracker, run_tags
 
+PAGES = ("report.md", "report.html", "rollouts.html", "curves.png")  # of a run folder, for the tracker
+
 
 def choices(config: Config, found: Mapping[str, str | None], world: World) -> Iterator[str]:
     """Lines for the log of a run. found: its parents (tinychat.runs.parents)."""
@@ -234,7 +236,7 @@ def _finish(run_dir: Path, tracker: Tracker, content: dict[str, Any]) -> None:
     try:
         if page := report.write_report(run_dir):
             _write_result(run_dir, content | {"report": page.name})
-        for name in ("report.md", "report.html", "curves.png", folders.RESULT, folders.LINEAGE, "log.txt"):
+        for name in (*PAGES, folders.RESULT, folders.LINEAGE, "log.txt"):
             if (run_dir / name).exists():
                 tracker.log_artifact(run_dir / name)
         tracker.describe(headline.tags_of(run_dir))

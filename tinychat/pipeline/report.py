@@ -23,7 +23,8 @@ from tinychat.pipeline.recipe import Gate, Recipe, Verdict, asking
 from tinychat.pipeline.steps import Step
 from tinychat.report.curves import series_of
 from tinychat.report.headline import Figure, figures_of, format_value
-from tinychat.report.run import Link, render, with_bounds
+from tinychat.report.run import Link, with_bounds
+from tinychat.report.templates import render
 from tinychat.runs import folders, parents
 from tinychat.runtime import run_files
 from tinychat.tracking.base import MetricsLog

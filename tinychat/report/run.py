@@ -8,26 +8,24 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 from tinychat.config.specs import SPECS
 from tinychat.report.curves import Series, series_of, write_curves
-from tinychat.report.headline import Figure, as_cell, as_fence, figures_of, format_value, measured, name_of, text_of
+from tinychat.report.headline import Figure, figures_of, format_value, measured, name_of, text_of
+from tinychat.report.rollouts import write_rollouts
+from tinychat.report.templates import kinds_of, render
 from tinychat.runs import folders
 from tinychat.runtime.run_files import Unreadable, if_readable, read_json, read_list, said_of
 from tinychat.tracking.base import MetricsLog
 from tinychat.tracking.vocabulary import METRICS
 
-if TYPE_CHECKING:
-    from jinja2 import Environment
-
 logger = logging.getLogger(__name__)
 _SUMMED_UP = ("tokenizer", "data", "optim", "ds", "launch")  # config groups shown by their names
-LONGEST_SHORT, LONG = 16, 40  # characters of a cell that is not broken, and of one that needs a wide column
 _SCALARS = ("precision", "device", "seed", "init_from")
 CURRICULUM = "curriculum"  # of result.json's facts: {what begins: at which step}
 _NOT_SHOWN = {"metrics", "config"}  # of result.json and lineage.json: told elsewhere
@@ -90,13 +88,15 @@ class Report:
     config: str = ""
     headline: list[Figure] = field(default_factory=list)
     changes: list[tuple[str, str, str, str]] = field(default_factory=list)  # metric, before, after, meaning
+    rollouts: str = ""  # file within the run folder
 
 
 def write_report(run_dir: Path) -> Path | None:
-    """Write curves.png, report.md and report.html into `run_dir`; the path of the last, None when that fails.
+    """Write curves.png, report.md and report.html into `run_dir`, and rollouts.html where there are any; the path of
+    report.html, None when that fails.
 
-    Reads config.yaml, command.txt, metrics.jsonl, result.json, samples.json, tables/, pictures/ and lineage.json, each
-    where it exists.
+    Reads config.yaml, command.txt, metrics.jsonl, result.json, samples.json, tables/, pictures/, rollouts/ and
+    lineage.json, each where it exists.
     """
     try:
         write_pages(run_dir, collect(run_dir))
@@ -116,7 +116,7 @@ def write_pages(folder: Path, report: Report) -> None:
 
 
 def collect(run_dir: Path) -> Report:
-    """Read the run folder and draw its curves."""
+    """Read the run folder, draw its curves and make the page of its rollouts."""
     config_text = text_of(run_dir / "config.yaml")
     config = if_readable(lambda: folders.read_config(run_dir)) or {}
     result = folders.read_result(run_dir) or {}
@@ -146,6 +146,7 @@ def collect(run_dir: Path) -> Report:
         config=config_text.strip(),
         headline=figures_of(names[0], measured(result, series), series),
         changes=_changes(names[0], measured(result, series), series),
+        rollouts=page.name if (page := write_rollouts(run_dir)) else "",
     )
 
 
@@ -242,33 +243,3 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
 
 def _plain(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else format_value(value)
-
-
-def render(template: str, report: object, **values: Any) -> str:
-    """A template of the package (FOLDER/NAME) with `report` and `values`; .html.j2 ones escape."""
-    return templates(template.endswith(".html.j2")).get_template(template).render(report=report, **values)
-
-
-@functools.cache
-def templates(escape: bool) -> Environment:
-    """Those of the package, each compiled once."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parents[1]),
-        autoescape=escape,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["cell"] = as_cell
-    environment.filters["fence"] = as_fence
-    environment.filters["kinds"] = lambda table: kinds_of(table.columns, table.rows)
-    return environment
-
-
-def kinds_of(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The class of each column's cells: numbers and a few words, as ">= 0.95", are not broken; long texts have room."""
-    longest = [max((len(row[index]) for row in rows), default=0) for index in range(len(columns))]
-    return ["short" if n <= LONGEST_SHORT else "long" if n > LONG else "text" for n in longest]

@@ -272,6 +272,7 @@ def write_rollout(path: Path, rollout: Rollout, experience: Experience, facts: d
             "ended": rollout.ended[index],
             **({"kind": kind} if (kind := rollout.rows[index].kind) else {}),
             "score": round(rollout.scores[index].item(), 6),
+            "parts": {name: round(float(values[index]), 6) for name, values in rollout.parts.items()},
         }
         numbers = {"sampled": rollout.sampled[index]}
         numbers |= {name: part[index][own].tolist() for name, part in experience.fields.items()}

@@ -36,7 +36,9 @@ from tinychat.rl.rollout import (
     sample_replies,
     to_experience,
     token_measures,
+    write_rollout,
 )
+from tinychat.runs.rollouts import path_of
 from tinychat.runtime.world import World
 from tinychat.stages import Context
 from tinychat.stages.chats import ready_to_reply
@@ -263,7 +265,7 @@ class PolicyEvaluation:
     """Held-out prompts, requests and instructions, as far as the data have them."""
 
     def __init__(self, config: Config, context: Context, tokenizer: Any, length: int, sampler: Sampler):
-        self._stage, self._sampler = config.stage, sampler
+        self._stage, self._sampler, self._run_dir = config.stage, sampler, context.run_dir
         source = prompt_source(config.data, "validation", prompt_shape(config.reward))
         prompts = PromptBatches(
             source.rows(), tokenizer, length, config.stage.response_length, config.seed, OnBadRow.skip
@@ -275,17 +277,22 @@ class PolicyEvaluation:
         self.replies = HeldOutReplies(tokenizer, length, config, context)
         self.facts = {"validation": of_data, **self.replies.sets}  # for the lineage
 
-    def measure(self, beta: float, last: bool, start: bool = False) -> dict[str, float]:
-        """Reward, KL and objective of sampled replies; safety and instruction accuracy of greedy ones.
+    def measure(self, step: int, beta: float, last: bool, start: bool = False) -> dict[str, float]:
+        """Reward, KL and objective of sampled replies; safety and instruction accuracy of greedy ones. The sampled ones
+        are kept beside the step's rollout, where those are kept.
 
         beta: weight of the KL penalty now; stage.objective_beta overrules it in the objective, so that runs with
         different penalties can be compared.
         """
-        stage = self._stage
-        with self._sampler.at(stage.objective_temperature or stage.temperature):
+        stage, temperature = self._stage, self._stage.objective_temperature or self._stage.temperature
+        with self._sampler.at(temperature):
             rollout = self._sampler.sample(self.prompts, SEED)
             experience = self._sampler.measure(rollout)
         self._sampler.score(rollout, held_out=True)
+        rollout.scores = rollout.rewards
+        if stage.keep_rollouts and self._sampler.models.world.is_main:
+            facts = {"step": step, "temperature": temperature, "seed": SEED, "beta": beta}
+            write_rollout(path_of(self._run_dir, step, held_out=True), rollout, experience, facts)
         found = {"eval/reward": mean(rollout.rewards[rollout.known])}
         found |= {f"eval/{name}": value for name, value in self._sampler.by_kind(rollout).items()}
         best = mean(rollout.parts["gold"]) if "gold" in rollout.parts else found["eval/reward"]

@@ -40,6 +40,7 @@ from tinychat.rl.selfcheck import (
     check_tokens,
     mean_tolerance,
 )
+from tinychat.runs.rollouts import path_of
 from tinychat.runtime.world import World, seed_rank
 from tinychat.stages import Context, StageResult
 from tinychat.stages.common import Clock, Speedometer, context_length, describe_engine, log, split_batch, write_lineage
@@ -143,7 +144,7 @@ def learn_from_rollouts(
         if context.examiner is not None:
             context.examiner.replies(sampler, prompts, rewards, algorithm.group)
         if loop.step == 0 and stage.eval_first:
-            loop.evaluate(lambda _most: held_out.measure(controller.beta, last=False, start=True))
+            loop.evaluate(lambda _most: held_out.measure(0, controller.beta, last=False, start=True))
         loop.state.setdefault("drawn", loop.step * (stage.rollout_size // algorithm.group))
         for step in loop:
             clock, beta = Clock(), controller.beta
@@ -173,13 +174,12 @@ def learn_from_rollouts(
             loop.state |= {"reward": learnt} if (learnt := rewards.weighing.state_dict()) else {}
             if stage.keep_rollouts and world.is_main:
                 facts = {"step": step, "temperature": stage.temperature, "seed": step_seed(config.seed, step)}
-                path = context.run_dir / "rollouts" / f"step-{step:06d}.jsonl"
-                write_rollout(path, rollout, experience, facts | {"beta": beta})
+                write_rollout(path_of(context.run_dir, step), rollout, experience, facts | {"beta": beta})
             loop.log(done, found | {"data/epoch": prompts.epoch_of(loop.state["drawn"], 1)})
             if context.give_up(alarms.active) or loop.evaluation_due:
                 rollout_table(context, rollout, experience, sampler.replies(rollout))
                 # The score is of the same prompts every time.
-                loop.evaluate(lambda _most: held_out.measure(controller.beta, last=loop.last))
+                loop.evaluate(lambda _most: held_out.measure(loop.step, controller.beta, last=loop.last))
             loop.save_if_due()
 
     if not loop.unfinished:

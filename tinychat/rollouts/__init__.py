@@ -1,0 +1,1 @@
+"""What a policy replied while it learnt, token by token, in the terminal."""
