@@ -30,12 +30,10 @@ logger = logging.getLogger(__name__)
 
 def write_rollouts(run_dir: Path) -> Path | None:
     """Write rollouts.html into `run_dir`; its path, None where the run has no rollouts, or (said) none can be read."""
-    if not (there := chosen_steps(run_dir)):
-        return None
-    found = (one for which in there if (one := if_readable(functools.partial(read, run_dir, *which))))
     try:
-        first = next(found, None)
-        if first is None:
+        there = chosen_steps(run_dir)
+        found = (one for which in there if (one := if_readable(functools.partial(read, run_dir, *which))))
+        if (first := next(found, None)) is None:
             return None
         text = page(run_dir, itertools.chain([first], found), words_of(run_dir), MOST_TOKENS // len(there))
         folders.write_text_atomic(run_dir / PAGE, text)
