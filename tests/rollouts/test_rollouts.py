@@ -99,6 +99,19 @@ def test_on_a_terminal_colours_say_it(run_dir: Path) -> None:
     assert show.look_of(program.parse(["RUN", "--numbers"]), console, words, []).numbers
 
 
+def test_equal_replies_to_a_prompt_stand_once(
+    tmp_path: Path, tokenizer_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = make(tmp_path, tokenizer_folder)
+    write(run_dir, "step-000004", [{}, GOOD, GOOD | {"response": [3, 2]}, GOOD | {"prompt": [2]}, GOOD])
+    program.run([str(run_dir)])
+    assert re.findall(r"\(reply .*\)", capsys.readouterr().out) == [
+        "(reply 1 and 1 like it)",
+        "(reply 2)",
+        "(reply 3)",
+    ]
+
+
 def test_controls_and_directions_are_shown(said: Callable[..., str]) -> None:
     out = said("--bottom", 1)
     assert "\x1b" not in out and "\u202e" not in out and "␛" in out and "\\u202e" in out
@@ -229,7 +242,8 @@ def test_without_a_tokenizer_ids_are_shown(
 
 def test_missing_rewards_are_last_and_say_so(tmp_path: Path, tokenizer_folder: Path, capsys: Any) -> None:
     run_dir = make(tmp_path, tokenizer_folder)
-    write(run_dir, "step-000004", [{}, GOOD | {"score": None}, GOOD | {"score": float("nan")}, GOOD])
+    none, nan = {"score": None}, {"score": float("nan"), "response": [3, 3]}
+    write(run_dir, "step-000004", [{}, GOOD | none, GOOD | nan, GOOD])
     program.run([str(run_dir)])
     out = capsys.readouterr().out
     assert re.findall(r"reward (\S+) .*reply (\d)", out) == [("1", "3"), ("missing", "1"), ("missing", "2")]
@@ -275,6 +289,7 @@ def test_a_page_of_all_steps(run_dir: Path, tmp_path: Path) -> None:
     file = tmp_path / "page.html"
     arguments = [str(run_dir), "--html", str(file), "--held-out", "--against", "0", "--by", "kl"]
     program.run(arguments)
+    assert "<a " not in file.read_text(), "no report lies beside it"
     content = content_of(file.read_text())
     assert content["view"] | {"heldOut": True, "step": 4, "against": 0, "by": "kl"} == content["view"]
     rollouts = content["rollouts"]
@@ -289,7 +304,11 @@ def test_a_page_of_all_steps(run_dir: Path, tmp_path: Path) -> None:
     assert reply["sums"]["advantage"] == pytest.approx(wanted.of("advantage"), rel=0.01)
     with pytest.raises(UserError, match="exists; --force overwrites it"):
         program.run(arguments)
-    program.run([*arguments, "--force"])
+    program.run([str(run_dir), "--html", str(file), "--force", "--prompt", "3"])
+    content = content_of(file.read_text())
+    assert content["prompts"][content["view"]["prompt"]] == PROMPTS[2] and content["view"]["find"] == ""
+    program.run([str(run_dir), "--html", str(file), "--force", "--prompt", "dog"])
+    assert content_of(file.read_text())["view"]["find"] == "dog"
 
 
 def test_a_page_has_room_for_so_many_steps_and_tokens(tmp_path: Path, run_dir: Path) -> None:

@@ -35,7 +35,7 @@ def write_rollouts(run_dir: Path) -> Path | None:
         found = (one for which in there if (one := if_readable(functools.partial(read, run_dir, *which))))
         if (first := next(found, None)) is None:
             return None
-        text = page(run_dir, itertools.chain([first], found), words_of(run_dir), MOST_TOKENS // len(there))
+        text = page(run_dir, itertools.chain([first], found), words_of(run_dir), MOST_TOKENS // len(there), linked=True)
         folders.write_text_atomic(run_dir / PAGE, text)
     except (OSError, UserError) as error:
         logger.warning("no %s in %s: %s", PAGE, run_dir, said_of(error))
@@ -59,9 +59,14 @@ def chosen_steps(
     return sorted(found, key=lambda pair: (pair[1], pair[0]))
 
 
-def page(run_dir: Path, rollouts: Iterable[Rollout], words: Words, tokens: int, **view: Any) -> str:
-    """The page of some rollouts, each read, cut to so many tokens and let go. view: what it shows first (step, against,
-    heldOut, order, by, find, lowest)."""
+def page(
+    run_dir: Path, rollouts: Iterable[Rollout], words: Words, tokens: int, linked: bool = False, **view: Any
+) -> str:
+    """The page of some rollouts, each read, cut to so many tokens and let go.
+
+    linked: to the report, which lies beside it. view: what it shows first (step, against, heldOut, order, by, find,
+    lowest; prompt: the ids of the one that is shown over the steps).
+    """
     stage = name_of((if_readable(lambda: folders.read_config(run_dir)) or {}).get("stage"))
     texts: dict[str, int] = {}
     columns: set[str] = set()
@@ -87,9 +92,9 @@ def page(run_dir: Path, rollouts: Iterable[Rollout], words: Words, tokens: int, 
         "prompts": [as_text(text) for text in prompts.values()],
         "texts": list(texts),
         "rollouts": told,
-        "view": view,
+        "view": view | {"prompt": places.get(view.get("prompt", ()))},
     }
-    return render("report/rollouts.html.j2", None, content=content, run=run)
+    return render("report/rollouts.html.j2", None, content=content, run=run, linked=linked)
 
 
 def _within(rollout: Rollout, tokens: int) -> list[Reply]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from tinychat.config.specs import SPECS
 from tinychat.errors import UserError
 from tinychat.runs import folders
-from tinychat.runs.rollouts import COLUMNS, FOLDER, ORDERS, Rollout, ranges, read, steps_of, words_of
+from tinychat.runs.rollouts import COLUMNS, FOLDER, ORDERS, Rollout, numbered, ranges, read, steps_of, words_of
 from tinychat.runtime.console import Parser, main_of
 from tinychat.runtime.run_files import at_home, said_of, write_text_atomic
 from tinychat.runtime.terminal import say
@@ -163,13 +163,15 @@ def write_html(args: argparse.Namespace, run_dir: Path, first: Rollout) -> None:
     always = [(step, args.held_out) for step in (first.step, args.against) if step is not None]
     there = chosen_steps(run_dir, always, MOST_STEPS, MOST_READ)
     rollouts = (read(run_dir, *which) for which in there)
+    number = int(args.prompt) if args.prompt and args.prompt.isdecimal() else None
     view = {
         "heldOut": args.held_out,
         "step": first.step,
         "against": args.against,
         "order": args.sort,
         "by": args.by,
-        "find": args.prompt or "",
+        "find": args.prompt if args.prompt and number is None else "",
+        "prompt": () if number is None else numbered(number, run_dir, first),
         "lowest": not args.top,
     }
     file = at_home(args.html)

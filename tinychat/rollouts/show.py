@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tinychat.errors import UserError
-from tinychat.runs.rollouts import COLUMNS, ORDERS, Reply, Rollout, Words, read, steps_of
+from tinychat.runs.rollouts import COLUMNS, ORDERS, Reply, Rollout, Words, numbered, read, steps_of
 from tinychat.runtime.terminal import as_text, table_width
 
 NARROW = 100  # columns of a terminal in which two steps stand below each other
@@ -41,6 +41,7 @@ class Look:
     numbers: bool  # below the tokens
     width: int
     prompts: Mapping[tuple[int, ...], str] = field(default_factory=dict)
+    often: Mapping[int, int] = field(default_factory=dict)  # id() of a reply that stands for others too -> how many
 
     def level(self, x: float) -> int:
         """-3 to 3: how much of a token's colour."""
@@ -85,7 +86,9 @@ def show(args: argparse.Namespace, run_dir: Path, rollouts: Sequence[Rollout], w
     console = console_of()
     chosen, rollouts = rollouts[0], sorted(rollouts, key=lambda one: one.step)
     look = look_of(args, console, words, [reply for one in rollouts for reply in one.replies])
-    look = replace(look, prompts=words.prompts([reply.prompt for one in rollouts for reply in one.replies]))
+    often = {id(reply): count for one in rollouts for reply, count in one.distinct(args.sort)}
+    prompts = words.prompts([reply.prompt for one in rollouts for reply in one.replies])
+    look = replace(look, prompts=prompts, often=often)
     console.print(as_text(f"{'/'.join(run_dir.absolute().parts[-2:])}, by {args.sort}"), style="bold")
     for one in rollouts:
         console.print(as_text(summary(one)))
@@ -106,7 +109,7 @@ def show(args: argparse.Namespace, run_dir: Path, rollouts: Sequence[Rollout], w
 def _rows(rollouts: Sequence[Rollout], chosen: Rollout, order: str) -> tuple[list[list[Reply | None]], bool]:
     """What stands beside each other, and whether that is because of the prompts: of two steps with the same prompts the
     replies to each, sorted by those of the chosen step; else those of the same rank."""
-    lists = [one.sorted_by(order) for one in rollouts]
+    lists = [[reply for reply, _ in one.distinct(order)] for one in rollouts]
     if len(lists) == 1:
         return [[reply] for reply in lists[0]], False
     if not {reply.prompt for reply in lists[0]} & {reply.prompt for reply in lists[1]}:
@@ -162,7 +165,9 @@ def _heading(reply: Reply, look: Look, label: str) -> Text:
     text.append(as_text(told[0]), style="bold")
     more = [*told[1:], f"{len(reply.response)} tokens", *([] if reply.ended else ["cut at the limit"])]
     more += [reply.kind] if reply.kind else []
-    text.append(as_text(f"  {'  '.join(more)}  (reply {reply.number})"), style="dim")
+    others = look.often.get(id(reply), 1) - 1
+    which = f"(reply {reply.number}{f' and {others} like it' if others else ''})"
+    text.append(as_text(f"  {'  '.join([*more, which])}"), style="dim")
     return text
 
 
@@ -273,7 +278,7 @@ def _replies_to(
     wanted: str, run_dir: Path, first: Rollout, words: Words
 ) -> tuple[dict[tuple[int, ...], list[Seen]], dict[tuple[int, ...], str]]:
     """The replies to each prompt that is wanted, and the prompts' texts. Raises UserError."""
-    one = _numbered(int(wanted), run_dir, first) if wanted.isdecimal() else None
+    one = numbered(int(wanted), run_dir, first) if wanted.isdecimal() else None
     found: dict[tuple[int, ...], list[Seen]] = {}
     texts: dict[tuple[int, ...], str] = {}
     for held_out in (True, False):
@@ -288,15 +293,6 @@ def _replies_to(
     if not found:
         raise UserError(f"--prompt {wanted}: no prompt of {run_dir} has that text")
     return found, texts
-
-
-def _numbered(number: int, run_dir: Path, first: Rollout) -> tuple[int, ...]:
-    """The prompt with that number among the held-out ones, without these among those of a step. Raises UserError."""
-    held_out = steps_of(run_dir, held_out=True)
-    rollout = read(run_dir, held_out[0], True) if held_out else first
-    if not 1 <= number <= len(rollout.replies):
-        raise UserError(f"--prompt {number}: {rollout.path.name} has prompts 1 to {len(rollout.replies)}")
-    return rollout.replies[number - 1].prompt
 
 
 def _evenly(items: Sequence[Item], most: int) -> list[Item]:

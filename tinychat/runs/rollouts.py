@@ -93,6 +93,14 @@ class Rollout:
         """The highest first, those without a number last; equal ones as they stand in the file."""
         return sorted(self.replies, key=lambda reply: -x if not math.isnan(x := reply.of(order)) else math.inf)
 
+    def distinct(self, order: str) -> list[tuple[Reply, int]]:
+        """The same without repetition: replies to a prompt that are equal, as in a group of GRPO, and equally good
+        stand once, with how often they came."""
+        found: dict[tuple[Any, ...], list[Reply]] = {}
+        for reply in self.sorted_by(order):
+            found.setdefault((reply.prompt, reply.response, str(reply.score)), []).append(reply)
+        return [(same[0], len(same)) for same in found.values()]
+
     def mean(self, order: str) -> float:
         """Over the replies that have it; NaN where none has."""
         known = [x for reply in self.replies if not math.isnan(x := reply.of(order))]
@@ -126,6 +134,16 @@ def read(run_dir: Path, step: int, held_out: bool = False) -> Rollout:
     if not replies:
         raise Unreadable(f"{path}: holds no replies, so it is cut short")
     return Rollout(step, held_out, path, replies)
+
+
+def numbered(number: int, run_dir: Path, first: Rollout) -> tuple[int, ...]:
+    """The prompt with that number among the held-out ones, without these among those of a step. Raises
+    UserError."""
+    held_out = steps_of(run_dir, held_out=True)
+    rollout = read(run_dir, held_out[0], True) if held_out else first
+    if not 1 <= number <= len(rollout.replies):
+        raise UserError(f"--prompt {number}: {rollout.path.name} has prompts 1 to {len(rollout.replies)}")
+    return rollout.replies[number - 1].prompt
 
 
 def _parsed(path: Path, line: int, text: str) -> Any:
