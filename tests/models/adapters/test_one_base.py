@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.chat_models import babbler
-from tests.reward_models import LORA, language_model, reward_model, stir, write
+from tests.reward_models import LORA, language_model, reward_model, started, stir, write
 from tinychat.config.schema import PeftConfig, PeftKind
 from tinychat.config.stages import Pooling, ScoreRange
 from tinychat.engine.base import eval_mode
@@ -102,6 +102,40 @@ def test_a_head_at_a_lower_layer_and_an_ensemble(tmp_path: Path) -> None:
     assert torch.equal(logits(policy), before)
 
 
+@pytest.mark.parametrize("layer", [None, 1])
+@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+def test_a_head_on_the_base_alone(tmp_path: Path, arch: str, layer: int | None) -> None:
+    base = language_model(tmp_path / "base", arch)
+    head = started(base, train_last_layers=0, head_layer=layer)
+    set_normalisation(head, 0.25, 2.0, ScoreRange.standard)
+    folder = write(head, tmp_path / "head")
+    policy = policy_on(base)
+    before = logits(policy)
+    found = scorer_on(policy, folder)
+    assert found.score_ids(ROWS) == Scorer(str(folder), "cpu", torch.float32, 2).score_ids(ROWS)
+    weights = {p.data_ptr() for p in policy.parameters()}
+    assert all(p.data_ptr() in weights for name, p in found.model.named_parameters() if name != "score.weight")
+    assert torch.equal(logits(policy), before)
+    assert used_adapter(policy) is not None
+
+
+def test_a_backbone_that_was_trained_or_is_anothers_is_no_head_on_the_base(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = language_model(tmp_path / "base")
+    policy = policy_on(base)
+    trained = started(base, train_last_layers=1)
+    list(trained.model.layers)[-1].self_attn.q_proj.weight.data[0, 0] += 1.0
+    folder = write(trained, tmp_path / "trained")
+    weights = {p.data_ptr() for p in policy.parameters()}
+    caplog.set_level("INFO", logger="tinychat")
+    found = scorer_on(policy, folder)
+    assert not any(p.data_ptr() in weights for p in found.model.parameters())
+    assert "is loaded beside the policy: it is not on the policy's base (model.layers.1.self_attn.q" in caplog.text
+    with pytest.raises(UserError, match="is a language model, not a reward model"):
+        scorer_on(policy, base)
+
+
 @needs_bitsandbytes
 def test_on_a_base_of_4_bits_a_reward_model_is_what_it_was_trained_as(tmp_path: Path) -> None:
     base = wide(tmp_path / "base")
@@ -147,7 +181,7 @@ def test_reward_models_of_other_weights_are_loaded_beside_and_that_is_said(
     said = [line for line in caplog.messages if line.startswith("reward model")]
     assert "is computed on it" in said[0]
     assert "an adapter of other weights" in said[1]
-    assert "weights of its own" in said[2]
+    assert "it is not on the policy's base" in said[2]
     with pytest.raises(UserError, match="is a language model, not a reward model"):
         scorer_on(policy, base)
 
