@@ -32,10 +32,10 @@ types: install ## mypy
 	$(BIN)/mypy
 
 tests: install ## the quick tests alone
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow and not gpu and not ui and not smollm2 and not export and not serve'
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow and not gpu and not ui and not smollm2 and not export and not serve and not lm_eval and not trackers'
 
 test-all: test ## and those that take minutes or draw pages in a browser; a GPU's where there is one
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m 'slow or gpu or ui or smollm2 or export or serve'
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m 'slow or gpu or ui or smollm2 or export or serve or lm_eval or trackers'
 
 ui: install ## open MLflow's pages on the runs under outputs/
 	MLFLOW=$(BIN)/mlflow launchers/mlflow_ui.sh

@@ -393,8 +393,38 @@ class DpoStage(TrainLoop, ReplyEvaluation, SafetyEvaluation):
         yield from shares(self, "dropout")
 
 
+class TaskTemplate(Enum):
+    """Which tasks are asked in the checkpoint's chat template, where it has one."""
+
+    auto = "auto"  # those that ask something; texts that are compared, measured or gone on with stay plain
+    always = "always"
+    never = "never"
+
+
 @dataclass
-class EvalStage(AnswerEvaluation, ReplyEvaluation, SafetyEvaluation, StageSettings):
+class TaskEvaluation(StageSettings):
+    """Tasks of lm-eval (the extra lm_eval), in place of what the data give."""
+
+    tasks: list[str] = MISSING  # names of tasks, groups or tags, or YAML files; []: what the data give is measured
+    task_folder: str | None = MISSING  # of YAML tasks of yours
+    task_shots: int | None = MISSING  # examples before each question; null: as the task says, else 0
+    task_rows: int | None = MISSING  # of each task at most, its first ones; null: all
+    task_template: TaskTemplate = MISSING
+
+    def problems(self, ranks: int) -> Iterator[str]:
+        yield from super().problems(ranks)
+        yield from not_negative(self, "task_shots")
+        if self.task_rows is not None and self.task_rows < 1:
+            yield f"stage.task_rows={self.task_rows}: must be at least 1, or null for all"
+        if self.tasks:
+            return
+        for key in ("task_folder", "task_shots", "task_rows"):
+            if (value := getattr(self, key)) is not None:
+                yield f"stage.{key}={value}: of tasks; name some, as tasks=[grammar], or leave it out"
+
+
+@dataclass
+class EvalStage(TaskEvaluation, AnswerEvaluation, ReplyEvaluation, SafetyEvaluation, StageSettings):
     """What a checkpoint is worth: perplexity on text, accuracy on conversations, safety of its replies."""
 
     against: list[str] = MISSING  # other checkpoints that are measured in the same way, for one table

@@ -59,6 +59,7 @@ def script(arguments: Sequence[str]) -> str | None:
 _OVERRIDE = re.compile(r"([~+]{0,2}[^=~+'\"][^=]*)=(.*)", re.DOTALL)
 _CALL = re.compile(r"\s*(\w+)\s*\((.*)\)\s*", re.DOTALL)
 _PLAIN = re.compile(r"[A-Za-z_./-][\w./-]*", re.ASCII)
+_SHORT = {"tasks": "stage.tasks"}  # what may be said for a key
 _NAMES = ("_name", ".name", ".study")  # keys of names, which are no paths
 _CLOSING = {"[": "]", "{": "}", "(": ")"}
 
@@ -83,6 +84,9 @@ def ready(arguments: Sequence[str], folder: Path) -> list[str]:
             takes_value = flags.get(flag, False) and "=" not in word
             found.append(word)
             continue
+        name, equals, value = word.partition("=")
+        if equals and not takes_value:
+            word = f"{_SHORT.get(name, name)}={value}"
         if not takes_value and "=" not in word and not word.startswith("~"):
             raise UserError(f"{word}: a setting is written KEY=VALUE (see --help){did_you_mean(word, folder)}")
         found.append(word if takes_value else quoted(word, sweeps))

@@ -20,7 +20,7 @@ from tinychat.report.templates import render
 from tinychat.runs import folders
 from tinychat.text.chat_template import PROBE, end_token_id, template_name
 from tinychat.tracking.base import MetricsLog
-from tinychat.tracking.vocabulary import METRICS, without_bounds
+from tinychat.tracking.vocabulary import meaning_of, without_bounds
 
 CARD = "README.md"
 MOST_STAGES = 32  # of a chain of checkpoints that begin from each other
@@ -117,7 +117,7 @@ def card_of(source: Source, folder: Path, gguf: str | None) -> Card:
     measured = _measured(source)
     if source.part is not Part.value:
         card.figures = [
-            (as_cell(name), figure(name, value), _bounds(name, measured), as_cell(METRICS.get(name, "")))
+            (as_cell(name), figure(name, value), _bounds(name, measured), as_cell(meaning_of(name)))
             for name in without_bounds(measured)
             if (value := measured[name]) is not None
         ]

@@ -136,6 +136,7 @@ class Generator:
         """For each prompt its (text, finish, tokens), Wanted.draws of them. first: place of the first prompt among
         all."""
         from tinychat.models.generation.decode import DecodeOptions, Filter, decode, own_draws
+        from tinychat.models.generation.generate import stopped_by
 
         sampling, group = self.wanted.sampling, self.wanted.draws
         options = DecodeOptions(
@@ -148,7 +149,7 @@ class Generator:
                 top_k=sampling.top_k,
                 top_p=sampling.top_p,
                 repetition_penalty=sampling.repetition_penalty,
-                stopped=self._stopped() if self.wanted.stop else None,
+                stopped=stopped_by(self.tokenizer, self.wanted.stop) if self.wanted.stop else None,
             ),
         )
         draws = own_draws(len(prompts), first, options, int(sampling.seed or 0))
@@ -161,30 +162,12 @@ class Generator:
         return [texts[start : start + group] for start in range(0, len(texts), group)]
 
     def _text(self, prompt: list[int], response: list[int], ended: bool) -> tuple[str, str, int]:
-        from tinychat.models.generation.generate import OVERLAP
-        from tinychat.text.tokenizer import decode_exactly
+        from tinychat.models.generation.generate import reply_after
 
-        shown = [token for token in response if token not in self._ends]
-        # What tokens decode to may depend on those before them, as a first blank does.
-        before = prompt[-OVERLAP:] if self.raw else []
-        text = decode_exactly(self.tokenizer, before + shown)[len(decode_exactly(self.tokenizer, before)) :]
-        places = [place for stop in self.wanted.stop if (place := text.find(stop)) >= 0]
-        if places:
-            text, ended = text[: min(places)], True
-        return (text if self.raw else text.strip()), "stop" if ended else "length", len(response)
-
-    def _stopped(self) -> Callable[[list[int]], bool]:
-        """Whether tokens end with, or hold near their end, one of the texts that stop a reply."""
-        from tinychat.text.tokenizer import decode_exactly
-
-        # A token is a byte or more; those before may hold the rest of a character.
-        window = max(len(stop.encode()) for stop in self.wanted.stop) + 4
-
-        def stopped(response: list[int]) -> bool:
-            text = decode_exactly(self.tokenizer, response[-window:])
-            return any(stop in text for stop in self.wanted.stop)
-
-        return stopped
+        before = prompt if self.raw else []
+        text, stopped = reply_after(self.tokenizer, before, response, self._ends, self.wanted.stop)
+        finish = "stop" if ended or stopped else "length"
+        return (text if self.raw else text.strip()), finish, len(response)
 
 
 def load_scorer(args: argparse.Namespace, generator: Generator) -> AnyScorer:

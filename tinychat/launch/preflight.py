@@ -13,7 +13,7 @@ from pathlib import Path
 from tinychat.config.schema import Config, PeftKind, TokenizerKind
 from tinychat.config.shapes import shape_of
 from tinychat.config.specs import Made, spec_of
-from tinychat.config.stages import ReplyEvaluation
+from tinychat.config.stages import ReplyEvaluation, TaskEvaluation
 from tinychat.errors import UserError
 from tinychat.runs import folders, parents
 from tinychat.runtime import gguf, hub
@@ -31,6 +31,10 @@ def check(config: Config, said: Sequence[str]) -> None:
         from tinychat.models.word_judge import need_scikit_learn
 
         need_scikit_learn(f"stage={spec.name}")
+    if isinstance(config.stage, TaskEvaluation) and config.stage.tasks:
+        from tinychat.stages.tasks import look_at_tasks
+
+        look_at_tasks(config)
     found = parents.find_parents(config, said)
     own = None if found["init_from"] or not shape_of(config.model).from_weights else config.model.path
     for address in filter(None, (own, *found.values())):

@@ -14,7 +14,7 @@ from tinychat.runs import folders
 from tinychat.runtime.run_files import if_readable, read_text
 from tinychat.tracking.base import MetricsLog
 from tinychat.tracking.mlflow_run import HEADLINE, NOTE
-from tinychat.tracking.vocabulary import METRICS, SHARE, headlines_of, is_share, label_of
+from tinychat.tracking.vocabulary import SHARE, STDERR, headlines_of, is_metric, is_share, label_of
 
 
 @dataclass
@@ -37,6 +37,8 @@ def figures_of(stage: str, found: Mapping[str, Any], series: Mapping[str, Series
         low, high = (found.get(f"{name}_{end}") for end in ("low", "high"))
         if low is not None and high is not None and unit == SHARE:
             notes.append(f"95 %: {100 * low:.1f} to {100 * high:.1f}")
+        if (error := found.get(f"{name}{STDERR}")) is not None:
+            notes.append(f"± {100 * error:.1f}" if unit == SHARE else f"± {error:.2g}")
         first = series.get(name, [])[:1]
         if first and first[0][0] == 0 and first[0][1] and len(series[name]) > 1:
             notes.append(f"{figure(name, first[0][1])} before")
@@ -64,7 +66,7 @@ def format_value(value: Any) -> str:
 
 def measured(result: dict[str, Any], series: dict[str, Series]) -> dict[str, Any]:
     metrics = result.get("metrics")
-    found = {key: value for key, value in result.items() if key in METRICS}
+    found = {key: value for key, value in result.items() if is_metric(key)}
     if isinstance(metrics, dict):
         found.update(metrics)
     if not found:

@@ -22,7 +22,7 @@ from tinychat.report.templates import kinds_of, render
 from tinychat.runs import folders
 from tinychat.runtime.run_files import Unreadable, if_readable, read_json, read_list, said_of
 from tinychat.tracking.base import MetricsLog
-from tinychat.tracking.vocabulary import METRICS
+from tinychat.tracking.vocabulary import is_metric, meaning_of
 
 logger = logging.getLogger(__name__)
 _SUMMED_UP = ("tokenizer", "data", "optim", "ds", "launch")  # config groups shown by their names
@@ -131,9 +131,7 @@ def collect(run_dir: Path) -> Report:
         subtitle=run_dir.name,
         command=text_of(run_dir / "command.txt").strip(),
         facts=_facts(config, result),
-        results=[
-            (name, format_value(value), METRICS.get(name, "")) for name, value in measured(result, series).items()
-        ],
+        results=[(name, format_value(value), meaning_of(name)) for name, value in measured(result, series).items()],
         summary=_summary(series),
         curves=write_curves(rows, run_dir / "curves.png", names[0], marks if isinstance(marks, dict) else {}),
         pictures=[
@@ -164,7 +162,7 @@ def _facts(config: dict[str, Any], result: dict[str, Any]) -> list[tuple[str, st
             facts.append((group, f"{name} ({path})" if path else name))
     facts += [(key.replace("_", " "), str(config[key])) for key in _SCALARS if config.get(key) is not None]
     told = dict(facts)
-    shown = {k: v for k, v in result.items() if k not in _NOT_SHOWN and k not in METRICS and k != "facts"}
+    shown = {k: v for k, v in result.items() if k not in _NOT_SHOWN and not is_metric(k) and k != "facts"}
     for key, value in _flat(shown | (result.get("facts") or {})):
         # what was measured (device: cuda) outweighs what was asked for (device: auto)
         told[key.replace("_", " ").replace(".", " ")] = value
@@ -176,7 +174,7 @@ def _changes(stage: str, found: Mapping[str, Any], series: Mapping[str, Series])
     start = {name: points[0][1] for name, points in series.items() if points[0][0] == 0}
     names = SPECS[stage].headlines if stage in SPECS else ()
     return [
-        (name, with_bounds(name, start), with_bounds(name, found), METRICS.get(name, ""))
+        (name, with_bounds(name, start), with_bounds(name, found), meaning_of(name))
         for name in names
         if name in start and name in found and len(series[name]) > 1
     ]

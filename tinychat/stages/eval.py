@@ -1,6 +1,6 @@
 """stage=eval: what a checkpoint is worth on held-out data, with the tokenizer that it carries: loss and perplexity on
 documents, and in a chat template replies to conversations and how safe those to requests are. Other checkpoints
-(stage.against) are measured in the same way, for one table."""
+(stage.against) are measured in the same way, for one table. With stage.tasks those of lm-eval are measured alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tinychat.errors import UserError
 from tinychat.runs import folders
 from tinychat.runtime import run_files
 from tinychat.runtime.console import format_eval
-from tinychat.stages import Context, StageResult
+from tinychat.stages import Context, StageResult, tasks
 from tinychat.stages.answers import HeldOutAnswers, checkable
 from tinychat.stages.chats import OWN_TEMPLATE, HeldOut, get_chat_tokenizer
 from tinychat.stages.common import (
@@ -276,6 +276,10 @@ OBJECTIVES = ("eval/loss", "eval/response_loss", "eval/safe_rate", "eval/accurac
 
 def run(config: Config, context: Context) -> StageResult:
     stage = config.stage
+    if stage.tasks:
+        paths = [context.parents["init_from"], *(context.parents[f"against.{i}"] for i in range(len(stage.against)))]
+        found = [str(path) for path in paths]
+        return tasks.run(config, context, dict(zip(found, unique_names(found), strict=True)))
     first, *others = all_subjects(config, context)
     found = measure(first, config)
     context.log(0, found.metrics)

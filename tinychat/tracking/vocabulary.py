@@ -170,6 +170,25 @@ METRICS: dict[str, str] = {
     "sweep/front": "trials of the sweep that no other beats in all objectives",
 }
 
+# eval/task/TASK/METRIC, of tasks by their own names (stage.tasks), and its standard error.
+TASKS, STDERR = "eval/task/", "_stderr"
+TASK_LOSSES = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score", "ter", "wer")
+
+
+def is_metric(name: str) -> bool:
+    """Whether a name is one of METRICS, or a task's."""
+    return name in METRICS or (name.startswith(TASKS) and name.count("/") == TASKS.count("/") + 1)
+
+
+def meaning_of(name: str) -> str:
+    """One line; "" for a name that is no metric."""
+    if name in METRICS or not is_metric(name):
+        return METRICS.get(name, "")
+    task, _, metric = name.removeprefix(TASKS).partition("/")
+    what = f"{metric.removesuffix(STDERR)} of the task {task}, by lm-eval"
+    return f"standard error of {what}" if metric.endswith(STDERR) else what
+
+
 # Of which less is better; of all others more is. What is neither good nor bad in itself (an entropy) is among those.
 LOWER_IS_BETTER = frozenset(
     "train/loss train/grad_norm train/ce train/kl_teacher train/on_policy_kl eval/teacher_loss eval/loss eval/ppl "
@@ -185,7 +204,8 @@ LOWER_IS_BETTER = frozenset(
 
 def goal_of(metric: str) -> Literal["minimize", "maximize"]:
     """Whether less or more of a metric is better, in Optuna's words."""
-    return "minimize" if metric in LOWER_IS_BETTER else "maximize"
+    lower = metric in LOWER_IS_BETTER or (metric.startswith(TASKS) and metric.endswith(TASK_LOSSES))
+    return "minimize" if lower else "maximize"
 
 
 def metrics_of(stage: str) -> list[str]:
@@ -194,13 +214,13 @@ def metrics_of(stage: str) -> list[str]:
 
 
 def without_bounds(names: Iterable[str]) -> list[str]:
-    """Names without those of confidence bounds: what there is to say in a sentence."""
-    return [name for name in names if not name.endswith(("_low", "_high"))]
+    """Names without those of confidence bounds and standard errors: what there is to say in a sentence."""
+    return [name for name in names if not name.endswith(("_low", "_high", STDERR))]
 
 
-def check_names(names: object) -> None:
-    """Raise ValueError for a metric name that METRICS does not list."""
-    unknown = sorted(set(names) - METRICS.keys())  # type: ignore[call-overload]
+def check_names(names: Iterable[str]) -> None:
+    """Raise ValueError for a metric name that METRICS does not list, and that is no task's."""
+    unknown = sorted(name for name in names if not is_metric(name))
     if unknown:
         raise ValueError(f"metric {unknown[0]!r} is not in tinychat.tracking.vocabulary.METRICS; add it there")
 
@@ -217,6 +237,8 @@ QUANTITIES: dict[str, tuple[str, str]] = {
     "refusal_contrast": ("prompts refused that only look benign", SHARE),
     "instruction_accuracy": ("instructions met", SHARE),
     "accuracy": ("answers right", SHARE),
+    "acc": ("right", SHARE),
+    "acc_norm": ("right, by length", SHARE),
     **{f"pass_at_{k}": (f"pass@{k}", SHARE) for k in PASS_K},
     "reward_accuracy": ("pairs ranked right", SHARE),
     "safety_accuracy": ("safety told right", SHARE),
@@ -285,6 +307,10 @@ N_HEADLINES = 4
 def label_of(metric: str, stage: str = "") -> tuple[str, str]:
     """How people say a metric and its unit ("" where it has none): eval/loss of reward -> ("loss", "nats per pair")."""
     quantity = metric.rpartition("/")[2]
+    if metric.startswith(TASKS):
+        task = metric.removeprefix(TASKS).partition("/")[0]
+        said, unit = QUANTITIES.get(quantity) or (quantity.replace("_", " "), "")
+        return f"{task}: {said}", unit
     if quantity == "loss" and stage in SPECS:
         return SPECS[stage].loss
     known = QUANTITIES.get(quantity) or TECHNICAL.get(quantity)
@@ -302,4 +328,5 @@ def is_share(metric: str) -> bool:
 def headlines_of(stage: str, measured: Collection[str]) -> list[str]:
     """The up to four metrics among those measured that say what a run of a stage is worth, the first the most."""
     headlines = SPECS[stage].headlines if stage in SPECS else ()
-    return [name for name in headlines if name in measured][:N_HEADLINES]
+    tasks = [name for name in without_bounds(measured) if name.startswith(TASKS)]
+    return [*(name for name in headlines if name in measured), *tasks][:N_HEADLINES]

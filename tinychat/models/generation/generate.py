@@ -14,7 +14,7 @@ import dataclasses
 import logging
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from transformers import (
@@ -34,7 +34,7 @@ from tinychat.models.adapters import is_adapter
 from tinychat.models.generation.sampling import SamplingOptions
 from tinychat.models.kernels.kv_cache import CACHE
 from tinychat.models.vocabulary import vocabulary
-from tinychat.text.tokenizer import encoded_texts, text_beginning
+from tinychat.text.tokenizer import decode_exactly, encoded_texts, text_beginning
 
 
 class KeptCache:
@@ -195,6 +195,29 @@ def prompt_ids(tokenizer: PreTrainedTokenizerFast, prompt: str) -> list[int]:
     before = text_beginning(tokenizer)
     (ids,) = encoded_texts(tokenizer, [prompt])["input_ids"]
     return ids if ids[: len(before)] == before else [*before, *ids]
+
+
+def reply_after(
+    tokenizer: PreTrainedTokenizerFast, before: list[int], ids: list[int], ends: Sequence[int], stops: Sequence[str]
+) -> tuple[str, bool]:
+    """The text of generated tokens without those that end it, up to the first of `stops`; and whether one of those
+    was there. before: tokens that it goes on from, of which some decide how it decodes; [] where a template ends."""
+    shown, near = [token for token in ids if token not in ends], before[-OVERLAP:]
+    text = decode_exactly(tokenizer, near + shown)[len(decode_exactly(tokenizer, near)) :]
+    places = [place for stop in stops if (place := text.find(stop)) >= 0]
+    return text[: min(places, default=len(text))], bool(places)
+
+
+def stopped_by(tokenizer: PreTrainedTokenizerFast, stops: Sequence[str]) -> Callable[[list[int]], bool]:
+    """Whether tokens end with, or hold near their end, one of the texts that stop a reply: a Filter's `stopped`."""
+    # A token is a byte or more; those before may hold the rest of a character.
+    window = max(len(stop.encode()) for stop in stops) + 4
+
+    def stopped(response: list[int]) -> bool:
+        text = decode_exactly(tokenizer, response[-window:])
+        return any(stop in text for stop in stops)
+
+    return stopped
 
 
 class IncrementalText:
