@@ -66,8 +66,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--batch-size", metavar="N", type=int, default=32, help="replies scored side by side (default %(default)s)")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default %(default)s")
     add_model_code(parser)
-    dashed = [word.replace("_", "-") if word.startswith("--batch") else word for word in arguments]
-    args = parser.parse_args(dashed)
+    args = parser.parse_args(arguments)
     if args.batch_size < 1:
         raise UserError(f"--batch-size {args.batch_size}: must be at least 1")
     if args.file == "-" and (sys.stdin is None or sys.stdin.isatty()):

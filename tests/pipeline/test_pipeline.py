@@ -166,9 +166,30 @@ def test_a_gate_of_gates_names_gates_before_it_that_have_a_bound(needs: list[str
 def test_a_gate_without_a_bound_is_not_counted_among_those_that_failed(tmp_path: Path, capsys: Any) -> None:
     texts = ("ppo eval/safe_rate >= 0.99", "ppo eval/safe_rate >= 0.5", "ppo rl/kl")
     verdicts = [judge(parse_gate(f"gate {index}", text, ORDER), MEASURED) for index, text in enumerate(texts)]
-    ran = SimpleNamespace(began=0.0, folder=tmp_path, found={}, request=SimpleNamespace(strict=True))
+    ran = SimpleNamespace(began=0.0, folder=tmp_path, found={}, recipe=Recipe("x", tmp_path, [], {}, []))
+    ran.request = SimpleNamespace(strict=True)
     assert _conclude(ran, verdicts, written=True) == 1  # type: ignore[arg-type]
     assert "FAILED: 1 of 2 gates: gate 0" in capsys.readouterr().err
+
+
+def test_a_recipe_ends_with_commands_to_talk_to_what_it_made(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they work without an activated environment: `make run` is what newcomers type first."""
+    steps = stages(tokenizer=[], pretrain=[], sft=[], reward=[], ppo=[])
+    config = SimpleNamespace(model=SimpleNamespace(arch="qwen3"))
+    ran = SimpleNamespace(began=0.0, folder=tmp_path, recipe=Recipe("x", tmp_path, [], steps, []), config=config)
+    ran.found = {name: Path(f"outputs/{name}") for name in steps} | {"sft": None}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / ".venv/bin/python"))
+    assert _conclude(ran, [], written=True) == 0  # type: ignore[arg-type]
+    *_, chat, serve = capsys.readouterr().err.splitlines()
+    assert chat == "talk to it: .venv/bin/python -m tinychat.chat outputs/ppo"
+    asked = ".venv/bin/python -m tinychat.serve outputs/pretrain outputs/ppo outputs/reward"
+    assert serve == f"side by side on a page, http://127.0.0.1:8000: {asked}"
+    monkeypatch.setattr("shutil.which", lambda name: str(tmp_path / ".venv/bin" / name))
+    _conclude(ran, [], written=True)  # type: ignore[arg-type]
+    assert "\ntalk to it: python -m tinychat.chat outputs/ppo\n" in capsys.readouterr().err
 
 
 def test_bounds_are_shown_of_a_single_stage() -> None:

@@ -25,6 +25,7 @@ SECONDS = 60  # on a busy machine
 class Client:
     port: int
     key: str | None = None
+    server: Any = None  # tinychat.serve.app.Server
 
     def ask(self, path: str, body: Any = None, method: str | None = None, **headers: str) -> tuple[int, Any]:
         """(status, what the body holds). bytes are sent as they are."""
@@ -68,19 +69,25 @@ def chat_of(text: str, **more: Any) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def serving(served: list[Any], key: str | None = None, **limits: Any) -> Iterator[Client]:
+def serving(
+    served: list[Any], key: str | None = None, send_buffer: int | None = None, **limits: Any
+) -> Iterator[Client]:
+    """send_buffer: bytes that the system takes for a client that does not read; None: as many as it likes."""
     import uvicorn
 
     from tinychat.serve.app import Limits, Server
+    from tinychat.serve.connections import configuration
 
     server = Server(served, Limits(**limits), key)
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        running = uvicorn.Server(uvicorn.Config(server.app, log_level="critical", lifespan="off", ws="none"))
+        if send_buffer is not None:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+        running = uvicorn.Server(configuration(server.app))
         thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]}, daemon=True)
         server.start()
         thread.start()
         try:
-            yield Client(listening.getsockname()[1], key)
+            yield Client(listening.getsockname()[1], key, server)
         finally:
             running.should_exit = running.force_exit = True
             thread.join(SECONDS)

@@ -74,7 +74,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default %(default)s")
     add_model_code(parser)
     _add_sampling(parser.add_argument_group("sampling"))
-    args = parser.parse_args([_underscored(argument) for argument in arguments])
+    args = parser.parse_args(arguments)
     if args.lines and args.prompt is not None:
         raise UserError("--lines reads its prompts from standard input; leave out --prompt")
     return args
@@ -93,12 +93,6 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
     add("repetition_penalty", float, "X", "above 1 discourages tokens already there (default %(default)s: off)")
     group.add_argument("--greedy", action="store_true", help="always the likeliest token; no chance is involved")
     group.add_argument("--seed", type=int, metavar="N", help="the same replies each time (default: others each time)")
-
-
-def _underscored(argument: str) -> str:
-    """--top-k as --top_k; values and negative numbers as they are."""
-    name, equals, value = argument.partition("=")
-    return name[:2] + name[2:].replace("-", "_") + equals + value if name.startswith("--") else argument
 
 
 def sampling_options(args: argparse.Namespace) -> SamplingOptions:

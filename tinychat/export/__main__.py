@@ -61,13 +61,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--private", action="store_true", help="of --to hub: nobody else sees it")
     add("--yes", action="store_true", help="of --to hub: upload now, with the token of HF_TOKEN or `hf auth login`")
     add("--outputs", metavar="FOLDER", default="outputs", help="where runs are (default %(default)s)")
-    args = parser.parse_args([argument if "=" in argument else _dashed(argument) for argument in arguments])
+    args = parser.parse_args(arguments)
     _check(args)
     return args
-
-
-def _dashed(argument: str) -> str:
-    return argument.replace("_", "-") if argument.startswith("--") else argument
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -80,7 +80,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     work.add_argument("--outputs", metavar="FOLDER", default="outputs", help="where runs are (default %(default)s)")
     add_model_code(parser)
-    args = parser.parse_args([_dashed(argument) for argument in arguments])
+    args = parser.parse_args(arguments)
     _check(args)
     return args
 
@@ -108,12 +108,6 @@ def _add_sampling(add: Callable[..., Any]) -> None:
         help="end a reply before this text; may be given several times; \\n, \\t and \\\\ are read as in JSON",
     )
     add("--seed", type=int, default=1, metavar="N", help="the same gives the same lines (default %(default)s)")
-
-
-def _dashed(argument: str) -> str:
-    """--top_k as --top-k; values as they are."""
-    name, equals, value = argument.partition("=")
-    return name.replace("_", "-") + equals + value if name.startswith("--") else argument
 
 
 def _check(args: argparse.Namespace) -> None:

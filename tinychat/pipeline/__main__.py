@@ -15,7 +15,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from tinychat.tracking import RunInfo, Status, Tracker, make_tracker, run_tags
 from tinychat.tracking.mlflow_run import HEADLINE, NOTE
 
 _SETTING_OF: dict[Made | None, str] = {Made.tokenizer: "tokenizer.path", Made.reward: "reward.parts.model.path"}
+SIDE_BY_SIDE = 4  # models on one page, the last ones: each takes memory
 _ANSWER_SECONDS = 60.0  # the first run of all makes the database
 
 
@@ -342,12 +343,24 @@ def _conclude(pipeline: Pipeline, verdicts: Sequence[Verdict], written: bool) ->
     minutes = (time.time() - pipeline.began) / 60
     assert pipeline.folder is not None
     say(f"{minutes:.1f} minutes; report: {pipeline.folder / 'report.html' if written else 'none was written'}")
-    able = [made for name, made in pipeline.found.items() if made and pipeline.recipe.steps[name].trains_policy]
-    if able:
-        say(f"talk to it: {next_steps.talk(able[-1], pipeline.config)}")
+    for text, command in _to_talk(pipeline):
+        say(f"{text}: {next_steps.by_this_python(command)}")
     if failed:
         say(f"FAILED: {len(failed)} of {len(asking(verdicts))} gates: {', '.join(failed)}")
     return 1 if not written or (failed and pipeline.request.strict) else 0
+
+
+def _to_talk(pipeline: Pipeline) -> Iterator[tuple[str, str]]:
+    """Commands, and what they are for: the last model in the terminal, the last ones side by side on a page."""
+    steps = pipeline.recipe.steps
+    able = [made for name, made in pipeline.found.items() if made and steps[name].trains_policy]
+    if not able:
+        return
+    yield "talk to it", next_steps.talk(able[-1], pipeline.config)
+    rewards = [made for name, made in pipeline.found.items() if made and steps[name].makes is Made.reward]
+    *before, last = [*able[-SIDE_BY_SIDE:], *rewards[-1:]]
+    where = "side by side on a page, http://127.0.0.1:8000"
+    yield where, next_steps.talk(last, pipeline.config, "serve", before)
 
 
 def main() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -82,7 +84,18 @@ def _family(said: Sequence[str]) -> set[str]:
     return {file.stem for home in homes for file in (home / "experiment" / name).glob("*.yaml")}
 
 
-def talk(run_dir: Path, config: Config) -> str:
+def talk(run_dir: Path, config: Config, program: str = "chat", others: Sequence[Path] = ()) -> str:
+    """The command; others: checkpoints before it, of the same kind of model."""
     named = shape_of(config.model).own_code and not str(config.model.path).startswith("transformers:")
     code = ["--model-code", str(config.model.path)] if named else []
-    return shlex.join(["python", "-m", "tinychat.chat", *code, str(run_dir)])
+    return shlex.join(["python", "-m", f"tinychat.{program}", *code, *map(str, others), str(run_dir)])
+
+
+def by_this_python(command: str) -> str:
+    """A command that begins with python, as it works here, where `python` may be none or another one: `make run` is
+    for people who have activated no environment."""
+    found, own = shutil.which("python"), Path(sys.executable)
+    if found and Path(found).parent.resolve() == own.parent.resolve():
+        return command
+    here = Path.cwd()
+    return shlex.quote(str(own.relative_to(here) if own.is_relative_to(here) else own)) + command.removeprefix("python")

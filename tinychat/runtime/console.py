@@ -16,7 +16,7 @@ import sysconfig
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, TextIO
@@ -395,7 +395,8 @@ def end_logging() -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """Arguments of `python -m tinychat.PROGRAM`. Raises UserError, one line, where argparse would print its usage."""
+    """Arguments of `python -m tinychat.PROGRAM`; options may be written with - or _. Raises UserError, one line, where
+    argparse would print its usage."""
 
     def __init__(self, program: str, description: str, epilog: str) -> None:
         super().__init__(
@@ -406,6 +407,18 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
 
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        words = sys.argv[1:] if args is None else args
+        options = {option.replace("_", "-"): option for option in self._option_string_actions}
+
+        def as_named(word: str) -> str:
+            name, equals, value = word.partition("=")
+            return options.get(name.replace("_", "-"), name) + equals + value if name.startswith("--") else word
+
+        return super().parse_known_args([as_named(word) for word in words], namespace)
+
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")
 
@@ -414,7 +427,6 @@ def add_model_code(parser: Parser) -> None:
     """The option --model-code, for tinychat.models.custom.load_classes."""
     parser.add_argument(
         "--model-code",
-        "--model_code",
         metavar="FILE.py:CONFIG",
         help="for a checkpoint of a model of your own: its code, as model.path= of its training; it is run",
     )

@@ -63,7 +63,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     limit("--max-tokens", 2048, "tokens of a reply at most")
     limit("--max-body", 1 << 20, "bytes of a request at most")
     limit("--timeout", 300, "seconds that a request may take")
-    args = parser.parse_args([_dashed(argument) for argument in arguments])
+    args = parser.parse_args(arguments)
     for name, low in {"batch_size": 1, "queue": 1, "max_tokens": 1, "max_body": 1000, "timeout": 1}.items():
         if getattr(args, name) < low:
             raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least {low}")
@@ -72,12 +72,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     if args.api_key is not None and not (args.api_key.isascii() and args.api_key.strip()):
         raise UserError("--api-key: must be of ASCII characters, one at least")
     return args
-
-
-def _dashed(argument: str) -> str:
-    """--batch_size as --batch-size; values as they are."""
-    name, equals, value = argument.partition("=")
-    return name.replace("_", "-") + equals + value if name.startswith("--") else argument
 
 
 def check_extra() -> None:
@@ -135,24 +129,17 @@ def serve(args: argparse.Namespace, served: list, listening: socket.socket) -> N
     import uvicorn
 
     from tinychat.serve.app import Limits, Server
+    from tinychat.serve.connections import configuration
 
     limits = Limits(args.batch_size, args.queue, args.max_tokens, args.max_body, float(args.timeout))
     server = Server(served, limits, args.api_key, args.host)
     host, port = listening.getsockname()[:2]
     told = ", ".join(f"{model.name} ({model.kind})" for model in served)
     say(f"{told} at http://{f'[{host}]' if ':' in host else host}:{port}; Ctrl-C ends the server")
-    options = uvicorn.Config(
-        server.app,
-        log_level="critical",
-        lifespan="off",
-        ws="none",
-        timeout_graceful_shutdown=3,
-        server_header=False,
-    )
     sys.setswitchinterval(SWITCH_SECONDS)
     server.start()
     try:
-        uvicorn.Server(options).run(sockets=[listening])
+        uvicorn.Server(configuration(server.app)).run(sockets=[listening])
     finally:
         server.close()
 

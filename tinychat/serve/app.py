@@ -14,12 +14,14 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from typing import Any
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
 from tinychat.serve import answers
@@ -36,6 +38,7 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 OPEN = ("/", "/health")  # without a key
 LOCAL = {"localhost", "127.0.0.1", "::1"}
 BODY_SECONDS = 30.0  # for a body to arrive
+BODY_SECONDS_OF_MANY = 1.0  # where there are too many requests at once
 READ_SECONDS = 10.0  # beyond the time of the request, for a slow reader
 SERVER_ERROR = ApiError("an error in the server; its log says more", status=500, kind="server_error")
 
@@ -61,10 +64,12 @@ class Server:
         self.languages = [model for model in served if isinstance(model, Language)]
         self.worker = Worker(self.languages, limits.rows, limits.queue, limits.seconds, self.metrics)
         self._encoders = ThreadPoolExecutor(1, "encode")
+        self._arriving: dict[asyncio.Future[None], float] = {}  # bodies, and since when (time.monotonic)
         self._page, self._policy = _page()
         app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
         app.add_exception_handler(ApiError, _as_answer)
         app.add_exception_handler(HTTPException, _as_answer)
+        app.add_exception_handler(Exception, _as_answer)
         for path, method, handler in (
             ("/", "GET", self.page),
             ("/health", "GET", self.health),
@@ -77,7 +82,7 @@ class Server:
         ):
             app.add_api_route(path, handler, methods=[method], response_model=None)
         at_once = limits.queue + limits.rows * max(1, len(self.languages)) + 16
-        self.app = _Guard(app, key, LOCAL | {host}, self.metrics, at_once)
+        self.app = _Guard(app, key, LOCAL | {host}, self.metrics, at_once, self._make_room)
 
     def start(self) -> None:
         self.worker.start()
@@ -97,6 +102,8 @@ class Server:
         return HTMLResponse(self._page, headers=headers)
 
     async def health(self) -> Response:
+        if not self.worker.alive:
+            raise ApiError("nothing is computed any more: start the server again", status=503, kind="server_error")
         return JSONResponse({"status": "ok"})
 
     async def metrics_text(self) -> Response:
@@ -123,7 +130,8 @@ class Server:
         if not rewards:
             raise ApiError("no reward model is served here; name one more CKPT when the server is started", status=404)
         model = self._named(row.pop("model", None), rewards)
-        return JSONResponse(await self._result(request, self.worker.call(lambda: model.score(row))))
+        (scored,) = await self._result(request, self.worker.call([lambda: model.score(row)]))
+        return JSONResponse(scored)
 
     # -------------------------------------------------------------------------------------------- their parts
 
@@ -158,14 +166,33 @@ class Server:
                 if len(raw) > self.limits.body:
                     raise too_large
 
+        late = ApiError("the body did not arrive in time", status=408, kind="timeout")
+        reading = asyncio.ensure_future(read())
+        self._arriving[reading] = time.monotonic()
         try:
-            await asyncio.wait_for(read(), BODY_SECONDS)
+            await asyncio.wait_for(reading, BODY_SECONDS)
         except asyncio.TimeoutError:
-            raise ApiError("the body did not arrive in time", status=408, kind="timeout") from None
+            raise late from None
+        except asyncio.CancelledError:
+            if reading in self._arriving:
+                raise
+            raise late from None  # it made room
+        except ClientDisconnect:
+            raise ApiError("the client has gone", status=499) from None
+        finally:
+            self._arriving.pop(reading, None)
         try:
             return json.loads(bytes(raw))
         except (ValueError, RecursionError) as error:
             raise ApiError(f"the body is no JSON: {str(error)[:200]}") from None
+
+    def _make_room(self) -> bool:
+        """Whether a request was ended whose body has been arriving for too long while others want to be heard."""
+        reading, since = next(iter(self._arriving.items()), (None, 0.0))
+        if reading is None or time.monotonic() - since < BODY_SECONDS_OF_MANY:
+            return False
+        del self._arriving[reading]
+        return reading.cancel()
 
     async def _reply(self, request: Request, chat: bool) -> Response:
         wanted = asked(await self._body(request), chat, self.limits.most_tokens)
@@ -173,13 +200,13 @@ class Server:
         loop = asyncio.get_running_loop()
         prompts = await loop.run_in_executor(self._encoders, model.encode, wanted)
         self.metrics.prompt_tokens += sum(map(len, prompts))
+        replies = model.replies(wanted, prompts, self.limits.most_tokens)
         echoes: list[Any] | None = None
         if wanted.echo:
             given = list(zip(wanted.prompts, prompts, strict=True))
-            echo = self.worker.call(lambda: [model.echoed(*prompt, wanted.alternatives) for prompt in given])
-            echoes = await self._result(request, echo)
+            calls = [partial(model.echoed, *prompt, wanted.alternatives) for prompt in given]
+            echoes = await self._result(request, self.worker.call(calls))
         form = answers.Form(model.name, wanted, prompts, echoes)
-        replies = model.replies(wanted, prompts, self.limits.most_tokens)
         if wanted.max_tokens == 0:
             return JSONResponse(form.whole([Piece(reply.index, finish="length") for reply in replies]))
         job = self.worker.submit(model, replies)
@@ -302,7 +329,8 @@ def _as_answer(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
         told = f"{request.method} {request.url.path[:200]}: {str(error.detail).lower()}"
         error = ApiError(told, status=error.status_code, code="unknown_url" if error.status_code == 404 else None)
-    assert isinstance(error, ApiError)
+    if not isinstance(error, ApiError):  # the log has it
+        error = SERVER_ERROR
     headers = {"Retry-After": "1"} if error.status == 429 else None
     return JSONResponse(error.body(), error.status, headers)
 
@@ -310,8 +338,18 @@ def _as_answer(request: Request, error: Exception) -> Response:
 class _Guard:
     """Around the application: who may ask, how many at once, and what is counted."""
 
-    def __init__(self, app: Any, key: str | None, hosts: set[str], metrics: Metrics, at_once: int):
+    def __init__(
+        self,
+        app: Any,
+        key: str | None,
+        hosts: set[str],
+        metrics: Metrics,
+        at_once: int,
+        make_room: Callable[[], bool],
+    ):
+        """make_room: ends a request that can be spared, where there is one."""
         self._app, self._key, self._hosts, self._metrics, self._at_once = app, key, hosts, metrics, at_once
+        self._make_room = make_room
         self._open = 0
         self._paths = {route.path for route in app.routes}
 
@@ -349,8 +387,9 @@ class _Guard:
             # leads here either.
             host, origin = headers.get("host", ""), headers.get("origin")
             if _name(f"//{host}") not in self._hosts or (origin is not None and urlsplit(origin).netloc != host):
+                whose = f"requests of {(origin or host)[:100]!r}" if origin or host else "requests without a Host"
                 return ApiError(
-                    f"requests of {(origin or host)[:100]!r} are not answered without --api-key",
+                    f"{whose} are not answered without --api-key",
                     status=403,
                     code="forbidden",
                 )
@@ -364,7 +403,7 @@ class _Guard:
                     kind="authentication_error",
                     code="invalid_api_key",
                 )
-        if self._open > self._at_once and scope["path"].startswith("/v1/"):
+        if self._open > self._at_once and scope["path"].startswith("/v1/") and not self._make_room():
             return ApiError("too many requests at once", status=429, kind="requests", code="rate_limit_exceeded")
         return None
 

@@ -12,6 +12,10 @@ Message = dict[str, str]
 MOST_ALTERNATIVES = 20  # beside each token
 MOST_REPLIES = 128  # to the prompts of one request together
 MOST_STOPS = 16
+# Log-probabilities told in one answer. Each is some 100 bytes here, and while they are written as JSON nobody else is
+# answered.
+MOST_TOLD = 2**18
+COLDEST = 1e-6  # temperatures below are 0: logits divided by them are no numbers any more
 # Fields that change no token here, and that clients send all the same.
 WITHOUT_EFFECT = {
     "user",
@@ -76,7 +80,7 @@ class ApiError(UserError):
         self.status, self.param, self.kind, self.code = status, param, kind, code
 
     def body(self) -> dict[str, Any]:
-        return {"error": {"message": str(self), "type": self.kind, "param": self.param, "code": self.code}}
+        return {"error": {"message": _unicode(str(self)), "type": self.kind, "param": self.param, "code": self.code}}
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,7 @@ def asked(body: Any, chat: bool, most_tokens: int) -> Asked:
     echo = _flag(body, "echo")
     if echo and stream:
         raise ApiError("echo and stream do not go together; leave one out", "echo")
+    temperature = _number(body, "temperature", 1.0, 0, 2)
     name = "max_completion_tokens" if "max_completion_tokens" in body else "max_tokens"
     most: float | None = None
     if chat:
@@ -128,10 +133,10 @@ def asked(body: Any, chat: bool, most_tokens: int) -> Asked:
         prompts=prompts,
         chat=chat,
         max_tokens=None if most is None else int(most),
-        temperature=_number(body, "temperature", 1.0, 0, 2),
+        temperature=temperature if temperature >= COLDEST else 0.0,
         top_p=_number(body, "top_p", 1.0, 0, 1, above=True),
         top_k=int(_number(body, "top_k", 0, 0, 2**31, whole=True)),
-        repetition_penalty=_number(body, "repetition_penalty", 1.0, 0, 100, above=True),
+        repetition_penalty=_number(body, "repetition_penalty", 1.0, 0.01, 100),
         seed=int(_number(body, "seed", 0, -(2**63), 2**63 - 1, whole=True)) if "seed" in body else None,
         n=n,
         stop=_stops(body),
@@ -147,7 +152,7 @@ def _refuse_unknown(body: Mapping[str, Any], known: set[str]) -> None:
         if name in known or name in WITHOUT_EFFECT:
             continue
         if name not in NOTHING:
-            raise ApiError(f"unrecognized request argument: {name[:60]}", name[:60])
+            raise ApiError(f"unrecognized request argument: {name[:60]}", _unicode(name[:60]))
         if value not in NOTHING[name]:
             instead = f"; {INSTEAD[name]} is" if name in INSTEAD else ""
             raise ApiError(f"{name} is not served here{instead}; leave it out", name)
@@ -171,6 +176,11 @@ def _number(
         bounds = f"above {low:g} and at most {high:g}" if above else f"from {low:g} to {high:g}"
         raise ApiError(f"{name}={_short(value)}: must be {bounds}", name)
     return value
+
+
+def _unicode(text: str) -> str:
+    """With halves of surrogate pairs, which JSON may spell and UTF-8 cannot, as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _short(value: Any) -> str:
@@ -233,10 +243,11 @@ def _messages(body: Mapping[str, Any]) -> list[Message]:
     found = []
     for index, message in enumerate(given):
         place = f"messages[{index}]"
-        if not isinstance(message, dict) or message.get("role") not in ROLES:
+        role = message.get("role") if isinstance(message, dict) else None
+        if not isinstance(role, str) or role not in ROLES:
             roles = ", ".join(ROLES)
             raise ApiError(f"{place}: must be an object with a role ({roles}) and a content", f"{place}.role")
-        found.append({"role": ROLES[message["role"]], "content": _content(message.get("content"), place)})
+        found.append({"role": ROLES[role], "content": _content(message.get("content"), place)})
     if found[-1]["role"] == "assistant":
         raise ApiError("messages: the last one is the assistant's, so that there is nothing to reply to", "messages")
     return found

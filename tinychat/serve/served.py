@@ -15,7 +15,7 @@ from tinychat.config.specs import Made
 from tinychat.errors import UserError
 from tinychat.runtime.run_files import at_home
 from tinychat.serve.replies import Reply, Told, Words
-from tinychat.serve.requests import ApiError, Asked
+from tinychat.serve.requests import MOST_TOLD, ApiError, Asked
 
 if TYPE_CHECKING:
     from tinychat.models.generation.running import RunningBatch
@@ -114,7 +114,7 @@ class Language:
 
     def replies(self, asked: Asked, prompts: Sequence[list[int]], most_tokens: int) -> list[Reply]:
         """n replies to each prompt. Each has draws of its own, those of tinychat.generate with the same seed, the
-        prompt at the same place and the same number of the sample."""
+        prompt at the same place and the same number of the sample. Raises ApiError for too much to tell."""
         import numpy as np
 
         from tinychat.models.generation.decode import Filter, chance
@@ -124,6 +124,14 @@ class Language:
         wanted = Filter(top_k=asked.top_k, top_p=asked.top_p, repetition_penalty=asked.repetition_penalty)
         seed = int(np.random.SeedSequence().generate_state(1, np.uint64)[0]) if asked.seed is None else asked.seed
         most = most_tokens if asked.max_tokens is None else asked.max_tokens
+        tokens = sum(asked.n * min(most, self.context - len(prompt)) for prompt in prompts)
+        tokens += asked.echo * sum(map(len, prompts))
+        if asked.alternatives is not None and tokens * (1 + asked.alternatives) > MOST_TOLD:
+            raise ApiError(
+                f"{tokens:,} tokens with {asked.alternatives} alternatives: an answer has at most {MOST_TOLD:,} "
+                "log-probabilities; lower max_tokens, n or the alternatives",
+                "top_logprobs" if asked.chat else "logprobs",
+            )
         found: list[Reply] = []
         for place, prompt in enumerate(prompts):
             for sample in range(asked.n):

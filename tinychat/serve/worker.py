@@ -26,13 +26,14 @@ PROMPT_TOKENS = 2048  # computed at a time, padding included, while the running 
 
 @dataclass(eq=False)
 class Job:
-    """Replies to one request, or a function to be called between two steps. What comes of it is put into `pieces`: a
-    Piece, a result, or the ApiError that ends it."""
+    """Replies to one request, or functions to be called, one between two steps. What comes of it is put into `pieces`:
+    a Piece, the list of the functions' results, or the ApiError that ends it."""
 
     deadline: float  # of time.monotonic
     loop: asyncio.AbstractEventLoop
     waiting: deque[Reply] = field(default_factory=deque)
-    call: Callable[[], Any] | None = None
+    calls: deque[Callable[[], Any]] = field(default_factory=deque)
+    results: list[Any] = field(default_factory=list)  # of the calls up to now
     pieces: asyncio.Queue[Any] = field(default_factory=asyncio.Queue)
     begun: float = field(default_factory=time.monotonic)
     answered: bool = False  # its first token is there
@@ -71,14 +72,19 @@ class Worker:
         """In the loop that the pieces are read in. Raises ApiError where too many wait."""
         return self._enter(model, Job(self._deadline(), asyncio.get_running_loop(), deque(replies)))
 
-    def call(self, function: Callable[[], Any]) -> Job:
-        """The result of the function, or the ApiError it raises, is its one piece."""
-        return self._enter(None, Job(self._deadline(), asyncio.get_running_loop(), call=function))
+    def call(self, functions: Sequence[Callable[[], Any]]) -> Job:
+        """The list of their results, or the ApiError that one raises, is its one piece. Each is a part of the work
+        that the replies on their way can wait for."""
+        return self._enter(None, Job(self._deadline(), asyncio.get_running_loop(), calls=deque(functions)))
 
     def cancel(self, job: Job) -> None:
         with self._wake:
             job.cancelled = True
             self._wake.notify()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive() and not self._closing
 
     def sizes(self) -> dict[str, int]:
         """Of the metrics: what runs and what waits now."""
@@ -108,12 +114,24 @@ class Worker:
     # ------------------------------------------------------------------------------------------------ the thread
 
     def _run(self) -> None:
+        try:
+            self._work()
+        except Exception:
+            log.exception("the thread that computes has ended")
+        with self._wake:
+            self._closing = True
+        ending = ApiError("the server is ending", status=503, kind="server_error")
+        for model in self.models:
+            self._give_up(model, ending, waiting_too=True)
+        self._deliver()
+
+    def _work(self) -> None:
         while True:
             with self._wake:
                 while not self._closing and not any(self._queues.values()) and not any(self._running.values()):
                     self._wake.wait()
                 if self._closing:
-                    break
+                    return
             self._calls()
             for model in self.models:
                 try:
@@ -124,19 +142,22 @@ class Worker:
                         model, ApiError(f"{type(error).__name__} in the server", status=500, kind="server_error")
                     )
             self._deliver()
-        ending = ApiError("the server is ending", status=503, kind="server_error")
-        for model in self.models:
-            self._give_up(model, ending, waiting_too=True)
-        self._deliver()
 
     def _calls(self) -> None:
-        """One function, if one waits."""
+        """One function, if one waits: those of several requests in turn."""
         with self._wake:
             job = self._queues[None].popleft() if self._queues[None] else None
-        if job is None or job.cancelled or job.call is None:
+        if job is None or job.cancelled:
             return
         try:
-            result: Any = self._late(job) or job.call()
+            result: Any = self._late(job)
+            if result is None:
+                job.results.append(job.calls.popleft()())
+                if job.calls:
+                    with self._wake:
+                        self._queues[None].append(job)
+                    return
+                result = job.results
         except ApiError as error:
             result = error
         except Exception as error:
