@@ -1,6 +1,7 @@
-"""Programs that speak the OpenAI API ask the server: the official client, and lm-eval's local-completions.
+"""Programs that speak the OpenAI API ask the server: the official client, LangChain, and lm-eval's local-completions.
 
-python -m pip install openai 'lm-eval[api]' && python -m pytest -n 0 -m serve tests/serve/test_clients.py
+python -m pip install openai langchain-openai 'lm-eval[api]'
+python -m pytest -n 0 -m serve tests/serve/test_clients.py
 """
 
 from __future__ import annotations
@@ -55,6 +56,25 @@ def test_its_errors(openai: Any, served: list[Any]) -> None:
         right = api.OpenAI(base_url=address, api_key="secret", max_retries=0)
         with pytest.raises(api.APIError, match=r"longer than 0\.3 seconds"):
             list(right.completions.create(model="writer", prompt="x", max_tokens=2000, temperature=0, stream=True))
+
+
+def test_langchain(client: Client) -> None:
+    api = pytest.importorskip("langchain_openai", reason="pip install langchain-openai")
+    address = {"base_url": f"http://127.0.0.1:{client.port}/v1", "api_key": "none", "max_retries": 0}
+    chat = api.ChatOpenAI(model="chatty", temperature=1, max_tokens=30, seed=7, stream_usage=True, **address)
+    whole = chat.invoke("the cat")
+    assert whole.content == client.chat(seed=7, max_tokens=30)["choices"][0]["message"]["content"]
+    pieces = list(chat.stream("the cat"))
+    assert "".join(piece.content for piece in pieces) == whole.content
+    assert sum(piece.usage_metadata["output_tokens"] for piece in pieces if piece.usage_metadata) == 30
+    texts = ["the cat", "a dog", "the mat"]
+    assert [one.content for one in chat.batch(texts)] == [chat.invoke(text).content for text in texts]
+    stop = whole.content[10:13]
+    assert chat.invoke("the cat", stop=[stop]).content == whole.content[: whole.content.index(stop)].rstrip()
+    text = api.OpenAI(model="writer", temperature=0, max_tokens=5, **address)
+    assert "".join(text.stream("the cat")) == text.invoke("the cat")
+    with pytest.raises(Exception, match="tools is not served here"):
+        chat.bind_tools([{"type": "function", "function": {"name": "f", "parameters": {}}}]).invoke("x")
 
 
 def test_lm_eval_measures_likelihoods_and_generates(client: Client, served: list[Any], tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def test_many_idle_connections_keep_nobody_out(client: Client, monkeypatch: pyte
 def test_a_client_that_reads_nothing_is_left(served: list[Any], stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the middle of a stream, and with an answer that is whole."""
     monkeypatch.setattr(connections, "PATIENCE", 0.2)
-    body = {"model": "writer", "prompt": "the cat", "max_tokens": 150, "temperature": 0, "logprobs": 20}
+    body = {"model": "writer", "prompt": "the cat", "max_tokens": 300, "temperature": 0, "logprobs": 20}
     asked = json.dumps({**body, "stream": stream}).encode()
     head = f"POST {TEXT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(asked)}\r\n\r\n".encode()
     with serving(served, send_buffer=4096) as client, socket.socket() as silent:
