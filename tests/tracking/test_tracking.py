@@ -30,6 +30,7 @@ from tinychat.tracking import (
     RunInfo,
     close_cut_off,
     make_tracker,
+    mirror,
     mlflow_tracker,
     prepare_store,
     resolve_uri,
@@ -122,7 +123,7 @@ def test_resolve_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_tracker_keeps_metrics_and_sets_an_old_file_aside(tmp_path: Path) -> None:
     run = RunInfo(tmp_path / "run", tmp_path, "e", "r")
     for _ in range(2):
-        tracker = make_tracker(TrackerConfig("none", TrackerKind.none, None, False, None), run)
+        tracker = make_tracker(TrackerConfig("none", TrackerKind.none, None, False, None, False, None), run)
         tracker.start({}, {})
         tracker.log_metrics(1, {"eval/loss": 3.0})
         tracker.finish("FINISHED")
@@ -163,7 +164,7 @@ def outputs(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def tracker_of(outputs: Path, resume_step: int | None = None, uri: str | None = None, system: bool = False):  # type: ignore[no-untyped-def]
     run = RunInfo(outputs / "run", outputs, "exp", "pretrain-mini-tinyworld", resume_step)
-    return make_tracker(TrackerConfig("mlflow", TrackerKind.mlflow, uri, system, None), run)
+    return make_tracker(TrackerConfig("mlflow", TrackerKind.mlflow, uri, system, None, False, None), run)
 
 
 def client_of(outputs: Path):  # type: ignore[no-untyped-def]
@@ -229,7 +230,7 @@ from tinychat.config.schema import TrackerConfig, TrackerKind
 from tinychat.tracking import RunInfo, make_tracker
 outputs, resume, last, pause = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
 run = RunInfo(outputs / "run", outputs, "exp", "name", None if resume < 0 else resume)
-tracker = make_tracker(TrackerConfig("mlflow", TrackerKind.mlflow, None, False, None), run)
+tracker = make_tracker(TrackerConfig("mlflow", TrackerKind.mlflow, None, False, None, False, None), run)
 tracker.start({"max_steps": last}, {})
 for step in range(max(resume, 0) + 1, last + 1):
     tracker.log_metrics(step, {"train/loss": 1 / step})
@@ -311,8 +312,8 @@ def test_table_logged_again_after_a_resume_is_replaced(outputs: Path) -> None:
 def test_an_outage_loses_and_doubles_nothing(
     outputs: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(mlflow_tracker, "RETRY_SECONDS", (0.05, 0.05))
-    monkeypatch.setattr(mlflow_tracker, "FLUSH_SECONDS", 0.05)
+    monkeypatch.setattr(mirror, "RETRY_SECONDS", (0.05, 0.05))
+    monkeypatch.setattr(mirror, "FLUSH_SECONDS", 0.05)
     caplog.set_level(logging.INFO)
     send, calls = MlflowRun.send_rows, []
 
@@ -373,7 +374,7 @@ def test_unreachable_store_is_one_warning_and_training_goes_on(
 def test_a_server_that_never_answers_does_not_hold_finish(
     outputs: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(mlflow_tracker, "STALL_SECONDS", 1.0)
+    monkeypatch.setattr(mirror, "STALL_SECONDS", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
         tracker = tracker_of(outputs, uri=f"http://127.0.0.1:{server.getsockname()[1]}")
         tracker.start({}, TAGS)
@@ -388,7 +389,7 @@ def test_a_server_that_never_answers_does_not_hold_finish(
 def test_a_full_queue_never_blocks(outputs: Path, caplog: pytest.LogCaptureFixture) -> None:
     tracker = tracker_of(outputs)  # not started: nothing takes from the queue
     began = time.monotonic()
-    for _ in range(mlflow_tracker.QUEUE_ITEMS + 50):
+    for _ in range(mirror.QUEUE_ITEMS + 50):
         tracker.log_artifact(outputs / "x.png")
     assert time.monotonic() - began < 2
     assert [record.levelname for record in caplog.records] == ["WARNING"]
@@ -415,7 +416,7 @@ def test_a_run_killed_after_its_last_step_is_closed_by_the_next_of_its_experimen
     assert set(mlflow_tracker.cut_off(outputs, "exp")) == set(folders[:2])
     assert not list(mlflow_tracker.cut_off(outputs, "other"))
 
-    config = TrackerConfig("mlflow", TrackerKind.mlflow, None, False, None)
+    config = TrackerConfig("mlflow", TrackerKind.mlflow, None, False, None, False, None)
     tracker = make_tracker(config, RunInfo(folders[3], outputs, "exp", "name"))
     tracker.start({}, {})
     tracker.finish("FINISHED")
@@ -434,7 +435,7 @@ def test_a_run_killed_after_its_last_step_is_closed_by_the_next_of_its_experimen
 
 
 def test_a_run_that_was_killed_before_mlflow_was_there_is_sent_whole(outputs: Path) -> None:
-    config = TrackerConfig("mlflow", TrackerKind.mlflow, None, False, None)
+    config = TrackerConfig("mlflow", TrackerKind.mlflow, None, False, None, False, None)
     folders = {kind: outputs / "exp" / kind / "time" for kind in ("mlflow", "none", "elsewhere")}
     for kind, folder in folders.items():
         folder.mkdir(parents=True)
@@ -511,7 +512,7 @@ folder = root / "exp" / "name" / "time"
 folder.mkdir(parents=True, exist_ok=True)
 (folder / "report.md").write_text(f"after step {step}")
 run = RunInfo(folder, root, "exp", "name", step - 1 or None)
-tracker = make_tracker(TrackerConfig("mlflow", TrackerKind.mlflow, None, False, None), run)
+tracker = make_tracker(TrackerConfig("mlflow", TrackerKind.mlflow, None, False, None, False, None), run)
 tracker.start({}, {})
 tracker.log_metrics(step, {"train/loss": 1 / step})
 tracker.log_artifact(folder / "report.md")

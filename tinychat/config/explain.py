@@ -166,7 +166,7 @@ def check_taken(words: Iterable[str], folder: Path, users: Path | None) -> None:
     """Raise UserError for a file of the user's conf/ that is named as one of tinychat's, which would be taken."""
     for word in words:
         group, _, names = word.partition("=")
-        for name in names.split(",") if users and re.fullmatch(r"\w+", group) else ():
+        for name in names.strip("[]").split(",") if users and re.fullmatch(r"\w+", group) else ():
             file = Path(group) / f"{name}.yaml"
             if re.fullmatch(r"\w+", name) and (folder / file).is_file() and (Path(str(users)) / file).is_file():
                 raise UserError(f"{users}/{file}: the name {name} is taken by tinychat's own {group}={name}; rename it")

@@ -180,6 +180,11 @@ class TrackerKind(Enum):
     none = "none"
 
 
+class WandbMode(Enum):
+    offline = "offline"  # files in the run folder, for `wandb sync`
+    online = "online"
+
+
 @dataclass
 class PathsConfig:
     """Where things are written."""
@@ -385,6 +390,8 @@ class TrackerConfig:
     uri: str | None = MISSING  # null: $MLFLOW_TRACKING_URI, else sqlite under paths.outputs
     system_metrics: bool = MISSING  # CPU, memory, GPU every ten seconds
     parent: str | None = MISSING  # id of the MLflow run that this one belongs to; a pipeline sets it
+    tensorboard: bool = MISSING  # event files in the run folder, beside that
+    wandb: WandbMode | None = MISSING  # Weights & Biases, beside that; null: not
 
 
 @dataclass

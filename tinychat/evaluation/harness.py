@@ -182,7 +182,7 @@ def run_tasks(
 
     building.tqdm = lambda rows, **_: rows  # no bars: a line of the log for each in a file
     plain = _plain_tasks(loaded, template)
-    figures = []
+    figures: list[TaskFigure] = []
     for in_template in (False, True):
         tasks = {name: task for name, task in loaded["tasks"].items() if (name in plain) is not in_template}
         groups = {

@@ -17,11 +17,13 @@ from tinychat.config.stages import ReplyEvaluation, TaskEvaluation
 from tinychat.errors import UserError
 from tinychat.runs import folders, parents
 from tinychat.runtime import gguf, hub
+from tinychat.tracking import check_packages
 
 
 def check(config: Config, said: Sequence[str]) -> None:
     """Raise UserError for a package, a parent or data that are missing, and data that cannot be read as the stage needs
     them. said: the command's overrides."""
+    check_packages(config.tracker)
     if config.peft.kind is PeftKind.qlora:
         hub.need(*hub.QLORA)
     if (spec := spec_of(config)).makes is Made.corpus:

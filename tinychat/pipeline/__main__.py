@@ -85,7 +85,8 @@ def close_parent(folder: Path, config: Config, verdicts: Sequence[Verdict], stat
 
 def _tracker(folder: Path, config: Config, name: str, again: bool) -> Tracker:
     info = RunInfo(folder, Path(config.paths.outputs), config.experiment_name, name, 0 if again else None)
-    return make_tracker(replace(config.tracker, system_metrics=False, parent=None), info)
+    alone = replace(config.tracker, system_metrics=False, parent=None, tensorboard=False, wandb=None)  # MLflow's pages
+    return make_tracker(alone, info)
 
 
 def _tags(config: Config) -> dict[str, str]:

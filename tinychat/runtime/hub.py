@@ -26,7 +26,8 @@ QLORA = ("bitsandbytes", "qlora", "peft=qlora", "use peft=lora")
 
 def need(package: str, extra: str, setting: str, instead: str) -> None:
     """Raise UserError where the package that a setting needs, and an extra of setup.cfg installs, is missing."""
-    if importlib.util.find_spec(package) is None:
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:  # a folder of that name where one works is no package
         raise UserError(f"{setting} needs {package}: {install_command(extra)}; or {instead}")
 
 

@@ -278,8 +278,8 @@ def run(config: Config, context: Context) -> StageResult:
     stage = config.stage
     if stage.tasks:
         paths = [context.parents["init_from"], *(context.parents[f"against.{i}"] for i in range(len(stage.against)))]
-        found = [str(path) for path in paths]
-        return tasks.run(config, context, dict(zip(found, unique_names(found), strict=True)))
+        measured_paths = [str(path) for path in paths]
+        return tasks.run(config, context, dict(zip(measured_paths, unique_names(measured_paths), strict=True)))
     first, *others = all_subjects(config, context)
     found = measure(first, config)
     context.log(0, found.metrics)

@@ -20,6 +20,7 @@ from tinychat.tracking.vocabulary import check_names
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 # How a run ended, as result.json has it -> as MLflow says it.
 STATUS_OF: dict[str, Status] = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED", "pruned": "KILLED"}
+METRICS_FILE = "metrics.jsonl"
 logger = logging.getLogger(__name__)
 
 
@@ -72,7 +73,7 @@ class NoTracker:
 
     def __init__(self, run: RunInfo) -> None:
         self.run = run
-        self.metrics_log = MetricsLog(run.run_dir / "metrics.jsonl")
+        self.metrics_log = MetricsLog(run.run_dir / METRICS_FILE)
         self._disk_warned = False
 
     def start(self, params: Mapping[str, Any], tags: Mapping[str, Any]) -> None:

@@ -162,6 +162,7 @@ def dataset_inputs(lineage: Mapping[str, Any], data: str, path: str | None) -> l
 
 METRICS_PER_CALL = 1000  # MLflow's own limits
 PARAMS_PER_CALL = 100
+PARENT_TAG = "mlflow.parentRunId"  # what MLflow's interface folds runs by
 TABLES_TAG = "mlflow.loggedArtifacts"  # where MLflow's interface and load_table look for tables
 TRAINER_STATE = "trainer_state"  # of a checkpoint: what only a resume needs
 SYSTEM = "system/"  # prefix of what MLflow's monitor measures
@@ -181,11 +182,16 @@ def _file_uri(outputs: Path) -> str:
 
 
 class MlflowRun:
-    """`open` may be called again after a failure: it goes on where it stopped, and never makes a second run."""
+    """A Store of tinychat.tracking.mirror."""
 
-    def __init__(self, run: RunInfo, uri: str, system_metrics: bool) -> None:
+    kind, local = "MLflow", False
+
+    def __init__(self, run: RunInfo, uri: str, system_metrics: bool, parent: str | None = None) -> None:
+        """parent: id of the run that this one is shown under."""
         self.run_id: str | None = None
         self.is_open = False
+        self.place = f"{self.kind} at {masked(uri)}"
+        self._parent = {PARENT_TAG: parent} if parent else {}
         self._run, self._uri, self._system_metrics = run, uri, system_metrics
         self._tried = False
         self._began = time.time()
@@ -193,8 +199,9 @@ class MlflowRun:
         self._monitor: SystemMetricsMonitor | None = None
         self._present: dict[str, set[int]] = {}  # steps in the store from before a resume
 
-    def open(self, params: dict[str, str], tags: dict[str, str]) -> None:
+    def open(self, params: Mapping[str, Any], tags: Mapping[str, Any]) -> None:
         """Find the run this folder had in this store, or make one; then parameters, tags, config, system metrics."""
+        params, tags = flatten(params), fit_tags({**tags, **self._parent})
         load_mlflow()
         from mlflow.tracking import MlflowClient
 
@@ -353,11 +360,11 @@ class MlflowRun:
         send = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
         send(self.run_id, str(path), folder)
 
-    def send_tags(self, tags: dict[str, str]) -> None:
+    def send_tags(self, tags: dict[str, Any]) -> None:
         """Set tags; those that were there get the new value."""
         from mlflow.entities import RunTag
 
-        entries = [RunTag(key, value) for key, value in tags.items()]
+        entries = [RunTag(key, value) for key, value in fit_tags(tags).items()]
         for start in range(0, len(entries), PARAMS_PER_CALL):
             self._client.log_batch(self.run_id, tags=entries[start : start + PARAMS_PER_CALL])
 
