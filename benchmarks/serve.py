@@ -1,14 +1,19 @@
-"""Tokens per second and seconds to the first token of `python -m tinychat.serve` with many clients at once, against one
-client at a time, a plain server around transformers' generate, and `transformers serve`.
+"""Tokens per second, seconds to the first token and memory of `python -m tinychat.serve` with many clients at once,
+against one client at a time, a plain server around transformers' generate, and `transformers serve`.
 
-python benchmarks/serve.py CKPT                                32 clients, 60 seconds a variant
-python benchmarks/serve.py CKPT --seconds 10 --clients 8       a shorter look
-python benchmarks/serve.py CKPT --variants one,many            tinychat's server alone
+python benchmarks/serve.py CKPT                                  32 clients, 60 seconds a variant
+python benchmarks/serve.py CKPT random:gpt6x512                  and a model of conf/model with random weights
+python benchmarks/serve.py CKPT --seconds 10 --clients 8         a shorter look
+python benchmarks/serve.py CKPT --variants one,many              tinychat's server alone
+python benchmarks/serve.py CKPT --transformers-python X/bin/python     with transformers[serving] there
 
 Every client asks again as soon as it has its answer: /v1/completions, streamed, beginnings of stories of its own, as
 many tokens each, drawn from the whole distribution. A reply may end before. Tokens are counted by the servers, of
-answers that were whole when the time was over. Each variant is a server process of its own; the clients are threads of
-this process, on the same cores. The plain server has no streams, so that its first token comes with the last.
+answers that were whole when the time was over. Each variant is a server process of its own, in turn, as often as there
+are rounds; the clients are threads of this process, on the same cores. The plain server answers one request after the
+other and has no streams, so that its first token comes with the last. transformers serve gets the checkpoint as
+`python -m tinychat.export --to hf` writes it, with the whole distribution as its default, and is measured as it comes
+and with --continuous-batching. Memory is the server's resident set: loaded, after the warm-up, at the end.
 """
 
 from __future__ import annotations
@@ -19,9 +24,9 @@ import http.server
 import json
 import os
 import socket
-import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -29,7 +34,9 @@ from typing import Any
 
 from harness import describe_machine, markdown, save  # beside this file
 
-VARIANTS = ("one", "many", "plain-one", "plain-many", "transformers-one", "transformers-many")
+ROOT = Path(__file__).resolve().parent.parent
+BATCHING = "transformers-batching"
+VARIANTS = ("one", "many", "plain-one", "plain-many", "transformers-one", "transformers-many", f"{BATCHING}-many")
 WARM_UP = 3.0  # seconds of requests that are not counted
 NAMES = ("Mia", "Omar", "Ada", "Luca", "Kenji", "Maya", "Walter", "Alice")
 THINGS = ("found a key", "lost a hat", "went to the harbour", "waited for a friend", "had a new idea")
@@ -49,30 +56,29 @@ class Clients:
         self._ended: dict[int, list[float]] = {}  # of each client's answers
         self._stop = threading.Event()
 
-    def run(self, many: int, seconds: float) -> dict[str, Any]:
+    def run(self, many: int, seconds: float, memory: Any) -> dict[str, Any]:
+        """memory: gives the server's, in MB, at this moment."""
+        before = memory()
         threads = [threading.Thread(target=self._ask_on, args=(client,), daemon=True) for client in range(many)]
         for thread in threads:
             thread.start()
         time.sleep(WARM_UP)
-        begin = time.monotonic()
+        begin, warm = time.monotonic(), memory()
         time.sleep(seconds)
-        end = time.monotonic()
+        end, after = time.monotonic(), memory()
         self._stop.set()
         whole = [one for one in self.done if begin <= one[2] <= end]
-        firsts = sorted(first - begun for begun, first, _, _ in whole)
         return {
             "clients": many,
-            "answers": len(whole),
-            "errors": self.errors,
-            "fewest_of_a_client": min(self._counts(many, begin, end)),
-            "tokens_per_s": sum(tokens for *_, tokens in whole) / (end - begin),
-            "tokens_an_answer": statistics.mean(tokens for *_, tokens in whole) if whole else 0.0,
-            "first_p50": firsts[len(firsts) // 2] if firsts else float("nan"),
-            "first_p95": firsts[int(len(firsts) * 0.95)] if firsts else float("nan"),
+            "seconds": end - begin,
+            "errors": list(self.errors),
+            "answers_of_each": [
+                sum(begin <= at <= end for at in self._ended.get(client, ())) for client in range(many)
+            ],
+            "tokens": sum(tokens for *_, tokens in whole),
+            "first_tokens": [first - begun for begun, first, _, _ in whole],
+            "memory_mb": [before, warm, after],
         }
-
-    def _counts(self, many: int, begin: float, end: float) -> list[int]:
-        return [sum(begin <= at <= end for at in self._ended.get(client, ())) for client in range(many)]
 
     def _ask_on(self, client: int) -> None:
         number = 0
@@ -143,31 +149,66 @@ def plain_server(checkpoint: str, port: int) -> None:
         def log_message(self, *_: Any) -> None:
             pass
 
+    http.server.ThreadingHTTPServer.request_queue_size = 128  # 5 would turn clients away
     http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
 
 
-def command_of(variant: str, checkpoint: str, port: int) -> list[str]:
+def command_of(variant: str, folders: dict[str, str], port: int, options: argparse.Namespace) -> list[str]:
     if variant.startswith("plain"):
-        return [sys.executable, __file__, checkpoint, "--plain", str(port)]
+        return [sys.executable, __file__, folders["hf"], "--plain", str(port)]
     if variant.startswith("transformers"):
-        program = [sys.executable, "-c", "from transformers.cli.transformers import main; main()"]
-        return [*program, "serve", checkpoint, "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
-    return [sys.executable, "-m", "tinychat.serve", checkpoint, "--port", str(port)]
+        program = [options.transformers_python, "-c", "from transformers.cli.transformers import main; main()"]
+        batching = ["--continuous-batching"] if variant.startswith(BATCHING) else []
+        own = ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", *batching]
+        return [*program, "serve", folders["hf"], *own]
+    return [sys.executable, "-m", "tinychat.serve", folders["checkpoint"], "--port", str(port)]
 
 
-def measured(variant: str, checkpoint: str, options: argparse.Namespace) -> dict[str, Any]:
-    """The variant's server started, asked and ended."""
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+
+
+def missing(variant: str, options: argparse.Namespace) -> str | None:
+    """Why a variant cannot run here."""
+    if not variant.startswith("transformers"):
+        return None
+    asked = "from transformers.utils.import_utils import is_serve_available as s; raise SystemExit(not s())"
+    done = subprocess.run([options.transformers_python, "-c", asked], capture_output=True, check=False)
+    if done.returncode == 0:
+        return None
+    return (
+        f"{options.transformers_python} has no transformers serve: pip install 'transformers[serving]', in an "
+        "environment of its own with --transformers-python"
+    )
+
+
+def measured(variant: str, folders: dict[str, str], options: argparse.Namespace) -> dict[str, Any]:
+    """The variant's server started, asked and ended. Raises RuntimeError where it does not start."""
+    import psutil
+
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent), "HF_HUB_OFFLINE": "1"}
-    command = command_of(variant, checkpoint, port)
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+    command = command_of(variant, folders, port, options)
+    with (
+        tempfile.TemporaryFile() as said,
+        subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=said) as server,
+    ):
+
+        def memory() -> float:
+            own = psutil.Process(server.pid)
+            return sum(process.memory_info().rss for process in (own, *own.children(recursive=True))) / 1e6
+
         try:
-            _wait_for(port, server)
-            model = checkpoint if variant.startswith("transformers") else _first_model(port, variant)
+            try:
+                _wait_for(port, server)
+            except RuntimeError as error:
+                said.seek(0)
+                last = said.read().decode(errors="replace").strip().rpartition("\n")[2]
+                raise RuntimeError(f"{error}: {last[:200]}") from None
+            model = folders["hf"] if variant.startswith("transformers") else _first_model(port, variant)
             clients = Clients(port, model, options.tokens)
             many = 1 if variant.endswith("one") else options.clients
-            return {"variant": variant, **clients.run(many, options.seconds)}
+            return {"variant": variant, **clients.run(many, options.seconds, memory)}
         finally:
             server.kill()
 
@@ -199,57 +240,145 @@ def _first_model(port: int, variant: str) -> str:
     return "plain" if variant.startswith("plain") else _get(port, "/v1/models")["data"][0]["id"]
 
 
-def table(runs: list[dict[str, Any]]) -> str:
-    base = next((run["tokens_per_s"] for run in runs if run["variant"] == "one"), None)
+def random_model(name: str, like: str, folder: Path) -> None:
+    """A checkpoint of conf/model/NAME.yaml with random weights and the tokenizer of another checkpoint."""
+    import torch
+    import yaml
+
+    from tinychat.config.schema import ModelConfig
+    from tinychat.models.build import build_model, model_vocab_size
+    from tinychat.text.tokenizer import load_saved_tokenizer
+
+    own = ModelConfig(**yaml.safe_load((ROOT / "conf" / "model" / f"{name}.yaml").read_text("utf-8")))
+    tokenizer = load_saved_tokenizer(like)
+    torch.manual_seed(1)
+    size = model_vocab_size(own, len(tokenizer))
+    build_model(own, size, tokenizer.pad_token_id, tokenizer.eos_token_id).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def opened(given: str, first: str, scratch: Path) -> dict[str, str]:
+    """The folder that tinychat serves, that of the others, and what is in them."""
+    hf = scratch / given.replace("/", "_").replace(":", "-")
+    if given.startswith("random:"):
+        random_model(given.removeprefix("random:"), first, hf)
+        checkpoint, weights = str(hf), "random weights, the tokenizer of the first checkpoint"
+    else:
+        checkpoint, weights = given, "trained"
+        export = [sys.executable, "-m", "tinychat.export", given, "--to", "hf", "--out", str(hf)]
+        done = subprocess.run(export, env=environment(), capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(done.stderr.strip() or f"{given}: python -m tinychat.export failed")
+    own = hf / "generation_config.json"
+    settings = json.loads(own.read_text("utf-8")) if own.exists() else {}
+    own.write_text(json.dumps(settings | {"do_sample": True, "top_k": 0, "top_p": 1.0}), "utf-8")
+    size = sum(file.stat().st_size for file in hf.glob("*.safetensors")) / 4e6
+    return {"checkpoint": checkpoint, "hf": str(hf), "what": f"{given}: {size:.1f} M weights, {weights}"}
+
+
+def together(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The rounds of one variant."""
+    firsts = sorted(first for run in runs for first in run["first_tokens"])
+    memory = [run["memory_mb"] for run in runs]
+    return {
+        "variant": runs[0]["variant"],
+        "clients": runs[0]["clients"],
+        "tokens_per_s": sum(run["tokens"] for run in runs) / sum(run["seconds"] for run in runs),
+        "first_p50": firsts[len(firsts) // 2] if firsts else None,
+        "first_p95": firsts[int(len(firsts) * 0.95)] if firsts else None,
+        "answers": len(firsts),
+        "fewest_of_a_client": min(sum(own) for own in zip(*(run["answers_of_each"] for run in runs), strict=True)),
+        "errors": sum(len(run["errors"]) for run in runs),
+        "memory_mb": [max(own) for own in zip(*memory, strict=True)],
+    }
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    speeds = {one["variant"]: one["tokens_per_s"] for one in found}
+
+    def times(speed: float | None, of: float | None) -> str:
+        return f"{speed / of:.2f}" if speed and of else ""
+
     rows = []
-    for run in runs:
-        ratio = f"{run['tokens_per_s'] / base:.1f}" if base else ""
-        firsts = [f"{1000 * run[name]:,.0f} ms" for name in ("first_p50", "first_p95")]
-        counts = [f"{run['answers']:,}", f"{run['fewest_of_a_client']:,}", f"{len(run['errors']):,}"]
-        rows.append([run["variant"], str(run["clients"]), f"{run['tokens_per_s']:,.0f}", ratio, *firsts, *counts])
-    head = [
-        "server",
-        "clients",
-        "tokens/s",
-        "of one",
-        "first token p50",
-        "p95",
-        "answers",
-        "fewest of a client",
-        "errors",
-    ]
-    return markdown(head, rows)
+    for one in found:
+        own = one["tokens_per_s"]
+        ratios = [times(own, speeds.get("one")), times(speeds.get("many"), own)]
+        firsts = ["" if one[name] is None else f"{1000 * one[name]:,.0f} ms" for name in ("first_p50", "first_p95")]
+        counts = [f"{one[name]:,}" for name in ("answers", "fewest_of_a_client", "errors")]
+        memory = " · ".join(f"{value:,.0f}" for value in one["memory_mb"])
+        rows.append([one["variant"], str(one["clients"]), f"{own:,.0f}", *ratios, *firsts, *counts, memory])
+    head = ["server", "clients", "tokens/s", "times one", "many is times this", "first token p50", "p95"]
+    return markdown([*head, "answers", "fewest of a client", "errors", "MB loaded · warm · at the end"], rows)
 
 
 def main() -> None:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
-    parser.add_argument("checkpoint", help="folder of a checkpoint that continues texts")
+    parser.add_argument(
+        "checkpoints", metavar="CKPT", nargs="+", help="folder of a checkpoint that continues texts, or random:MODEL"
+    )
     parser.add_argument("--clients", type=int, default=32, help="of the variants with many (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=60.0, help="timed, of each variant (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="timed, of each variant and round (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=1, help="of all variants in turn (%(default)s)")
     parser.add_argument("--tokens", type=int, default=100, help="of an answer at most (%(default)s)")
     parser.add_argument("--variants", default=",".join(VARIANTS), help="in their order (%(default)s)")
+    parser.add_argument(
+        "--transformers-python", metavar="PYTHON", default=sys.executable, help="has transformers serve"
+    )
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks"), help="folder (%(default)s)")
     parser.add_argument("--plain", type=int, metavar="PORT", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.plain:
-        plain_server(options.checkpoint, options.plain)
+        plain_server(options.checkpoints[0], options.plain)
         return
     variants = options.variants.split(",")
     if unknown := [variant for variant in variants if variant not in VARIANTS]:
         parser.error(f"--variants {unknown[0]}: unknown; there are {', '.join(VARIANTS)}")
-    checkpoint = str(Path(options.checkpoint).resolve())
-    machine = describe_machine()
-    runs = []
-    for variant in variants:
-        try:
-            runs.append(measured(variant, checkpoint, options))
-        except RuntimeError as error:
-            print(f"{variant}: left out: {error}", flush=True)
-            continue
-        print(f"{variant}: {runs[-1]['tokens_per_s']:,.0f} tokens/s", *runs[-1]["errors"][:1], flush=True)
-    text = table(runs)
-    save(options.out, "serve", {"machine": machine, "runs": runs}, text)
+    if min(options.clients, options.rounds, options.tokens) < 1:
+        parser.error("--clients, --rounds and --tokens are at least 1")
+    if options.checkpoints[0].startswith("random:"):
+        parser.error("the first CKPT must be a checkpoint: models with random weights take its tokenizer")
+    for given in options.checkpoints:
+        if given.startswith("random:") and not (ROOT / "conf" / "model" / f"{given[7:]}.yaml").is_file():
+            parser.error(f"{given}: conf/model has no {given[7:]}.yaml")
+    report: dict[str, Any] = {"machine": describe_machine(), "options": vars(options), "load": [os.getloadavg()]}
+    texts = []
+    left_out = {variant: why for variant in variants if (why := missing(variant, options))}
+    for variant, why in left_out.items():
+        print(f"{variant}: left out: {why}", flush=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        for given in options.checkpoints:
+            runs, folders = measure(given, [one for one in variants if one not in left_out], options, Path(scratch))
+            found = [together(own) for own in runs.values()]
+            report[given] = {"what": folders["what"], "variants": found}
+            texts.append(f"{folders['what']}\n\n{table(found)}")
+    report["load"].append(os.getloadavg())
+    threads = os.environ.get("OMP_NUM_THREADS", "as torch takes")
+    texts.append(
+        f"{options.clients} clients, {options.rounds} x {options.seconds:g} s a variant, at most {options.tokens} "
+        f"tokens an answer; {report['machine']['cores']} cores, threads of each server: {threads}; load "
+        f"{report['load'][0][0]:.1f} before, {report['load'][1][0]:.1f} after"
+    )
+    save(options.out, "serve", report, "\n\n".join(texts))
+
+
+def measure(
+    given: str, variants: list[str], options: argparse.Namespace, scratch: Path
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, str]]:
+    folders = opened(given, options.checkpoints[0], scratch)
+    print(folders["what"], flush=True)
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for number in range(options.rounds):
+        for variant in variants:
+            try:
+                run = measured(variant, folders, options)
+            except RuntimeError as error:
+                print(f"round {number + 1}: {variant}: left out: {error}", flush=True)
+                continue
+            runs.setdefault(variant, []).append(run)
+            speed = run["tokens"] / run["seconds"]
+            print(f"round {number + 1}: {variant}: {speed:,.0f} tokens/s", *run["errors"][:1], flush=True)
+    return runs, folders
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ def run(
         ("outputs/lab", "lab/sft-mini/2026-01-01_09-00-00"),
         ("lab/ppo-mini", "lab/ppo-mini/2026-01-01_11-00-00"),
         ("outputs/lab/ppo-mini", "lab/ppo-mini/2026-01-01_11-00-00"),
+        ("lab/reward-mini", "lab/reward-mini/2026-01-01_13-00-00"),  # whoever opens it says what it is
         ("other", "other/pretrain-mini/2026-01-01_11-30-00"),
         ("latest", "lab/sft-mini/2026-01-01_09-00-00"),
         ("outputs/lab/ppo-mini/2026-01-01_12-00-00", "lab/ppo-mini/2026-01-01_12-00-00"),
@@ -75,15 +76,22 @@ def test_hub_ids_have_an_owner_or_none(outputs: Path, monkeypatch: pytest.Monkey
     ("spec", "words"),
     [
         ("labb", "experiments lab, other"),
-        ("lab/reward-mini", "no finished run of stage pretrain, sft, dpo, ppo, grpo, rlvr"),
+        ("lab/tokenizer", "no finished run of stage pretrain, sft, dpo, ppo, grpo, rlvr"),
         ("outputs/lab/none", "outputs/lab/none: no such folder"),
     ],
 )
 def test_what_is_not_there_is_one_line(outputs: Path, monkeypatch: pytest.MonkeyPatch, spec: str, words: str) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    run(outputs, "lab", "tokenizer", "2026-01-01_08-00-00", "tokenizer", number=6)
     with pytest.raises(UserError) as problem:
         session.find(spec, outputs)
     assert words in str(problem.value) and "\n" not in str(problem.value)
+
+
+def test_latest_is_no_reward_model(tmp_path: Path) -> None:
+    run(tmp_path / "outputs", "lab", "reward-mini", "2026-01-01_13-00-00", "reward", number=1)
+    with pytest.raises(UserError, match="latest: no finished run of stage pretrain"):
+        session.find("latest", tmp_path / "outputs")
 
 
 def test_latest_without_a_run_names_what_makes_one(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -101,7 +100,8 @@ def eventually(condition: Any) -> None:
         time.sleep(0.01)
 
 
-def babblers(folder: Path) -> list[Any]:
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     """chatty (chat), writer (text) and judge, a reward model."""
     import torch
 
@@ -112,13 +112,9 @@ def babblers(folder: Path) -> list[Any]:
     chatty, chats = babbler()
     set_template(chats, "chatml")
     writer, texts = babbler("gpt2")
-    judge = Reward("judge", Scorer(str(reward_model(folder / "judge")), "cpu", torch.float32, 4))
+    folder = reward_model(tmp_path_factory.mktemp("serve") / "judge")
+    judge = Reward("judge", Scorer(str(folder), "cpu", torch.float32, 4))
     return [Language("chatty", chatty, chats), Language("writer", writer, texts), judge]
-
-
-@pytest.fixture(scope="session")
-def served(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    return babblers(tmp_path_factory.mktemp("serve"))
 
 
 @pytest.fixture(scope="session")

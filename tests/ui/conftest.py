@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.serve.conftest import client, served  # noqa: F401 (fixtures: a server of models that babble)
+
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 SECONDS = 90  # for a page on a busy machine
 

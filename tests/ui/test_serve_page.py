@@ -12,21 +12,10 @@ from typing import Any
 
 import pytest
 
-from tests.serve.conftest import Client, babblers, serving
+from tests.serve.conftest import Client, serving
 
 pytestmark = [pytest.mark.ui, pytest.mark.timeout(900)]
 HOSTILE = "<img src=x onerror='window.pwned = 1'><script>window.pwned = 1</script> &amp;"
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    return babblers(tmp_path_factory.mktemp("page"))
-
-
-@pytest.fixture(scope="module")
-def client(served: list[Any]) -> Iterator[Client]:
-    with serving(served) as client:
-        yield client
 
 
 @pytest.fixture

@@ -129,8 +129,12 @@ def load(checkpoint: str, device_name: str, outputs: str) -> tuple[PreTrainedMod
     import torch
 
     from tinychat.models.checkpoints import load_model
+    from tinychat.models.load import no_language_model
+    from tinychat.models.word_judge import is_word_judge
     from tinychat.text.tokenizer import load_saved_tokenizer
 
+    if is_word_judge(path):  # it has no tokenizer to look for
+        raise no_language_model(path)
     if device_name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no GPU here; use --device cpu")
     if device_name == "auto":

@@ -264,13 +264,15 @@ LATEST = "latest"
 _BARE_HUB_ID = re.compile(r"^\w[\w.-]*$")  # gpt2: of the hub's first models, without an owner
 
 
-def find(spec: str, outputs: Path, made: tuple[Made, ...] = (Made.language,)) -> str:
+SCORES = (Made.reward, Made.judge, Made.word_judge)
+
+
+def find(spec: str, outputs: Path) -> str:
     """The folder of the checkpoint that `spec` means, or a GGUF file's address, or a hub id.
 
-    made: of the runs of an experiment or of a run's name, those whose stage makes such a checkpoint.
-
     spec: a checkpoint or run folder; the folder of an experiment or of a run's name, or such a name below `outputs`:
-    the newest finished run there; latest: that of all experiments; runs:/ID; a hub id. Raises UserError.
+    the newest finished run there that made a model to talk to, or if there is none a reward model; latest: the newest
+    model to talk to of all experiments; runs:/ID; a hub id. Raises UserError.
     """
     path = at_home(spec)
     if gguf.is_gguf(spec):
@@ -278,7 +280,7 @@ def find(spec: str, outputs: Path, made: tuple[Made, ...] = (Made.language,)) ->
     if path.is_file():
         raise UserError(f"checkpoint {spec}: is a file; give the folder it is in")
     if spec == LATEST and not path.exists():
-        return _newest(spec, [folder for folder in _folders(outputs) if _holds_runs(folder)], made)
+        return _newest(spec, [folder for folder in _folders(outputs) if _holds_runs(folder)])
     if spec.startswith("runs:/"):
         from tinychat.tracking.store import resolve_uri, run_folder_of
 
@@ -289,7 +291,7 @@ def find(spec: str, outputs: Path, made: tuple[Made, ...] = (Made.language,)) ->
         places.reverse()
     for folder in places:
         if folder.is_dir() and _holds_runs(folder):
-            return _newest(spec, [folder], made)
+            return _newest(spec, [folder], SCORES)
     if path.exists():
         return str(folders.resolve_checkpoint(spec))
     if hub.is_hub_id(spec):
@@ -310,16 +312,18 @@ def _holds_runs(folder: Path) -> bool:
     return any(any(folder.glob(f"{'*/' * depth}{folders.CONFIG}")) for depth in (1, 2))
 
 
-def _newest(spec: str, places: list[Path], made: tuple[Made, ...]) -> str:
-    """The checkpoint of the newest finished run in the places that makes such a one; it is told."""
-    stages = makers(*made)
-    runs = [_finished(place, stages) for place in places]
-    newest_first = heapq.merge(*runs, key=lambda run: (folders.order_of(run)[1:], run), reverse=True)
-    found = folders.first_usable(newest_first)
+def _newest(spec: str, places: list[Path], otherwise: tuple[Made, ...] = ()) -> str:
+    """The checkpoint of the newest finished run in the places that makes a language model, of those without one such
+    another; it is told."""
+    found = None
+    for stages in (makers(Made.language), makers(*otherwise)):
+        runs = [_finished(place, stages) for place in places]
+        newest_first = heapq.merge(*runs, key=lambda run: (folders.order_of(run)[1:], run), reverse=True)
+        found = found or folders.first_usable(newest_first)
     if found is None:
         where = ", ".join(map(str, places)) or "there are no runs yet"
         raise UserError(
-            f"checkpoint {spec}: no finished run of stage {', '.join(stages)} ({where}); make run, or "
+            f"checkpoint {spec}: no finished run of stage {', '.join(makers(Made.language))} ({where}); make run, or "
             "python -m tinychat.train, makes one"
         )
     print(f"note: {spec} is {found}", file=sys.stderr)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinychat.chat.session import examples, find, short_names
-from tinychat.config.specs import Made
 from tinychat.errors import UserError
 from tinychat.runtime.run_files import at_home
 from tinychat.serve.replies import Reply, Told, Words
@@ -206,17 +205,6 @@ class Reward:
 Served = Language | Reward
 
 
-def _find(checkpoint: str, outputs: Path) -> str:
-    """As chat finds it; of an experiment or a run's name without a model to talk to the newest reward model."""
-    try:
-        return find(checkpoint, outputs)
-    except UserError as error:
-        try:
-            return find(checkpoint, outputs, (Made.reward, Made.judge, Made.word_judge))
-        except UserError:
-            raise error from None
-
-
 def open_all(args: argparse.Namespace) -> list[Served]:
     """Every checkpoint, in the order of the command line. Raises UserError."""
     import torch
@@ -230,7 +218,7 @@ def open_all(args: argparse.Namespace) -> list[Served]:
     if args.model_code:
         load_classes(args.model_code, f"--model-code {args.model_code}")
     outputs = at_home(args.outputs)
-    paths = [_find(checkpoint, outputs) for checkpoint in args.checkpoints]
+    paths = [find(checkpoint, outputs) for checkpoint in args.checkpoints]
     rewards = [is_word_judge(path) or is_reward(path) for path in paths]
     if all(rewards):
         raise UserError(
