@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.machinery
 import importlib.util
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -135,9 +136,17 @@ def test_tensorboard_has_every_point_once_after_a_resume(tmp_path: Path) -> None
     assert "| stage.lr | 0.5 |" in texts["settings/text_summary"] and "mlflow" not in texts["run/text_summary"]
 
 
+def comes(there: Callable[[], Any], seconds: float = 20.0) -> bool:
+    """Whether it is true within this time."""
+    ends = time.monotonic() + seconds
+    while not there() and time.monotonic() < ends:
+        time.sleep(0.05)
+    return bool(there())
+
+
 @pytest.mark.trackers
 def test_wandb_goes_on_with_the_same_run(tmp_path: Path) -> None:
-    pytest.importorskip("wandb", reason="pip install -e '.[wandb]'")
+    wandb = pytest.importorskip("wandb", reason="pip install -e '.[wandb]'")
     config = TrackerConfig("wandb", TrackerKind.none, None, False, None, False, WandbMode.offline)
     go(config, info(tmp_path), range(6), "KILLED")
     run = tmp_path / "exp" / "run" / "t1"
@@ -149,8 +158,10 @@ def test_wandb_goes_on_with_the_same_run(tmp_path: Path) -> None:
     assert len(folders) == 2 and all(folder.name.endswith(first["id"]) for folder in folders)
     for folder in folders:
         (kept,) = folder.glob("*.wandb")
-        assert b"train/loss" in kept.read_bytes() and (folder / "files" / "report.md").read_text() == "# Report"
+        assert comes(lambda kept=kept: b"train/loss" in kept.read_bytes()), "wandb's own process writes it"
+        assert (folder / "files" / "report.md").read_text() == "# Report"
         assert not (folder / "files" / "report.md").is_symlink() and list(folder.glob("files/media/table/**/*.json"))
+    wandb.teardown()  # a process forked after this would speak to the one that writes for this test
 
 
 @pytest.mark.trackers
@@ -167,5 +178,6 @@ def test_a_run_is_tracked_by_all_that_are_named(train: Command, tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     (run,) = tmp_path.glob("outputs/tinychat/tokenizer-*/*/")
     assert (tmp_path / "m.db").exists() and json.loads((run / "tracking.json").read_text())["closed"] == "FINISHED"
-    assert list(run.glob("tensorboard/events.*")) and list(run.glob("wandb/offline-run-*/*.wandb"))
+    assert list(run.glob("tensorboard/events.*"))
+    assert comes(lambda: list(run.glob("wandb/offline-run-*/*.wandb"))), done.stderr
     assert "warning" not in done.stderr
