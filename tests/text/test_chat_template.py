@@ -358,10 +358,8 @@ UNMARKED = (
 
 @pytest.mark.parametrize("pieces", [PIECES, PIECES + SPECIAL * 3], ids=["ordinary", "special"])
 def test_spans_of_a_template_without_marks(tokenizer, pieces):
-    conversations = [
-        [{key: value for key, value in message.items() if key != "input"} for message in row]
-        for row in random_conversations(60, 6, pieces)
-    ]
+    """Inputs, of which it knows nothing, are where our own has them."""
+    conversations = random_conversations(60, 6, pieces)
     tokenizer.chat_template = UNMARKED
     set_template(tokenizer, OWN_TEMPLATE)
     assert tokenizer.chat_template == UNMARKED
@@ -372,6 +370,18 @@ def test_spans_of_a_template_without_marks(tokenizer, pieces):
         assert ours.ids.tolist() == reference.ids.tolist()
         assert ours.trained.tolist() == reference.trained.tolist()
         assert ours.prompt_length == reference.prompt_length
+
+
+def test_an_input_is_written_once_whatever_the_template_knows(trained_bpe):
+    asked = {"role": "user", "content": " Add these. ", "input": "2 and 3\n"}
+    reads = "{% for m in messages %}{{ m.content + '|' + (m['input'] or 'none') + eos_token }}{% endfor %}"
+    names = "{% set input = 1 %}{% for m in messages %}{{ m.role + ': ' + m.content + eos_token }}{% endfor %}"
+    for template, text in ((reads, " Add these. |2 and 3\n"), (names, "user: Add these.\n2 and 3")):
+        trained_bpe.chat_template = template
+        (prompt,) = encode_prompts(trained_bpe, [[asked]])
+        assert trained_bpe.decode(prompt) == text + END_OF_TEXT
+    (plain,) = encode_prompts(trained_bpe, [[{"role": "user", "content": " as it is "}]])
+    assert trained_bpe.decode(plain) == "user:  as it is " + END_OF_TEXT
 
 
 def test_a_reasoning_template_without_marks(trained_bpe):

@@ -26,6 +26,8 @@ TELLS_NONE = (
     f"token, so that none can be told apart; {INSTEAD}"
 )
 BATCH = 256  # conversations that are filled in at once
+MARKED = "\uf8ff"  # an input by which a template shows whether it writes inputs; for private use, so in none by chance
+_reads: dict[str, bool] = {}  # templates that were asked
 
 
 class Refused(UserError):
@@ -75,7 +77,7 @@ def render(
     any_special = "|".join(map(re.escape, special)) or "(?!)"
     spelled, ends = re.compile(f"(?={any_special})"), re.compile(any_special)
     marked = prompts or MARKS.search(template) is not None
-    remaining = iter(conversations)
+    remaining = _with_inputs_said(tokenizer, template, conversations)
     while batch := [disarm(one, spelled) for one in islice(remaining, BATCH)]:
         jobs = [[(messages, prompts), *([] if marked else _prompts_in(messages))] for messages, _ in batch]
         filled = _fill(tokenizer, template, [job for its in jobs for job in its])
@@ -94,6 +96,33 @@ def render(
                 if spans is None
                 else Rendered(whole.text, spans, stand_ins)
             )
+
+
+def _with_inputs_said(
+    tokenizer: PreTrainedTokenizerFast, template: str, conversations: Iterable[list[Message]]
+) -> Iterator[list[Message]]:
+    """The conversations, with a user's input on a line after the content where the template knows of no inputs (those
+    of other programs mostly do not), and would leave it out."""
+    for messages in conversations:
+        if any(message.get("input") for message in messages) and not _reads_inputs(tokenizer, template):
+            messages = [_said_in_content(message) for message in messages]
+        yield messages
+
+
+def _reads_inputs(tokenizer: PreTrainedTokenizerFast, template: str) -> bool:
+    if template not in _reads:
+        asked = [{"role": "user", "content": "Hello", "input": MARKED}]
+        (found,) = fill(template, tokenizer.special_tokens_map, [(asked, True)])
+        _reads[template] = isinstance(found, Filled) and MARKED in found.text
+    return _reads[template]
+
+
+def _said_in_content(message: Message) -> Message:
+    if not message.get("input"):
+        return message
+    said = (message["content"].strip(), message["input"].strip())
+    rest = {key: value for key, value in message.items() if key != "input"}
+    return rest | {"content": "\n".join(part for part in said if part)}
 
 
 def _chat_template(tokenizer: PreTrainedTokenizerFast) -> str:

@@ -209,7 +209,7 @@ def test_made_again_when_anything_changes(
     wider = with_template(tokenizer_folder, "instruct")
     wider.add_tokens(["ball"])
     paths.append(made(using=wider))
-    monkeypatch.setattr(module, "CHATS", dataclasses.replace(module.CHATS, version=2))
+    monkeypatch.setattr(module, "CHATS", dataclasses.replace(module.CHATS, version=module.CHATS.version + 1))
     paths.append(made())
     assert len(set(paths)) == len(paths)
     assert paths[0].parent == tmp_path / "chats"

@@ -27,7 +27,7 @@ from tinychat.text.chat_template import NOTHING_TRAINED, EncodedChat, check_trai
 
 CHATS = Kind(
     folder="chats",
-    version=1,
+    version=2,
     chunk=2048,
     types={"trained": "?", "ends": "<i8", "n_trained": "<i8"},
     units="conversations",

@@ -30,7 +30,7 @@ from tinychat.text.chat_template import NOTHING_TRAINED, EncodedChat, check_trai
 
 PAIRS = Kind(
     folder="preferences",
-    version=1,
+    version=2,
     chunk=1024,
     types={"ends": "<i8", "prompts": "<i8", "labels": "<i2"},
     units="pairs",
