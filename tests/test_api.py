@@ -75,6 +75,7 @@ def test_scores_are_those_of_the_scorer(tmp_path: Path) -> None:
         model.score([("the cat " * 99, "a")])
 
 
+@pytest.mark.slow
 def test_a_job_runs_here_and_its_result_comes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -69,7 +69,7 @@ def test_it_holds_every_module_setting_and_template(wheel: Path) -> None:
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     package = {
         str(path.relative_to(REPOSITORY))
-        for pattern in ("*.py", "*.j2", "*.jinja", "*.html", "*.jsonl")
+        for pattern in ("*.py", "*.j2", "*.jinja", "*.html", "*.jsonl", "evaluation/**/*.yaml")
         for path in (REPOSITORY / "tinychat").rglob(pattern)
     }
     conf = {f"tinychat/{path.relative_to(REPOSITORY)}" for path in (REPOSITORY / "conf").rglob("*.yaml")}
@@ -91,7 +91,9 @@ def test_installed_alone_it_imports_composes_and_trains(wheel: Path, tokenizer_f
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    assert int(run("-c", IMPORT_ALL.format(target=str(target)))) == len(list((target / "tinychat").rglob("*.py"))) - 1
+    # lm-eval loads the modules of tasks by their paths.
+    modules = [path for path in (target / "tinychat").rglob("*.py") if (path.parent / "__init__.py").is_file()]
+    assert int(run("-c", IMPORT_ALL.format(target=str(target)))) == len(modules) - 1 > 280
     assert int(run("-c", COMPOSE_ALL)) == len(list((REPOSITORY / "conf" / "experiment").rglob("*.yaml"))) > 2
     assert "stage=pretrain" in run(str(target / "bin" / "tinychat-train"), "--help")
     words = ("data.max_docs=40", "data.max_val_docs=8", "stage.max_steps=3", "stage.warmup_steps=1", "tracker=none")

@@ -58,6 +58,7 @@ def program(*arguments: object, stdin: bytes = b"") -> subprocess.CompletedProce
 # --- the program itself
 
 
+@pytest.mark.slow
 def test_argument_and_pipe_print_the_same_text_from_checkpoint_and_run_folder(checkpoint):
     piped = program(checkpoint, "--greedy", "--max-new-tokens", 8, stdin="the cat 从前".encode())
     given = program(checkpoint.parent.parent, "--prompt", "the cat 从前", "--greedy", "--max_new_tokens=8")

@@ -54,6 +54,7 @@ def test_collected_tokenized_and_learnt(texts: Path, tmp_path: Path) -> None:  #
     assert [row[0] for row in json.loads((run / "tables" / "sources.json").read_text())["rows"]] == ["web", "zh"]
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_gives_the_same_bytes(texts: Path, tmp_path: Path) -> None:  # noqa: F811
     # Slow enough to be killed on its way.
     (tmp_path / "slow.py").write_text("import time\ndef keep(text, language):\n    time.sleep(0.02)\n    return True\n")

@@ -165,6 +165,7 @@ def test_killed_in_the_middle_it_goes_on(warm: WarmPython, folder: Path) -> None
     assert len((base / "command.txt").read_text().splitlines()) == 2
 
 
+@pytest.mark.slow
 def test_mlflow_shows_the_stages_below_one_run(warm: WarmPython, folder: Path) -> None:
     done = pipeline(warm, folder, "stages=tokenizer,pretrain", "tracker.system_metrics=false")
     assert done.returncode == 0, done.stderr[-3000:]

@@ -190,6 +190,7 @@ def test_parents_and_the_next_command_follow_from_the_entry(conf: Path) -> None:
     assert session.find("pairs-mini-tinyworld", run.parent.parent) == str(own)
 
 
+@pytest.mark.slow
 def test_a_plan_counts_the_models_of_the_entry(conf: Path) -> None:
     small = ("plan=3090", "tokenizer.vocab_size=512", "model.n_layer=1", "tuned=none")
     pairs = estimate(schema.to_config(job(conf, "stage=pairs", *small)))

@@ -45,6 +45,7 @@ def gone(processes: list[psutil.Process]) -> bool:
     return not psutil.wait_procs(processes, timeout=20)[1]
 
 
+@pytest.mark.slow
 def test_a_killed_rank_ends_the_job_and_is_named(tiny: tuple[str, ...], tmp_path: Path) -> None:
     process = start_train(tmp_path, *tiny, *LONG, "run_dir=run")
     wait_until(lambda: len(rows(tmp_path / "run")) > 2, process)

@@ -203,6 +203,7 @@ def test_settings_that_cannot_be(words: tuple[str, ...], said: str) -> None:
     assert said in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -139,6 +139,7 @@ def test_a_grid_runs_each_combination_once_also_with_two_workers(fake: Fake) -> 
     assert found == {(lr, beta) for lr in (1e-4, 1e-3) for beta in (0.02, 0.05, 0.1)}
 
 
+@pytest.mark.slow
 def test_a_trial_worse_than_the_median_is_pruned(fake: Fake) -> None:
     space = ("stage.lr=1e-3,1e-6", "stage.beta=0.01,0.02,0.03")
     options = ("+sweep.pruner_options.n_startup_trials=3", "+sweep.pruner_options.n_warmup_steps=30")
@@ -157,6 +158,7 @@ def test_a_trial_worse_than_the_median_is_pruned(fake: Fake) -> None:
         assert len(steps) < STEPS
 
 
+@pytest.mark.slow
 def test_a_failed_trial_is_recorded_and_the_sweep_goes_on(fake: Fake) -> None:
     said = fake.sweep("sweep=ppo_grid", "stage.beta=0.05", FAKE_FAIL_ABOVE="1e-3")
     rows = fake.table("tinychat-ppo_grid")

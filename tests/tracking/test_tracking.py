@@ -521,6 +521,7 @@ print(tracker.run_id)
 """
 
 
+@pytest.mark.slow
 def test_outputs_moved_as_a_whole_keep_their_runs_and_files(outputs: Path) -> None:
     """Each start is a process of its own: MLflow's client remembers where a run's files are."""
 

@@ -296,6 +296,7 @@ def wait_for(folder: Path, pattern: str) -> Path:
     raise AssertionError(f"no {pattern} came in two minutes")
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_make_one_cache(tmp_path: Path) -> None:
     first = run_beside(tmp_path, "go")
     wait_for(tmp_path, "cache/tokens/*.tmp/tokens.bin")
