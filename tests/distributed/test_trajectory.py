@@ -23,7 +23,8 @@ def run(launcher: list[str], *arguments: str) -> dict[str, list[float]]:
     return json.loads(lines[0].removeprefix("LOSSES"))
 
 
-@pytest.mark.parametrize("optimizer", [pytest.param("adamw", marks=pytest.mark.slow), "muon"])
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_losses_norms_and_weights_agree_for_every_split_rank_count_and_zero_stage(optimizer: str) -> None:
     one = run([sys.executable], optimizer, '["none"]', "[8, 4, 1]")
     two = run(TORCHRUN, optimizer, '["none", "zero0", "zero1", "zero2", "zero3"]', "[4, 1]")

@@ -312,6 +312,7 @@ def test_two_processes_at_once_make_one_cache(tmp_path: Path) -> None:
     assert only_whole_caches(tmp_path / "cache")
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_then_made(tmp_path: Path) -> None:
     killed = run_beside(tmp_path, "never")
     half = wait_for(tmp_path, "cache/tokens/*.tmp/tokens.bin").parent
