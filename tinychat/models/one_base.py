@@ -46,7 +46,7 @@ def other_base(policy: Any, path: str) -> str:
     "" where it is one."""
     folder = model_folder(path)
     if not is_adapter_folder(folder) or read_adapter_config(folder).get("task_type") != TASK:
-        return "it is no adapter, but has weights of its own"
+        return "it is no adapter"
     base, own = read_adapter_base(folder), policy.adapter_base
     if base is None or not base.fingerprint or base.fingerprint != own.fingerprint:
         return f"it is an adapter of other weights ({base.address if base else 'unknown'}) than the policy's"
