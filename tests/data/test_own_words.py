@@ -1,19 +1,25 @@
-"""The project's own benign prompts and their contrasts."""
+"""The project's own benign prompts and their contrasts, and its own refusals."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
+from tests.config.test_compose import composed
+from tests.conftest import write_rows
 from tinychat.config.schema import DataConfig
-from tinychat.data.measured import BENIGN
+from tinychat.data.chats.sources import chat_source
+from tinychat.data.own_words import BENIGN, REFUSALS
 from tinychat.data.preferences.prompts import prompt_source
 from tinychat.errors import UserError
+from tinychat.evaluation import harm_rules
+from tinychat.evaluation.refusals import refuses
 
 CONF = Path(__file__).parents[2] / "conf"
 ROWS = [json.loads(line) for line in BENIGN.read_text(encoding="utf-8").splitlines()]
@@ -50,3 +56,26 @@ def test_they_are_prompts_for_an_evaluation() -> None:
 def test_nothing_is_trained_on_them() -> None:
     with pytest.raises(UserError, match="data=benign: prompts to be measured on, not learnt from"):
         prompt_source(data_of("benign"), "train")
+
+
+def test_every_refusal_refuses_and_says_nothing_unsafe() -> None:
+    rows = [json.loads(line) for line in REFUSALS.read_text(encoding="utf-8").splitlines()]
+    assert len(rows) >= 60 and len({row["reply"] for row in rows}) == len(rows)
+    for row in rows:
+        assert refuses(row["reply"]), row["reply"]
+        assert harm_rules.judge(row["prompt"], row["reply"]).safe, row["reply"]
+    measured = {row["prompt"] for row in ROWS}
+    asked = set(OmegaConf.load(CONF / "pipeline/real.yaml").samples)
+    assert not {row["prompt"] for row in rows} & (measured | asked), "what is learnt from is not measured on"
+
+
+def test_refusals_are_conversations_of_their_own_and_part_of_a_mixture(tmp_path: Path) -> None:
+    mine = tmp_path / "own.jsonl"
+    write_rows(mine, [{"instruction": f"Say {n}.", "input": "", "output": f"{n}"} for n in range(40)])
+    mixed = composed("stage=sft", "data=alpaca_refusals", f"data.path={mine}").data
+    alone = replace(mixed, source="refusals", path=None, mix={})
+    train, held_out = ({row.key() for row in chat_source(alone, split).rows()} for split in ("train", "validation"))
+    assert train and held_out and not train & held_out
+    found = list(chat_source(mixed, "train").rows())
+    assert train <= {row.key() for row in found} and found[-1].family
+    assert all(row.messages[0]["content"].startswith("Say") for row in chat_source(mixed, "validation").rows())

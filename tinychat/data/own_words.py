@@ -1,4 +1,4 @@
-"""Data that are made to be measured on: tinychat's own benign prompts."""
+"""Data in tinychat's own words: benign prompts to be measured on, and refusals to be learnt from."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from tinychat.config.schema import DataConfig
+from tinychat.data.chats.rows import ChatRow, chat_row
 from tinychat.data.files.row_sources import DataSource, Found
-from tinychat.data.files.splits import Split, hash_file
+from tinychat.data.files.splits import Split, hash_file, seeded_hold_out
 from tinychat.errors import UserError
 
 BENIGN = Path(__file__).with_name("benign.jsonl")  # prompt, kind, language, wanted (answer or refuse), pair
+REFUSALS = Path(__file__).with_name("refusals.jsonl")  # prompt, reply, category
 
 
 class Benign(DataSource):
@@ -35,3 +37,22 @@ class Benign(DataSource):
                 yield PromptRow(messages, f"{BENIGN}, line {number}", row["kind"], row["wanted"] == "refuse")
 
         return Found("tinychat's own benign prompts and their contrasts", read, lambda _: hash_file(BENIGN, None))
+
+
+class Refusals(DataSource):
+    """Requests that ask for harm, each with a short refusal that says why: enough of them among instructions (some 70
+    in a thousand) and a policy refuses now and then, so that reinforcement learning has refusals to reward. That few
+    do much is Bianchi et al.'s finding (2024, Safety-Tuned LLaMAs)."""
+
+    has = ("conversations",)
+
+    def made(self, config: DataConfig, split: Split, rows: str) -> Found[ChatRow]:
+        def read() -> Iterator[ChatRow]:
+            for number, line in enumerate(REFUSALS.read_text(encoding="utf-8").splitlines(), start=1):
+                row = json.loads(line)
+                asked = {"role": "user", "content": row["prompt"]}
+                messages = [asked, {"role": "assistant", "content": row["reply"]}]
+                yield chat_row(messages, f"{REFUSALS}, line {number}", row["category"])
+
+        held_out = seeded_hold_out(config, split)
+        return Found("tinychat's own refusals", read, lambda _: hash_file(REFUSALS, None), held_out)
