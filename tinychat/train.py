@@ -153,6 +153,7 @@ def command(program: str, job: Callable[[DictConfig], float | None]) -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us; explain() prints them
     console.take_library_output()
     process.end_without_a_last_look()
+    process.end_where_nobody_reads()
     register()
     try:
         outer_launcher.refuse(program, sys.argv[1:])
@@ -164,7 +165,6 @@ def command(program: str, job: Callable[[DictConfig], float | None]) -> None:
         hydra.main(config_path=config_folder(), config_name="config")(single_or_multi)()
         if errors:
             raise errors[0]
-        sys.stdout.flush()  # here, where a reader that has gone is no error
     except launch.Stopped as stop:
         if not launch.in_multirun():  # a sweep says how it goes on
             next_steps.tell_stopped()
@@ -174,7 +174,7 @@ def command(program: str, job: Callable[[DictConfig], float | None]) -> None:
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(error_line(explain(error)))
     except BrokenPipeError:  # `| head` has read enough
-        console.close_output()
+        process.discard_output()
     except OSError as error:  # after Hydra's own, some of which are OSErrors: its run folder cannot be made
         if errors and not disk_full(error):
             raise

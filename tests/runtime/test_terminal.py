@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import environment_of
 from tinychat.errors import UserError
 from tinychat.runtime.console import main_of
 from tinychat.runtime.terminal import as_text, error_line, is_plain
@@ -63,3 +65,29 @@ def test_replies_are_printed_without_what_acts(capsys: pytest.CaptureFixture[str
     chat.answer_once([Spoken()], "say\x07", "", SamplingOptions())  # type: ignore[list-item]
     assert capsys.readouterr().out == "say␇ ␛[31mred␛[0m␍end\n"
     assert chat._on_one_line("a\x1b[2J\nb\tc\x9b") == "a␛[2J\\nb\\tc\\x9b"
+
+
+@pytest.mark.parametrize(
+    ("printed", "status"),
+    [
+        ("print('a line')", 0),  # written when Python ends
+        ("print('a line'); sys.exit(3)", 3),
+        ("print('much' * 100_000); sys.exit(3)", 0),  # not reached: what nobody reads is not made
+        ("console = output_console(); console.print('a table'); console.print('another'); sys.exit(3)", 3),
+    ],
+)
+def test_a_reader_that_has_gone_is_no_error(printed: str, status: int) -> None:
+    code = f"""import sys
+from tinychat.runtime.console import main_of
+from tinychat.runtime.terminal import output_console
+def run(_):
+    {printed}
+main_of(run)"""
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        env = {**environment_of(), "PYTHONUNBUFFERED": ""}
+        done = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, env=env)
+    finally:
+        os.close(write)
+    assert (done.stderr.decode(), done.returncode) == ("", status)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from tinychat.errors import UserError
 from tinychat.runtime.console import Parser, main_of
 from tinychat.runtime.run_files import at_home, said_of
-from tinychat.runtime.terminal import as_text, table_width
+from tinychat.runtime.terminal import as_text, output_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -99,12 +99,10 @@ def folder_name(names: list[str]) -> str:
 
 
 def _print(found: Comparison, seeds: Sequence[SeedPairs], items: Sequence[ItemPairs], top: int) -> None:
-    from rich.console import Console
-
     from tinychat.compare import report as compare_table
     from tinychat.compare.report import headline
 
-    console = Console(highlight=False, markup=False, width=table_width())
+    console = output_console()
     console.print(as_text(headline(found)), style="bold")
     for note in found.notes:
         console.print(as_text(note))

@@ -17,7 +17,7 @@ from tinychat.config.specs import SPECS, spec_of
 from tinychat.errors import UserError
 from tinychat.launch import job, preflight
 from tinychat.runtime import gguf
-from tinychat.runtime.terminal import error_line, table_width
+from tinychat.runtime.terminal import error_line, output_console
 
 PROGRAM = "tinychat.doctor"
 statuses: list[int] = []
@@ -44,13 +44,11 @@ def look(node: DictConfig) -> None:
 
 def _print(examined: object) -> int:
     """The example and the table. Returns the exit status."""
-    from rich.console import Console
-
     from tinychat.doctor.examine import Examined
     from tinychat.text.chat_template import coloured_example
 
     assert isinstance(examined, Examined)
-    console = Console(highlight=False, markup=False, width=table_width())
+    console = output_console()
     if examined.example is not None:
         console.print("a sequence of the first update; what is trained stands between ⟦ and ⟧", style="bold")
         console.print(coloured_example(*examined.example, brackets=True))

@@ -16,7 +16,6 @@ measures on a file in PKU-SafeRLHF's layout. Where there is a judge (stage=judge
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -26,6 +25,8 @@ from pathlib import Path
 from tinychat.errors import UserError
 from tinychat.evaluation.refusals import plain, refuses
 from tinychat.evaluation.statistics import wilson
+from tinychat.runtime.console import Parser, main_of
+from tinychat.runtime.run_files import said_of
 
 PIECES = {
     "PERSON": r"""(?:him|her|them|someone|somebody|people|a (?:person|man|woman|child|kid|cop|teacher)|OWN)""",
@@ -289,15 +290,20 @@ def labelled_pairs(path: Path) -> list[tuple[str, tuple[str, bool], tuple[str, b
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m tinychat.evaluation.harm_rules", description="How often the harm rules agree with people."
-    )
+def run(arguments: list[str]) -> None:
+    parser = Parser("evaluation.harm_rules", "How often the harm rules agree with people.", "")
     parser.add_argument("file", type=Path, help="rows in PKU-SafeRLHF's layout (jsonl, jsonl.gz, parquet, ...)")
+    file = parser.parse_args(arguments).file
     try:
-        print(agreement(labelled_pairs(parser.parse_args().file)))
-    except (UserError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+        pairs = labelled_pairs(file)
+    except OSError as error:
+        raise UserError(said_of(error, file)) from None
+    print(agreement(pairs))
+
+
+def main() -> None:
+    """Console entry. Exit status: 0 done, 1 an error that was explained, 130 stopped by Ctrl-C."""
+    main_of(run)
 
 
 if __name__ == "__main__":

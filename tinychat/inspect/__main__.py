@@ -19,6 +19,7 @@ from typing import Any
 from tinychat.errors import UserError
 from tinychat.runtime.console import Parser, main_of
 from tinychat.runtime.run_files import at_home
+from tinychat.runtime.terminal import output_console
 
 DESCRIPTION = """Say what a file, a folder or a glob holds (txt, jsonl, json, csv, tsv, each also .gz, and parquet), and
 which command trains on it: layout, counts, languages, lengths with a histogram, duplicates, rows that cannot be used
@@ -85,7 +86,7 @@ def run(arguments: list[str]) -> None:
     if args.json:
         print(json.dumps(facts, ensure_ascii=False, indent=1))
     else:
-        console = show.console_of()
+        console = output_console()
         show.show(facts, console, args.rows)
         for group in groups:
             if group.sample:

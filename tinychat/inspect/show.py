@@ -18,7 +18,7 @@ from tinychat.data.files.splits import format_of
 from tinychat.inspect.layouts import PLAIN, PROMPT_LINES, path_for
 from tinychat.inspect.measure import Measure, languages_of, lengths_of, samples_of
 from tinychat.inspect.survey import MOST, SAMPLE, Group, Seen, may_be_prompts
-from tinychat.runtime.terminal import as_text, table_width
+from tinychat.runtime.terminal import as_text
 from tinychat.text.chat_render import Refused
 from tinychat.text.chat_template import EncodedChat, coloured_example
 from tinychat.text.tokenizer import decode_exactly
@@ -300,7 +300,3 @@ def _shortened(measure: Measure, encoded: EncodedChat) -> Text:
         for kept in (slice(HEAD), slice(-TAIL, None))
     ]
     return Text(f" ... {len(encoded.ids) - HEAD - TAIL:,} more ... ", style="bold").join(parts)
-
-
-def console_of() -> Console:
-    return Console(highlight=False, markup=False, width=table_width())

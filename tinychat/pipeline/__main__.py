@@ -33,8 +33,7 @@ from tinychat.pipeline.recipe import Gate, Recipe, Request, Verdict, asking, jud
 from tinychat.pipeline.report import PIPELINE, StepRun
 from tinychat.pipeline.steps import origin_of
 from tinychat.runs import folders, next_steps
-from tinychat.runtime import console, gguf
-from tinychat.runtime.process import end_without_a_last_look
+from tinychat.runtime import console, gguf, process
 from tinychat.runtime.run_files import said_of
 from tinychat.runtime.terminal import error_line, masked, say
 from tinychat.tracking import RunInfo, Status, Tracker, make_tracker, run_tags
@@ -368,7 +367,8 @@ def main() -> None:
     """Console entry. Exit status: 0 all ran, 1 an error (with strict=true a failed gate), 129, 130 or 143 stopped."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     console.take_library_output()
-    end_without_a_last_look()
+    process.end_without_a_last_look()
+    process.end_where_nobody_reads()
     try:
         outer_launcher.refuse("tinychat.pipeline", sys.argv[1:])
         sys.exit(run(sys.argv[1:]))
@@ -377,6 +377,8 @@ def main() -> None:
         sys.exit(stop.status)
     except UserError as error:
         sys.exit(error_line(error))
+    except BrokenPipeError:  # `| head` has read enough
+        process.discard_output()
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from tinychat.errors import UserError
 from tinychat.runs.rollouts import COLUMNS, ORDERS, Reply, Rollout, Words, numbered, read, steps_of
-from tinychat.runtime.terminal import as_text, table_width
+from tinychat.runtime.terminal import as_text, output_console
 
 NARROW = 100  # columns of a terminal in which two steps stand below each other
 INDENT = 4
@@ -69,10 +69,6 @@ class Look:
         return text
 
 
-def console_of() -> Console:
-    return Console(highlight=False, markup=False, width=table_width())
-
-
 def look_of(args: argparse.Namespace, console: Console, words: Words, replies: Iterable[Reply]) -> Look:
     """For some replies, on one scale."""
     sizes = sorted(abs(x) for reply in replies for x in reply.numbers.get(args.by, ()) if math.isfinite(x))
@@ -83,7 +79,7 @@ def look_of(args: argparse.Namespace, console: Console, words: Words, replies: I
 
 def show(args: argparse.Namespace, run_dir: Path, rollouts: Sequence[Rollout], words: Words) -> None:
     """The replies of a step, or of two beside each other."""
-    console = console_of()
+    console = output_console()
     chosen, rollouts = rollouts[0], sorted(rollouts, key=lambda one: one.step)
     look = look_of(args, console, words, [reply for one in rollouts for reply in one.replies])
     often = {id(reply): count for one in rollouts for reply, count in one.distinct(args.sort)}
@@ -249,7 +245,7 @@ class Seen:
 def over_time(args: argparse.Namespace, run_dir: Path, first: Rollout, words: Words) -> None:
     """The replies to the prompts that args.prompt means, in the order of the steps. Raises UserError where there are
     none."""
-    console = console_of()
+    console = output_console()
     found, texts = _replies_to(args.prompt, run_dir, first, words)
     several = [prompt for prompt, seen in found.items() if len({(one.rollout.path) for one in seen}) > 1]
     chosen = several or list(found)

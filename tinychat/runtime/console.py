@@ -436,6 +436,7 @@ def main_of(run: Callable[[list[str]], object]) -> None:
     """Run a program. Exit status: 0 done, 1 an error that was explained, 130 stopped by Ctrl-C."""
     console.take_library_output()
     process.end_without_a_last_look()
+    process.end_where_nobody_reads()
     try:
         run(sys.argv[1:])
     except UserError as error:
@@ -443,14 +444,8 @@ def main_of(run: Callable[[list[str]], object]) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # `| head` has read enough
-        close_output()
+        process.discard_output()  # it ends quietly, as `cat` does
     except OSError as error:
         if not disk_full(error):
             raise
         sys.exit(error_line(f"{said_of(error)}; free space"))
-
-
-def close_output() -> NoReturn:
-    """End where nobody reads on: quietly, as `cat` does."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(0)

@@ -9,6 +9,7 @@ import gc
 import os
 import platform
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -45,6 +46,27 @@ def end_without_a_last_look() -> None:
     """Have Python end this process without its last search for garbage. After torch and transformers were imported it
     goes through a million objects, which takes a second and frees what the system frees anyhow."""
     atexit.register(gc.freeze)
+
+
+def discard_output() -> None:
+    """Standard output goes nowhere from now on: its reader has gone, as `| head` does when it has read enough."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
+
+
+def end_where_nobody_reads() -> None:
+    """Have Python end this process with the status it has, where the reader has gone before what is still buffered was
+    written: Python itself would complain and end with status 120."""
+    atexit.register(_write_the_rest)
+
+
+def _write_the_rest() -> None:
+    if sys.stdout is not None and not sys.stdout.closed:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            discard_output()
 
 
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h

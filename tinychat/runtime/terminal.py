@@ -14,10 +14,14 @@ import sys
 import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tinychat.errors import UserError
+from tinychat.runtime.process import discard_output
 from tinychat.runtime.run_files import write_text_atomic
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 FILE = "passwords.json"
 HIDDEN = "***"
@@ -123,13 +127,21 @@ def is_plain(text: str) -> bool:
     return as_text(text) == text and not any(unicodedata.category(letter) in breaks for letter in text)
 
 
-def table_width() -> int | None:
-    """Columns for a table on standard output; None: those of the terminal. A file or pipe has enough for one that is
-    not folded."""
-    if sys.stdout.isatty():
-        return None
-    columns = os.environ.get("COLUMNS", "")
-    return int(columns) if columns.isdigit() and int(columns) > 20 else 160
+def output_console() -> Console:
+    """Of rich, for standard output: as wide as the terminal; a file or pipe has room for a table that is not folded.
+    Where the reader has gone, the program goes on without it: what is printed may not be all that it does."""
+    from rich.console import Console
+
+    class Output(Console):
+        def on_broken_pipe(self) -> None:  # rich's own ends the program, with status 1
+            self.quiet = True
+            discard_output()
+
+    width = None
+    if not sys.stdout.isatty():
+        columns = os.environ.get("COLUMNS", "")
+        width = int(columns) if columns.isdigit() and int(columns) > 20 else 160
+    return Output(highlight=False, markup=False, width=width)
 
 
 def say(line: str) -> None:
