@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +13,22 @@ import pytest
 import torch
 
 from tests.chat_models import babbler
-from tests.config.test_compose import composed
+from tests.config.test_compose import composed, once
 from tests.conftest import write_rows
-from tests.reward_models import reward_model
+from tests.models.test_word_judge import SAFE, UNSAFE, kept
+from tests.reward_models import reward_model, score_texts
+from tinychat.config.plugins import reward_models
 from tinychat.config.schema import RewardConfig, RewardPart
 from tinychat.config.stages import ScoreRange
 from tinychat.data.look import look
 from tinychat.data.preferences.prompts import PromptRow, prompt_source
 from tinychat.errors import UserError
+from tinychat.models.scorer import Scorer
 from tinychat.rl.rewards import KINDS, Rewards, gold_rewards, known_rewards
 from tinychat.runtime import user_code
 from tinychat.runtime.world import World
 from tinychat.text.chat_template import set_template
+from tinychat.text.tokenizer import train_bpe
 from tinychat.tinyworld import preferences
 
 ALONE = World(0, 0, 1, torch.device("cpu"))
@@ -179,6 +184,38 @@ def test_a_reward_model_is_taken_in_its_own_template_and_with_a_word_for_raw_sco
     ):
         taken(insist=False)
     taken(insist=True)
+
+
+def test_a_reward_model_of_another_tokenizer_reads_texts(tmp_path: Path) -> None:
+    """In its own tokens and template; what its template cannot write, or its context not hold, has no score."""
+    path = reward_model(tmp_path / "rm")
+    policy = train_bpe(["another text altogether"] * 20, 300, progress=False)
+    set_template(policy, "chatml")
+
+    def made(kind: str, at: Path) -> Rewards:
+        config = RewardConfig("test", {"mine": RewardPart(kind, 1.0, None)}, False, False, None, None)
+        return Rewards(config, {"reward.mine": str(at)}, policy, ALONE, torch.float32, 4)
+
+    with pytest.raises(UserError, match=r"its tokenizer is another one.*or let this one read texts: reward=text_model"):
+        made("model", path)
+    found = made("text_model", path)
+    rows, replies = [row(1), row(2), row(3)], ["the cat sat", "a dog", "mat " * 200]
+    _, parts = found.score(rows, replies, [[0], [0], [0]])
+    scorer = Scorer(str(path), "cpu", torch.float32, 4)
+    expected = score_texts(scorer, [row.messages for row in rows[:2]], replies[:2])
+    assert parts["mine"][:2] == pytest.approx(expected) and parts["mine"][0] != parts["mine"][1]
+    assert known_rewards(parts) == [True, True, False]
+    assert not found.scorers, "the policy's tokens are nothing that it reads"
+    _, told = made("text_model", kept(tmp_path / "words")).score(rows[:2], [SAFE[0], UNSAFE[0]], [[0], [0]])
+    assert told["mine"][0] > 0.5 > told["mine"][1]
+
+
+def test_only_a_reward_model_of_the_policys_tokens_starts_a_value_function() -> None:
+    config = once("stage=ppo", "reward=model").reward
+    parts = {"texts": RewardPart("text_model", 1.0, "A"), "tokens": RewardPart("model", 1.0, "B")}
+    config = replace(config, parts=parts)
+    assert reward_models(config) == {"texts": "A", "tokens": "B"}
+    assert reward_models(config, reads_tokens=True) == {"tokens": "B"}
 
 
 def test_an_ensemble_scores_lower_where_its_members_disagree(tmp_path: Path) -> None:

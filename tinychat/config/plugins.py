@@ -149,13 +149,15 @@ def origins_of(config: Config) -> tuple[str, ...]:
     return (spec.name,) if isinstance(config.data, BestOfNConfig) else spec.origins
 
 
-def reward_models(reward: RewardConfig) -> dict[str, str]:
+def reward_models(reward: RewardConfig, reads_tokens: bool = False) -> dict[str, str]:
     """The checkpoints of reward models that the parts name, as folders, auto or best: NAME, of an ensemble NAME.0,
-    NAME.1, ..."""
+    NAME.1, ...; reads_tokens: only those that have the policy's tokenizer."""
+    kinds = {name: reward_kind(name, part) for name, part in reward.parts.items()}
     return {
         f"{name}.{place}" if place else name: path
         for name, part in reward.parts.items()
-        for place, path in reward_kind(name, part).models(part).items()
+        for place, path in kinds[name].models(part).items()
+        if kinds[name].reads_tokens or not reads_tokens
     }
 
 

@@ -125,8 +125,9 @@ class Scorer:
         """Raise UserError unless `other`, the tokenizer of `what`, gives every text the same tokens."""
         if tokenizer_fingerprint(self.tokenizer) != tokenizer_fingerprint(other):
             raise UserError(
-                f"reward model {self.path}: its tokenizer is another one than that of {what}; train a reward model "
-                "on a checkpoint with the same tokenizer: stage=reward init_from=CHECKPOINT"
+                f"reward model {self.path}: its tokenizer is another one than that of {what}; train a reward model on "
+                "a checkpoint with the same tokenizer (stage=reward init_from=CHECKPOINT), or let this one read texts: "
+                "reward=text_model"
             )
 
     @property

@@ -46,6 +46,7 @@ class Kind(ABC):
 
     takes_code = False  # `path` is the address of code of the user's
     takes_model = False  # checkpoints of reward models
+    reads_tokens = False  # those of the policy, so that they have its tokenizer
     needs_answers = False  # prompts must say how a reply is checked
     needs_oracle = False  # prompts must know an exact judge
     takes: ClassVar[type[Options]] = Options

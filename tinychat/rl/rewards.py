@@ -38,7 +38,7 @@ log = logging.getLogger("tinychat")
 
 
 class ModelReward(Kind):
-    takes_model = True
+    takes_model = reads_tokens = True
 
     def __init__(self, part: RewardPart, place: Place) -> None:
         """Raises UserError for a reward model of another tokenizer or chat template."""
@@ -127,6 +127,30 @@ class EnsembleReward(ModelReward):
         self.notes = {SPREAD: std.tolist()}
         combined = {"mean": mean, "min": each.amin(0), "pessimistic": mean - self._options.deviations * std}
         return combined[self._options.combine].tolist()
+
+
+class TextReward(Kind):
+    """A reward model or judge of any kind, which reads prompt and reply as text: in its own tokens and template,
+    whatever the policy's. A reply that was cut reads there as one that ended."""
+
+    takes_model = True
+
+    def __init__(self, part: RewardPart, place: Place) -> None:
+        """Raises UserError for what scores no replies."""
+        from tinychat.models.scorer import open_scorer
+
+        super().__init__(part, place)
+        (path,) = place.checkpoints
+        self._scorer = open_scorer(path, place.world.device, place.dtype, place.batch_size)
+
+    def score(self, rows: Sequence[PromptRow], replies: list[str], sequences: list[list[int]]) -> list[float | None]:
+        """None where its template cannot write a reply, or its context has no room for it."""
+        from tinychat.text.chat_render import Refused
+
+        texts = self._scorer.encode([row.messages for row in rows], replies)
+        fits = [not isinstance(text, Refused) and len(text) <= self._scorer.context_length for text in texts]
+        scores = iter(self._scorer.score_ids(list(itertools.compress(texts, fits))))
+        return [next(scores) if fit else None for fit in fits]
 
 
 class OracleReward(Kind):
@@ -328,6 +352,7 @@ def _users(key: str, part: RewardPart) -> Any:
 KINDS: dict[str, type[Kind]] = {
     "model": ModelReward,
     "ensemble": EnsembleReward,
+    "text_model": TextReward,
     "oracle": OracleReward,
     "verifier": VerifierReward,
     "format": FormatReward,

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from tinychat.config.plugins import reward_models
 from tinychat.config.rollout_stages import PpoStage, ValueInit, ValueKind
 from tinychat.config.schema import Config
 from tinychat.engine import Batch, Engine
@@ -38,7 +39,7 @@ def run(config: Config, context: Context) -> StageResult:
 def get_actor_critic(config: Config, context: Context, tokenizer: Any) -> ActorCritic:
     """The policy of init_from, without dropout, with a value function whose head is zero."""
     stage, policy, value = config.stage, get_policy(config, context, tokenizer), None
-    models = [path for key, path in context.parents.items() if key.startswith("reward.") and path]
+    models = [str(context.parents[f"reward.{name}"]) for name in reward_models(config.reward, reads_tokens=True)]
     start = models[0] if stage.value_from is ValueInit.reward and models else None
     if stage.value is ValueKind.own:
         where = start or str(context.parents["init_from"])
