@@ -69,13 +69,13 @@ def test_every_refusal_refuses_and_says_nothing_unsafe() -> None:
     assert not {row["prompt"] for row in rows} & (measured | asked), "what is learnt from is not measured on"
 
 
-def test_refusals_are_conversations_of_their_own_and_part_of_a_mixture(tmp_path: Path) -> None:
+def test_refusals_are_part_of_a_mixture_and_measured_nowhere(tmp_path: Path) -> None:
     mine = tmp_path / "own.jsonl"
     write_rows(mine, [{"instruction": f"Say {n}.", "input": "", "output": f"{n}"} for n in range(40)])
-    mixed = composed("stage=sft", "data=alpaca_refusals", f"data.path={mine}").data
-    alone = replace(mixed, source="refusals", path=None, mix={})
-    train, held_out = ({row.key() for row in chat_source(alone, split).rows()} for split in ("train", "validation"))
-    assert train and held_out and not train & held_out
-    found = list(chat_source(mixed, "train").rows())
-    assert train <= {row.key() for row in found} and found[-1].family
+    mixed = composed("stage=sft", "data=alpaca_refusals", f"data.path={mine}", "data.val_fraction=0.5").data
+    replies = [row.messages[-1]["content"] for row in chat_source(mixed, "train").rows()]
+    written = [json.loads(line)["reply"] for line in REFUSALS.read_text(encoding="utf-8").splitlines()]
+    assert replies[-len(written) :] == written and len(replies) < len(written) + 40
     assert all(row.messages[0]["content"].startswith("Say") for row in chat_source(mixed, "validation").rows())
+    with pytest.raises(UserError, match=r"to be learnt from, not measured on.*data=alpaca_refusals"):
+        chat_source(replace(mixed, source="refusals", path=None, mix={}), "validation")

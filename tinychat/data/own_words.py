@@ -10,7 +10,7 @@ from typing import Any
 from tinychat.config.schema import DataConfig
 from tinychat.data.chats.rows import ChatRow, chat_row
 from tinychat.data.files.row_sources import DataSource, Found
-from tinychat.data.files.splits import Split, hash_file, seeded_hold_out
+from tinychat.data.files.splits import Split, hash_file
 from tinychat.errors import UserError
 
 BENIGN = Path(__file__).with_name("benign.jsonl")  # prompt, kind, language, wanted (answer or refuse), pair
@@ -47,6 +47,13 @@ class Refusals(DataSource):
     has = ("conversations",)
 
     def made(self, config: DataConfig, split: Split, rows: str) -> Found[ChatRow]:
+        """Raises UserError for validation."""
+        if split == "validation":
+            raise UserError(
+                f"data={config.name}: refusals to be learnt from, not measured on; add them to other conversations by "
+                "data.mix, as data=alpaca_refusals does, or give data.val_path=FILE"
+            )
+
         def read() -> Iterator[ChatRow]:
             for number, line in enumerate(REFUSALS.read_text(encoding="utf-8").splitlines(), start=1):
                 row = json.loads(line)
@@ -54,5 +61,4 @@ class Refusals(DataSource):
                 messages = [asked, {"role": "assistant", "content": row["reply"]}]
                 yield chat_row(messages, f"{REFUSALS}, line {number}", row["category"])
 
-        held_out = seeded_hold_out(config, split)
-        return Found("tinychat's own refusals", read, lambda _: hash_file(REFUSALS, None), held_out)
+        return Found("tinychat's own refusals", read, lambda _: hash_file(REFUSALS, None))
