@@ -127,6 +127,21 @@ def test_real_data_come_from_one_folder_and_each_reward_model_scores_its_own(tmp
     assert any(f"{tmp_path}/alpaca: no such file or folder" in line for line in lines), lines
 
 
+def test_the_seeds_policy_is_scored_by_models_that_read_its_replies_as_text(tmp_path: Path) -> None:
+    for name in ("alpaca", "pku_saferlhf", "tinystories", "gsm8k"):
+        (tmp_path / name).mkdir()
+    recipe = load_recipe("real_seed", CONF)
+    jobs = {step: job for step, job in all_jobs_of(recipe, f"data.root={tmp_path}").items() if isinstance(job, Job)}
+    for step, job in jobs.items():
+        checks.check(job.config)
+        scores = step in ("reward", "judge")
+        assert job.config.experiment_name == "real_seed"
+        assert step == "word_judge" or job.config.model.name == ("smollm2_135m" if scores else "gpt6x512"), step
+    for step in ("ppo", "grpo"):
+        handed = hand_on(jobs[step], recipe, {name: Path(f"out/{name}") for name in recipe.steps})
+        assert (handed["init_from"], handed["reward.parts.text_model.path"]) == ("out/sft", "out/reward")
+
+
 def refusals(configs: list[Any]) -> Iterator[str]:
     for config in configs:
         try:
