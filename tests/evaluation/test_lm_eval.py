@@ -157,6 +157,7 @@ def test_what_is_no_task_is_one_line_and_leaves_nothing(train: Command, tmp_path
         ),
         (["tasks=[broken]", f"stage.task_folder={folder}"], r"stage\.tasks=broken: cannot be loaded: \w+: .+"),
         (["tasks=[grammar]", "stage.task_folder=nowhere"], r"stage\.task_folder=nowhere: no such folder; .*"),
+        (["tasks=[nowhere/my.yaml]"], r"stage\.tasks=nowhere/my\.yaml: no such file; .*"),
         (["tasks=[humaneval]"], r"stage\.tasks=humaneval: (cannot be loaded|runs code).*"),
     ):
         done = train("stage=eval", f"init_from={model}", *words)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import math
 import re
 from collections import Counter
 from pathlib import Path
@@ -16,11 +17,12 @@ import torch
 from tests.chat_models import babbler
 from tests.conftest import Command
 from tinychat.config import words
-from tinychat.evaluation.harness import SHIPPED, HarnessModel, metric_name
+from tinychat.evaluation.harness import SHIPPED, HarnessModel, TaskFigure, metric_name
 from tinychat.runtime.world import World
+from tinychat.stages.tasks import bounds
 from tinychat.text.chat_template import encode_chats, encode_prompts, set_template
 from tinychat.text.tokenizer import encode_documents
-from tinychat.tracking.vocabulary import check_names, goal_of, label_of, meaning_of
+from tinychat.tracking.vocabulary import check_names, goal_of, headlines_of, label_of, meaning_of
 
 CPU = World(0, 0, 1, torch.device("cpu"))
 
@@ -136,6 +138,25 @@ def test_figures_of_tasks_are_metrics() -> None:
     for wrong in ("eval/task/acc", "eval/tasks/x/acc", "eval/task/a/b/c"):
         with pytest.raises(ValueError, match=wrong):
             check_names([wrong])
+
+
+def test_the_first_figures_are_those_of_whole_tasks() -> None:
+    names = ["grammar", "grammar_case", "grammar_verb_form", "story_cloze", "checked_answers"]
+    metrics = [f"eval/task/{name}/acc{end}" for name in names for end in ("", "_stderr")]
+    found = [name.split("/")[2] for name in headlines_of("eval", metrics)]
+    assert found == ["grammar", "story_cloze", "checked_answers", "grammar_case"]
+
+
+def test_bounds_of_a_share_stay_shares() -> None:
+    def of(value: float, stderr: float | None, rows: int = 100) -> tuple[float | None, float | None]:
+        return bounds(TaskFigure("a", "acc", value, stderr, rows, 0, ""))
+
+    error = 0.017145
+    assert of(0.97, math.sqrt(0.97 * 0.03 / 99)) == pytest.approx((0.9155, 0.9897), abs=1e-4)  # Wilson's
+    assert of(0.0, 0.0) == pytest.approx((0.0, 0.0370), abs=1e-4)
+    assert of(0.97, 1.01 * error) == pytest.approx((0.97 - 1.96 * 1.01 * error, 0.97 + 1.96 * 1.01 * error), abs=1e-5)
+    assert of(12.0, 0.5) == pytest.approx((11.02, 12.98), abs=1e-3)
+    assert of(12.0, None) == (None, None)
 
 
 def test_tasks_may_be_said_alone(tmp_path: Path) -> None:

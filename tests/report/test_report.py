@@ -262,6 +262,13 @@ def test_links_lead_to_reports_by_a_relative_way(tmp_path: Path, name: str) -> N
         assert (page / unquote(link.address)).resolve() == run / "report.html"
 
 
+def test_of_checkpoints_measured_beside_it_a_run_names_the_folders(run_dir: Path) -> None:
+    result = json.loads((run_dir / "result.json").read_text())
+    result["facts"] = {"against": [{"checkpoint": "a/b", "eval/loss": 1.25}, {"checkpoint": "c", "eval/loss": 2.5}]}
+    (run_dir / "result.json").write_text(json.dumps(result))
+    assert ("against", "a/b, c") in report.collect(run_dir).facts
+
+
 def test_running_mean_by_hand() -> None:
     assert curves._running_mean([1.0, 2.0, 6.0, 3.0, 3.0], 1) == pytest.approx([1, 3, 11 / 3, 4, 3])
 

@@ -87,6 +87,8 @@ def load_tasks(names: Sequence[str], folder: str | None, sampling: Sampling) -> 
     for name in names:
         manager, path = _manager(own, False), at_home(name)
         is_file = path.suffix == ".yaml" and path.is_file()
+        if path.suffix == ".yaml" and not is_file:
+            raise UserError(f"stage.tasks={name}: no such file; a name without .yaml is that of a task")
         if not is_file and name not in manager.all_tasks:
             manager = _with_its_own(own)
             if name not in manager.all_tasks:

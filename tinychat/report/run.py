@@ -240,4 +240,6 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
 
 
 def _plain(value: Any) -> str:
+    if isinstance(value, dict) and "checkpoint" in value:  # its figures stand beside the others' in a table
+        return str(value["checkpoint"])
     return json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else format_value(value)

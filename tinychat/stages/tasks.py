@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -18,7 +19,7 @@ from tinychat.evaluation.harness import (
     run_tasks,
     set_shots,
 )
-from tinychat.evaluation.statistics import Z
+from tinychat.evaluation.statistics import Z, wilson
 from tinychat.stages import Context, StageResult
 from tinychat.stages.chats import get_chat_tokenizer
 from tinychat.stages.common import context_length, get_model, get_tokenizer, log, write_table
@@ -108,9 +109,20 @@ def metrics_of(figures: list[TaskFigure]) -> dict[str, float]:
 def table(figures: list[TaskFigure]) -> Iterator[list[Any]]:
     """Rows of COLUMNS."""
     for one in figures:
-        low, high = (None, None) if one.stderr is None else (one.value - Z * one.stderr, one.value + Z * one.stderr)
+        low, high = bounds(one)
         asked = f"template {one.template}" if one.template else "plain text"
         yield [one.task, one.metric, one.value, one.stderr, low, high, one.rows, one.shots, asked]
+
+
+def bounds(figure: TaskFigure) -> tuple[float, float] | tuple[None, None]:
+    """95 %: Wilson's of a share of rows, which stay inside [0, 1]; else 1.96 standard errors to either side."""
+    value, error, rows = figure.value, figure.stderr, figure.rows
+    if error is None:
+        return None, None
+    # lm-eval's standard error of a mean of rows is that of a share where each is 0 or 1
+    if rows > 1 and math.isclose(error**2 * (rows - 1), value * (1 - value), rel_tol=1e-6, abs_tol=1e-12):
+        return wilson(round(value * rows), rows)
+    return value - Z * error, value + Z * error
 
 
 def as_text(figure: TaskFigure) -> str:

@@ -329,4 +329,12 @@ def headlines_of(stage: str, measured: Collection[str]) -> list[str]:
     """The up to four metrics among those measured that say what a run of a stage is worth, the first the most."""
     headlines = SPECS[stage].headlines if stage in SPECS else ()
     tasks = [name for name in without_bounds(measured) if name.startswith(TASKS)]
+    known = {name.split("/")[2] for name in tasks}
+
+    def is_part(name: str) -> bool:
+        """Of a group that was measured too: grammar_case beside grammar."""
+        words = name.split("/")[2].split("_")
+        return any("_".join(words[:count]) in known for count in range(1, len(words)))
+
+    tasks.sort(key=is_part)
     return [*(name for name in headlines if name in measured), *tasks][:N_HEADLINES]
