@@ -292,13 +292,18 @@ def test_a_pretrained_tokenizer_gets_padding_of_its_own(gpt2_folder, tmp_path):
     assert len(ours) == 50258  # nothing but the padding is added to somebody else's
 
 
-def test_a_pretrained_tokenizer_with_unused_padding_keeps_its_size(tmp_path):
+def test_a_pretrained_tokenizer_with_unused_padding_keeps_its_size(tmp_path, caplog):
     theirs = train_bpe(TEXTS, 300, progress=False)
-    theirs.pad_token = theirs.eos_token
     theirs.save_pretrained(tmp_path)
-    ours = load_tokenizer(configured(TokenizerKind.pretrained, tmp_path))
+    with caplog.at_level("INFO"):
+        load_tokenizer(configured(TokenizerKind.pretrained, tmp_path))
+        assert "pads" not in caplog.text
+        theirs.pad_token = theirs.eos_token
+        theirs.save_pretrained(tmp_path)
+        ours = [load_tokenizer(configured(TokenizerKind.pretrained, tmp_path)) for _ in range(2)][1]
     assert ours.pad_token == "<|pad|>"
     assert len(ours) == len(theirs)
+    assert caplog.text.count(f"tokenizer {tmp_path}: its padding was its end of text") == 1, "said once"
 
 
 def bad_folders(folder: Path) -> dict[str, str]:

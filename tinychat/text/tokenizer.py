@@ -6,6 +6,7 @@ tokenizers also hold the chat tokens, so that a model's vocabulary need not grow
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import json
@@ -280,7 +281,21 @@ def separate_padding(tokenizer: PreTrainedTokenizerFast, name: str) -> None:
     if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
         known, writes = tokenizer.get_vocab(), str(tokenizer.chat_template or "")
         own = [name for name in PAD_NAMES if name in known and name != tokenizer.eos_token and name not in writes]
+        was_end = tokenizer.pad_token is not None
         _add_special(tokenizer, name, {"pad_token": own[0] if own else PAD})
+        if was_end:
+            _tell_parted(name, tokenizer.pad_token, tokenizer.eos_token)
+
+
+@functools.cache
+def _tell_parted(name: str, padding: str, end: str) -> None:
+    """Once in a process, which may load a tokenizer several times."""
+    log.info(
+        "tokenizer %s: its padding was its end of text, so that no reply would learn to end: %s pads, %s ends",
+        name,
+        padding,
+        end,
+    )
 
 
 def _add_special(tokenizer: PreTrainedTokenizerFast, name: str, tokens: dict[str, Any]) -> None:
