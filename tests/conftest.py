@@ -44,6 +44,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the backgrou
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_finish() -> None:
+    """What the test files import stays to the end."""
+    from tests.forks import spare_the_collector
+
+    spare_the_collector()
+
+
 @pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved byte-level BPE of 400 entries."""

@@ -27,10 +27,11 @@ import tinychat.stages.eval, tinychat.stages.ppo, tinychat.stages.reward, tinych
 import tinychat.sweeps.run, tinychat.train
 from hydra import compose, initialize_config_dir
 from peft import get_peft_model
-from tests.forks import fork_later_ranks, fork_ranks, run_and_leave
+from tests.forks import fork_later_ranks, fork_ranks, run_and_leave, spare_the_collector
 from tinychat.config import schema
 from tinychat.models import build
 from tinychat.report import curves, templates
+from tinychat.tinyworld import story
 from tinychat.tracking.store import load_mlflow
 
 load_mlflow()
@@ -47,6 +48,9 @@ schema.register()
 schema.register = lambda: None  # the forks have it
 with initialize_config_dir(tinychat.train.config_folder()):  # Hydra's parser is slow at first
     compose("config", ["stage=sft", "stage.lr=1e-3", "init_from=x"])
+for split in ("train", "validation"):
+    story(0, split, 0)  # which are held out is found once a process
+spare_the_collector()
 
 for line in sys.stdin:
     job = json.loads(line)

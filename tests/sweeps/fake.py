@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import environment_of
-from tests.forks import run_and_leave
+from tests.forks import run_and_leave, spare_the_collector
 
 STEPS = 10
 
@@ -77,6 +77,7 @@ def serve() -> None:
     ranks.run = fake_ranks
     schema.register = lambda: None  # the forks have it
     os.fsync = lambda fd: None
+    spare_the_collector()
     for line in sys.stdin:
         job = json.loads(line)
         if "wait" in job:
