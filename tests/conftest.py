@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import gc
 import json
 import os
 import shutil
@@ -44,11 +45,17 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the backgrou
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_finish() -> None:
-    """What the test files import stays to the end."""
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What the test files import stays to the end: nothing to be collected, then or later."""
     from tests.forks import spare_the_collector
 
-    spare_the_collector()
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        spare_the_collector()
+        gc.enable()
 
 
 @pytest.fixture(scope="session")
