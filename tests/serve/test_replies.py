@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import torch
 
 from tests.serve.conftest import Client, chat_of
 from tinychat.models.generation.decode import DecodeOptions, decode, own_draws
@@ -128,3 +129,21 @@ def test_a_reward_model_scores(client: Client, served: list[Any]) -> None:
     pair = client.ask("/v1/score", {"prompt": "the cat", "chosen": replies[0], "rejected": replies[1]})[1]
     assert [pair["score_chosen"], pair["score_rejected"]] == pytest.approx(wanted, abs=1e-4)
     assert pair["score_range"] == "standard" and pair["wins"] in ("chosen", "rejected")
+
+
+def test_a_single_reply_of_a_light_model_is_computed_by_one_thread(
+    served: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, before, seen = served[0], torch.get_num_threads(), []
+    monkeypatch.setattr(model.batch, "step", lambda: seen.append(torch.get_num_threads()))
+    try:
+        torch.set_num_threads(2)
+        for rows in ([1], [1, 2]):
+            monkeypatch.setattr(model.batch, "rows", rows)
+            model.step()
+        monkeypatch.setattr(model.batch, "rows", [1])
+        monkeypatch.setattr(model, "_light", False)
+        model.step()
+        assert seen == [1, 2, 2] and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

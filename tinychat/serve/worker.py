@@ -174,7 +174,7 @@ class Worker:
                 if not job.cancelled:
                     self._told.append((job, late))
                     job.cancelled = True
-        self._take_in(model, model.batch.step())
+        self._take_in(model, model.step())
         if joining := self._joining(model):
             for job, reply in joining:
                 running[id(reply.row)] = job, reply
