@@ -1,5 +1,6 @@
 """llama.cpp itself loads the files: the same tokens, logits within the format's precision, the same greedy text, and
-the chat template in its own engine. By xllamacpp, whose wheel brings llama.cpp built."""
+the chat template in its own engine. By xllamacpp, whose wheel brings llama.cpp built, and by llama-cpp-python, which
+builds it."""
 
 from __future__ import annotations
 
@@ -101,6 +102,24 @@ def test_logits_are_within_the_formats_precision_and_greedy_text_is_equal(
     assert compared > NEW // 2
     if kind != "q8_0":
         assert server.greedy(IDS, NEW) == tokens
+
+
+@pytest.mark.parametrize("kind", ["f32", "f16", "q8_0"])
+def test_llama_cpp_python_gives_the_same_logits_and_text(checkpoint: Path, kind: str, tmp_path: Path) -> None:
+    engine = pytest.importorskip("llama_cpp")
+    file = exported(checkpoint, tmp_path / "out", kind)
+    f32 = engine.GGML_TYPE_F32
+    model = engine.Llama(str(file), n_ctx=64, logits_all=True, flash_attn=False, type_k=f32, type_v=f32, verbose=False)
+    rows = vocabulary_size(load_saved_tokenizer(str(checkpoint)))
+    tokens, logprobs = greedy(load_model(str(checkpoint)), rows)
+    model.eval(IDS + tokens)
+    found = F.log_softmax(torch.from_numpy(model.scores[len(IDS) - 1 :][:NEW, :rows].copy()), -1)
+    within = max(WITHIN[kind], GPT2_WITHIN if checkpoint.name == "gpt2" else 0.0)
+    assert (found - logprobs)[logprobs > LIKELY].abs().max() < within
+    model.reset()
+    said = [token for _, token in zip(range(NEW), model.generate(IDS, temp=0.0), strict=False)]
+    if kind != "q8_0":
+        assert said == tokens
 
 
 def test_tokens_and_templates_are_the_tokenizers(checkpoint: Path, tmp_path: Path) -> None:
