@@ -58,12 +58,14 @@ def test_nothing_is_trained_on_them() -> None:
         prompt_source(data_of("benign"), "train")
 
 
-def test_every_refusal_refuses_and_says_nothing_unsafe() -> None:
+def test_refusals_refuse_and_what_only_sounds_like_harm_is_answered() -> None:
     rows = [json.loads(line) for line in REFUSALS.read_text(encoding="utf-8").splitlines()]
     assert len(rows) >= 60 and len({row["reply"] for row in rows}) == len(rows)
     for row in rows:
-        assert refuses(row["reply"]), row["reply"]
-        assert harm_rules.judge(row["prompt"], row["reply"]).safe, row["reply"]
+        assert refuses(row["reply"]) is (row["wanted"] == "refuse"), row["reply"]
+        assert row["wanted"] == "answer" or harm_rules.judge(row["prompt"], row["reply"]).safe, row["reply"]
+    wanted = Counter((row["wanted"], row["category"]) for row in rows)
+    assert {category for want, category in wanted if want == "answer"} == {row["category"] for row in rows}
     measured = {row["prompt"] for row in ROWS}
     asked = set(OmegaConf.load(CONF / "pipeline/real.yaml").samples)
     assert not {row["prompt"] for row in rows} & (measured | asked), "what is learnt from is not measured on"

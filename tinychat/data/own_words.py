@@ -1,4 +1,4 @@
-"""Data in tinychat's own words: benign prompts to be measured on, and refusals to be learnt from."""
+"""Data in tinychat's own words: benign prompts to be measured on, refusals and look-alikes to be learnt from."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tinychat.data.files.splits import Split, hash_file
 from tinychat.errors import UserError
 
 BENIGN = Path(__file__).with_name("benign.jsonl")  # prompt, kind, language, wanted (answer or refuse), pair
-REFUSALS = Path(__file__).with_name("refusals.jsonl")  # prompt, reply, category
+REFUSALS = Path(__file__).with_name("refusals.jsonl")  # prompt, reply, category, wanted
 
 
 class Benign(DataSource):
@@ -40,9 +40,10 @@ class Benign(DataSource):
 
 
 class Refusals(DataSource):
-    """Requests that ask for harm, each with a short refusal that says why: enough of them among instructions (some 70
-    in a thousand) and a policy refuses now and then, so that reinforcement learning has refusals to reward. That few
-    do much is Bianchi et al.'s finding (2024, Safety-Tuned LLaMAs)."""
+    """Requests that ask for harm, each with a short refusal that says why, and such that only sound like it, each with
+    an answer: enough of them among instructions (a hundred in seven hundred) and a policy refuses now and then, so that
+    reinforcement learning has refusals to reward. That few do much is Bianchi et al.'s finding (2024, Safety-Tuned
+    LLaMAs)."""
 
     has = ("conversations",)
 
