@@ -434,7 +434,9 @@ def test_a_run_killed_after_its_last_step_is_closed_by_the_next_of_its_experimen
     assert client_of(outputs).get_run(ids[2]).info.status == "KILLED"
 
 
-def test_a_run_that_was_killed_before_mlflow_was_there_is_sent_whole(outputs: Path) -> None:
+def test_a_run_that_was_killed_before_mlflow_was_there_is_sent_whole(
+    outputs: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     config = TrackerConfig("mlflow", TrackerKind.mlflow, None, False, None, False, None)
     folders = {kind: outputs / "exp" / kind / "time" for kind in ("mlflow", "none", "elsewhere")}
     for kind, folder in folders.items():
@@ -448,13 +450,15 @@ def test_a_run_that_was_killed_before_mlflow_was_there_is_sent_whole(outputs: Pa
     for folder in folders.values():
         (folder / "result.json").write_text(json.dumps({"status": "finished"}))
         (folder / "lineage.json").write_text(json.dumps({"data": {"train": {"fingerprint": "abc"}}}))
+    (program := outputs / "exp" / "merge-model" / "time").mkdir(parents=True)  # a step of a pipeline
+    (program / "result.json").write_text(json.dumps({"status": "finished"}))
     for _ in range(2):
         close_cut_off(config, outputs, "exp")
         experiment = client_of(outputs).get_experiment_by_name("exp").experiment_id
         (run,) = client_of(outputs).search_runs([experiment])
     assert run.info.status == "FINISHED" and run.data.metrics == {"train/loss": 0.5}
     assert run.data.params["model.name"] == "mini" and run.data.tags["run_dir"] == str(folders["mlflow"])
-    assert run.info.run_name == "mlflow time"
+    assert run.info.run_name == "mlflow time" and not caplog.messages
     assert [one.dataset.name for one in run.inputs.dataset_inputs] == ["a-train"]
 
 

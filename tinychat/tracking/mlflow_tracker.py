@@ -54,6 +54,8 @@ def unsent(outputs: Path, experiment: str, uri: str) -> Iterator[Path]:
     was there, or at the end of a time in which the store did not answer."""
     for path in (outputs / experiment).glob(f"*/*/{folders.RESULT}"):
         folder = path.parent
+        if not (folder / folders.CONFIG).is_file():  # of a program, a step of a pipeline, which sends nothing
+            continue
         if (folder / IDENTITY).exists() or folders.is_live(folder):
             continue
         tracker = (if_readable(functools.partial(folders.read_config, folder)) or {}).get("tracker")
