@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification
 
 from tests.reward_models import LORA, NONE, language_model, reward_model, sequences, started, stir, write
 from tinychat.config.rollout_stages import ValueInit, ValueKind
-from tinychat.config.schema import DsConfig, OptimConfig, OptimKind, PeftConfig, Precision
+from tinychat.config.schema import DsConfig, OptimConfig, OptimKind, PeftConfig, Precision, RewardConfig, RewardPart
 from tinychat.config.stages import Pooling, ReplyLabel, RewardLoss, RewardStage, ScoreRange
 from tinychat.engine import build_engine
 from tinychat.engine.optim import split_parameters
@@ -218,7 +218,8 @@ def test_a_value_function_starts_from_a_reward_model_of_any_pooling_and_layer(
     stage = SimpleNamespace(value=ValueKind.own, value_from=ValueInit.reward, critic_lr_ratio=1.0)
     parents = {"init_from": str(llama), "reward.model": str(folder)}
     context = SimpleNamespace(parents=parents, run_dir=tmp_path)
-    config = SimpleNamespace(stage=stage, peft=NONE, model=SimpleNamespace(arch="llama"))
+    reward = RewardConfig("test", {"model": RewardPart("model", 1.0, str(folder))}, False, False, None, None)
+    config = SimpleNamespace(stage=stage, peft=NONE, model=SimpleNamespace(arch="llama"), reward=reward)
     actor_critic = get_actor_critic(cast(Any, config), cast(Any, context), load_saved_tokenizer(str(llama)))
     value, expected = actor_critic.value.base_model.state_dict(), rewarding.base_model.state_dict()
     assert value.keys() == expected.keys()

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.chat_models import babbler
-from tests.data.test_benign import ROWS, data_of
+from tests.data.test_own_words import ROWS, data_of
 from tinychat.evaluation.statistics import wilson
 from tinychat.runtime.world import World
 from tinychat.stages import honesty
