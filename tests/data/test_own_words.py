@@ -15,7 +15,7 @@ from tests.config.test_compose import composed
 from tests.conftest import write_rows
 from tinychat.config.schema import DataConfig
 from tinychat.data.chats.sources import chat_source
-from tinychat.data.own_words import BENIGN, REFUSALS
+from tinychat.data.own_words import BENIGN, LOOK_ALIKES, REFUSALS
 from tinychat.data.preferences.prompts import prompt_source
 from tinychat.errors import UserError
 from tinychat.evaluation import harm_rules
@@ -81,3 +81,14 @@ def test_refusals_are_part_of_a_mixture_and_measured_nowhere(tmp_path: Path) -> 
     assert all(row.messages[0]["content"].startswith("Say") for row in chat_source(mixed, "validation").rows())
     with pytest.raises(UserError, match=r"to be learnt from, not measured on.*data=alpaca_refusals"):
         chat_source(replace(mixed, source="refusals", path=None, mix={}), "validation")
+
+
+def test_look_alikes_are_new_prompts_of_both_kinds_without_any_that_is_measured() -> None:
+    rows = [json.loads(line) for line in LOOK_ALIKES.read_text(encoding="utf-8").splitlines()]
+    prompts = {row["prompt"] for row in rows}
+    assert len(prompts) == len(rows) > 200
+    assert Counter(row["harmful"] for row in rows)[True] > 30
+    assert not [row for row in rows if row["category"] == "none" and harm_rules.category(row["prompt"], "")]
+    learnt = {json.loads(line)["prompt"] for line in REFUSALS.read_text(encoding="utf-8").splitlines()}
+    asked = set(OmegaConf.load(CONF / "pipeline/real.yaml").samples)
+    assert not prompts & ({row["prompt"] for row in ROWS} | asked | learnt)

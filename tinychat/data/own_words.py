@@ -1,4 +1,4 @@
-"""Data in tinychat's own words: benign prompts to be measured on, refusals and look-alikes to be learnt from."""
+"""Data in tinychat's own words: benign prompts to be measured on; refusals, answers and prompts to be learnt from."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tinychat.errors import UserError
 
 BENIGN = Path(__file__).with_name("benign.jsonl")  # prompt, kind, language, wanted (answer or refuse), pair
 REFUSALS = Path(__file__).with_name("refusals.jsonl")  # prompt, reply, category, wanted
+LOOK_ALIKES = Path(__file__).with_name("look_alikes.jsonl")  # prompt, category, harmful
 
 
 class Benign(DataSource):
@@ -63,3 +64,24 @@ class Refusals(DataSource):
                 yield chat_row(messages, f"{REFUSALS}, line {number}", row["category"])
 
         return Found("tinychat's own refusals", read, lambda _: hash_file(REFUSALS, None))
+
+
+class LookAlikes(DataSource):
+    """Everyday questions, most in words that also ask for harm, and some that do ask for it, for reinforcement
+    learning: as part of data.mix they teach a policy to decline harm, not the sound of it. Without replies, and none of
+    them among what is measured (Benign) or learnt from with replies (Refusals)."""
+
+    has = ("prompts",)
+
+    def made(self, config: DataConfig, split: Split, rows: str) -> Found[Any]:
+        """Held out is none of them."""
+
+        def read() -> Iterator[Any]:
+            from tinychat.data.preferences.prompts import prompt_row
+
+            if split == "validation":
+                return
+            for number, line in enumerate(LOOK_ALIKES.read_text(encoding="utf-8").splitlines(), start=1):
+                yield prompt_row(json.loads(line), f"{LOOK_ALIKES}, line {number}")
+
+        return Found("tinychat's own look-alikes", read, lambda _: hash_file(LOOK_ALIKES, None))

@@ -28,7 +28,7 @@ from tinychat.data.corpus.reading import CorpusSource
 from tinychat.data.files.row_sources import DataSource, Found, Hub, generated_rows
 from tinychat.data.files.splits import Split, SplitFiles, find_files, hash_file, seeded_hold_out, split_files
 from tinychat.data.files.tables import not_text, short
-from tinychat.data.own_words import Benign, Refusals
+from tinychat.data.own_words import Benign, LookAlikes, Refusals
 from tinychat.data.preferences.contrast import HelpfulPairs
 from tinychat.data.preferences.mixture import SafeAndHelpful
 from tinychat.data.preferences.rows import (
@@ -357,6 +357,7 @@ SOURCES: dict[str, DataSource] = {
     "helpful_pairs": HelpfulPairs(),
     "benign": Benign(),
     "refusals": Refusals(),
+    "look_alikes": LookAlikes(),
     "best_of_n": BestOfN(),
 }
 

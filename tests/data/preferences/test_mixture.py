@@ -18,6 +18,7 @@ from tinychat.config import data_checks
 from tinychat.config.schema import Config, DataConfig, MixPart
 from tinychat.data.chats.sources import chat_source
 from tinychat.data.files.splits import Split
+from tinychat.data.own_words import LOOK_ALIKES, REFUSALS
 from tinychat.data.preferences.prompts import PromptRow, prompt_source
 from tinychat.data.preferences.sources import preference_source
 from tinychat.errors import UserError
@@ -94,7 +95,7 @@ def test_a_prompt_of_both_kinds_is_harmful_and_told(root: Path, caplog: pytest.L
     with caplog.at_level(logging.INFO):
         found = [row for row in rows(root) if row.messages[0]["content"] == SHARED]
     assert [row.kind for row in found] == ["harmful"]
-    assert "1 prompts that stand in both are harmful ones, not benign" in caplog.text
+    assert "1 prompts of benign stand in harmful too, and are its; the first at" in caplog.text
     assert "12 of 12 harmful, 12 of" in caplog.text
 
 
@@ -137,7 +138,7 @@ def test_the_folder_of_public_data_is_where_every_source_looks(root: Path) -> No
         ({"mix": {"harmful": MixPart("alpaca", ".", None)}}, ["data.mix has no part benign", "give data.mix.benign"]),
         ({"weights": {"harmful": 0, "benign": 1}}, ["data.weights.harmful=0: no harmful prompts", "data=alpaca"]),
         ({"weights": {"harmful": 1.0}}, ["data.weights.benign=0"]),
-        ({"weights": {"harmful": 1.0, "benign": 1.0, "rude": 1.0}}, ["data.weights.rude", "harmful and benign"]),
+        ({"weights": {"harmful": 1.0, "benign": 1.0, "rude": 1.0}}, ["data.weights.rude: no part of", "harmful and benign"]),
         ({"root": "/not/there"}, ["data.root=/not/there: no such folder"]),
         ({"benign_path": "/not/there"}, ["data.mix.benign.path=/not/there: no such file"]),
         ({"benign_source": "tinystories"}, ["data.mix.benign.source=tinystories has no prompts"]),
@@ -163,6 +164,42 @@ def test_a_root_without_a_needed_folder_names_it(root: Path, tmp_path: Path) -> 
 def test_shares_that_leave_a_kind_without_prompts_are_refused(root: Path) -> None:
     with pytest.raises(UserError, match="leaves no harmful ones"):
         rows(root, "validation", weights={"harmful": 0.01, "benign": 0.99})
+
+
+OWN = {"own": MixPart("look_alikes", None, None)}
+
+
+def test_a_part_by_another_name_has_prompts_that_say_their_kind_and_trains_alone(root: Path, tmp_path: Path) -> None:
+    mix = {**job(root).data.mix, **OWN}
+    found = rows(root, mix=mix, weights={"harmful": 0.25, "benign": 0.25, "own": 0.5})
+    own = [row for row in found if row.place.startswith(str(LOOK_ALIKES))]
+    assert len(own) == len(found) // 2
+    assert {(row.kind, row.harmful) for row in own} == {("harmful", True), ("benign", False)}
+    measured = rows(root, "validation", mix=mix, weights={"harmful": 0.25, "benign": 0.25, "own": 0.5})
+    assert measured and not any(row.place.startswith(str(LOOK_ALIKES)) for row in measured)
+    mine = tmp_path / "mine.jsonl"
+    write_rows(mine, [{"prompt": "Is it raining?", "harmful": False}, {"prompt": "Where is the bank?"}] * 2)
+    mix = {**mix, "own": MixPart("prompts", str(mine), None)}
+    with pytest.raises(UserError, match=r"mine.jsonl, line 2: data.mix.own is called neither .* harmful: true or false"):
+        rows(root, mix=mix, weights={}, val_fraction=0.01)
+
+
+@pytest.mark.parametrize("source", ["safe_and_helpful", "helpful_pairs"])
+def test_a_further_part_without_a_share_is_refused(root: Path, source: str) -> None:
+    part = {"own": MixPart("refusals" if source == "helpful_pairs" else "look_alikes", None, None)}
+    message = refusal(root, source=source, mix={**job(root).data.mix, **part})
+    assert "data.weights.own=0: none of data.mix.own; give it a share, or leave it out: ~data.mix.own" in message
+
+
+def test_helpful_pairs_reject_replies_of_further_parts_in_training(root: Path) -> None:
+    config = replace(data(root), name="helpful_pairs", source="helpful_pairs", judge_fraction=0)
+    part = {"own": MixPart("refusals", None, None)}
+    weights = {"harmful": 0.0, "benign": 0.2, "own": 0.8}
+    config = replace(config, mix={**config.mix, **part}, weights=weights, val_fraction=0.2)
+    written = {json.loads(line)["reply"] for line in REFUSALS.read_text(encoding="utf-8").splitlines()}
+    found = [row.rejected in written for row in preference_source(config, "train").rows()]
+    assert 0.6 < sum(found) / len(found) < 0.95
+    assert not any(row.rejected in written for row in preference_source(config, "validation").rows())
 
 
 def test_helpful_pairs_reject_what_answers_something_else(root: Path) -> None:

@@ -35,11 +35,18 @@ class MixedSource(DataSource):
 
     of_parts = True
     wants = "prompts"  # rows that it takes of both
+    others = False  # whether it takes parts by other names too
 
     def problems(self, config: DataConfig) -> Iterator[str]:
+        names = {*PROMPT_KINDS, *(config.mix if self.others else ())}
         for key, given in (("mix", config.mix), ("weights", config.weights)):
-            for name in [name for name in given if name not in PROMPT_KINDS]:
-                yield f"data.{key}.{name}: no kind of prompt; there are {' and '.join(PROMPT_KINDS)}"
+            for name in [name for name in given if name not in names]:
+                what = "no part of data.mix" if self.others else "no kind of prompt"
+                yield f"data.{key}.{name}: {what}; there are {' and '.join(sorted(names, reverse=True))}"
+        for name in [name for name in config.mix if name not in PROMPT_KINDS]:
+            if config.weights and not config.weights.get(name):
+                works = f"give it a share, or leave it out: ~data.mix.{name}"
+                yield f"data.weights.{name}={config.weights.get(name, 0):g}: none of data.mix.{name}; {works}"
         for missing in [kind for kind in PROMPT_KINDS if kind not in config.mix]:
             yield f"data.mix has no part {missing}: data={config.name} is made of two; give data.mix.{missing}"
         for key in ("path", "val_path"):
@@ -53,9 +60,11 @@ class MixedSource(DataSource):
 
 class SafeAndHelpful(MixedSource):
     """It has the prompts of both parts, the conversations of those that are conversations themselves (instructions) and
-    the pairs of those that are preferences."""
+    the pairs of those that are preferences. Further parts, by any name, add training prompts whose rows say themselves
+    whether they are harmful."""
 
     has = ("prompts", "conversations", "preferences")
+    others = True
 
     def problems(self, config: DataConfig) -> Iterator[str]:
         yield from super().problems(config)
@@ -69,7 +78,7 @@ class SafeAndHelpful(MixedSource):
         if rows == "prompts":
             return _prompts(config, split)
         find = chat_source if rows == "conversations" else preference_source
-        parts = {name: part for name, part in parts_of(config).items() if rows in source_of(part).has}
+        parts = {name: part for name, part in parts_of(config, split).items() if rows in source_of(part).has}
         if not parts:
             return None
         sources: dict[str, RowSource[Any]] = {}
@@ -87,59 +96,62 @@ class SafeAndHelpful(MixedSource):
         )
 
 
-def parts_of(config: DataConfig) -> dict[str, DataConfig]:
-    """The settings of each kind's source, harmful first; its hold-out is its own."""
-    return {
-        kind: replace(
-            config,
-            name=f"{config.name}-{kind}",
-            source=config.mix[kind].source,
-            path=config.mix[kind].path,
-            max_rows=config.mix[kind].max_rows,
-            options=config.mix[kind].options,
-            val_path=None,
-            max_val_rows=None,
-            mix={},
-            weights={},
-        )
-        for kind in PROMPT_KINDS
-    }
+def parts_of(config: DataConfig, split: Split) -> dict[str, DataConfig]:
+    """The settings of each part's source, harmful first, then benign; its hold-out is its own, and parts by other names
+    have training rows alone."""
+    others = [name for name in config.mix if name not in PROMPT_KINDS] if split == "train" else []
+    return {name: _part_of(config, name) for name in (*PROMPT_KINDS, *others)}
+
+
+def _part_of(config: DataConfig, name: str) -> DataConfig:
+    part = config.mix[name]
+    return replace(
+        config,
+        name=f"{config.name}-{name}",
+        source=part.source,
+        path=part.path,
+        max_rows=part.max_rows,
+        options=part.options,
+        val_path=None,
+        max_val_rows=None,
+        mix={},
+        weights={},
+    )
 
 
 def _prompts(config: DataConfig, split: Split) -> Found[PromptRow]:
     from tinychat.data.preferences.prompts import prompt_source  # which loads transformers
 
     sources: dict[str, PromptSource] = {}
-    for kind, part in parts_of(config).items():
-        with of_part(kind):
-            sources[kind] = prompt_source(part, split)
+    for name, part in parts_of(config, split).items():
+        with of_part(name):
+            sources[name] = prompt_source(part, split)
+    weights = {name: share for name, share in config.weights.items() if name in sources}
 
     def read() -> Iterator[PromptRow | BadRow]:
         found: dict[str, list[PromptRow]] = {}
         seen: set[str] = set()
-        both = ""
-        shared = 0
-        for kind, source in sources.items():
-            found[kind] = []
-            with of_part(kind):
+        for name, source in sources.items():
+            found[name], shared = [], []
+            with of_part(name):
                 for row in source.rows():
                     if row.key() in seen:
-                        shared, both = shared + 1, both or row.place
+                        shared.append(row.place)
                     else:
-                        found[kind].append(_as(kind, row))
-            seen |= {row.key() for row in found[kind]}
-        if shared:
-            what = f"{shared} prompts that stand in both are {HARMFUL} ones"
-            log.warning("%s-%s: %s, not %s; the first at %s", config.name, split, what, BENIGN, both)
-        taken = shares(found, dict(config.weights), config.seed)
-        told = ", ".join(f"{len(rows):,} of {len(found[kind]):,} {kind}" for kind, rows in taken.items())
+                        found[name].append(_as(name, row))
+            if shared:
+                what = f"{len(shared)} prompts of {name} stand in {' or '.join(list(found)[:-1])} too, and are its"
+                log.warning("%s-%s: %s; the first at %s", config.name, split, what, shared[0])
+            seen |= {row.key() for row in found[name]}
+        taken = shares(found, weights, config.seed)
+        told = ", ".join(f"{len(rows):,} of {len(found[name]):,} {name}" for name, rows in taken.items())
         log.info("%s-%s: prompts mixed: %s", config.name, split, told)
         yield from shuffled([row for rows in taken.values() for row in rows], config.seed)
 
     def identify(memo_dir: Path | None) -> str:
-        return json.dumps([[one.fingerprint(memo_dir) for one in sources.values()], dict(config.weights), config.seed])
+        return json.dumps([[one.fingerprint(memo_dir) for one in sources.values()], weights, config.seed])
 
-    return found_in({kind: source.rows_of for kind, source in sources.items()}, read, identify)
+    return found_in({name: source.rows_of for name, source in sources.items()}, read, identify)
 
 
 def found_in(sources: Mapping[str, RowSource[Any]], read: Callable[[], Iterator[Any]], identify: Any) -> Found[Any]:
@@ -149,26 +161,34 @@ def found_in(sources: Mapping[str, RowSource[Any]], read: Callable[[], Iterator[
     return Found(description, read, identify, size=size)
 
 
-def _as(kind: str, row: PromptRow) -> PromptRow:
-    """The row with its kind. That nothing harmful is asked is what calling it benign means; of the others some may be
-    harmless too, which only their data can say."""
-    known = False if kind == BENIGN and row.harmful is None else row.harmful
-    return replace(row, kind=kind, harmful=known)
+def _as(name: str, row: PromptRow) -> PromptRow:
+    """The row of a part with its kind: the part's, else what the row says. That nothing harmful is asked is what
+    calling a part benign means; of the others some may be harmless too, which only their data can say. Raises UserError
+    for a row that would have to say its kind and does not."""
+    if name not in PROMPT_KINDS:
+        if row.harmful is None:
+            raise UserError(
+                f"{row.place}: data.mix.{name} is called neither {' nor '.join(PROMPT_KINDS)}, so each of its prompts "
+                "says which it is: harmful: true or false"
+            )
+        return replace(row, kind=HARMFUL if row.harmful else BENIGN)
+    known = False if name == BENIGN and row.harmful is None else row.harmful
+    return replace(row, kind=name, harmful=known)
 
 
 def shares(rows: dict[str, list[PromptRow]], weights: dict[str, float], seed: int) -> dict[str, list[PromptRow]]:
-    """Of each kind so many rows that they stand in the proportion of the weights, as many as there are for that (a
-    seeded choice, no row twice); without weights all. Raises UserError where a kind is left without any."""
+    """Of each part so many rows that they stand in the proportion of the weights, as many as there are for that (a
+    seeded choice, no row twice); without weights all. Raises UserError where a part is left without any."""
     if not weights:
         return rows
-    whole = min(len(rows[kind]) / weights[kind] for kind in rows)
+    whole = min(len(rows[name]) / weights[name] for name in rows)
     # Not by the seed that max_rows chooses by among all of them: that would take those again which this has taken.
-    taken = {kind: choose(own, round(whole * weights[kind]), ~seed) for kind, own in rows.items()}
-    for kind, own in taken.items():
+    taken = {name: choose(own, round(whole * weights[name]), ~seed) for name, own in rows.items()}
+    for name, own in taken.items():
         if not own:
-            counts = ", ".join(f"{len(there):,} {name}" for name, there in rows.items())
+            counts = ", ".join(f"{len(there):,} {part}" for part, there in rows.items())
             raise UserError(
-                f"data.weights={weights}: of {counts} prompts that leaves no {kind} ones; take a larger share, or more "
+                f"data.weights={weights}: of {counts} prompts that leaves no {name} ones; take a larger share, or more "
                 "prompts"
             )
     return taken
