@@ -138,7 +138,7 @@ def test_the_folder_of_public_data_is_where_every_source_looks(root: Path) -> No
         ({"mix": {"harmful": MixPart("alpaca", ".", None)}}, ["data.mix has no part benign", "give data.mix.benign"]),
         ({"weights": {"harmful": 0, "benign": 1}}, ["data.weights.harmful=0: no harmful prompts", "data=alpaca"]),
         ({"weights": {"harmful": 1.0}}, ["data.weights.benign=0"]),
-        ({"weights": {"harmful": 1.0, "benign": 1.0, "rude": 1.0}}, ["data.weights.rude: no part of", "harmful and benign"]),
+        ({"weights": {"harmful": 1.0, "benign": 1.0, "rude": 1.0}}, ["data.weights.rude: no part of", "benign"]),
         ({"root": "/not/there"}, ["data.root=/not/there: no such folder"]),
         ({"benign_path": "/not/there"}, ["data.mix.benign.path=/not/there: no such file"]),
         ({"benign_source": "tinystories"}, ["data.mix.benign.source=tinystories has no prompts"]),
@@ -180,7 +180,7 @@ def test_a_part_by_another_name_has_prompts_that_say_their_kind_and_trains_alone
     mine = tmp_path / "mine.jsonl"
     write_rows(mine, [{"prompt": "Is it raining?", "harmful": False}, {"prompt": "Where is the bank?"}] * 2)
     mix = {**mix, "own": MixPart("prompts", str(mine), None)}
-    with pytest.raises(UserError, match=r"mine.jsonl, line 2: data.mix.own is called neither .* harmful: true or false"):
+    with pytest.raises(UserError, match=r"line 2: data.mix.own is called neither .* harmful: true or false"):
         rows(root, mix=mix, weights={}, val_fraction=0.01)
 
 
