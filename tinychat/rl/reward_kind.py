@@ -73,6 +73,7 @@ class Kind(ABC):
     def __init__(self, part: RewardPart, place: Place) -> None:
         """Raises UserError."""
         self.key = place.key
+        self._options: Any = Options() if self.takes_code else self.takes(**part.options)
         self.notes: dict[str, list[float]] = {}  # what else the latest `score` has to say of each reply, no reward
 
     def check_rows(self, rows: Sequence[PromptRow]) -> None:  # noqa: B027  most kinds need nothing of them

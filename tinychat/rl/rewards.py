@@ -20,6 +20,7 @@ from tinychat.config.schema import RewardConfig, RewardPart
 from tinychat.config.stages import ScoreRange
 from tinychat.errors import UserError
 from tinychat.evaluation.answers import REFERENCES, credit, matches, pattern_problem
+from tinychat.evaluation.refusals import refuses
 from tinychat.rl.reward_kind import Kind, Options, Place
 from tinychat.rl.weighing import Weighing
 from tinychat.runtime import user_code
@@ -110,7 +111,6 @@ class EnsembleReward(ModelReward):
     def __init__(self, part: RewardPart, place: Place) -> None:
         """Raises UserError as ModelReward, and for members whose scores are on no common scale."""
         super().__init__(part, place)
-        self._options = EnsembleOptions(**part.options)
         ranges = {scorer.path: scorer.score_range for scorer in self.scorers}
         if len(set(ranges.values())) > 1 or ScoreRange.raw.value in ranges.values():
             said = ", ".join(f"{path} {kind}" for path, kind in ranges.items())
@@ -176,10 +176,6 @@ class VerifierReward(Kind):
     needs_answers = True
     takes = VerifierOptions
 
-    def __init__(self, part: RewardPart, place: Place) -> None:
-        super().__init__(part, place)
-        self._options = VerifierOptions(**part.options)
-
     @classmethod
     def problems(cls, key: str, part: RewardPart) -> Iterator[str]:
         yield from super().problems(key, part)
@@ -224,10 +220,6 @@ class FormatReward(Kind):
 
     takes = FormatOptions
 
-    def __init__(self, part: RewardPart, place: Place) -> None:
-        super().__init__(part, place)
-        self._options = FormatOptions(**part.options)
-
     def score(self, rows: Sequence[PromptRow], replies: list[str], sequences: list[list[int]]) -> list[float]:
         own = self._options
         shares = [tags_in_place(reply, own.tags) for reply in replies]
@@ -270,13 +262,25 @@ class RegexReward(Kind):
         elif wrong := pattern_problem(pattern):
             yield f"{key}.options.pattern={pattern}: no regular expression: {wrong}"
 
-    def __init__(self, part: RewardPart, place: Place) -> None:
-        super().__init__(part, place)
-        self._options = RegexOptions(**part.options)
-
     def score(self, rows: Sequence[PromptRow], replies: list[str], sequences: list[list[int]]) -> list[float]:
         own = self._options
         return [own.right if matches(reply, own.pattern) else own.wrong for reply in replies]
+
+
+@dataclass(frozen=True)
+class RefusalOptions(Options):
+    refused: float = -1.0
+    answered: float = 0.0
+
+
+class RefusalReward(Kind):
+    """Whether a reply refuses what was asked, by the rules of tinychat.evaluation.refusals."""
+
+    takes = RefusalOptions
+
+    def score(self, rows: Sequence[PromptRow], replies: list[str], sequences: list[list[int]]) -> list[float]:
+        own = self._options
+        return [own.refused if refuses(reply) else own.answered for reply in replies]
 
 
 class PythonReward(Kind):
@@ -357,6 +361,7 @@ KINDS: dict[str, type[Kind]] = {
     "verifier": VerifierReward,
     "format": FormatReward,
     "regex": RegexReward,
+    "refusal": RefusalReward,
     "python": PythonReward,
 }
 

@@ -18,7 +18,7 @@ from tinychat.config import data_checks
 from tinychat.config.schema import Config, DataConfig, MixPart
 from tinychat.data.chats.sources import chat_source
 from tinychat.data.files.splits import Split
-from tinychat.data.own_words import LOOK_ALIKES, REFUSALS
+from tinychat.data.own_words import LOOK_ALIKES
 from tinychat.data.preferences.prompts import PromptRow, prompt_source
 from tinychat.data.preferences.sources import preference_source
 from tinychat.errors import UserError
@@ -184,22 +184,11 @@ def test_a_part_by_another_name_has_prompts_that_say_their_kind_and_trains_alone
         rows(root, mix=mix, weights={}, val_fraction=0.01)
 
 
-@pytest.mark.parametrize("source", ["safe_and_helpful", "helpful_pairs"])
-def test_a_further_part_without_a_share_is_refused(root: Path, source: str) -> None:
-    part = {"own": MixPart("refusals" if source == "helpful_pairs" else "look_alikes", None, None)}
-    message = refusal(root, source=source, mix={**job(root).data.mix, **part})
+def test_a_further_part_without_a_share_is_refused(root: Path) -> None:
+    message = refusal(root, mix={**job(root).data.mix, **OWN})
     assert "data.weights.own=0: none of data.mix.own; give it a share, or leave it out: ~data.mix.own" in message
-
-
-def test_helpful_pairs_reject_replies_of_further_parts_in_training(root: Path) -> None:
-    config = replace(data(root), name="helpful_pairs", source="helpful_pairs", judge_fraction=0)
-    part = {"own": MixPart("refusals", None, None)}
-    weights = {"harmful": 0.0, "benign": 0.2, "own": 0.8}
-    config = replace(config, mix={**config.mix, **part}, weights=weights, val_fraction=0.2)
-    written = {json.loads(line)["reply"] for line in REFUSALS.read_text(encoding="utf-8").splitlines()}
-    found = [row.rejected in written for row in preference_source(config, "train").rows()]
-    assert 0.6 < sum(found) / len(found) < 0.95
-    assert not any(row.rejected in written for row in preference_source(config, "validation").rows())
+    message = refusal(root, source="helpful_pairs", mix={**job(root).data.mix, **OWN})
+    assert "data.mix.own: no kind of prompt; there are harmful and benign" in message
 
 
 def test_helpful_pairs_reject_what_answers_something_else(root: Path) -> None:

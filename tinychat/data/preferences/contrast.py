@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tinychat.config.schema import BENIGN, DataConfig
+from tinychat.config.schema import BENIGN, HARMFUL, DataConfig
 from tinychat.data.chats.rows import BadRow, ChatRow
 from tinychat.data.chats.sources import ChatSource, chat_source, of_part
 from tinychat.data.files.row_sources import Found
@@ -25,30 +25,28 @@ from tinychat.data.preferences.rows import Labels, PreferenceRow, preference_row
 
 class HelpfulPairs(MixedSource):
     """Of data.mix the sources `benign`, instructions, and `harmful`, whose chosen replies are safe ones; data.weights
-    are the shares of the rejected replies that come from each. Further parts, by any name, are more sources of rejected
-    replies, for training alone."""
+    are the shares of the rejected replies that come from each."""
 
     has = ("preferences",)
     wants = "conversations"
-    others = True
 
     def made(self, config: DataConfig, split: Split, rows: str) -> Found[Any] | None:
         sources: dict[str, ChatSource] = {}
-        for name, part in parts_of(config, split).items():
-            with of_part(name):
-                sources[name] = chat_source(part, split)
-        weights = {name: config.weights.get(name, 0.0) if config.weights else 1.0 for name in sources}
+        for kind, part in parts_of(config, split).items():
+            with of_part(kind):
+                sources[kind] = chat_source(part, split)
+        weights = dict(config.weights) or {HARMFUL: 0.5, BENIGN: 0.5}
+        share = weights[HARMFUL] / sum(weights.values())
 
         def read() -> Iterator[PreferenceRow | BadRow]:
             replies: dict[str, list[ChatRow]] = {}
-            for name, source in sources.items():
-                with of_part(name):
-                    replies[name] = list(source.rows())
+            for kind, source in sources.items():
+                with of_part(kind):
+                    replies[kind] = list(source.rows())
             for row in replies[BENIGN]:
                 # Of the row alone, so that other rows change nothing but who is drawn.
                 draws = random.Random(f"{config.seed}\0{row.content()}")
-                (part,) = draws.choices(list(weights), list(weights.values()))
-                other = draws.choice(replies[part])
+                other = draws.choice(replies[HARMFUL if draws.random() < share else BENIGN])
                 labels = Labels(category=BENIGN, harmful=False)
                 try:
                     yield preference_row(*_sides(row, other), row.place, labels)
@@ -56,7 +54,7 @@ class HelpfulPairs(MixedSource):
                     yield bad
 
         def identify(memo_dir: Path | None) -> str:
-            return json.dumps([[one.fingerprint(memo_dir) for one in sources.values()], weights, config.seed])
+            return json.dumps([[one.fingerprint(memo_dir) for one in sources.values()], share, config.seed])
 
         return found_in(sources, read, identify)
 
