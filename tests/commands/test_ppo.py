@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.chat_models import babbler
 from tests.conftest import TORCHRUN, run_train
+from tests.reward_models import LORA, started, stir, write
 from tinychat.models.checkpoints import save_weights, saved_buffers, saved_parameters
 from tinychat.text.chat_template import set_template
 
@@ -99,6 +100,38 @@ def test_a_run_leaves_a_policy_with_its_records(warm, made: Path, tmp_path: Path
     assert '"step":3,"heldOut":true' in (tmp_path / "run" / "rollouts.html").read_text()
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["objective_name"] == "eval/objective"
+
+
+@pytest.fixture(scope="module")
+def one_base(warm, made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[str, ...]]:
+    """A run whose value function and reward model are adapters on the policy's base, and its words."""
+    rewarding = started(made / "sft", LORA)
+    stir(rewarding)
+    write(rewarding, made / "adapted")
+    words = ("peft=lora", "peft.r=4", "stage.value=adapter", "stage.value_from=reward", "stage.lr=1e-2")
+    words = (*words, "reward=model", f"reward.parts.model.path={made / 'adapted'}", "stage.max_steps=2")
+    out = tmp_path_factory.mktemp("one_base")
+    assert "is computed on it" in ppo(warm, made, out, *words).stderr
+    return out, words
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "split",
+    [("ds=zero0",), ("ds=zero1",), ("ds=zero2",), ("ds=zero3",), TORCHRUN, ("ds=zero3", *TORCHRUN)],
+    ids=" ".join,
+)
+def test_on_one_base_every_split_trains_alike(
+    warm, made: Path, one_base: tuple[Path, tuple[str, ...]], tmp_path: Path, split: tuple[str, ...]
+) -> None:
+    out, words = one_base
+    ppo(warm, made, tmp_path, *words, *split, fork_ranks=True)
+    for name in ("rl/reward", "rl/kl", "rl/value_loss", "rl/policy_loss"):
+        assert metrics(tmp_path, name) == pytest.approx(metrics(out, name), abs=1e-4, rel=1e-3), name
+    for file in ("adapter_model.safetensors", "value/adapter_model.safetensors"):
+        found, wanted = (load_file(way / "run/checkpoints/step-000002" / file) for way in (tmp_path, out))
+        assert found.keys() == wanted.keys()
+        assert max((found[name] - wanted[name]).abs().max().item() for name in wanted) < 1e-3
 
 
 @pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3))])
