@@ -30,7 +30,8 @@ from tinychat.runtime.world import World
 from tinychat.stages import Context, StopFlag
 from tinychat.stages.grpo import algorithm
 from tinychat.stages.policy import WHOLE, Models, Reference, Sampler, get_policy
-from tinychat.stages.rollouts import Algorithm, Coefficients, learn, step_seed, with_missing_ends
+from tinychat.stages.rollouts import step_seed, with_missing_ends
+from tinychat.stages.updates import Algorithm, Coefficients, learn
 from tinychat.text.tokenizer import load_saved_tokenizer
 
 NOW = Coefficients(BETA, 0.0)

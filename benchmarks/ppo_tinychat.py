@@ -28,7 +28,8 @@ from tinychat.runtime.world import World
 from tinychat.stages import Context, StopFlag
 from tinychat.stages.policy import WHOLE, Models, Reference, Sampler
 from tinychat.stages.ppo import algorithm, get_actor_critic
-from tinychat.stages.rollouts import Coefficients, learn, step_seed, with_missing_ends
+from tinychat.stages.rollouts import step_seed, with_missing_ends
+from tinychat.stages.updates import Coefficients, learn
 from tinychat.text.tokenizer import load_saved_tokenizer
 
 CONF = Path(__file__).resolve().parent.parent / "conf"

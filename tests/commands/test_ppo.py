@@ -56,6 +56,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = ("the cat", "the dog and", "mat", "dog sat on the mat")
     (folder / "prompts.txt").write_text("\n".join(f"{word} {more}" for word in words for more in ("sat", "and", "on")))
     (folder / "count.py").write_text(COUNT)
+    said = ({"prompt": f"the {word} {n}", "response": "sat on the mat " * n} for word in words for n in (1, 2, 3))
+    (folder / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in said))
     return folder
 
 
@@ -173,6 +175,31 @@ def test_every_split_trains_alike(warm, made: Path, plain: Path, tmp_path: Path,
         found, wanted = weights(tmp_path), weights(plain)
         assert found.keys() == wanted.keys()
         assert max((found[name] - wanted[name]).abs().max().item() for name in wanted) < 1e-3
+
+
+@pytest.mark.slow
+def test_every_split_learns_alike_from_conversations_too(warm, made: Path, tmp_path: Path) -> None:
+    """Ranks, micro-batches and ZeRO stages, with a value function of its own, in which they must teach nothing."""
+    ptx = ("stage.ptx.coef=0.5", "stage.ptx.source=chat", f"stage.ptx.path={made / 'chats.jsonl'}")
+    few = (*ptx, "stage.ptx.batch_size=6", "stage.lr=1e-3", "stage.critic_warmup=1", "stage.micro_batch_size=")
+    (tmp_path / "one").mkdir()
+    ppo(warm, made, tmp_path / "one", *few[:-1], f"{few[-1]}4")
+    wanted = weights(tmp_path / "one")
+    losses = metrics(tmp_path / "one", "rl/ptx_loss")
+    assert losses[-1] < losses[0] - 0.02
+    assert len(losses) == 3
+    for split in ((), TORCHRUN, *((f"ds=zero{stage}", *TORCHRUN) for stage in range(4)), ("ds=zero3_offload",)):
+        out = tmp_path / "-".join(("split", *(split[:1] or ("none",)), str(len(split)))).replace("=", "-")
+        out.mkdir()
+        ppo(warm, made, out, *split, *few[:-1], f"{few[-1]}1", fork_ranks=True)
+        for name in ("rl/ptx_loss", "rl/reward", "rl/value_loss", "train/loss", "train/grad_norm"):
+            assert metrics(out, name) == pytest.approx(metrics(tmp_path / "one", name), abs=1e-4, rel=1e-3), (
+                name,
+                split,
+            )
+        if "zero3" not in "".join(split):
+            found = weights(out)
+            assert max((found[name] - wanted[name]).abs().max().item() for name in wanted) < 1e-3, split
 
 
 @pytest.mark.slow

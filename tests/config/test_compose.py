@@ -132,6 +132,17 @@ def refusal(*overrides: str) -> str:
         ),
         (["stage=ppo", "reward.parts.model.cost=true"], ["cost=true", "no limit", "reward.multiplier"]),
         (["stage=ppo", "stage.missing_end=mask"], ["stage.missing_end=mask", "subtract"]),
+        (["stage=ppo", "stage.ptx.coef=-1"], ["stage.ptx.coef=-1", "must not be negative"]),
+        (["stage=rlvr", "stage.ptx.coef=1"], ["stage.ptx.source=null", "stage.ptx.source=alpaca stage.ptx.path=FILES"]),
+        (["stage=ppo", "stage.ptx.coef=1", "stage.ptx.source=text"], ["source=text has no conversations", "alpaca"]),
+        (["stage=grpo", "stage.ptx.coef=1", "stage.ptx.source=chat"], ["stage.ptx.path=null: chat needs a file"]),
+        (["stage=grpo", "stage.ptx.source=chat", "stage.ptx.path=no.jsonl"], ["stage.ptx.path=no.jsonl: no such file"]),
+        (["stage=ppo", "stage.ptx.coef=1", "stage.ptx.source=tinyworld"], ["stage.ptx.max_rows=null", "never ends"]),
+        (["stage=ppo", "stage.ptx.max_rows=0"], ["stage.ptx.max_rows=0: must be at least 1"]),
+        (
+            ["stage=ppo", "stage.ptx.coef=1", "stage.ptx.source=alpaca", "stage.ptx.batch_size=7", *TWO_RANKS],
+            ["stage.ptx.batch_size=7 does not divide over 2 ranks; use 8"],
+        ),
         (["stage=grpo", "stage.normalise_parts=true", "stage.missing_end=floor"], ["stage.missing_end=floor"]),
         (["stage=sft", "stage.length_power=1.5"], ["stage.length_power=1.5", "from 0"]),
         (["stage=sft", "stage.label_smoothing=1"], ["stage.label_smoothing=1", "below 1"]),
@@ -233,3 +244,7 @@ def test_a_forward_pass_is_no_larger_than_a_ranks_share_of_the_batch() -> None:
     config = composed("stage.batch_size=8", "stage.micro_batch_size=4", "launch=torchrun", "launch.nproc=4")
     checks.check(config)
     assert [config.stage.per_forward(ranks) for ranks in (1, 2, 4, 8)] == [4, 4, 2, 1]
+    assert [config.stage.grad_accum_steps(ranks) for ranks in (1, 2, 4, 8)] == [2, 1, 1, 1]
+    ptx = ("stage.ptx.coef=1", "stage.ptx.source=alpaca", "stage.ptx.batch_size=12", "stage.micro_batch_size=4")
+    config = composed("stage=ppo", "tuned=none", "stage.batch_size=8", *ptx)
+    assert [config.stage.grad_accum_steps(ranks) for ranks in (1, 2, 4)] == [2 + 3, 1 + 2, 1 + 1]

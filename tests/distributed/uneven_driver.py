@@ -61,8 +61,8 @@ def run(way: str, world: World) -> dict[str, Any]:
     stage: Any = SimpleNamespace(
         lr=0.01, batch_size=4, micro_batch_size=2, grad_clip=1.0, activation_checkpointing=False, temperature=0.7,
         full_kl=True, response_length=30, rollout_batch_size=1,
-        per_forward=lambda _ranks: 2, eval_batch_size=2, generate_rows=2, generate_tokens=1, generate_batch_size=2,
-        free_replies=False,
+        per_forward=lambda _ranks: 2, grad_accum_steps=lambda ranks: 2 // ranks,
+        eval_batch_size=2, generate_rows=2, generate_tokens=1, generate_batch_size=2, free_replies=False,
     )  # fmt: skip
     optim = OptimConfig("adamw", OptimKind.adamw, [0.9, 0.95], 1e-8, 0.0, None, None, None)
     settings = DsConfig(ds, ds != "none", {"zero_optimization": zero} if zero else {})

@@ -16,7 +16,7 @@ from tinychat.models.vocabulary import WHOLE
 from tinychat.rl.rollout import to_experience
 from tinychat.runtime.world import World
 from tinychat.stages.ppo import algorithm
-from tinychat.stages.rollouts import Coefficients, learn
+from tinychat.stages.updates import Coefficients, learn
 
 ALONE = World(0, 0, 1, torch.device("cpu"))
 

@@ -24,7 +24,8 @@ from tinychat.rl.rollout import Rollout
 from tinychat.runtime.world import World
 from tinychat.stages import grpo, policy, ppo
 from tinychat.stages.policy import Models, Reference, Sampler
-from tinychat.stages.rollouts import Clock, Coefficients, kl_controller, learn, next_rollout, with_missing_ends
+from tinychat.stages.rollouts import Clock, kl_controller, next_rollout, with_missing_ends
+from tinychat.stages.updates import Coefficients, learn
 
 ALONE = World(0, 0, 1, torch.device("cpu"))
 WORDS, EOS, PAD = 10, 8, 9

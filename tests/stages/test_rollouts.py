@@ -33,7 +33,7 @@ from tinychat.rl.rollout import to_experience
 from tinychat.runs.rollouts import read, steps_of
 from tinychat.runtime.world import World
 from tinychat.stages import Context, StageResult, StopFlag, grpo, ppo
-from tinychat.stages.rollouts import Algorithm, Coefficients, learn
+from tinychat.stages.updates import Algorithm, Coefficients, learn
 
 ALONE = World(0, 0, 1, torch.device("cpu"))
 GROUP = 4
@@ -60,8 +60,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(rewarding, folder / "reward")
     (folder / "train.txt").write_text("\n".join(PROMPTS))
     (folder / "held_out.txt").write_text("the dog sat\nthe mat and the cat\n")
+    chats = ({"messages": [*asked(text), {"role": "assistant", "content": "the cat sat"}]} for text in PROMPTS)
+    (folder / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chats))
     (folder / "length.py").write_text("def score(prompts, replies): return [float(len(reply)) for reply in replies]")
     return folder
+
+
+def asked(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
 
 
 def surroundings(made: Path, run_dir: Path, *overrides: str, stage: str = "ppo") -> tuple[Config, Context]:
@@ -79,6 +85,31 @@ def without_values(made: Path, run_dir: Path, *overrides: str) -> StageResult:
     reward = ("reward=python", f"reward.parts.python.path={made / 'length.py'}:score", f"stage.group_size={GROUP}")
     config, context = surroundings(made, run_dir, *reward, *overrides, stage="grpo")
     return grpo.run(config, context)
+
+
+def test_conversations_are_learnt_beside_rewards_and_unread_without_a_weight(
+    made: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken, found = tmp_path / "broken.jsonl", {}
+    broken.write_text("no row")
+    of = ("stage.ptx.source=chat", "stage.ptx.path=")
+    ways = {
+        "none": (),
+        "off": (of[0], f"{of[1]}{broken}"),
+        "on": ("stage.ptx.coef=1", of[0], f"{of[1]}{made}/chats.jsonl"),
+    }
+    with caplog.at_level("INFO"):
+        for name, ptx in ways.items():
+            few = ("stage.lr=1e-3", "stage.max_steps=1", "stage.epochs=1")
+            found[name] = without_values(made, tmp_path / name, *few, *ptx)
+    assert "stage.ptx.coef=0: nothing is learnt from stage.ptx.source=chat" in caplog.text
+    assert [name for name, done in found.items() if "rl/ptx_loss" in done.metrics] == ["on"]
+    weights = {name: load_file(f"{done.checkpoint}/model.safetensors") for name, done in found.items()}
+    for name, wanted in weights["none"].items():
+        assert torch.equal(weights["off"][name], wanted)
+        assert not torch.equal(weights["on"][name], wanted)
+    lineage = json.loads((tmp_path / "on" / "lineage.json").read_text())["data"]["ptx"]
+    assert lineage["conversations"] == len(PROMPTS) - 1, "one is held out"
 
 
 @pytest.mark.parametrize("peft", ["none", "lora"])
@@ -184,12 +215,15 @@ def same(found: Path, wanted: Path) -> None:
 
 
 def test_on_one_base_a_resumed_run_goes_on_bit_for_bit(made: Path, adapted: Path, tmp_path: Path) -> None:
-    wanted = on_one_base("ppo", made, adapted, tmp_path / "whole")
+    """With conversations in its updates too."""
+    ptx = ("stage.ptx.coef=0.5", "stage.ptx.source=chat", f"stage.ptx.path={made / 'chats.jsonl'}")
+    ptx += ("stage.ptx.batch_size=3",)
+    wanted = on_one_base("ppo", made, adapted, tmp_path / "whole", *ptx)
     for name in ("config.yaml", "checkpoints/step-000001"):
         source, copied = tmp_path / "whole" / name, tmp_path / "again" / name
         copied.parent.mkdir(parents=True, exist_ok=True)
         (shutil.copytree if source.is_dir() else shutil.copy)(source, copied)
-    found = on_one_base("ppo", made, adapted, tmp_path / "again")
+    found = on_one_base("ppo", made, adapted, tmp_path / "again", *ptx)
     same(found, wanted)
     assert (found / "value" / "adapter_model.safetensors").is_file()
 
@@ -271,8 +305,8 @@ def test_the_example_makes_the_updates_of_the_stage(
     done = ppo.run(config, context)
     assert done.checkpoint is not None
     capsys.readouterr()
-    asked = [[{"role": "user", "content": text}] for text in PROMPTS]
-    model = example.ppo(str(made / "sft"), str(made / "reward"), asked, asked[:2])
+    prompts = [asked(text) for text in PROMPTS]
+    model = example.ppo(str(made / "sft"), str(made / "reward"), prompts, prompts[:2])
     said, found = capsys.readouterr().out, done.metrics
     for part in (
         f"step   2 | reward {found['rl/reward']:6.3f} | KL {found['rl/kl']:6.3f} nats a reply | ended",

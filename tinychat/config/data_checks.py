@@ -10,6 +10,7 @@ from omegaconf import MISSING
 
 from tinychat.config import plugins
 from tinychat.config.corpus_stage import CorpusSource, EvaluationSet, weight_problems
+from tinychat.config.rollout_stages import Ptx, RolloutStage
 from tinychat.config.schema import DATA, BestOfNConfig, Config, DataConfig
 from tinychat.config.specs import Made, spec_of
 from tinychat.config.stages import HeldOutSet, ReplyEvaluation
@@ -50,6 +51,8 @@ def problems(config: Config) -> Iterator[str]:
     if isinstance(config.stage, ReplyEvaluation):
         for name, one in config.stage.held_out.items():
             yield from _part(f"stage.held_out.{name}", one, "conversations", "max_rows")
+    if isinstance(config.stage, RolloutStage) and config.stage.ptx.source is not None:
+        yield from _part("stage.ptx", config.stage.ptx, "conversations", "max_rows")
     wanted = spec_of(config).reads
     if wanted and not plugins.gives(data, wanted):
         works = ", ".join(plugins.sources_of(wanted))
@@ -158,7 +161,9 @@ def _corpus(config: Config) -> Iterator[str]:
             yield f"{key}={path}: no such file (looked from {Path.cwd()})"
 
 
-def _part(key: str, part: CorpusSource | EvaluationSet | HeldOutSet, wanted: str | None, most: str) -> Iterator[str]:
+def _part(
+    key: str, part: CorpusSource | EvaluationSet | HeldOutSet | Ptx, wanted: str | None, most: str
+) -> Iterator[str]:
     """wanted: the rows that it must have; None: any. most: the key that bounds what a generator makes."""
     if part.source == MISSING:
         yield f"{key}.source: must be given, as {{source: text, path: FILES}}"
@@ -167,7 +172,7 @@ def _part(key: str, part: CorpusSource | EvaluationSet | HeldOutSet, wanted: str
         if (path := getattr(part, name, None)) and not _exists(path):
             yield f"{key}.{name}={path}: no such file or folder (looked from {Path.cwd()})"
     try:
-        source = plugins.SOURCES.get(part.source, f"{key}.source")
+        source = plugins.SOURCES.get(str(part.source), f"{key}.source")
     except UserError as error:
         yield str(error)
         return
@@ -176,7 +181,10 @@ def _part(key: str, part: CorpusSource | EvaluationSet | HeldOutSet, wanted: str
     if source.endless and not part.path and getattr(part, most) is None:
         yield f"{key}.{most}=null: {part.source} never ends; say how many, {key}.{most}=1000"
     if wanted and (source.of_corpus or wanted not in source.has):
-        works = ", ".join(name for name in plugins.sources_of(wanted) if not plugins.SOURCES.own[name].of_corpus)
+        own = plugins.SOURCES.own
+        works = ", ".join(
+            name for name in plugins.sources_of(wanted) if wanted in own[name].has and not own[name].of_corpus
+        )
         yield f"{key}.source={part.source} has no {wanted} of its own; use {works}"
 
 

@@ -4,8 +4,9 @@ tinychat.config.stages."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -60,6 +61,36 @@ class MissingEnd(Enum):
 
 
 @dataclass
+class Ptx:
+    """Supervised learning on conversations in the same updates (PPO-ptx; Ouyang et al. 2022, section 3.5)."""
+
+    coef: float = MISSING  # weight of the mean loss of their reply tokens; 0: off, and none of the rest acts
+    source: str | None = MISSING  # as data.source, with conversations
+    path: str | None = MISSING  # as data.path
+    max_rows: int | None = MISSING  # training conversations taken (a seeded choice) or generated at most; null: all
+    options: dict[str, Any] = field(default_factory=dict)  # as data.options
+    batch_size: int = MISSING  # conversations of an update, over all ranks
+
+    def problems(self, ranks: int) -> Iterator[str]:
+        """As StageSettings.problems."""
+        if self.coef < 0:
+            yield f"stage.ptx.coef={self.coef}: must not be negative; 0 learns from no conversations"
+        if self.coef > 0 and self.source is None:
+            yield (
+                f"stage.ptx.source=null: stage.ptx.coef={self.coef} needs conversations to learn from, as "
+                "stage.ptx.source=alpaca stage.ptx.path=FILES"
+            )
+        for key in ("max_rows", "batch_size"):
+            if (value := getattr(self, key)) is not None and value < 1:
+                yield f"stage.ptx.{key}={value}: must be at least 1"
+        if self.coef > 0 and self.batch_size >= 1 and self.batch_size % ranks:
+            yield (
+                f"stage.ptx.batch_size={self.batch_size} does not divide over {ranks} ranks; use "
+                f"{max(1, round(self.batch_size / ranks)) * ranks}"
+            )
+
+
+@dataclass
 class RolloutStage(TrainLoop, AnswerEvaluation, ReplyEvaluation, SafetyEvaluation):
     """Learning from the policy's own replies: a step is one rollout and the updates it feeds."""
 
@@ -79,6 +110,7 @@ class RolloutStage(TrainLoop, AnswerEvaluation, ReplyEvaluation, SafetyEvaluatio
     clip_high: float = MISSING
     dual_clip: float | None = MISSING  # bound on the loss of bad tokens, above 1; null: none
     log_ratio_bound: float = MISSING
+    ptx: Ptx = MISSING
     entropy_coef: float = MISSING  # weight of an entropy bonus; with a target: by how much it moves in a step
     entropy_target: float | None = MISSING  # nats per token, below which the bonus grows and acts; null: it stays
     missing_end: MissingEnd = MISSING
@@ -92,8 +124,14 @@ class RolloutStage(TrainLoop, AnswerEvaluation, ReplyEvaluation, SafetyEvaluatio
     eval_batch_size: int = MISSING  # conversations per forward pass in evaluation
     keep_rollouts: bool = MISSING  # write each rollout to rollouts/ in the run folder: any step can be replayed
 
+    def grad_accum_steps(self, ranks: int) -> int:
+        """As TrainLoop's; those over stage.ptx are counted."""
+        of_ptx = -(-(self.ptx.batch_size // ranks) // self.micro_batch_size) if self.ptx.coef else 0
+        return super().grad_accum_steps(ranks) + of_ptx
+
     def problems(self, ranks: int) -> Iterator[str]:
         yield from super().problems(ranks)
+        yield from self.ptx.problems(ranks)
         for size, name in ((self.batch_size, f"stage.batch_size={self.batch_size}"), (ranks, f"{ranks} ranks")):
             if self.rollout_size % max(size, 1):
                 yield (

@@ -89,6 +89,10 @@ class TrainLoop(StageSettings):
         that is less."""
         return max(1, min(self.micro_batch_size, self.batch_size // ranks))
 
+    def grad_accum_steps(self, ranks: int) -> int:
+        """Forward passes of an optimizer step on one of so many ranks."""
+        return self.batch_size // (self.per_forward(ranks) * ranks)
+
     def problems(self, ranks: int) -> Iterator[str]:
         yield from super().problems(ranks)
         if min(self.batch_size, self.micro_batch_size) >= 1:

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from tinychat.config.plugins import makes_replies, prompts_of, reward_kind
+from tinychat.config.rollout_stages import RolloutStage
 from tinychat.config.schema import BestOfNConfig, Config, OnBadRow
 from tinychat.config.shapes import shape_of
 from tinychat.config.specs import Made, Rows, spec_of
 from tinychat.data.chats.rows import BadRow
-from tinychat.data.chats.sources import ChatSource, chat_source, held_out_data, of_set
+from tinychat.data.chats.sources import ChatSource, chat_source, held_out_data, of_set, ptx_data
 from tinychat.data.corpus.sources import corpus_sources
 from tinychat.data.documents.sources import TextSource, text_source
 from tinychat.data.files.row_sources import RowSource, hashed
@@ -85,11 +86,14 @@ def look(config: Config, rows: Rows) -> None:
 
 
 def look_at_sets(config: Config) -> None:
-    """Read the sets of stage.held_out likewise. Raises UserError as the reading does."""
+    """Likewise read the sets of stage.held_out, and what stage.ptx learns from. Raises UserError as reading does."""
     with _quiet():
         for name, one in config.stage.held_out.items():
             with of_set(name):
                 _read(chat_source(held_out_data(name, one, config.data), "validation"), config)
+        if isinstance(config.stage, RolloutStage) and config.stage.ptx.coef:
+            with about("stage.ptx"):
+                _read(chat_source(ptx_data(config.stage.ptx, config.data), "train"), config)
 
 
 def _look_at_sources(config: Config) -> None:

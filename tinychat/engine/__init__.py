@@ -41,9 +41,8 @@ def build_engine(
         return PlainEngine(model, optimizer, world, dtype, loop.grad_clip)
     from tinychat.engine.deepspeed_engine import DeepSpeedEngine  # DeepSpeed takes seconds to import
 
-    rows = loop.per_forward(world.size)
-    grad_accum_steps = loop.batch_size // (rows * world.size)
-    return DeepSpeedEngine(model, optimizer, world, dtype, loop.grad_clip, ds.config, rows, grad_accum_steps)
+    passes = loop.per_forward(world.size), loop.grad_accum_steps(world.size)
+    return DeepSpeedEngine(model, optimizer, world, dtype, loop.grad_clip, ds.config, *passes)
 
 
 def evaluation_engine(model: Any, precision: Precision, world: World) -> Engine:

@@ -10,6 +10,7 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
+from tinychat.config.rollout_stages import RolloutStage
 from tinychat.config.schema import Config, PeftKind, TokenizerKind
 from tinychat.config.shapes import shape_of
 from tinychat.config.specs import Made, spec_of
@@ -51,7 +52,7 @@ def check(config: Config, said: Sequence[str]) -> None:
         from tinychat.data.look import look
 
         look(parents.with_corpus(config, found), rows)
-    if isinstance(config.stage, ReplyEvaluation) and config.stage.held_out:
+    if isinstance(config.stage, RolloutStage) or (isinstance(config.stage, ReplyEvaluation) and config.stage.held_out):
         from tinychat.data.look import look_at_sets
 
         look_at_sets(config)

@@ -20,7 +20,7 @@ from transformers.utils import ModelOutput
 
 from tinychat.models.adapters import adapter_in_use, save_adapter, used_adapter
 from tinychat.models.kernels.shared_prompts import shared_prompts
-from tinychat.models.logprobs import IGNORED, head_is, head_returns_nll, last_hidden
+from tinychat.models.logprobs import IGNORED, head_is, head_returns_nll, inner_model, last_hidden
 from tinychat.models.reward import in_fp32
 from tinychat.models.vocabulary import WHOLE, Vocabulary
 
@@ -86,20 +86,29 @@ class ActorCritic(nn.Module):
             part.activation_checkpointing_enable(options)
 
     def forward(
-        self, input_ids: Tensor, use_cache: bool = False, detach_values: bool = False, **inputs: Any
+        self,
+        input_ids: Tensor,
+        use_cache: bool = False,
+        detach_values: bool = False,
+        policy_alone: bool = False,
+        **inputs: Any,
     ) -> ActorCriticOutput:
-        """detach_values: what is learnt from the values does not reach the policy (under value=shared)."""
+        """detach_values: what is learnt from the values does not reach the policy (under value=shared). policy_alone:
+        the same, and the value function sees the first token alone (state_values (1, 1)): engines wait for a gradient
+        of every weight."""
+        valued = input_ids[:1, :1] if policy_alone else input_ids
         with last_hidden(self.policy, logits=True) as seen:
             logits = self.policy(input_ids=input_ids, use_cache=use_cache, **inputs).logits
         if self._adapter is not None:
             head, backbone = self.value_head, self.policy.get_base_model().base_model
             with adapter_in_use(self.policy, self._adapter):
-                hidden = backbone(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state
+                hidden = backbone(input_ids=valued, use_cache=False, **inputs).last_hidden_state
         elif self.value is None:
-            head, hidden = self.value_head, seen[0].detach() if detach_values else seen[0]
+            head, hidden = self.value_head, seen[0].detach() if detach_values or policy_alone else seen[0]
+            hidden = hidden[:1, :1] if policy_alone else hidden
         else:
             head = self.value.score
-            hidden = self.value.base_model(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state
+            hidden = self.value.base_model(input_ids=valued, use_cache=False, **inputs).last_hidden_state
         with head_is(head, lambda hidden, _: in_fp32(head, hidden)):  # as the reward's
             values = head(hidden)
         return ActorCriticOutput(logits=logits, state_values=values.squeeze(-1).float())
@@ -146,6 +155,20 @@ def hidden_and_values(
     if shared is None:
         return hidden, values
     return shared.rows(hidden), None if values is None else shared.rows(values)
+
+
+def reply_nll(model: Any, input_ids: Tensor, targets: Tensor) -> Tensor:
+    """Sum of the negative log-likelihoods, in nats, of the targets under a policy or that of an ActorCritic (possibly
+    wrapped), as stage=sft learns from them; a value function gets a gradient of zero.
+
+    input_ids, targets (B, T), padded on the right: as for tinychat.models.logprobs.token_nll.
+    """
+    inner = inner_model(model)
+    alone = {"policy_alone": True} if isinstance(inner, ActorCritic) else {}
+    with head_returns_nll(inner, targets, for_sum=True):
+        out = model(input_ids=input_ids, use_cache=False, **alone)
+    values = getattr(out, "state_values", None)
+    return out.logits.sum() if values is None else out.logits.sum() + 0.0 * values.sum()
 
 
 def policy_and_values(

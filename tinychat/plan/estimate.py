@@ -216,7 +216,7 @@ def split_of(config: Config, models: list[ModelPlan], device: Hardware) -> Split
 def work_of(config: Config, length: int, on_cpu: bool) -> Work:
     stage, ranks, spec = config.stage, checks.world_size(config), spec_of(config)
     rows = stage.per_forward(ranks)
-    accumulation = stage.batch_size // (rows * ranks)
+    accumulation = stage.grad_accum_steps(ranks)
     more: dict[str, int] = {}
     rows, eval_rows = spec.sequences * rows, spec.sequences * stage.eval_batch_size
     targets = 0 if spec.scores else length

@@ -25,7 +25,8 @@ from tinychat.stages import Context, StageResult
 from tinychat.stages.chats import get_chat_tokenizer
 from tinychat.stages.common import log
 from tinychat.stages.policy import get_policy, mean
-from tinychat.stages.rollouts import Algorithm, Coefficients, learn_from_rollouts
+from tinychat.stages.rollouts import learn_from_rollouts
+from tinychat.stages.updates import Algorithm, Coefficients
 
 NEVER_CLIPS = 0.05  # a mean over a reply moves less than that in an update
 

@@ -26,7 +26,8 @@ from tinychat.stages import Context, StageResult
 from tinychat.stages.chats import get_chat_tokenizer
 from tinychat.stages.common import log
 from tinychat.stages.policy import WHOLE, get_policy
-from tinychat.stages.rollouts import Algorithm, Coefficients, learn_from_rollouts
+from tinychat.stages.rollouts import learn_from_rollouts
+from tinychat.stages.updates import Algorithm, Coefficients
 from tinychat.text.tokenizer import vocabulary_size
 
 
@@ -62,13 +63,16 @@ def algorithm(stage: PpoStage, words: Vocabulary) -> Algorithm:
         return add_advantages(stage, rollout, experience, beta)
 
     def loss(model: Any, batch: Batch, step: int, now: Coefficients) -> tuple[Tensor, Sums]:
-        return ppo_loss(stage, model, batch, words, now.entropy, step <= stage.critic_warmup)
+        return ppo_loss(stage, model, batch, words, now.entropy, not policy_learns(step))
+
+    def policy_learns(step: int) -> bool:
+        return step > stage.critic_warmup
 
     def prepare(engine: Engine, step: int) -> None:
         if stage.critic_warmup:  # decay would move a policy that has no gradient
-            engine.set_weight_decay(0.0 if step <= stage.critic_warmup else 1.0)
+            engine.set_weight_decay(1.0 if policy_learns(step) else 0.0)
 
-    return Algorithm(advantages, loss, prepare=prepare)
+    return Algorithm(advantages, loss, prepare=prepare, policy_learns=policy_learns)
 
 
 def add_advantages(stage: PpoStage, rollout: Rollout, experience: Experience, beta: float) -> dict[str, float]:

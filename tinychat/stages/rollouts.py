@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from torch import Tensor
 from tinychat.config.rollout_stages import KLControl, MissingEnd, RolloutStage
 from tinychat.config.schema import Config
 from tinychat.data.preferences.prompts import PromptBatches, prompt_shape, prompt_source
-from tinychat.engine import Batch, Engine, StepStats, build_engine
+from tinychat.engine import Batch, build_engine
 from tinychat.errors import UserError
 from tinychat.models.actor_critic import policy_of
 from tinychat.models.build import count_parameters
@@ -28,9 +27,8 @@ from tinychat.rl.advantages import apply_eos_penalty, group_advantages, soft_len
 from tinychat.rl.alarms import Alarms
 from tinychat.rl.entropy import TargetEntropy
 from tinychat.rl.kl import AdaptiveKL, FixedKL
-from tinychat.rl.losses import Sums
 from tinychat.rl.rewards import SPREAD, Rewards
-from tinychat.rl.rollout import Experience, Rollout, minibatches, write_rollout
+from tinychat.rl.rollout import Experience, Rollout, write_rollout
 from tinychat.rl.selfcheck import (
     FirstRatios,
     PolicyChecks,
@@ -41,61 +39,14 @@ from tinychat.rl.selfcheck import (
     mean_tolerance,
 )
 from tinychat.runs.rollouts import path_of
-from tinychat.runtime.world import World, seed_rank
+from tinychat.runtime.world import seed_rank
 from tinychat.stages import Context, StageResult
-from tinychat.stages.common import Clock, Speedometer, context_length, describe_engine, log, split_batch, write_lineage
+from tinychat.stages.common import Clock, Speedometer, context_length, describe_engine, log, write_lineage
 from tinychat.stages.loop import TrainingLoop
 from tinychat.stages.policy import Models, PolicyEvaluation, Reference, Sampler, mean, rollout_table, thought_lengths
+from tinychat.stages.ptx import conversations_beside
+from tinychat.stages.updates import Algorithm, Coefficients, learn
 from tinychat.text.tokenizer import vocabulary_size
-
-
-def response_tokens(batch: Batch) -> float:
-    """Of a batch."""
-    return batch["mask"].sum().item()
-
-
-@dataclass(frozen=True)
-class Coefficients:
-    """What controllers say that a step's KL penalty and entropy bonus weigh."""
-
-    kl: float
-    entropy: float
-
-
-@dataclass(frozen=True)
-class Algorithm:
-    """What a stage that learns from rollouts does in its own way."""
-
-    # (rollout, experience, weight of the KL penalty) -> what there is to log. Reads rollout.scores and the measures of
-    # the experience, and adds to its fields what the loss needs.
-    advantages: Callable[[Rollout, Experience, float], dict[str, float]]
-    # (model, micro-batch with every field of the experience, step, coefficients) -> the loss, SUMMED over the
-    # micro-batch; and detached sums over its response tokens, "tokens" and "kl_k3" as ppo_policy_loss counts them among
-    # them. Those in REPORTED are logged.
-    loss: Callable[[Any, Batch, int, Coefficients], tuple[Tensor, Sums]]
-    # An update's replies, of all ranks -> what the sum of their losses is divided by.
-    count: Callable[[Batch], float] = response_tokens
-    # (engine, step), before a step's updates.
-    prepare: Callable[[Engine, int], None] = lambda _engine, _step: None
-    group: int = 1  # replies to a prompt, side by side in a rollout and together in an update
-    refill: int = 0  # times that groups whose rewards are all equal make room for others, at most
-
-
-# Sums of a loss, as means over the tokens of all updates of a step; and what its extremes are called.
-REPORTED = {
-    "policy_loss": "rl/policy_loss",
-    "value_loss": "rl/value_loss",
-    "kl_k3": "rl/approx_kl",
-    "clipped": "rl/clip_frac",
-    "value_clipped": "rl/value_clip_frac",
-    "ratio": "rl/ratio",
-    "ratio_max": "rl/ratio_max",
-    "ratio_min": "rl/ratio_min",
-    "weight": "rl/correction",
-    "stale": "rl/stale",
-    "ref_kl": "rl/kl_loss",
-}
-EXTREMES: dict[str, Callable[..., Any]] = {"ratio_max": max, "ratio_min": min}
 
 
 def learn_from_rollouts(
@@ -120,8 +71,10 @@ def learn_from_rollouts(
     sampler = Sampler(stage, tokenizer, Models(engine, reference, vocabulary(tokenizer)), rewards)
     held_out = PolicyEvaluation(config, context, tokenizer, length, sampler)
     rewards.check_rows(held_out.prompts.rows)
+    ptx = conversations_beside(config, context, tokenizer, length)
     seed_rank(config.seed, world.rank)
     data = {"train": {"fingerprint": source.fingerprint(), "prompts": len(prompts)}, **held_out.facts}
+    data |= {} if ptx is None else {"ptx": ptx.facts}
     origin = write_lineage(config, context, data)
 
     speed = Speedometer(0.0, engine.dtype, world)
@@ -158,7 +111,7 @@ def learn_from_rollouts(
             now = Coefficients(beta, stage.entropy_coef if bonus is None else bonus.update(found["rl/entropy"]))
             found |= {"rl/beta": beta} | ({} if bonus is None else {"rl/entropy_coef": now.entropy})
             clock.lap("perf/scoring_seconds")
-            done, learnt = learn(config, loop, engine, experience, algorithm, step, now)
+            done, learnt = learn(config, loop, engine, experience, algorithm, step, now, ptx)
             clock.lap("perf/update_seconds")
             controller.update(found.get("rl/kl", 0.0), len(rollout))
             if (multiplier := rewards.weighing.multiplier) is not None:
@@ -190,6 +143,7 @@ def learn_from_rollouts(
         "parameters": parameters.total,
         "parameters trained": parameters.trained,
         "prompts": len(prompts),
+        **({} if ptx is None else {"learnt beside rewards": ptx.described}),
         "context length": length,
         "alarms": "; ".join(loop.state.get("told", [])) or "none",
         "steps whose first ratio was not 1": ratios.count,
@@ -412,86 +366,3 @@ def rollout_metrics(stage: RolloutStage, rollout: Rollout, experience: Experienc
         found["rl/reward_spread"] = mean(spreads)
     # The gold reward, where the oracle knows it; the other parts stand in the table of the rollout.
     return found | ({"rl/gold_reward": mean(rollout.parts["gold"])} if "gold" in rollout.parts else {})
-
-
-def learn(
-    config: Config,
-    loop: TrainingLoop,
-    engine: Engine,
-    experience: Experience,
-    algorithm: Algorithm,
-    step: int,
-    now: Coefficients,
-) -> tuple[StepStats, dict[str, float]]:
-    """The updates of a step: each epoch goes through all replies once, in minibatches. Ends early beyond stage.max_kl.
-
-    Returns the last update, and the means over the tokens of all of them; rl/first_kl is that of the first update,
-    before which the policy is the one that wrote the replies.
-    """
-    stage, world = config.stage, engine.world
-    algorithm.prepare(engine, step)
-    engine.rest()  # sampling and measuring free what updates have no use for, and the other way round
-    rollout_size, share = stage.rollout_size, stage.batch_size // world.size
-    totals: dict[str, float] = {}
-    done, updates, first_kl = StepStats(0.0, 0.0), 0, 0.0
-    every = (rollout_size, stage.batch_size, config.seed, step)
-    for rows in (rows for epoch in range(stage.epochs) for rows in minibatches(*every, epoch, algorithm.group)):
-        replies = experience.rows(rows)
-        own = experience.rows(rows[world.rank * share : (world.rank + 1) * share])
-        sums: Sums = {}
-        done = loop.train(
-            split_batch(own, stage.micro_batch_size, world.device),
-            _counting(lambda model, batch: algorithm.loss(model, batch, step, now), algorithm.count(replies), sums),
-            int(response_tokens(replies)),
-            rollout_size if updates == 0 else 0,
-        )
-        found = _of_all_ranks(sums, world)
-        updates += 1
-        approx_kl = found["kl_k3"] / found["tokens"]
-        if updates == 1:
-            first_kl = approx_kl
-        for name, x in found.items():
-            totals[name] = _joined(name, totals.get(name), x)
-        if stage.max_kl is not None and approx_kl > stage.max_kl:
-            break
-    engine.rest()
-    means = {
-        title: totals[name] if name in EXTREMES else totals[name] / totals["tokens"]
-        for name, title in REPORTED.items()
-        if name in totals
-    }
-    return done, means | {"rl/updates": float(updates), "rl/first_kl": first_kl}
-
-
-def _counting(
-    loss: Callable[[Any, Batch], tuple[Tensor, Sums]], count: float, sums: Sums
-) -> Callable[[Any, Batch], Tensor]:
-    """The loss as an engine calls it, a part of the whole batch's mean; adds to `sums` what there is to report."""
-
-    def of(model: Any, batch: Batch) -> Tensor:
-        total, more = loss(model, batch)
-        for name, x in more.items():
-            sums[name] = _joined(name, sums.get(name), x.detach())
-        return total / count
-
-    return of
-
-
-Number = TypeVar("Number", float, Tensor)
-
-
-def _joined(name: str, before: Number | None, x: Number) -> Number:
-    """What a loss says of two parts: their sum, or the larger or smaller of both."""
-    if before is None:
-        return x
-    return EXTREMES[name](before, x) if name in EXTREMES else before + x
-
-
-def _of_all_ranks(sums: Sums, world: World) -> dict[str, float]:
-    """The sums over all ranks; every rank has the same names."""
-    names = sorted(sums.keys() - EXTREMES.keys())
-    found = dict(zip(names, world.sum(*(float(sums[name]) for name in names)), strict=True))
-    for name in sorted(sums.keys() & EXTREMES.keys()):
-        sign = 1 if EXTREMES[name] is max else -1
-        found[name] = sign * world.max(sign * float(sums[name]))
-    return found

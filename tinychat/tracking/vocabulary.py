@@ -123,6 +123,7 @@ METRICS: dict[str, str] = {
     "rl/eos_rate": "share of replies that the policy ended itself",
     "rl/advantage_std": "standard deviation of the advantages before whitening",
     "rl/policy_loss": "loss of the policy by its advantages, mean over the updates' tokens",
+    "rl/ptx_loss": "loss of stage.ptx's replies, mean over the tokens of all updates, in nats, before its weight",
     "rl/value_loss": "loss of the value function, mean over the updates' tokens",
     "rl/explained_variance": "1 - variance of (return - value) / variance of returns, before the update",
     "rl/reward_missing": "share of the rollout's replies without a reward",
@@ -194,7 +195,7 @@ LOWER_IS_BETTER = frozenset(
     "train/loss train/grad_norm train/ce train/kl_teacher train/on_policy_kl eval/teacher_loss eval/loss eval/ppl "
     "eval/bits_per_byte eval/response_loss eval/response_ppl "
     "eval/over_refusal eval/over_refusal_benign eval/over_refusal_instructions eval/longest_run "
-    "eval/reward_ece eval/kl rl/kl rl/kl_per_token rl/kl_full rl/policy_loss rl/value_loss "
+    "eval/reward_ece eval/kl rl/kl rl/kl_per_token rl/kl_full rl/policy_loss rl/value_loss rl/ptx_loss "
     "rl/approx_kl rl/clip_frac rl/value_clip_frac rl/sampler_gap rl/sampler_gap_max rl/first_kl rl/kl_loss "
     "rl/cost rl/harmful_cost rl/benign_cost eval/cost eval/harmful_cost eval/benign_cost "
     "rl/stale rl/reward_missing rl/groups_equal rl/groups_wrong perf/rollout_seconds perf/scoring_seconds "

@@ -6,12 +6,13 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Protocol
 
 from tinychat.config.plugins import gives, source_of, sources_of
+from tinychat.config.rollout_stages import Ptx
 from tinychat.config.schema import DataConfig, OnBadRow
 from tinychat.config.stages import HeldOutSet
 from tinychat.data.chats.files import READ, Layout, read_chats
@@ -146,10 +147,45 @@ def chat_source(config: DataConfig, split: Split) -> ChatSource:
 
 def held_out_data(name: str, one: HeldOutSet, base: DataConfig) -> DataConfig:
     """What a set of stage.held_out is as data=, whose validation counts; rows that cannot be used are left out."""
+    own = _beside(name, one, base) | {"val_path": one.val_path, "on_bad_row": OnBadRow.skip}
+    return DataConfig(**{**own, "val_fraction": one.val_fraction or base.val_fraction, "max_val_rows": one.max_rows})
+
+
+def ptx_data(one: Ptx, base: DataConfig) -> DataConfig:
+    """What stage.ptx is as data=, whose training rows count."""
+    return DataConfig(**_beside("ptx", one, base) | {"val_path": None, "max_rows": one.max_rows})
+
+
+def _beside(name: str, one: HeldOutSet | Ptx, base: DataConfig) -> dict[str, Any]:
+    """The settings of a source beside data=, whose own choices among rows are not this one's."""
     own = {field.name: getattr(base, field.name) for field in fields(DataConfig)}
-    own |= {"name": name, "source": one.source, "path": one.path, "val_path": one.val_path, "options": one.options}
-    own |= {"val_fraction": one.val_fraction or base.val_fraction, "max_val_rows": one.max_rows, "mix": {}}
-    return DataConfig(**{**own, "families": [], "weights": {}, "on_bad_row": OnBadRow.skip, "answer": None})
+    own |= {"name": name, "source": one.source, "path": one.path, "options": one.options}
+    return own | {"families": [], "weights": {}, "mix": {}, "answer": None}
+
+
+class Measured(Protocol):
+    """Rows that something is measured on."""
+
+    def rows(self) -> Iterator[Any]:
+        """Each with a key()."""
+
+    def fingerprint(self, memo_dir: Path | None = None) -> str:
+        """A hash of what rows() yields."""
+
+
+def without_prompts(source: ChatSource, measured: Sequence[Measured]) -> ChatSource:
+    """The training rows without the prompts of others, and without those of its own validation."""
+    own = source.validation
+
+    def read() -> Iterator[Any]:
+        yield from own.read() if own else ()
+        for other in measured:
+            yield from other.rows()
+
+    def identify(memo_dir: Path | None) -> str:
+        return hashed([own and own.identify(memo_dir), *(other.fingerprint(memo_dir) for other in measured)])
+
+    return replace(source, validation=Found("the rows that are measured on", read, identify))
 
 
 @contextlib.contextmanager
