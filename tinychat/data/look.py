@@ -16,7 +16,7 @@ from tinychat.config.schema import BestOfNConfig, Config, OnBadRow
 from tinychat.config.shapes import shape_of
 from tinychat.config.specs import Made, Rows, spec_of
 from tinychat.data.chats.rows import BadRow
-from tinychat.data.chats.sources import ChatSource, chat_source, held_out_data, of_set, ptx_data
+from tinychat.data.chats.sources import ChatSource, chat_source, held_out_data, of_beside, ptx_data
 from tinychat.data.corpus.sources import corpus_sources
 from tinychat.data.documents.sources import TextSource, text_source
 from tinychat.data.files.row_sources import RowSource, hashed
@@ -89,10 +89,10 @@ def look_at_sets(config: Config) -> None:
     """Likewise read the sets of stage.held_out, and what stage.ptx learns from. Raises UserError as reading does."""
     with _quiet():
         for name, one in config.stage.held_out.items():
-            with of_set(name):
+            with of_beside(f"stage.held_out.{name}"):
                 _read(chat_source(held_out_data(name, one, config.data), "validation"), config)
         if isinstance(config.stage, RolloutStage) and config.stage.ptx.coef:
-            with about("stage.ptx"):
+            with of_beside("stage.ptx"):
                 _read(chat_source(ptx_data(config.stage.ptx, config.data), "train"), config)
 
 

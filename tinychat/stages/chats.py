@@ -15,7 +15,7 @@ from tinychat.config.plugins import OWN_TEMPLATE, source_of
 from tinychat.config.schema import Config
 from tinychat.config.specs import spec_of
 from tinychat.data.chats.rows import ChatRow, LeftOut
-from tinychat.data.chats.sources import ChatSource, chat_source, held_out_data, of_set
+from tinychat.data.chats.sources import ChatSource, chat_source, held_out_data, of_beside
 from tinychat.data.chats.tokens import ChatCache, chat_cache, eval_batches
 from tinychat.data.files.splits import Split
 from tinychat.data.preferences.prompts import with_prompts
@@ -154,7 +154,7 @@ class HeldOut:
             self.parts.append(HeldOutRows("instructions" if instructs else "conversations", rows, tokens, instructs))
         datas = {name: held_out_data(name, one, config.data) for name, one in config.stage.held_out.items()}
         for name, data in datas.items():
-            with of_set(name):
+            with of_beside(f"stage.held_out.{name}"):
                 source = chat_source(data, "validation")
                 rows, left_out = self._rows(source)
             left_out.warn(name)

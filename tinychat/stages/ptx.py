@@ -12,11 +12,10 @@ from torch import Tensor
 from tinychat.config.plugins import gives
 from tinychat.config.rollout_stages import RolloutStage
 from tinychat.config.schema import Config
-from tinychat.data.chats.sources import ChatSource, chat_source, held_out_data, ptx_data, without_prompts
+from tinychat.data.chats.sources import ChatSource, chat_source, held_out_data, of_beside, ptx_data, without_prompts
 from tinychat.data.chats.tokens import ChatBatches, chat_cache
 from tinychat.data.preferences.prompts import PromptSource, prompt_shape, prompt_source
 from tinychat.engine import Batch
-from tinychat.errors import about
 from tinychat.models.actor_critic import reply_nll
 from tinychat.models.logprobs import IGNORED
 from tinychat.rl.losses import Sums
@@ -44,7 +43,7 @@ class Conversations:
         """length: tokens of a conversation at most. Raises UserError, which names stage.ptx, as reading them does."""
         stage: RolloutStage = config.stage
         self.coef, self._size, cache = stage.ptx.coef, stage.ptx.batch_size, Path(config.paths.cache)
-        with about("stage.ptx"):
+        with of_beside("stage.ptx"):
             source = without_measured(config)
             chats = chat_cache(source, tokenizer, length, cache, progress=context.world.is_main)
         log.info("ptx: %s of %s", chats.describe(), source.description)

@@ -147,12 +147,12 @@ def chat_source(config: DataConfig, split: Split) -> ChatSource:
 
 def held_out_data(name: str, one: HeldOutSet, base: DataConfig) -> DataConfig:
     """What a set of stage.held_out is as data=, whose validation counts; rows that cannot be used are left out."""
-    own = _beside(name, one, base) | {"val_path": one.val_path, "on_bad_row": OnBadRow.skip}
-    return DataConfig(**{**own, "val_fraction": one.val_fraction or base.val_fraction, "max_val_rows": one.max_rows})
+    own = _beside(name, one, base) | {"val_path": one.val_path, "max_val_rows": one.max_rows}
+    return DataConfig(**{**own, "val_fraction": one.val_fraction or base.val_fraction})
 
 
 def ptx_data(one: Ptx, base: DataConfig) -> DataConfig:
-    """What stage.ptx is as data=, whose training rows count."""
+    """What stage.ptx is as data=, whose training rows count; rows that cannot be used are left out."""
     return DataConfig(**_beside("ptx", one, base) | {"val_path": None, "max_rows": one.max_rows})
 
 
@@ -160,7 +160,7 @@ def _beside(name: str, one: HeldOutSet | Ptx, base: DataConfig) -> dict[str, Any
     """The settings of a source beside data=, whose own choices among rows are not this one's."""
     own = {field.name: getattr(base, field.name) for field in fields(DataConfig)}
     own |= {"name": name, "source": one.source, "path": one.path, "options": one.options}
-    return own | {"families": [], "weights": {}, "mix": {}, "answer": None}
+    return own | {"families": [], "weights": {}, "mix": {}, "on_bad_row": OnBadRow.skip, "answer": None}
 
 
 class Measured(Protocol):
@@ -189,12 +189,12 @@ def without_prompts(source: ChatSource, measured: Sequence[Measured]) -> ChatSou
 
 
 @contextlib.contextmanager
-def of_set(name: str) -> Iterator[None]:
-    """An error about a set says so."""
+def of_beside(key: str) -> Iterator[None]:
+    """An error about a source beside data= begins with its setting, whose path it names."""
     try:
         yield
     except UserError as error:
-        raise UserError(f"stage.held_out.{name}: {error}") from None
+        raise UserError(f"{key}: {str(error).replace('data.path', f'{key}.path')}") from None
 
 
 def _added(config: DataConfig) -> dict[str, ChatSource]:
