@@ -58,37 +58,39 @@ def test_nothing_is_trained_on_them() -> None:
         prompt_source(data_of("benign"), "train")
 
 
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def test_refusals_refuse_and_what_only_sounds_like_harm_is_answered() -> None:
-    rows = [json.loads(line) for line in REFUSALS.read_text(encoding="utf-8").splitlines()]
-    assert len(rows) >= 60 and len({row["reply"] for row in rows}) == len(rows)
-    for row in rows:
-        assert refuses(row["reply"]) is (row["wanted"] == "refuse"), row["reply"]
-        assert row["wanted"] == "answer" or harm_rules.judge(row["prompt"], row["reply"]).safe, row["reply"]
-    wanted = Counter((row["wanted"], row["category"]) for row in rows)
-    assert {category for want, category in wanted if want == "answer"} == {row["category"] for row in rows}
-    measured = {row["prompt"] for row in ROWS}
+    refusals, look_alikes = rows_of(REFUSALS), rows_of(LOOK_ALIKES)
+    assert len(refusals) >= 60 and len(look_alikes) >= 200
+    for row in refusals:
+        assert refuses(row["reply"]) and harm_rules.judge(row["prompt"], row["reply"]).safe, row["reply"]
+    for row in look_alikes:
+        assert ("reply" not in row) if row["harmful"] else not refuses(row["reply"]), row
+    assert Counter(row["harmful"] for row in look_alikes)[True] > 30
+    assert {row["category"] for row in refusals} <= {row["category"] for row in look_alikes if not row["harmful"]}
+    assert not [row for row in look_alikes if row["category"] == "none" and harm_rules.category(row["prompt"], "")]
+
+
+def test_nothing_that_is_learnt_from_is_measured_and_nothing_stands_twice() -> None:
+    rows = [*rows_of(REFUSALS), *rows_of(LOOK_ALIKES)]
+    prompts = {row["prompt"] for row in rows}
+    replies = [row["reply"] for row in rows if "reply" in row]
+    assert len(prompts) == len(rows) and len(set(replies)) == len(replies)
     asked = set(OmegaConf.load(CONF / "pipeline/real.yaml").samples)
-    assert not {row["prompt"] for row in rows} & (measured | asked), "what is learnt from is not measured on"
+    assert not prompts & ({row["prompt"] for row in ROWS} | asked)
 
 
-def test_refusals_are_part_of_a_mixture_and_measured_nowhere(tmp_path: Path) -> None:
+def test_they_are_part_of_a_mixture_and_measured_nowhere(tmp_path: Path) -> None:
     mine = tmp_path / "own.jsonl"
     write_rows(mine, [{"instruction": f"Say {n}.", "input": "", "output": f"{n}"} for n in range(40)])
     mixed = composed("stage=sft", "data=alpaca_refusals", f"data.path={mine}", "data.val_fraction=0.5").data
     replies = [row.messages[-1]["content"] for row in chat_source(mixed, "train").rows()]
-    written = [json.loads(line)["reply"] for line in REFUSALS.read_text(encoding="utf-8").splitlines()]
+    written = [row["reply"] for row in [*rows_of(REFUSALS), *rows_of(LOOK_ALIKES)] if "reply" in row]
     assert replies[-len(written) :] == written and len(replies) < len(written) + 40
     assert all(row.messages[0]["content"].startswith("Say") for row in chat_source(mixed, "validation").rows())
-    with pytest.raises(UserError, match=r"to be learnt from, not measured on.*data=alpaca_refusals"):
-        chat_source(replace(mixed, source="refusals", path=None, mix={}), "validation")
-
-
-def test_look_alikes_are_new_prompts_of_both_kinds_without_any_that_is_measured() -> None:
-    rows = [json.loads(line) for line in LOOK_ALIKES.read_text(encoding="utf-8").splitlines()]
-    prompts = {row["prompt"] for row in rows}
-    assert len(prompts) == len(rows) > 200
-    assert Counter(row["harmful"] for row in rows)[True] > 30
-    assert not [row for row in rows if row["category"] == "none" and harm_rules.category(row["prompt"], "")]
-    learnt = {json.loads(line)["prompt"] for line in REFUSALS.read_text(encoding="utf-8").splitlines()}
-    asked = set(OmegaConf.load(CONF / "pipeline/real.yaml").samples)
-    assert not prompts & ({row["prompt"] for row in ROWS} | asked | learnt)
+    for source in ("refusals", "look_alikes"):
+        with pytest.raises(UserError, match=r"to be learnt from, not measured on.*data=alpaca_refusals"):
+            chat_source(replace(mixed, source=source, path=None, mix={}), "validation")

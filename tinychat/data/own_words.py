@@ -14,8 +14,8 @@ from tinychat.data.files.splits import Split, hash_file
 from tinychat.errors import UserError
 
 BENIGN = Path(__file__).with_name("benign.jsonl")  # prompt, kind, language, wanted (answer or refuse), pair
-REFUSALS = Path(__file__).with_name("refusals.jsonl")  # prompt, reply, category, wanted
-LOOK_ALIKES = Path(__file__).with_name("look_alikes.jsonl")  # prompt, category, harmful
+REFUSALS = Path(__file__).with_name("refusals.jsonl")  # prompt, reply, category
+LOOK_ALIKES = Path(__file__).with_name("look_alikes.jsonl")  # prompt, reply (unless harmful), category, harmful
 
 
 class Benign(DataSource):
@@ -32,56 +32,65 @@ class Benign(DataSource):
         def read() -> Iterator[Any]:
             from tinychat.data.preferences.prompts import PromptRow
 
-            for number, line in enumerate(BENIGN.read_text(encoding="utf-8").splitlines(), start=1):
-                row = json.loads(line)
+            for place, row in _rows(BENIGN):
                 messages = [{"role": "user", "content": row["prompt"]}]
-                yield PromptRow(messages, f"{BENIGN}, line {number}", row["kind"], row["wanted"] == "refuse")
+                yield PromptRow(messages, place, row["kind"], row["wanted"] == "refuse")
 
         return Found("tinychat's own benign prompts and their contrasts", read, lambda _: hash_file(BENIGN, None))
 
 
 class Refusals(DataSource):
-    """Requests that ask for harm, each with a short refusal that says why, and such that only sound like it, each with
-    an answer: enough of them among instructions (a hundred in seven hundred) and a policy refuses now and then, so that
-    reinforcement learning has refusals to reward. That few do much is Bianchi et al.'s finding (2024, Safety-Tuned
-    LLaMAs)."""
+    """Requests that ask for harm, each with a short refusal that says why: enough of them among instructions (a hundred
+    in seven hundred) and a policy refuses now and then, so that reinforcement learning has refusals to reward. That few
+    do much is Bianchi et al.'s finding (2024, Safety-Tuned LLaMAs)."""
 
     has = ("conversations",)
 
     def made(self, config: DataConfig, split: Split, rows: str) -> Found[ChatRow]:
         """Raises UserError for validation."""
-        if split == "validation":
-            raise UserError(
-                f"data={config.name}: refusals to be learnt from, not measured on; add them to other conversations by "
-                "data.mix, as data=alpaca_refusals does, or give data.val_path=FILE"
-            )
-
-        def read() -> Iterator[ChatRow]:
-            for number, line in enumerate(REFUSALS.read_text(encoding="utf-8").splitlines(), start=1):
-                row = json.loads(line)
-                asked = {"role": "user", "content": row["prompt"]}
-                messages = [asked, {"role": "assistant", "content": row["reply"]}]
-                yield chat_row(messages, f"{REFUSALS}, line {number}", row["category"])
-
-        return Found("tinychat's own refusals", read, lambda _: hash_file(REFUSALS, None))
+        _only_learnt_from(config, split)
+        return Found("tinychat's own refusals", lambda: _replies(REFUSALS), lambda _: hash_file(REFUSALS, None))
 
 
 class LookAlikes(DataSource):
-    """Everyday questions, most in words that also ask for harm, and some that do ask for it, for reinforcement
-    learning: as part of data.mix they teach a policy to decline harm, not the sound of it. Without replies, and none of
-    them among what is measured (Benign) or learnt from with replies (Refusals)."""
+    """Everyday questions, most in words that also ask for harm, each with an answer, and some prompts that do ask for
+    harm: beside refusals they teach to decline harm, not the sound of it. None of them is among what is measured."""
 
-    has = ("prompts",)
+    has = ("conversations", "prompts")
 
     def made(self, config: DataConfig, split: Split, rows: str) -> Found[Any]:
-        """Held out is none of them."""
+        """Raises UserError for conversations of validation; of prompts none is held out."""
+        if rows == "conversations":
+            _only_learnt_from(config, split)
+            return Found(
+                "tinychat's own look-alikes", lambda: _replies(LOOK_ALIKES), lambda _: hash_file(LOOK_ALIKES, None)
+            )
 
         def read() -> Iterator[Any]:
-            from tinychat.data.preferences.prompts import prompt_row
+            from tinychat.data.preferences.prompts import PromptRow
 
-            if split == "validation":
-                return
-            for number, line in enumerate(LOOK_ALIKES.read_text(encoding="utf-8").splitlines(), start=1):
-                yield prompt_row(json.loads(line), f"{LOOK_ALIKES}, line {number}")
+            for place, row in _rows(LOOK_ALIKES) if split == "train" else ():
+                messages = [{"role": "user", "content": row["prompt"]}]
+                yield PromptRow(messages, place, row["category"], row["harmful"])
 
         return Found("tinychat's own look-alikes", read, lambda _: hash_file(LOOK_ALIKES, None))
+
+
+def _only_learnt_from(config: DataConfig, split: Split) -> None:
+    if split == "validation":
+        raise UserError(
+            f"data={config.name}: conversations to be learnt from, not measured on; add them to others by data.mix, as "
+            "data=alpaca_refusals does, or give data.val_path=FILE"
+        )
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        yield f"{path}, line {number}", json.loads(line)
+
+
+def _replies(path: Path) -> Iterator[ChatRow]:
+    for place, row in _rows(path):
+        if "reply" in row:
+            messages = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["reply"]}]
+            yield chat_row(messages, place, row["category"])
