@@ -68,9 +68,9 @@ def test_refusals_refuse_and_what_only_sounds_like_harm_is_answered() -> None:
     for row in refusals:
         assert refuses(row["reply"]) and harm_rules.judge(row["prompt"], row["reply"]).safe, row["reply"]
     for row in look_alikes:
-        assert ("reply" not in row) if row["harmful"] else not refuses(row["reply"]), row
+        assert ("reply" not in row) if row["harmful"] else not refuses(row.get("reply", "")), row
     assert Counter(row["harmful"] for row in look_alikes)[True] > 30
-    assert {row["category"] for row in refusals} <= {row["category"] for row in look_alikes if not row["harmful"]}
+    assert {row["category"] for row in refusals} <= {row["category"] for row in look_alikes if "reply" in row}
     assert not [row for row in look_alikes if row["category"] == "none" and harm_rules.category(row["prompt"], "")]
 
 

@@ -15,7 +15,7 @@ from tinychat.errors import UserError
 
 BENIGN = Path(__file__).with_name("benign.jsonl")  # prompt, kind, language, wanted (answer or refuse), pair
 REFUSALS = Path(__file__).with_name("refusals.jsonl")  # prompt, reply, category
-LOOK_ALIKES = Path(__file__).with_name("look_alikes.jsonl")  # prompt, reply (unless harmful), category, harmful
+LOOK_ALIKES = Path(__file__).with_name("look_alikes.jsonl")  # prompt, reply of some, category, harmful
 
 
 class Benign(DataSource):
@@ -53,8 +53,8 @@ class Refusals(DataSource):
 
 
 class LookAlikes(DataSource):
-    """Everyday questions, most in words that also ask for harm, each with an answer, and some prompts that do ask for
-    harm: beside refusals they teach to decline harm, not the sound of it. None of them is among what is measured."""
+    """Everyday questions, most in words that also ask for harm, the English ones with an answer, and some prompts that
+    do ask for harm: beside refusals they teach to decline harm, not the sound of it. None of them is measured on."""
 
     has = ("conversations", "prompts")
 
