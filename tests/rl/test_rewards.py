@@ -110,6 +110,14 @@ def test_a_pattern_is_sought_in_the_answer() -> None:
     assert total.tolist() == [1.0, 1.0, -0.5]
 
 
+def test_a_refusal_of_a_benign_prompt_costs_and_one_of_harm_does_not() -> None:
+    rows = [replace(row(1), kind=kind) for kind in ("benign", "harmful", "benign")]
+    part = RewardPart("refusal", 2.0, None, {"answered": 0.25}, ["benign"])
+    replies = ["I can't help with that.", "I can't help with that.", "Of course: pull the loose end."]
+    total, _ = rewards(answered=part).score(rows, replies, [[1]] * 3)
+    assert total.tolist() == [-2.0, 0.0, 0.5]
+
+
 def test_a_missing_reward_is_no_number_and_no_part_of_the_sum(tmp_path: Path) -> None:
     mine = python(tmp_path, "def score(prompts, replies): return [None if r == 'x' else 1 for r in replies]", 2.0)
     right = RewardPart("verifier", 1.0, None)
@@ -150,6 +158,7 @@ def test_a_reference_that_its_kind_of_answer_cannot_use_is_refused(monkeypatch: 
         ("format", {"tags": ["a", "a"]}, "different names"),
         ("regex", {"pattern": "("}, r"options.pattern=\(: no regular expression: missing \)"),
         ("regex", {}, "options.pattern=None: a regular expression"),
+        ("refusal", {"refuse": -1.0}, "options.refuse=-1.0: no such option; .*Did you mean refused"),
         ("oracle", {"right": 1.0}, "no such option; a part of kind oracle has none"),
         ("ensemble", {}, r"options.paths=\(\): at least two folders of reward models; reward=model takes one"),
         ("ensemble", {"paths": ["a"]}, r"options.paths=\['a'\]: at least two folders"),
