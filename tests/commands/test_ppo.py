@@ -226,15 +226,13 @@ def test_two_ranks_learn_one_multiplier(warm, made: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "choice",
     [
-        ("stage.value=shared",),
+        ("stage.value=shared", "stage.activation_checkpointing=true"),
         ("peft=lora", "peft.r=2"),
-        ("peft=lora", "peft.r=2", "ds=zero2"),
+        ("peft=lora", "peft.r=2", "ds=zero2", "precision=bf16"),
         ("stage.kl=adaptive", "stage.kl_estimator=k3", "stage.whiten_rewards=true", "stage.missing_end=floor"),
         ("stage.entropy_coef=0.01", "stage.dual_clip=3.0", "stage.clip_high=0.3", "stage.value_clip=null"),
         ("stage.critic_warmup=1", "stage.full_kl=false", "stage.temperature=0.7"),
         ("precision=bf16",),
-        ("ds=zero2", "precision=bf16"),
-        ("stage.activation_checkpointing=true",),
     ],
     ids=" ".join,
 )
