@@ -186,7 +186,7 @@ def test_a_part_by_another_name_has_prompts_that_say_their_kind_and_trains_alone
 
 def test_a_further_part_without_a_share_is_refused(root: Path) -> None:
     message = refusal(root, mix={**job(root).data.mix, **OWN})
-    assert "data.weights.own=0: none of data.mix.own; give it a share, or leave it out: ~data.mix.own" in message
+    assert "data.weights.own=0: none of data.mix.own; give it a share, as +data.weights.own=0.2, or leave it" in message
     message = refusal(root, source="helpful_pairs", mix={**job(root).data.mix, **OWN})
     assert "data.mix.own: no kind of prompt; there are harmful and benign" in message
 

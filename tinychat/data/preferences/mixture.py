@@ -45,7 +45,7 @@ class MixedSource(DataSource):
                 yield f"data.{key}.{name}: {what}; there are {' and '.join(sorted(names, reverse=True))}"
         for name in [name for name in config.mix if name not in PROMPT_KINDS]:
             if config.weights and not config.weights.get(name):
-                works = f"give it a share, or leave it out: ~data.mix.{name}"
+                works = f"give it a share, as +data.weights.{name}=0.2, or leave it out: ~data.mix.{name}"
                 yield f"data.weights.{name}={config.weights.get(name, 0):g}: none of data.mix.{name}; {works}"
         for missing in [kind for kind in PROMPT_KINDS if kind not in config.mix]:
             yield f"data.mix has no part {missing}: data={config.name} is made of two; give data.mix.{missing}"
