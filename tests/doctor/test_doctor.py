@@ -301,6 +301,18 @@ def test_dropout_of_fine_tuning_is_no_fault_and_splits_are_not_compared(made: Pa
     assert "bit for bit" in found["resume"].said
 
 
+def test_what_the_runs_say_of_the_data_is_told_once(
+    made: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [*map(json.loads, (made / "chats-train.jsonl").read_text().splitlines()), {"prompt": "the mat"}]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    words = (*words_of("sft", made), "stage.dropout=0", "data.on_bad_row=skip", f"data.path={tmp_path / 'rows.jsonl'}")
+    findings = examine(job(*words), ranks=False).findings
+    assert not findings.failed
+    assert sum("1 rows that cannot be used left out" in message for message in caplog.messages) == 1
+    assert [message for message in caplog.messages if "update again" in message]
+
+
 def test_memory_beyond_the_plan_is_named(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(first_update, "peak_memory_gb", lambda _device: 3.0)
     assert set(failed(*words_of("sft", made))) == {"memory"}

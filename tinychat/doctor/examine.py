@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,8 @@ from tinychat.runs import parents
 from tinychat.runtime.world import World, join_world
 from tinychat.text.chat_template import EncodedChat
 
+log = logging.getLogger(__name__)
+log.setLevel(logging.INFO)  # a stage that is looked at only warns
 RANKS = 2
 PATIENCE = 300  # seconds for the ranks
 # Between two ways of making an update: of the norm of its gradient, and of its direction, both as shares.
@@ -48,8 +52,9 @@ def examine(config: Config, said: Sequence[str] = (), ranks: bool = True) -> Exa
     left of it. Raises UserError where the job could not begin."""
     found, findings = parents.find_parents(config, said), Findings()
     world = join_world(config.device, config.launch.timeout_minutes)
-    with tempfile.TemporaryDirectory(prefix="tinychat-doctor-") as folder:
+    with tempfile.TemporaryDirectory(prefix="tinychat-doctor-") as folder, _told_once():
         scratch = Path(folder)
+        log.info("the first step, as it is")
         brief = in_brief(config, scratch)
         first = FirstLook(brief, findings, scratch / "saved")
         try:
@@ -73,6 +78,33 @@ def examine(config: Config, said: Sequence[str] = (), ranks: bool = True) -> Exa
     return Examined(findings, first.example)
 
 
+@contextlib.contextmanager
+def _told_once() -> Iterator[None]:
+    """The stage runs several times, on the same data: what it says of them reaches the terminal the first time."""
+    filters = [(handler, _Once()) for handler in logging.root.handlers]
+    for handler, once in filters:
+        handler.addFilter(once)
+    try:
+        yield
+    finally:
+        for handler, once in filters:
+            handler.removeFilter(once)
+
+
+class _Once(logging.Filter):
+    """Keeps from a handler what it has had before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        new = message not in self.told
+        self.told.add(message)
+        return new
+
+
 def _again(
     config: Config, scratch: Path, world: World, found: dict[str, str | None], first: FirstLook, findings: Findings
 ) -> None:
@@ -80,6 +112,7 @@ def _again(
     assert first.trace is not None
     split = other_split(config)
     # DeepSpeed's engine is made for one number of micro-batches: it cannot make the other's update.
+    log.info("the same update again, by a new engine")
     second = OneUpdate(None if config.ds.enabled and split is not None else first)
     try:
         run_stage(split or config, scratch / "second", world, found, second)
@@ -167,6 +200,7 @@ def _ranks(config: Config, scratch: Path, world: World, found: dict[str, str | N
 
 def _on_ranks(config: Config, folder: Path, found: dict[str, str | None]) -> Trace:
     """The first update made by several ranks, each a process of its own. Raises UserError."""
+    log.info("the same update on %d ranks, each a process that loads everything", RANKS)
     folder.mkdir()
     write_config(config, folder)
     (folder / PARENTS).write_text(json.dumps(found), encoding="utf-8")

@@ -111,6 +111,7 @@ def load_tasks(names: Sequence[str], folder: str | None, sampling: Sampling) -> 
 @functools.lru_cache(maxsize=1)
 def _with_its_own(folder: Path | None) -> Any:
     """With the tasks of lm-eval: their 14,000 files take seconds."""
+    log.info("reading the tasks that lm-eval brings")
     return _manager(folder, True)
 
 

@@ -68,7 +68,7 @@ def _parents(config: Config, found: Mapping[str, str | None]) -> Iterator[tuple[
     if config.data.path is None and found.get("corpus"):
         yield "data.path=null", found["corpus"]
     for key in (*JUDGES, "teacher"):
-        if (named := getattr(config.stage, key, None)) in parents.AUTO:
+        if key in found and (named := getattr(config.stage, key, None)) in parents.AUTO:
             yield f"stage.{key}={named}", found.get(key)
     if spec_of(config).rewards:
         for name, path in plugins.reward_models(config.reward).items():

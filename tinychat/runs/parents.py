@@ -287,7 +287,7 @@ def _scorers(config: Config, policy: str | None) -> dict[str, str | None]:
             newest = _newest(config, *makers(Made.reward), which=spec, policy=policy) if spec in AUTO else None
             with about(f"reward.parts.{name}"):
                 found[f"reward.{name}"] = str(newest) if newest else _resolve(spec, config)
-    for key, made in JUDGES.items():
+    for key, made in JUDGES.items() if not getattr(stage, "tasks", ()) else ():  # which are measured alone
         if (judge := getattr(stage, key, None)) in AUTO:
             newest = _newest(config, *makers(made), which=judge)
             found[key] = str(newest) if newest else None
