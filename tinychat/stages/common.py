@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tinychat.config.plugins import source_of
 from tinychat.config.schema import Config, DataConfig, ResumeData
 from tinychat.config.shapes import shape_of
+from tinychat.data.batching import padded_width
 from tinychat.data.documents.mixture import MixedTokens
 from tinychat.data.documents.sources import Split, TextSource, text_source
 from tinychat.data.documents.tokens import TokenCache, document_segments, token_cache
@@ -28,7 +30,7 @@ from tinychat.models.checkpoints import load_model, pretrained_path, start_model
 from tinychat.models.custom import try_out
 from tinychat.models.generation.generate import continue_texts
 from tinychat.models.generation.sampling import SamplingOptions
-from tinychat.models.logprobs import token_nll
+from tinychat.models.logprobs import IGNORED, token_nll
 from tinychat.runs import folders, parents
 from tinychat.runtime import gguf
 from tinychat.runtime.console import peak_memory_gb
@@ -111,6 +113,37 @@ def split_batch(rows: Batch, micro_batch_size: int, device: torch.device) -> lis
     parts = {key: value.split(micro_batch_size) for key, value in rows.items()}
     count = len(next(iter(parts.values())))
     return [{key: part[index].to(device) for key, part in parts.items()} for index in range(count)]
+
+
+def split_padded(
+    rows: Batch, used: Tensor, micro_batch_size: int, device: torch.device, together: int = 1
+) -> list[Batch]:
+    """A rank's padded rows (B, T) as micro-batches on the device, the longest first, each no wider than its own rows
+    need (a multiple of 8). In which micro-batch of a step a row is changes nothing but rounding.
+
+    Args:
+        rows: input_ids among them; each (B, ...), of two dimensions or more (B, T, ...).
+        used: (B,) columns of each row that there is something to learn from; the others are cut where no row of a
+            micro-batch has them.
+        together: so many rows side by side (a pair, a group) stay side by side.
+    """
+    if len(used) > micro_batch_size:
+        longest = used.view(-1, together).amax(1).repeat_interleave(together)
+        order = torch.argsort(longest, descending=True, stable=True)
+        rows, used = {key: value[order] for key, value in rows.items()}, used[order]
+    most = rows["input_ids"].shape[1]
+    widths = [padded_width(int(part.max()), most) for part in used.split(micro_batch_size)]
+    parts = split_batch(rows, micro_batch_size, device)
+    return [
+        {key: value[:, :width] if value.dim() > 1 else value for key, value in part.items()}
+        for part, width in zip(parts, widths, strict=True)
+    ]
+
+
+def up_to_last_target(targets: Tensor) -> Tensor:
+    """(B,) columns of each row up to its last target, of targets (B, T), IGNORED where there is none."""
+    places = torch.arange(1, targets.shape[1] + 1, device=targets.device)
+    return torch.where(targets != IGNORED, places, 0).amax(1).clamp_min(1)
 
 
 def describe_engine(engine: Engine) -> dict[str, Any]:

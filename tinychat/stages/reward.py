@@ -46,6 +46,7 @@ from tinychat.stages.common import (
     describe_engine,
     log,
     split_batch,
+    split_padded,
     write_lineage,
     write_table,
 )
@@ -78,12 +79,15 @@ def run(config: Config, context: Context) -> StageResult:
     with TrainingLoop(config, context, engine, tokenizer, origin, speed) as loop:
         for step in loop:
             rows = batches.batch(step - 1, stage.batch_size, world.rank, world.size)
-            if states is not None:
+            if states is None:
+                parts = split_padded(rows, rows["last"] + 1, 2 * stage.micro_batch_size, world.device, together=2)
+            else:
                 rows = {"states": states[rows["pair"][::2]].flatten(0, 1), "safe": rows["safe"]}
+                parts = split_batch(rows, 2 * stage.micro_batch_size, world.device)
             # What each micro-batch and rank adds its share of the mean over; a step may lack labels altogether.
             total = max(1.0, world.sum(float(terms_of(stage, rows["safe"].view(-1, 2))))[0])
             done = loop.train(
-                split_batch(rows, 2 * stage.micro_batch_size, world.device),
+                parts,
                 lambda model, batch: batch_loss(model, batch, stage) / total,  # noqa: B023
                 batches.tokens(step - 1, stage.batch_size),
                 2 * stage.batch_size,

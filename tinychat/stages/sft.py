@@ -23,6 +23,8 @@ from tinychat.stages.common import (
     context_length,
     describe_engine,
     split_batch,
+    split_padded,
+    up_to_last_target,
     write_lineage,
 )
 from tinychat.stages.loop import TrainingLoop
@@ -72,8 +74,13 @@ def run(config: Config, context: Context) -> StageResult:
                 held = batches.held(step - 1, stage.batch_size)
             whole = float((held.trained ** (1 - stage.length_power)).sum())
             sums: Sums = {}
+            if stage.packing and ended is None:
+                parts = split_batch(rows, stage.micro_batch_size, world.device)
+            else:
+                used = up_to_last_target(rows["targets"])
+                parts = split_padded(rows, used, stage.micro_batch_size, world.device)
             done = loop.train(
-                split_batch(rows, stage.micro_batch_size, world.device),
+                parts,
                 # Each micro-batch and rank adds its share of the step's weighted mean.
                 lambda model, batch: batch_loss(model, batch, stage, teacher, ended is not None, sums) / whole,  # noqa: B023
                 held.tokens,

@@ -3,6 +3,7 @@ rollout, each with conversations beside it where stage.ptx asks for them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ from tinychat.engine import Batch, Engine, StepStats
 from tinychat.rl.losses import Sums
 from tinychat.rl.rollout import Experience, Rollout, minibatches
 from tinychat.runtime.world import World
-from tinychat.stages.common import split_batch
+from tinychat.stages.common import split_padded, up_to_last_target
 from tinychat.stages.loop import TrainingLoop
 from tinychat.stages.ptx import Conversations
 
@@ -90,6 +91,7 @@ def learn(
     algorithm.prepare(engine, step)
     engine.rest()  # sampling and measuring free what updates have no use for, and the other way round
     rollout_size, share = stage.rollout_size, stage.batch_size // world.size
+    together = math.gcd(share, algorithm.group)  # ranks may share a group
     totals: dict[str, float] = {}
     done, updates, first_kl = StepStats(0.0, 0.0), 0, 0.0
     planned = stage.epochs * rollout_size // stage.batch_size
@@ -98,12 +100,15 @@ def learn(
         replies = experience.rows(rows)
         own = experience.rows(rows[world.rank * share : (world.rank + 1) * share])
         sums: Sums = {}
-        parts = split_batch(own, stage.micro_batch_size, world.device)
+        used = up_to_last_target(own["targets"])
+        parts = split_padded(own, used, stage.micro_batch_size, world.device, together)
         loss = _counting(lambda model, batch: algorithm.loss(model, batch, step, now), algorithm.count(replies), sums)
         if ptx is not None:
             # Which conversations it is does not depend on max_kl, which may have ended earlier steps.
             number = (step - 1) * planned + updates
-            parts += split_batch(ptx.of_update(number, world), stage.micro_batch_size, world.device)
+            beside = ptx.of_update(number, world)
+            used = up_to_last_target(beside["targets"])
+            parts += split_padded(beside, used, stage.micro_batch_size, world.device)
             # Computed with weight 0 while a value function learns alone: an engine counts micro-batches.
             weight = ptx.coef if algorithm.policy_learns(step) else 0.0
             loss = _with_conversations(loss, _counting(ptx.loss, ptx.tokens(number), sums), weight)
