@@ -41,13 +41,9 @@ def test_what_the_command_names_is_no_choice(tmp_path: Path) -> None:
 
 
 def test_tasks_look_for_no_judge_and_tell_of_none(tmp_path: Path) -> None:
-    words = (
-        "stage=eval",
-        f"init_from={finished(tmp_path, 1)}",
-        f"paths.outputs={tmp_path}",
-        "device=cpu",
-        "precision=fp32",
-    )
+    start = finished(tmp_path, 1)
+    Path(start, "config.json").write_text('{"model_type": "gpt2"}')
+    words = ("stage=eval", f"init_from={start}", f"paths.outputs={tmp_path}", "device=cpu", "precision=fp32")
     for tasks, told in (([], ["stage.judge=auto found none", "stage.second_judge=auto found none"]), (["grammar"], [])):
         config = composed(*words, f"stage.tasks=[{','.join(tasks)}]")
         assert list(choices(config, find_parents(config, ()), HERE)) == told
