@@ -304,10 +304,10 @@ def test_dropout_of_fine_tuning_is_no_fault_and_splits_are_not_compared(made: Pa
 def test_what_the_runs_say_of_the_data_is_told_once(
     made: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rows = [*map(json.loads, (made / "chats-train.jsonl").read_text().splitlines()), {"prompt": "the mat"}]
-    write_rows(tmp_path / "rows.jsonl", rows)
-    words = (*words_of("sft", made), "stage.dropout=0", "data.on_bad_row=skip", f"data.path={tmp_path / 'rows.jsonl'}")
-    findings = examine(job(*words), ranks=False).findings
+    prompts = (made / "prompts.txt").read_text().splitlines()
+    write_rows(tmp_path / "rows.jsonl", [*({"prompt": prompt} for prompt in prompts), {"prompt": ""}])
+    words = (*words_of("ppo", made), "stage.value_from=policy", "data.on_bad_row=skip")
+    findings = examine(job(*words, f"data.path={tmp_path / 'rows.jsonl'}"), ranks=False).findings
     assert not findings.failed
     assert sum("1 rows that cannot be used left out" in message for message in caplog.messages) == 1
     assert [message for message in caplog.messages if "update again" in message]
