@@ -378,15 +378,15 @@ def train(model: object, stage: RewardStage, steps: int) -> object:
 
 
 @pytest.mark.parametrize(("peft", "lr", "loss"), [(NONE, 0.01, "bradley_terry"), (LORA, 0.02, "pointwise")])
-def test_it_reaches_every_pair_of_a_separable_toy(llama: Path, peft: PeftConfig, lr: float, loss: str) -> None:
+def test_it_tells_new_pairs_of_a_separable_toy_apart(llama: Path, peft: PeftConfig, lr: float, loss: str) -> None:
     stage = stage_of(lr=lr, loss=RewardLoss(loss), label=ReplyLabel.safe)
     engine = train(started(llama, peft), stage, steps=150)
     with engine.inference() as model:  # type: ignore[attr-defined]
         found = score_pairs(model, [with_labels(toy(1000 + number)) for number in range(8)], WORLD)
     metrics = preference_metrics(found)
-    assert metrics["eval/reward_accuracy"] == 1.0
+    assert metrics["eval/reward_accuracy"] > 0.95  # 0.98 to 1.0 over seeds and kinds of processor
     if loss == "pointwise":
-        assert metrics["eval/safety_accuracy"] == 1.0
+        assert metrics["eval/safety_accuracy"] > 0.95
 
 
 # --- measured
