@@ -16,7 +16,14 @@ from torch import Tensor
 from tinychat.config.schema import Config
 from tinychat.config.stages import ReplyLabel, RewardLoss, RewardStage, ScoreRange
 from tinychat.data.files.caches import LINE_EVERY, cached, mapped, synced_file
-from tinychat.data.preferences.tokens import LABELS, UNKNOWN, PreferenceBatches, PreferenceCache, eval_pairs
+from tinychat.data.preferences.tokens import (
+    LABELS,
+    UNKNOWN,
+    PreferenceBatches,
+    PreferenceCache,
+    eval_pairs,
+    replies_by_length,
+)
 from tinychat.engine import Batch, Engine, build_engine, resolve_precision
 from tinychat.errors import UserError
 from tinychat.evaluation import harm_rules
@@ -54,6 +61,7 @@ from tinychat.stages.loop import TrainingLoop
 from tinychat.stages.pairs import get_pairs, pair_facts, weights_key
 from tinychat.text.tokenizer import vocabulary_size
 
+TOKENS_AT_ONCE = 1_024  # of a frozen backbone on a CPU: more no longer stay in its caches
 NORMALISED_ON = 400  # training pairs whose replies get mean 0 and standard deviation 1
 
 
@@ -239,20 +247,21 @@ class FrozenBackbone:
 
     @torch.no_grad()
     def _computed(self, engine: Engine, pairs: PreferenceCache, width: int) -> Tensor:
-        found, done, begin = torch.empty(len(pairs), 2, width), 0, time.monotonic()
+        """Reply by reply, those of like length together."""
+        device, total = engine.world.device, 2 * len(pairs)
+        most = TOKENS_AT_ONCE if device.type == "cpu" else None
+        found, done, begin = torch.empty(total, width), 0, time.monotonic()
         said = begin
         with engine.inference() as model:
-            for batch in eval_pairs(pairs, self.stage.eval_batch_size):
-                device = engine.world.device
+            for rows, batch in replies_by_length(pairs, 2 * self.stage.eval_batch_size, most):
                 states = head_inputs(model, batch["input_ids"].to(device), batch["attention_mask"].to(device))
-                numbers = batch["pair"][::2]
-                found[numbers] = states.view(-1, 2, width).cpu()
-                done += len(numbers)
+                found[torch.from_numpy(rows)] = states.cpu()
+                done += len(rows)
                 if time.monotonic() - said > LINE_EVERY:
                     said = time.monotonic()
-                    log.info("frozen backbone: %d of %d pairs, %.0f s", done, len(pairs), said - begin)
-        log.info("frozen backbone: what the head reads of %d pairs, in %.0f s", done, time.monotonic() - begin)
-        return found
+                    log.info("frozen backbone: %d of %d replies, %.0f s", done, total, said - begin)
+        log.info("frozen backbone: what the head reads of %d replies, in %.0f s", done, time.monotonic() - begin)
+        return found.view(len(pairs), 2, width)
 
 
 def fit_normalisation(

@@ -24,6 +24,7 @@ from tinychat.data.preferences.tokens import (
     collate_pairs,
     eval_pairs,
     preference_cache,
+    replies_by_length,
     usable_pairs,
 )
 from tinychat.errors import UserError
@@ -309,6 +310,23 @@ def test_evaluation_counts_every_pair_once(world_size: int, most: int | None) ->
     assert sorted(counted) == list(want)
     first = ranks[0][0]["input_ids"].shape[1]
     assert all(batch["input_ids"].shape[1] <= first for batches in ranks for batch in batches)
+
+
+@pytest.mark.parametrize(("size", "most"), [(4, None), (4, 16), (100, 24), (3, 1)])
+def test_replies_by_length_come_once_and_keep_to_the_tokens(size: int, most: int | None) -> None:
+    groups = list(replies_by_length(CACHE, size, most))
+    assert sorted(np.concatenate([rows for rows, _ in groups]).tolist()) == list(range(2 * N))
+    lengths = [int(CACHE.lengths[rows].max()) for rows, _ in groups]
+    assert lengths == sorted(lengths, reverse=True)
+    for rows, batch in groups:
+        width = batch["input_ids"].shape[1]
+        assert len(rows) <= size and width - CACHE.lengths[rows].max() < 8
+        assert most is None or len(rows) * width <= max(most, width)
+        for row, ids, real in zip(rows, batch["input_ids"], batch["attention_mask"], strict=True):
+            begin, end = CACHE.starts[row], CACHE.starts[row] + CACHE.lengths[row]
+            assert ids[real].tolist() == CACHE.all_ids[begin:end].tolist()
+        assert batch["pair"].tolist() == [row // 2 for row in rows]
+    assert most == 1 or len(groups) < 2 * N
 
 
 def test_order_is_a_function_of_seed_and_place() -> None:

@@ -265,7 +265,11 @@ def collate_pairs(cache: PreferenceCache, pairs: np.ndarray, width: int) -> dict
       the pair); -1 where unknown.
     - pair: int64 [2B], the pair's number in the cache.
     """
-    rows: np.ndarray = (2 * pairs[:, None] + np.arange(2)).ravel()
+    return collate_replies(cache, (2 * pairs[:, None] + np.arange(2)).ravel(), width)
+
+
+def collate_replies(cache: PreferenceCache, rows: np.ndarray, width: int) -> dict[str, torch.Tensor]:
+    """As collate_pairs, of single replies: row 2i is the chosen one of pair i, row 2i + 1 its rejected one."""
     sizes = cache.lengths[rows]
     place = np.arange(width)
     real = place < sizes[:, None]
@@ -280,6 +284,19 @@ def collate_pairs(cache: PreferenceCache, pairs: np.ndarray, width: int) -> dict
         **{name: cache.labels[rows, column].astype(np.int64) for column, name in enumerate(LABELS)},
     }
     return {name: torch.from_numpy(array) for name, array in batch.items()}
+
+
+def replies_by_length(
+    cache: PreferenceCache, size: int, most_tokens: int | None = None
+) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor]]]:
+    """All replies once, the longest first, as collate_replies gives them and with their rows: `size` at a time, or as
+    many as have `most_tokens` with their padding, whichever is fewer."""
+    order = np.argsort(-cache.lengths, kind="stable")
+    while len(order):
+        width = padded_width(int(cache.lengths[order[0]]), cache.length)
+        fits = size if most_tokens is None else max(1, min(size, most_tokens // width))
+        yield order[:fits], collate_replies(cache, order[:fits], width)
+        order = order[fits:]
 
 
 def eval_pairs(
