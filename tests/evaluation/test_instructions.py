@@ -26,6 +26,7 @@ from tinychat.evaluation.replies import (
 from tinychat.evaluation.statistics import ratio_interval, wilson
 from tinychat.models.generation.decode import DecodeOptions
 from tinychat.models.logprobs import IGNORED, token_nll
+from tinychat.runtime import heartbeat
 from tinychat.runtime.world import World
 
 ALONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
@@ -254,6 +255,17 @@ def test_ids_beyond_the_tokenizer_are_never_said(model: GPT2LMHeadModel) -> None
     ((text, _),) = shared_replies(model, short, [[ord("c")]], OPTIONS, 1, ALONE, None, reply_text)
     assert text.startswith("de")
     assert max(map(ord, text)) <= ord("e")
+
+
+def test_many_replies_say_how_many_there_are(
+    model: GPT2LMHeadModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(heartbeat, "LINE_EVERY", 0.0)
+    short = SimpleNamespace(pad_token_id=0, get_vocab=lambda: {chr(i): i for i in range(ord("e") + 1)})
+    with caplog.at_level("INFO", logger="tinychat"):
+        shared_replies(model, short, [[ord("c")]] * 5, OPTIONS, 2, ALONE, None, reply_text)
+    said = [text for text in caplog.messages if text.startswith("replying")]
+    assert [text.rpartition(",")[0] for text in said] == ["replying: 2 of 5 prompts", "replying: 4 of 5 prompts"]
 
 
 def test_free_replies_are_asked_for_refusals_and_repetition() -> None:

@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tinychat.data.documents.tokens import TokenCache
 from tinychat.errors import UserError
 from tinychat.evaluation.held_out import perplexity
+from tinychat.runtime import heartbeat
 from tinychat.runtime.world import World
 
 VOCAB = 23
@@ -74,6 +75,14 @@ def test_equals_a_loop_over_single_tokens(model, nll, length, batch_size):
     assert found["eval/tokens"] == len(expected) == length - 1
     assert found["eval/loss"] == pytest.approx(np.mean(expected), rel=1e-5)
     assert found["eval/ppl"] == pytest.approx(math.exp(np.mean(expected)), rel=1e-5)
+
+
+def test_a_long_reading_says_how_far_it_is(nll, monkeypatch, caplog):
+    monkeypatch.setattr(heartbeat, "LINE_EVERY", 0.0)
+    with caplog.at_level("INFO", logger="tinychat"):
+        perplexity(nll, cached(stream(41)), 8, 2, ALONE)
+    said = [record.getMessage().rpartition(",")[0] for record in caplog.records]
+    assert said == ["held-out text: 16 of 40 tokens", "held-out text: 32 of 40 tokens"]
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "uint32", "int64"])

@@ -19,6 +19,7 @@ from tinychat.evaluation.replies import with_interval
 from tinychat.evaluation.statistics import Bin, calibration, expected_calibration_error, wilson
 from tinychat.models.logprobs import IGNORED
 from tinychat.models.reward import raw_scores
+from tinychat.runtime.heartbeat import Heartbeat
 from tinychat.runtime.world import World
 
 # (input_ids [B, T], targets [B, T]) -> negative log-likelihoods [B, T] in nats, 0 where the target is IGNORED
@@ -53,6 +54,7 @@ def perplexity(
     predicted = last - int(np.isin(cache.tokens[1 : last + 1], cache.beginning).sum()) if cache.beginning else last
     given = torch.tensor(cache.beginning, dtype=torch.int64)
     total = torch.zeros((), dtype=torch.float64, device=world.device)
+    heart = Heartbeat("held-out text", last, "tokens")
     for start in range(0, windows, batch_size * world.size):
         first = start + world.rank * batch_size
         end = max(first + 1, min(first + batch_size, windows))
@@ -60,6 +62,7 @@ def perplexity(
         inputs, targets = (torch.stack(part) for part in zip(*rows, strict=True))
         targets = targets.masked_fill(torch.isin(targets, given), IGNORED)
         total += nll_fn(inputs.to(world.device), targets.to(world.device)).sum(dtype=torch.float64)
+        heart.at(min(last, (start + batch_size * world.size) * context_length))
     loss = world.sum(total.item())[0] / max(predicted, 1)
     counted = cache.n_tokens - cache.n_docs * len(cache.beginning)
     with np.errstate(over="ignore"):  # a model that is lost has infinite perplexity

@@ -22,6 +22,7 @@ from tinychat.models.generation.decode import DecodeOptions, decode
 from tinychat.models.kernels.head_loss import CHUNK_ELEMENTS
 from tinychat.models.logprobs import IGNORED, head_is
 from tinychat.models.vocabulary import vocabulary
+from tinychat.runtime.heartbeat import Heartbeat
 from tinychat.runtime.world import World
 from tinychat.text import chat_template
 from tinychat.text.chat_template import reply_text
@@ -134,9 +135,9 @@ def shared_replies(
     own = longest_first[world.rank :: world.size]
     room = getattr(model, "module", model).config.max_position_embeddings
     fitting = [index for index in own if len(prompts[index]) < room]
-    done = decode(
-        model, [prompts[index] for index in fitting], options, tokenizer.pad_token_id or 0, batch_size, dtype=dtype
-    )
+    heart = Heartbeat("replying", len(fitting), "prompts")
+    pad_id, asked = tokenizer.pad_token_id or 0, [prompts[index] for index in fitting]
+    done = decode(model, asked, options, pad_id, batch_size, dtype, tell=heart.at)
     said: dict[int, tuple[str, bool]] = dict.fromkeys(own, ("", False))
     for index, tokens, ended in zip(fitting, done.responses, done.ended, strict=True):
         said[index] = (decode_reply(tokenizer, tokens), ended)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from tinychat.config.schema import Config
 from tinychat.config.stages import ReplyLabel, RewardLoss, RewardStage, ScoreRange
-from tinychat.data.files.caches import LINE_EVERY, cached, mapped, synced_file
+from tinychat.data.files.caches import cached, mapped, synced_file
 from tinychat.data.preferences.tokens import (
     LABELS,
     UNKNOWN,
@@ -44,6 +43,7 @@ from tinychat.models.build import count_parameters, describe, training_flops_per
 from tinychat.models.reward import head_inputs, head_scores, raw_scores, set_normalisation, settings, start_reward_model
 from tinychat.rl.preference_losses import bradley_terry_loss, pointwise_loss
 from tinychat.runs.folders import PICTURES
+from tinychat.runtime.heartbeat import Heartbeat
 from tinychat.runtime.world import seed_rank
 from tinychat.stages import Context, StageResult
 from tinychat.stages.chats import get_chat_tokenizer
@@ -250,17 +250,14 @@ class FrozenBackbone:
         """Reply by reply, those of like length together."""
         device, total = engine.world.device, 2 * len(pairs)
         most = TOKENS_AT_ONCE if device.type == "cpu" else None
-        found, done, begin = torch.empty(total, width), 0, time.monotonic()
-        said = begin
+        found, done, heart = torch.empty(total, width), 0, Heartbeat("frozen backbone", total, "replies")
         with engine.inference() as model:
             for rows, batch in replies_by_length(pairs, 2 * self.stage.eval_batch_size, most):
                 states = head_inputs(model, batch["input_ids"].to(device), batch["attention_mask"].to(device))
                 found[torch.from_numpy(rows)] = states.cpu()
                 done += len(rows)
-                if time.monotonic() - said > LINE_EVERY:
-                    said = time.monotonic()
-                    log.info("frozen backbone: %d of %d replies, %.0f s", done, total, said - begin)
-        log.info("frozen backbone: what the head reads of %d replies, in %.0f s", done, time.monotonic() - begin)
+                heart.at(done)
+        log.info("frozen backbone: what the head reads of %d replies, in %.0f s", done, heart.seconds)
         return found.view(len(pairs), 2, width)
 
 

@@ -104,6 +104,7 @@ def decode(
     batch_size: int,
     dtype: torch.dtype | None = None,
     draws: Tensor | None = None,
+    tell: Callable[[int], None] = lambda _: None,
 ) -> Decoded:
     """Continue each prompt options.group times, batch_size replies at a time (those to prompts of like length
     together), without gradients or dropout.
@@ -111,7 +112,7 @@ def decode(
     model: a transformers causal language model, a PeftModel, or a wrapper with `.module`; its mode is kept. `pad_id`
     fills the left of shorter prompts and may lie beyond the embedding. dtype=torch.bfloat16 takes that type for matrix
     products, as autocast does (weights are copied once a call). draws: (replies, max_new_tokens) float64, uniform in
-    [0, 1), in place of those of options.seed.
+    [0, 1), in place of those of options.seed. tell: called after each batch with the number of replies so far.
 
     Every reply has draws of its own: they depend on the seed, its place (from options.first) and max_new_tokens, not
     on batch_size or the other prompts, nor on whether a prompt has a group or is repeated. Batches hold whole groups
@@ -135,6 +136,7 @@ def decode(
             batch = _decode_batch(forward, own, of, options, pad_id, draws[rows])
         for row, response, logprobs, ended in zip(rows, *batch, strict=True):
             decoded.responses[row], decoded.logprobs[row], decoded.ended[row] = response, logprobs, ended
+        tell(min(start + at_once, replies))
     return decoded
 
 
