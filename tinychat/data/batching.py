@@ -10,6 +10,7 @@ import numpy as np
 
 from tinychat.errors import UserError
 
+CACHED = 590_000  # numbers of a layer's states, tokens times width: more no longer stay in a core's caches
 MULTIPLE = 8  # padded batches are as wide as a multiple of it, which suits the matrix kernels
 Drawn = TypeVar("Drawn")
 
@@ -64,6 +65,12 @@ def share_of(batch_size: int, rank: int, world_size: int) -> range:
 def padded_width(longest: int, most: int) -> int:
     """The longest length, rounded up to a multiple of 8, but at most `most`."""
     return min(-(-longest // MULTIPLE) * MULTIPLE, most)
+
+
+def rows_at_once(length: int, most: int, width: int, device_type: str) -> int:
+    """So many sequences of `length` tokens, at least one and at most `most`, a model of this width reads together best
+    where no gradient is wanted: on a CPU no more than its caches hold, elsewhere all."""
+    return max(1, min(most, CACHED // (width * length))) if device_type == "cpu" else most
 
 
 def shared_groups(

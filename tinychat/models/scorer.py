@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from tinychat.config.stages import ScoreRange
+from tinychat.data.batching import rows_at_once
 from tinychat.errors import UserError
 from tinychat.models.kernels.attention import use_blocked_attention
 from tinychat.models.kernels.layers import use_fused_norms, use_fused_rotary
@@ -171,10 +172,11 @@ class Scorer:
                     f"{self.context_length}"
                 )
         longest_first = sorted(range(len(sequences)), key=lambda index: -lengths[index])
-        scores = [0.0] * len(sequences)
+        scores, width = [0.0] * len(sequences), self.model.config.hidden_size
         with self._in_use():
-            for start in range(0, len(sequences), self.batch_size):
-                rows = longest_first[start : start + self.batch_size]
+            while longest_first:
+                size = rows_at_once(lengths[longest_first[0]], self.batch_size, width, self.device.type)
+                rows, longest_first = longest_first[:size], longest_first[size:]
                 for row, score in zip(rows, self._batch([sequences[row] for row in rows]), strict=True):
                     scores[row] = score
         return scores

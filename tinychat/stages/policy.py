@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tinychat.config.rollout_stages import RolloutStage
 from tinychat.config.schema import PROMPT_KINDS, Config, OnBadRow, PeftConfig, PeftKind
+from tinychat.data.batching import rows_at_once
 from tinychat.data.preferences.prompts import PromptBatch, PromptBatches, prompt_shape, prompt_source
 from tinychat.engine import Batch, Engine, evaluation_engine
 from tinychat.evaluation.final_answer import split_reply
@@ -192,7 +193,11 @@ class Sampler:
         experience = to_experience(rollout.prompts, rollout.responses, self._tokenizer.pad_token_id, rollout.group)
         models = self.models
         models.engine.rest()  # what sampling has freed
-        measure(experience, self.forward, models.measures, self._stage.rollout_batch_size, models.world)
+        most, length = self._stage.rollout_batch_size, experience.targets.shape[1]
+        width = policy_of(models.engine.model).get_input_embeddings().weight.shape[1]
+        rows = rows_at_once(length, most, width, models.world.device.type)
+        rows = min(most, max(1, rows // rollout.group) * rollout.group)  # a prompt is computed once for its replies
+        measure(experience, self.forward, models.measures, rows, models.world)
         if models.reference is not None:
             models.reference.rest()
         return experience

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tinychat.config.schema import Config
 from tinychat.config.stages import ReplyLabel, RewardLoss, RewardStage, ScoreRange
+from tinychat.data.batching import rows_at_once
 from tinychat.data.files.caches import cached, mapped, synced_file
 from tinychat.data.preferences.tokens import (
     LABELS,
@@ -61,7 +62,6 @@ from tinychat.stages.loop import TrainingLoop
 from tinychat.stages.pairs import get_pairs, pair_facts, weights_key
 from tinychat.text.tokenizer import vocabulary_size
 
-TOKENS_AT_ONCE = 1_024  # of a frozen backbone on a CPU: more no longer stay in its caches
 NORMALISED_ON = 400  # training pairs whose replies get mean 0 and standard deviation 1
 
 
@@ -249,10 +249,10 @@ class FrozenBackbone:
     def _computed(self, engine: Engine, pairs: PreferenceCache, width: int) -> Tensor:
         """Reply by reply, those of like length together."""
         device, total = engine.world.device, 2 * len(pairs)
-        most = TOKENS_AT_ONCE if device.type == "cpu" else None
+        most, wide = 2 * self.stage.eval_batch_size, engine.model.config.hidden_size
         found, done, heart = torch.empty(total, width), 0, Heartbeat("frozen backbone", total, "replies")
         with engine.inference() as model:
-            for rows, batch in replies_by_length(pairs, 2 * self.stage.eval_batch_size, most):
+            for rows, batch in replies_by_length(pairs, lambda length: rows_at_once(length, most, wide, device.type)):
                 states = head_inputs(model, batch["input_ids"].to(device), batch["attention_mask"].to(device))
                 found[torch.from_numpy(rows)] = states.cpu()
                 done += len(rows)

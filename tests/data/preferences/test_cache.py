@@ -313,8 +313,11 @@ def test_evaluation_counts_every_pair_once(world_size: int, most: int | None) ->
 
 
 @pytest.mark.parametrize(("size", "most"), [(4, None), (4, 16), (100, 24), (3, 1)])
-def test_replies_by_length_come_once_and_keep_to_the_tokens(size: int, most: int | None) -> None:
-    groups = list(replies_by_length(CACHE, size, most))
+def test_replies_by_length_come_once_and_as_many_as_are_asked_for(size: int, most: int | None) -> None:
+    def rows_of(width: int) -> int:
+        return size if most is None else max(1, min(size, most // width))
+
+    groups = list(replies_by_length(CACHE, rows_of))
     assert sorted(np.concatenate([rows for rows, _ in groups]).tolist()) == list(range(2 * N))
     lengths = [int(CACHE.lengths[rows].max()) for rows, _ in groups]
     assert lengths == sorted(lengths, reverse=True)

@@ -11,7 +11,7 @@ too long still is left out as a whole. What the template writes after the end to
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -287,14 +287,14 @@ def collate_replies(cache: PreferenceCache, rows: np.ndarray, width: int) -> dic
 
 
 def replies_by_length(
-    cache: PreferenceCache, size: int, most_tokens: int | None = None
+    cache: PreferenceCache, rows_of: Callable[[int], int]
 ) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor]]]:
-    """All replies once, the longest first, as collate_replies gives them and with their rows: `size` at a time, or as
-    many as have `most_tokens` with their padding, whichever is fewer."""
+    """All replies once, the longest first, as collate_replies gives them and with their rows. rows_of: width of a
+    batch, padding included -> how many it has."""
     order = np.argsort(-cache.lengths, kind="stable")
     while len(order):
         width = padded_width(int(cache.lengths[order[0]]), cache.length)
-        fits = size if most_tokens is None else max(1, min(size, most_tokens // width))
+        fits = rows_of(width)
         yield order[:fits], collate_replies(cache, order[:fits], width)
         order = order[fits:]
 
