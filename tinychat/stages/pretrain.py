@@ -50,6 +50,11 @@ def run(config: Config, context: Context) -> StageResult:
     origin = write_lineage(config, context, {"train": data_facts(train), "validation": data_facts(held_out)})
 
     tokens_per_step = stage.batch_size * length
+    # Where the curriculum changes: a loss that jumps there would look like one that diverges.
+    first = leading_tokens(config.data, train.tokens, tokenizer) if isinstance(train, TokenCache) else 0
+    changes = -(-first // tokens_per_step)
+    if changes:
+        log.info("train: lessons of copying up to step %d, then all other text, where the loss rises", changes)
     with TrainingLoop(config, context, engine, tokenizer, origin, Speedometer(flops, engine.dtype, world)) as loop:
         for step in loop:
             rows = blocks.batch(step - 1, stage.batch_size, world.rank, world.size)
@@ -76,10 +81,8 @@ def run(config: Config, context: Context) -> StageResult:
         write_samples(engine, tokenizer, stage.samples, stage.sample_tokens, config.seed, context)
         if isinstance(blocks, MixedBlocks) and isinstance(train, MixedTokens):
             tell_sources(blocks.epochs_of(loop.step, stage.batch_size), train, held_out, context)
-    # Where the curriculum changes: a loss that jumps there would look like one that diverges.
-    first = leading_tokens(config.data, train.tokens, tokenizer) if isinstance(train, TokenCache) else 0
     facts = {
-        CURRICULUM: {"stories after lessons": -(-first // tokens_per_step)} if first else None,
+        CURRICULUM: {"stories after lessons": changes} if changes else None,
         "parameters": parameters.total,
         "parameters without embeddings": parameters.other,
         "context length": length,
