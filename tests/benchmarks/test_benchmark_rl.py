@@ -56,6 +56,23 @@ def test_rollout_compares_after_equal_greedy_tokens(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_replies_read_together_have_the_numbers_of_each_alone(tmp_path: Path) -> None:
+    options = ("--model", "tiny", "--rounds", "1", "--replies", "8", "--ways", "all,3", "--threads", "1")
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "together.py"), *options, "--out", str(tmp_path)],
+        env=environment_of(),
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    together, three = json.loads((tmp_path / "together.json").read_text())["table"]
+    assert (together["rows"], three["rows"]) == (8, 3) and together["padding"] > three["padding"]
+    assert three["speed_ratio"] == pytest.approx(together["seconds"] / three["seconds"])
+
+
+@pytest.mark.slow
 def test_rollout_profile_names_the_parts_of_a_step(tmp_path: Path) -> None:
     done = benchmark("rollout.py", tmp_path, "--variants", "tinychat-fp32", "--new", "5", "--profile")
     assert done.returncode == 0, done.stderr[-3000:]

@@ -172,3 +172,13 @@ def test_no_evaluation_and_no_checkpoints_between(train, tiny: tuple[str, ...], 
     assert [path.name for path in folders.list_checkpoints(tmp_path / "run")] == ["step-000004"]
     assert list(curve(tmp_path / "run", "eval/loss")) == [4]
     assert not (tmp_path / "run" / "samples.json").exists()
+
+
+def test_where_a_curriculum_changes_is_told_before(tiny: tuple[str, ...], warm: WarmPython, folder: Path) -> None:
+    """The loss rises there, and would look like one that diverges."""
+    done = warm.train(folder, *tiny, *EXACT, "stage.max_steps=1", "data.lessons=1", "run_dir=curriculum")
+    assert done.returncode == 0, done.stderr[-3000:]
+    (step,) = result_of(folder / "curriculum")["facts"]["curriculum"].values()
+    assert 1 < step < 200
+    line = f"lessons of copying up to step {step}, then all other text, where the loss rises"
+    assert line in done.stdout + done.stderr
