@@ -36,7 +36,7 @@ from tinychat.pipeline.__main__ import (
 from tinychat.pipeline.jobs import AnyJob, Composer, Job, hand_on, needs
 from tinychat.pipeline.process import run_forked
 from tinychat.pipeline.recipe import Recipe, Request, judge, load_recipe, parse_gate, parse_request
-from tinychat.pipeline.report import StepRun, _policies_table, headline, measured, verdict_lines
+from tinychat.pipeline.report import StepRun, _policies_table, answering, headline, measured, verdict_lines
 from tinychat.pipeline.steps import Step
 from tinychat.runs import folders
 from tinychat.runtime import gguf
@@ -530,6 +530,24 @@ def test_policies_stand_beside_the_one_that_they_began_with(tmp_path: Path) -> N
     assert table["minutes of the step"] == ["", "2.50", "2.50", "2.50"]
     assert not any(name.startswith("rl/") for name in table)
     assert _policies_table(runs[:1]) == ([], [])
+
+
+def test_a_model_that_is_measured_as_it_comes_answers_beside_the_policies(tmp_path: Path) -> None:
+    """Not one that a step has trained, which answers already, nor a step that has not run."""
+    job, checkpoint = next(iter(jobs_of(SMALL).values())), tmp_path / "ppo/checkpoints/step-000004"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "config.json").write_text("{}")
+
+    def measuring(name: str, what: str) -> StepRun:
+        folder = tmp_path / name
+        folder.mkdir()
+        folders.write_text_atomic(folder / folders.RESULT, json.dumps({"facts": {"checkpoint measured": what}}))
+        return StepRun(Step(name, [], stage="eval"), job, folder, "ran")
+
+    base, ppo = measuring("base", "package:file.gguf"), StepRun(STEPS["ppo"], job, checkpoint.parents[1], "ran")
+    after = measuring("eval", str(checkpoint))
+    found = answering([base, ppo, after, StepRun(STEPS["sft"], job, None, "left out")])
+    assert list(found.items()) == [("base", "package:file.gguf"), ("PPO", str(checkpoint))]
 
 
 def test_a_headline_has_the_minutes_and_what_the_gates_look_at(tmp_path: Path) -> None:

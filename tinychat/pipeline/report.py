@@ -23,7 +23,7 @@ from tinychat.pipeline.recipe import Gate, Recipe, Verdict, asking
 from tinychat.pipeline.steps import Step
 from tinychat.report.curves import series_of
 from tinychat.report.headline import Figure, figures_of, format_value
-from tinychat.report.run import Link, with_bounds
+from tinychat.report.run import MEASURED, Link, with_bounds
 from tinychat.report.templates import render
 from tinychat.runs import folders, parents
 from tinychat.runtime import run_files
@@ -33,22 +33,21 @@ from tinychat.tracking.vocabulary import METRICS, headlines_of
 FILE = "samples.json"
 
 
-def write_samples(folder: Path, policies: Mapping[str, Path], prompts: Sequence[str], max_new_tokens: int) -> None:
+def write_samples(folder: Path, policies: Mapping[str, str], prompts: Sequence[str], max_new_tokens: int) -> None:
     """samples.json: {"policies": {name: checkpoint}, "samples": [{"prompt": text, NAME: reply, ...}]}.
 
-    policies: name -> run folder, the first ones perhaps without a chat template: they get the last one's. Raises
+    policies: name -> checkpoint, the first ones perhaps without a chat template: they get the last one's. Raises
     UserError for a checkpoint that cannot be read.
     """
     from tinychat.text.tokenizer import load_saved_tokenizer
 
-    checkpoints = {name: folders.resolve_checkpoint(str(run)) for name, run in policies.items()}
-    template = load_saved_tokenizer(str(list(checkpoints.values())[-1])).chat_template
-    replies = {name: _replies(path, template, prompts, max_new_tokens) for name, path in checkpoints.items()}
+    template = load_saved_tokenizer(list(policies.values())[-1]).chat_template
+    replies = {name: _replies(path, template, prompts, max_new_tokens) for name, path in policies.items()}
     samples = [
         {"prompt": prompt} | {name: said[index] for name, said in replies.items()}
         for index, prompt in enumerate(prompts)
     ]
-    content = {"policies": {name: str(path) for name, path in checkpoints.items()}, "samples": samples}
+    content = {"policies": dict(policies), "samples": samples}
     folders.write_text_atomic(folder / FILE, json.dumps(content, indent=1, ensure_ascii=False))
 
 
@@ -65,7 +64,7 @@ def read_samples(folder: Path) -> dict[str, Any]:
     return run_files.if_readable(read) or {}
 
 
-def _replies(checkpoint: Path, template: str | None, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+def _replies(checkpoint: str, template: str | None, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
     import torch
 
     from tinychat.models.checkpoints import load_model
@@ -75,9 +74,9 @@ def _replies(checkpoint: Path, template: str | None, prompts: Sequence[str], max
     from tinychat.text.chat_template import encode_prompts, end_ids, reply_text
     from tinychat.text.tokenizer import load_saved_tokenizer
 
-    tokenizer = load_saved_tokenizer(str(checkpoint))
+    tokenizer = load_saved_tokenizer(checkpoint)
     tokenizer.chat_template = tokenizer.chat_template or template
-    model = load_model(str(checkpoint)).to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    model = load_model(checkpoint).to("cuda" if torch.cuda.is_available() else "cpu").eval()
     if tokenizer.chat_template:
         ids = encode_prompts(tokenizer, [[{"role": "user", "content": prompt}] for prompt in prompts])
         ends = end_ids(tokenizer)
@@ -140,12 +139,10 @@ class PipelineReport:
 def make_samples(folder: Path, recipe: Recipe, steps: Sequence[StepRun], model: ModelConfig) -> None:
     """Let the policies answer the recipe's prompts, unless those very checkpoints have. model: what they are. Raises
     UserError."""
-    policies = {run.step.label: run.folder for run in steps if run.step.trains_policy and run.folder}
-    if not policies or not recipe.samples:
+    if not recipe.samples or not any(run.step.trains_policy and run.folder for run in steps):
         return
-    known = read_samples(folder)
-    wanted = {name: str(folders.resolve_checkpoint(str(run))) for name, run in policies.items()}
-    if known.get("policies") == wanted and [row["prompt"] for row in known["samples"]] == recipe.samples:
+    known, policies = read_samples(folder), answering(steps)
+    if known.get("policies") == policies and [row["prompt"] for row in known["samples"]] == recipe.samples:
         return
 
     def make() -> None:
@@ -155,6 +152,20 @@ def make_samples(folder: Path, recipe: Recipe, steps: Sequence[StepRun], model: 
         write_samples(folder, policies, recipe.samples, recipe.sample_tokens)
 
     run_forked(make, "the samples")
+
+
+def answering(steps: Sequence[StepRun]) -> dict[str, str]:
+    """Name -> checkpoint of what is asked, in the steps' order: the policies that they have trained, and models that a
+    step has measured and none has made, as they come. Raises UserError for a checkpoint that is gone."""
+    made = [run.folder.resolve() for run in steps if run.folder]
+    found = {}
+    for run in steps:
+        measured = (run.result.get("facts") or {}).get(MEASURED)
+        if run.step.trains_policy and run.folder:
+            found[run.step.label] = str(folders.resolve_checkpoint(str(run.folder)))
+        elif measured and not {*made} & {*Path(measured).resolve().parents}:
+            found[run.name] = measured
+    return found
 
 
 def measured(steps: Sequence[StepRun]) -> dict[str, dict[str, float]]:

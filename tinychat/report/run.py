@@ -27,6 +27,7 @@ from tinychat.tracking.vocabulary import is_metric, meaning_of
 logger = logging.getLogger(__name__)
 _SUMMED_UP = ("tokenizer", "data", "optim", "ds", "launch")  # config groups shown by their names
 _SCALARS = ("precision", "device", "seed", "init_from")
+MEASURED = "checkpoint measured"  # of result.json's facts, where a stage trains nothing
 CURRICULUM = "curriculum"  # of result.json's facts: {what begins: at which step}
 _NOT_SHOWN = {"metrics", "config"}  # of result.json and lineage.json: told elsewhere
 

@@ -19,6 +19,7 @@ from tinychat.config.schema import Config
 from tinychat.config.stages import PASS_K
 from tinychat.engine import Engine, evaluation_engine
 from tinychat.errors import UserError
+from tinychat.report.run import MEASURED
 from tinychat.runs import folders
 from tinychat.runtime import run_files
 from tinychat.runtime.console import format_eval
@@ -150,7 +151,7 @@ def measure(subject: Subject, config: Config, judges: Mapping[str, Judge] | None
     engine = evaluation_engine(model, config.precision, context.world)
 
     found = Measured(engine, held_out=held_out, requests=requests, answers=answers, benign=benign)
-    found.facts = {"checkpoint measured": subject.path, "context length": length}
+    found.facts = {MEASURED: subject.path, "context length": length}
     if tokens is not None:
         begin = text_beginning(tokenizer)[0] if stage.isolate_documents else None
         found.metrics |= evaluate(engine, tokens, length, stage.eval_batch_size, stage.eval_tokens, context, begin)

@@ -20,6 +20,7 @@ from tinychat.evaluation.harness import (
     set_shots,
 )
 from tinychat.evaluation.statistics import Z, wilson
+from tinychat.report.run import MEASURED
 from tinychat.stages import Context, StageResult
 from tinychat.stages.chats import get_chat_tokenizer
 from tinychat.stages.common import context_length, get_model, get_tokenizer, log, write_table
@@ -90,7 +91,7 @@ def run(config: Config, context: Context, names: dict[str, str]) -> StageResult:
     first, *others = measured
     metrics = metrics_of(measured[first])
     context.log(0, metrics)
-    facts: dict[str, Any] = {"checkpoint measured": first, "tasks": list(config.stage.tasks)}
+    facts: dict[str, Any] = {MEASURED: first, "tasks": list(config.stage.tasks)}
     if others:
         facts["against"] = [{"checkpoint": path, **metrics_of(measured[path])} for path in others]
     return StageResult(metrics, measured[first][0].name, facts=facts)
