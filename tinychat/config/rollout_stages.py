@@ -95,7 +95,7 @@ class RolloutStage(TrainLoop, AnswerEvaluation, ReplyEvaluation, SafetyEvaluatio
     """Learning from the policy's own replies: a step is one rollout and the updates it feeds."""
 
     rollout_size: int = MISSING  # replies per step, over all ranks
-    rollout_batch_size: int = MISSING  # replies generated or scored side by side on one rank
+    rollout_batch_size: int = MISSING  # replies generated or scored side by side on one rank, at most
     response_length: int = MISSING  # tokens of a reply at most
     context_length: int | None = MISSING  # tokens of prompt and reply; null: the model's
     temperature: float = MISSING  # divides the logits, in rollouts and updates alike
