@@ -36,7 +36,7 @@ from tinychat.pipeline.__main__ import (
 from tinychat.pipeline.jobs import AnyJob, Composer, Job, hand_on, needs
 from tinychat.pipeline.process import run_forked
 from tinychat.pipeline.recipe import Recipe, Request, judge, load_recipe, parse_gate, parse_request
-from tinychat.pipeline.report import StepRun, _policies_table, answering, headline, measured, verdict_lines
+from tinychat.pipeline.report import StepRun, _policies_table, answering, headline, measured, verdict_lines, write
 from tinychat.pipeline.steps import Step
 from tinychat.runs import folders
 from tinychat.runtime import gguf
@@ -548,6 +548,21 @@ def test_a_model_that_is_measured_as_it_comes_answers_beside_the_policies(tmp_pa
     after = measuring("eval", str(checkpoint))
     found = answering([base, ppo, after, StepRun(STEPS["sft"], job, None, "left out")])
     assert list(found.items()) == [("base", "package:file.gguf"), ("PPO", str(checkpoint))]
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft"])
+def test_only_of_a_pretrained_model_it_says_that_it_goes_on(tmp_path: Path, stage: str) -> None:
+    """A model that is measured as it comes may be one for chats."""
+    job: Any = SimpleNamespace(command=lambda folder: "command")
+    small: Any = SimpleNamespace(name="small")
+    samples = {"policies": {"a": "x"}, "samples": [{"prompt": "Hello", "a": "Hi"}]}
+    (tmp_path / "samples.json").write_text(json.dumps(samples))
+    run = tmp_path / "run"
+    run.mkdir()
+    write(tmp_path, small, [], [StepRun(STEPS[stage], job, run, "ran")], "command", 1.0)
+    for name in ("report.md", "report.html"):
+        page = (tmp_path / name).read_text()
+        assert "Greedy replies." in page and ("continues the prompt" in page) == (stage == "pretrain")
 
 
 def test_a_headline_has_the_minutes_and_what_the_gates_look_at(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from tinychat.tracking.base import MetricsLog
 from tinychat.tracking.vocabulary import METRICS, headlines_of
 
 FILE = "samples.json"
+UNCHATTED = " The pretrained model has never seen a conversation; it continues the prompt."
 
 
 def write_samples(folder: Path, policies: Mapping[str, str], prompts: Sequence[str], max_new_tokens: int) -> None:
@@ -130,6 +131,7 @@ class PipelineReport:
     curves: list[tuple[str, str]]  # stage, file in the folder
     policies: list[str]
     samples: list[list[str]]  # prompt, a reply of each policy
+    asked: str  # how they were asked
     lineage: list[tuple[str, str, Link, str]]  # stage, what it was given, folder, the stage that made it
     commands: list[tuple[str, str]]  # stage, command
     headline: list[Figure] = field(default_factory=list)
@@ -194,6 +196,7 @@ def write(
     saved = read_samples(folder)
     policies = list(saved.get("policies", {}))
     in_all = sum(run.result.get("minutes") or 0.0 for run in steps)
+    pretrained = any(run.step.stage == "pretrain" and run.folder for run in steps)
     report = PipelineReport(
         title=f"Pipeline {recipe.name}",
         subtitle=f"{_summary(verdicts)} {in_all:.1f} minutes in stages, {seconds / 60:.1f} in this command.",
@@ -205,6 +208,7 @@ def write(
         curves=_curves(folder, steps),
         policies=policies,
         samples=[[row["prompt"], *(row[name] for name in policies)] for row in saved.get("samples", [])],
+        asked=f"Greedy replies.{UNCHATTED if pretrained else ''}",
         lineage=_lineage(steps, folder),
         commands=[(run.name, run.job.command(run.folder)) for run in steps],
         headline=_headline(steps),
