@@ -194,7 +194,7 @@ class Sampler:
         models = self.models
         models.engine.rest()  # what sampling has freed
         most, length = self._stage.rollout_batch_size, experience.targets.shape[1]
-        width = policy_of(models.engine.model).get_input_embeddings().weight.shape[1]
+        width = policy_of(models.engine.model).config.hidden_size  # of a weight ZeRO-3 has a part
         rows = rows_at_once(length, most, width, models.world.device.type)
         rows = min(most, max(1, rows // rollout.group) * rollout.group)  # a prompt is computed once for its replies
         measure(experience, self.forward, models.measures, rows, models.world)
