@@ -196,7 +196,8 @@ def write(
     saved = read_samples(folder)
     policies = list(saved.get("policies", {}))
     in_all = sum(run.result.get("minutes") or 0.0 for run in steps)
-    pretrained = any(run.step.stage == "pretrain" and run.folder for run in steps)
+    trained = [SPECS[run.step.stage or run.name] for run in steps if run.step.trains_policy and run.folder]
+    pretrained = any(spec.reads == "documents" for spec in trained)
     report = PipelineReport(
         title=f"Pipeline {recipe.name}",
         subtitle=f"{_summary(verdicts)} {in_all:.1f} minutes in stages, {seconds / 60:.1f} in this command.",
