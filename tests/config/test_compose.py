@@ -140,6 +140,14 @@ def refusal(*overrides: str) -> str:
         (["stage=ppo", "stage.ptx.coef=1", "stage.ptx.source=tinyworld"], ["stage.ptx.max_rows=null", "never ends"]),
         (["stage=ppo", "stage.ptx.max_rows=0"], ["stage.ptx.max_rows=0: must be at least 1"]),
         (
+            ["stage=grpo", "stage.ptx.source=refusals", "+stage.ptx.mix={x: {source: text, path: no/, max_rows: 0}}"],
+            [
+                "stage.ptx.mix.x.source=text has no conversations",
+                "stage.ptx.mix.x.path=no/: no such",
+                "stage.ptx.mix.x.max_rows=0",
+            ],
+        ),
+        (
             ["stage=ppo", "stage.ptx.coef=1", "stage.ptx.source=alpaca", "stage.ptx.batch_size=7", *TWO_RANKS],
             ["stage.ptx.batch_size=7 does not divide over 2 ranks; use 8"],
         ),

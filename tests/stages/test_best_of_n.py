@@ -15,7 +15,8 @@ from tests.config.test_compose import composed
 from tests.conftest import TORCHRUN, result_of, run_train, write_rows
 from tests.reward_models import reward_model, write
 from tinychat.config import checks
-from tinychat.config.schema import Config, MixPart
+from tinychat.config.schema import Config
+from tinychat.config.stages import MixPart
 from tinychat.data.chats.best_of_n import Choice, choice_of, choose
 from tinychat.data.chats.sources import chat_source
 from tinychat.errors import UserError

@@ -14,8 +14,10 @@ from torch import Tensor
 from tests.config.test_compose import composed
 from tests.reward_models import LORA
 from tests.rl_models import PAD, PROMPTS, actor_critic, policy
-from tinychat.data.chats.sources import chat_source, ptx_data
+from tinychat.config.stages import MixPart
+from tinychat.data.chats.sources import chat_source, of_beside, ptx_data
 from tinychat.engine import Batch, StepStats
+from tinychat.errors import UserError
 from tinychat.models.actor_critic import ActorCritic, policy_and_values, policy_of
 from tinychat.models.adapters import add_adapter
 from tinychat.models.logprobs import IGNORED, token_nll
@@ -154,3 +156,24 @@ def test_prompts_that_the_run_is_measured_on_are_not_learnt_from(tmp_path: Path)
     assert held_out and not alone & held_out
     assert len(measured) > 10 and found == alone - set(measured) and len(found) < len(alone) - 5
     assert source.fingerprint() != chat_source(ptx_data(config.stage.ptx, config.data), "train").fingerprint()
+
+    # Nor are those of sources that are added to it, which hold out none of their own here.
+    more = write("more.jsonl", range(70, 75))
+    config.stage.ptx.mix = {
+        "same": MixPart("alpaca", str(data), None),
+        "more": MixPart("alpaca", str(more), 3),
+        "own": MixPart("refusals", None, 2),
+    }
+    mixed = [row.key() for row in without_measured(config).rows()]
+    assert len(mixed) == 2 * len(found) + 3 + 2 and not set(mixed) & set(measured)
+    assert without_measured(config).fingerprint() != source.fingerprint()
+
+
+def test_an_error_of_an_added_source_names_its_setting(tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"instruction": "say 1"}\n')
+    words = ("data=tinyworld", "stage.ptx.coef=1", "stage.ptx.source=refusals", "data.max_rows=8")
+    config = composed("stage=ppo", "tuned=none", *words)
+    config.stage.ptx.mix = {"more": MixPart("alpaca", str(tmp_path / "bad.jsonl"), None)}
+    with pytest.raises(UserError) as error, of_beside("stage.ptx"):
+        list(without_measured(config).rows())
+    assert str(error.value).startswith("stage.ptx: stage.ptx.mix.more: ")

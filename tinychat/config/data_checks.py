@@ -13,7 +13,7 @@ from tinychat.config.corpus_stage import CorpusSource, EvaluationSet, weight_pro
 from tinychat.config.rollout_stages import Ptx, RolloutStage
 from tinychat.config.schema import DATA, BestOfNConfig, Config, DataConfig
 from tinychat.config.specs import Made, spec_of
-from tinychat.config.stages import HeldOutSet, ReplyEvaluation
+from tinychat.config.stages import HeldOutSet, MixPart, ReplyEvaluation
 from tinychat.errors import UserError
 from tinychat.runtime.run_files import at_home
 
@@ -42,7 +42,7 @@ def problems(config: Config) -> Iterator[str]:
         yield f"data.path=null: data={data.name} needs a file, folder or glob, as data.path=my_files/"
     if is_read:
         yield from source.problems(data)
-    yield from _mix(data)
+    yield from _mix("data.mix", data.mix, plugins.source_of(data).wants)
     yield from _weights(data, source.of_corpus or source.of_parts)
     yield from _root(data)
     yield from _corpus(config)
@@ -53,6 +53,7 @@ def problems(config: Config) -> Iterator[str]:
             yield from _part(f"stage.held_out.{name}", one, "conversations", "max_rows")
     if isinstance(config.stage, RolloutStage) and config.stage.ptx.source is not None:
         yield from _part("stage.ptx", config.stage.ptx, "conversations", "max_rows")
+        yield from _mix("stage.ptx.mix", config.stage.ptx.mix, "conversations")
     wanted = spec_of(config).reads
     if wanted and not plugins.gives(data, wanted):
         works = ", ".join(plugins.sources_of(wanted))
@@ -107,27 +108,26 @@ def _best_of_n(config: Config, data: BestOfNConfig) -> Iterator[str]:
     yield from source.problems(prompts)
 
 
-def _mix(data: DataConfig) -> Iterator[str]:
-    wanted = plugins.source_of(data).wants
-    for name, part in data.mix.items():
+def _mix(key: str, mix: dict[str, MixPart], wanted: str) -> Iterator[str]:
+    for name, part in mix.items():
         if part.path and not _exists(part.path):
-            yield f"data.mix.{name}.path={part.path}: no such file or folder (looked from {Path.cwd()})"
+            yield f"{key}.{name}.path={part.path}: no such file or folder (looked from {Path.cwd()})"
         try:
-            source = plugins.SOURCES.get(part.source, f"data.mix.{name}.source")
+            source = plugins.SOURCES.get(part.source, f"{key}.{name}.source")
         except UserError as error:
             yield str(error)
             continue
         if part.source in DATA:
-            yield f"data.mix.{name}.source={part.source}: no part of others; say data={part.source}, and mix those"
+            yield f"{key}.{name}.source={part.source}: no part of others; say data={part.source}, and mix those"
         if source.needs_path and not part.path:
-            yield f"data.mix.{name}.path=null: {part.source} needs a file, folder or glob"
+            yield f"{key}.{name}.path=null: {part.source} needs a file, folder or glob"
         if source.of_parts:
-            yield f"data.mix.{name}.source={part.source}: a mixture itself; name one of its parts"
+            yield f"{key}.{name}.source={part.source}: a mixture itself; name one of its parts"
         elif not plugins.MADE_OF[wanted] & set(source.has):
             works = ", ".join(plugins.sources_of(wanted))
-            yield f"data.mix.{name}.source={part.source} has no {wanted}; use {works}"
+            yield f"{key}.{name}.source={part.source} has no {wanted}; use {works}"
         if part.max_rows is not None and part.max_rows < 1:
-            yield f"data.mix.{name}.max_rows={part.max_rows}: must be at least 1, or null for all"
+            yield f"{key}.{name}.max_rows={part.max_rows}: must be at least 1, or null for all"
 
 
 def _weights(data: DataConfig, of_several: bool) -> Iterator[str]:

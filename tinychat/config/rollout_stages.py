@@ -12,6 +12,7 @@ from omegaconf import MISSING
 
 from tinychat.config.stages import (
     AnswerEvaluation,
+    MixPart,
     ReplyEvaluation,
     SafetyEvaluation,
     TrainLoop,
@@ -69,6 +70,7 @@ class Ptx:
     path: str | None = MISSING  # as data.path
     max_rows: int | None = MISSING  # training conversations taken (a seeded choice) or generated at most; null: all
     options: dict[str, Any] = field(default_factory=dict)  # as data.options
+    mix: dict[str, MixPart] = field(default_factory=dict)  # conversations added to those, as data.mix
     batch_size: int = MISSING  # conversations of an update, over all ranks
 
     def problems(self, ranks: int) -> Iterator[str]:

@@ -15,6 +15,7 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from tinychat.config.specs import SPECS, spec_named
+from tinychat.config.stages import MixPart
 
 
 class LaunchKind(Enum):
@@ -225,16 +226,6 @@ class TokenizerConfig:
     path: str | None = MISSING  # folder or hub id; bpe: null takes the newest stage=tokenizer run of this experiment
     vocab_size: int | None = MISSING  # bpe: entries, special tokens included
     train_mb: float | None = MISSING  # bpe: megabytes of text it is trained on
-
-
-@dataclass
-class MixPart:
-    """Rows that are added to another source's."""
-
-    source: str = MISSING  # as data.source
-    path: str | None = MISSING  # as data.path
-    max_rows: int | None = MISSING  # as data.max_rows
-    options: dict[str, Any] = field(default_factory=dict)  # as data.options
 
 
 @dataclass

@@ -24,6 +24,16 @@ class Schedule(Enum):
 
 
 @dataclass
+class MixPart:
+    """Rows that are added to another source's."""
+
+    source: str = MISSING  # as data.source
+    path: str | None = MISSING  # as data.path
+    max_rows: int | None = MISSING  # as data.max_rows
+    options: dict[str, Any] = field(default_factory=dict)  # as data.options
+
+
+@dataclass
 class StageSettings:
     """What the settings of every stage can be asked."""
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tinychat.config.schema import DataConfig, MixPart, OnBadRow, Preference, TaskLevel
+from tinychat.config.schema import DataConfig, OnBadRow, Preference, TaskLevel
+from tinychat.config.stages import MixPart
 from tinychat.data.chats.rows import ChatRow, chat_row
 from tinychat.data.chats.sources import chat_source
 from tinychat.data.files.row_sources import choose

@@ -15,7 +15,8 @@ import pytest
 from tests.config.test_compose import composed, once
 from tests.conftest import write_rows
 from tinychat.config import data_checks
-from tinychat.config.schema import Config, DataConfig, MixPart
+from tinychat.config.schema import Config, DataConfig
+from tinychat.config.stages import MixPart
 from tinychat.data.chats.sources import chat_source
 from tinychat.data.files.splits import Split
 from tinychat.data.own_words import LOOK_ALIKES

@@ -153,7 +153,7 @@ def held_out_data(name: str, one: HeldOutSet, base: DataConfig) -> DataConfig:
 
 def ptx_data(one: Ptx, base: DataConfig) -> DataConfig:
     """What stage.ptx is as data=, whose training rows count; rows that cannot be used are left out."""
-    return DataConfig(**_beside("ptx", one, base) | {"val_path": None, "max_rows": one.max_rows})
+    return DataConfig(**_beside("ptx", one, base) | {"val_path": None, "max_rows": one.max_rows, "mix": one.mix})
 
 
 def _beside(name: str, one: HeldOutSet | Ptx, base: DataConfig) -> dict[str, Any]:
@@ -174,7 +174,7 @@ class Measured(Protocol):
 
 
 def without_prompts(source: ChatSource, measured: Sequence[Measured]) -> ChatSource:
-    """The training rows without the prompts of others, and without those of its own validation."""
+    """The training rows, added ones too, without the prompts of others, and without those of their own validation."""
     own = source.validation
 
     def read() -> Iterator[Any]:
@@ -185,16 +185,18 @@ def without_prompts(source: ChatSource, measured: Sequence[Measured]) -> ChatSou
     def identify(memo_dir: Path | None) -> str:
         return hashed([own and own.identify(memo_dir), *(other.fingerprint(memo_dir) for other in measured)])
 
-    return replace(source, validation=Found("the rows that are measured on", read, identify))
+    added = {name: without_prompts(part, measured) for name, part in source.added.items()}
+    return replace(source, validation=Found("the rows that are measured on", read, identify), added=added)
 
 
 @contextlib.contextmanager
 def of_beside(key: str) -> Iterator[None]:
-    """An error about a source beside data= begins with its setting, whose path it names."""
+    """An error about a source beside data= begins with its setting, whose path or part it names."""
     try:
         yield
     except UserError as error:
-        raise UserError(f"{key}: {str(error).replace('data.path', f'{key}.path')}") from None
+        said = str(error).replace("data.path", f"{key}.path").replace("data.mix", f"{key}.mix")
+        raise UserError(f"{key}: {said}") from None
 
 
 def _added(config: DataConfig) -> dict[str, ChatSource]:
