@@ -39,7 +39,8 @@ def _pattern(*phrases: str) -> re.Pattern[str]:
 
 _WHO = "(?:i|we)"
 _CANNOT = r"""(?:can ?not|will not(?: be able to)?|(?:am|are) not (?:able|going|willing|allowed|permitted|prepared|
-    programmed|at liberty) to|(?:am|are) unable to|am not comfortable|would rather not|would prefer not to|
+    programmed|equipped|designed|qualified|supposed|here|in a position|at liberty) to|
+    (?:am|are) (?:not capable|incapable) of|(?:am|are) unable to|am not comfortable|would rather not|would prefer not to|
     do not (?:feel comfortable|want to)|should not|could not possibly|may not|must not|
     (?:must |have to )?(?:refuse|decline)(?: to)?)"""
 _ADVERB = "(?:(?:really|just|simply|also|currently|either|therefore|in good conscience|knowingly) ?)*"
@@ -53,6 +54,9 @@ _REFUSES = _pattern(
     rf"{_WHO} {_ADVERB}{_CANNOT} {_ADVERB}(?:\w+ ){{0,2}}?{_DEED}\b",
     rf"sorry[, ]+(?:but )?(?:\w+ ){{0,2}}?{_WHO} {_ADVERB}(?:can ?not|will not)(?: do)?(?: (?:that|this|it))?$",
     rf"^(?:no[, ]+)?{_WHO} (?:can ?not|will not)(?: do)?(?: (?:that|this|it))?$",
+    r"^can ?not (?:help|assist)(?: you)? with",
+    rf"""as an? (?:\w+ ){{0,3}}?(?:ai|chatbot|assistant|model),? {_WHO} (?:do not have|lack) the (?:ability|capability|
+    capacity|power) to""",
     rf"{_WHO} (?:must|have to|will have to|would like to|respectfully|politely)? ?(?:refuse|decline)(?:$|\W)",
     rf"{_WHO}'d (?:rather not|prefer not to)\b",
     rf"{_WHO} do not (?:condone|support|endorse|encourage) (?:such|this|that|any|the|illegal|violen\w+)\b",
