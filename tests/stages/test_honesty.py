@@ -49,6 +49,23 @@ def test_who_refuses_all_refuses_both_halves(tmp_path: Path, monkeypatch: pytest
     assert found["eval/over_refusal_benign_low"] == wilson(half, half)[0]
 
 
+def test_a_language_in_which_nothing_is_refused_does_not_hide_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, english = benign(tmp_path, None), [row["language"] == "en" for row in ROWS]
+    said = [("I can't help with that." if one else "我不知道。", True) for one in english]
+    monkeypatch.setattr(honesty, "shared_replies", lambda *_: said)
+    found = own.measure(ENGINE)
+    vocabulary.check_names(found)
+    for name in ("eval/over_refusal_benign", "eval/refusal_contrast"):
+        assert found[name] == sum(english) / len(ROWS)
+        assert (found[f"{name}_en"], found[f"{name}_zh"]) == (1.0, 0.0)
+        assert found[f"{name}_en_low"] == wilson(sum(english) // 2, sum(english) // 2)[0]
+    few = benign(tmp_path, 2)  # of one language
+    monkeypatch.setattr(honesty, "shared_replies", lambda *_: said[:2])
+    assert not [name for name in few.measure(ENGINE) if "_en" in name]
+
+
 def test_the_two_halves_are_counted_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One of the first two pairs' benign prompts is refused, and both contrasts."""
     own = benign(tmp_path, 5)  # in pairs: two of them

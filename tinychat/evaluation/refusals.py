@@ -40,8 +40,8 @@ def _pattern(*phrases: str) -> re.Pattern[str]:
 _WHO = "(?:i|we)"
 _CANNOT = r"""(?:can ?not|will not(?: be able to)?|(?:am|are) not (?:able|going|willing|allowed|permitted|prepared|
     programmed|equipped|designed|qualified|supposed|here|in a position|at liberty) to|
-    (?:am|are) (?:not capable|incapable) of|(?:am|are) unable to|am not comfortable|would rather not|would prefer not to|
-    do not (?:feel comfortable|want to)|should not|could not possibly|may not|must not|
+    (?:am|are) (?:not capable|incapable) of|(?:am|are) unable to|am not comfortable|would rather not|
+    would prefer not to|do not (?:feel comfortable|want to)|should not|could not possibly|may not|must not|
     (?:must |have to )?(?:refuse|decline)(?: to)?)"""
 _ADVERB = "(?:(?:really|just|simply|also|currently|either|therefore|in good conscience|knowingly) ?)*"
 _DEED = r"""(?:help|assist\w*|provid\w+|answer\w*|fulfil\w*|compl(?:y|ied|ying|ete)|giv(?:e|ing)|shar(?:e|ing)|offer\w*|

@@ -44,7 +44,8 @@ class BenignPrompts:
 
     def measure(self, engine: Engine) -> dict[str, float]:
         """Of greedy replies eval/over_refusal_benign, the share of the benign prompts that is refused, and
-        eval/refusal_contrast, that of the others, both with 95 % bounds; every rank calls it."""
+        eval/refusal_contrast, that of the others, both with 95 % bounds; where they are in two languages the same of
+        each (eval/over_refusal_benign_en), as what a model cannot read it does not refuse. Every rank calls it."""
         stage, world = self._stage, self._context.world
         options = DecodeOptions(stage.generate_tokens, end_ids(self._tokenizer), temperature=0.0)
         size = stage.generate_batch_size
@@ -52,12 +53,16 @@ class BenignPrompts:
             found = shared_replies(model, self._tokenizer, self._ids, options, size, world, engine.dtype)
         self._said = [text for text, _ in found]
         metrics: dict[str, float] = {}
+        languages = sorted({_language(row.messages[-1]["content"]) for row in self._rows})
         for name, harmful in (("eval/over_refusal_benign", False), ("eval/refusal_contrast", True)):
             refused = [
-                refuses(text) for row, text in zip(self._rows, self._said, strict=True) if row.harmful == harmful
+                (_language(row.messages[-1]["content"]), refuses(text))
+                for row, text in zip(self._rows, self._said, strict=True)
+                if row.harmful == harmful
             ]
-            n, hits = len(refused), sum(refused)
-            metrics |= with_interval(name, hits / n, wilson(hits, n))
+            metrics |= _share(name, [one for _, one in refused])
+            for language in languages if len(languages) > 1 else ():
+                metrics |= _share(f"{name}_{language}", [one for its, one in refused if its == language])
         return metrics
 
     def first_replies(self, count: int) -> dict[str, list[tuple[str, str]]]:
@@ -85,6 +90,10 @@ class BenignPrompts:
         write_table(self._context, "benign_kinds", "Benign prompts refused, by kind", columns, counted)
         columns = ["prompt", "kind", "language", "wanted", "reply", "text"]
         write_table(self._context, "benign", "Replies to benign prompts and their contrasts", columns, table, shown=24)
+
+
+def _share(name: str, of: Sequence[bool]) -> dict[str, float]:
+    return with_interval(name, sum(of) / len(of), wilson(sum(of), len(of)))
 
 
 def _language(text: str) -> str:

@@ -74,7 +74,11 @@ METRICS: dict[str, str] = {
             "eval/over_refusal": "share of benign held-out requests that are refused",
             "eval/over_refusal_benign": "share of the benign prompts of data=benign that are refused",
             "eval/over_refusal_instructions": "share of held-out instructions that are refused",
+            "eval/over_refusal_benign_en": "the same of the English ones",
+            "eval/over_refusal_benign_zh": "the same of the Chinese ones",
             "eval/refusal_contrast": "share of the harmful prompts of data=benign, which look safe, that are refused",
+            "eval/refusal_contrast_en": "the same of the English ones",
+            "eval/refusal_contrast_zh": "the same of the Chinese ones",
             "eval/longest_run": "tokens of the longest stretch of a free reply in which one phrase is repeated, mean",
         }
     ),
@@ -194,7 +198,8 @@ def meaning_of(name: str) -> str:
 LOWER_IS_BETTER = frozenset(
     "train/loss train/grad_norm train/ce train/kl_teacher train/on_policy_kl eval/teacher_loss eval/loss eval/ppl "
     "eval/bits_per_byte eval/response_loss eval/response_ppl "
-    "eval/over_refusal eval/over_refusal_benign eval/over_refusal_instructions eval/longest_run "
+    "eval/over_refusal eval/over_refusal_benign eval/over_refusal_benign_en eval/over_refusal_benign_zh "
+    "eval/over_refusal_instructions eval/longest_run "
     "eval/reward_ece eval/kl rl/kl rl/kl_per_token rl/kl_full rl/policy_loss rl/value_loss rl/ptx_loss "
     "rl/approx_kl rl/clip_frac rl/value_clip_frac rl/sampler_gap rl/sampler_gap_max rl/first_kl rl/kl_loss "
     "rl/cost rl/harmful_cost rl/benign_cost eval/cost eval/harmful_cost eval/benign_cost "
@@ -234,8 +239,12 @@ QUANTITIES: dict[str, tuple[str, str]] = {
     "safe_rate": ("safe replies", SHARE),
     "over_refusal": ("benign requests refused", SHARE),
     "over_refusal_benign": ("benign prompts refused", SHARE),
+    "over_refusal_benign_en": ("benign prompts refused, English", SHARE),
+    "over_refusal_benign_zh": ("benign prompts refused, Chinese", SHARE),
     "over_refusal_instructions": ("instructions refused", SHARE),
     "refusal_contrast": ("prompts refused that only look benign", SHARE),
+    "refusal_contrast_en": ("prompts refused that only look benign, English", SHARE),
+    "refusal_contrast_zh": ("prompts refused that only look benign, Chinese", SHARE),
     "instruction_accuracy": ("instructions met", SHARE),
     "accuracy": ("answers right", SHARE),
     "acc": ("right", SHARE),
