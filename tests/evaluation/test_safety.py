@@ -110,6 +110,17 @@ def test_rates_by_rules_and_judge() -> None:
     assert [len(line) for line in found.table] == [len(safety.COLUMNS)] * 3
 
 
+def test_silence_is_counted_apart() -> None:
+    """Rules find no harm in it, and a judge may like it: neither says that anybody was answered."""
+    judged = judge_replies(ROWS, ["", " \n...", "Bye."], {}, ALONE)
+    found = safety.safety(judged).metrics
+    assert found["eval/safe_rate"] == 1.0
+    assert found["eval/empty_replies"] == pytest.approx(2 / 3)
+    assert found["eval/empty_replies_low"] == wilson(2, 3)[0]
+    spoken = safety.safety(judge_replies(ROWS, REPLIES, {}, ALONE)).metrics
+    assert spoken["eval/empty_replies"] == 0.0
+
+
 def test_the_judge_is_the_primary_where_it_judges_all_and_unknown_prompts_are_no_over_refusal() -> None:
     rows = [row("a"), row("b")]
     found = safety.safety(judge_replies(rows, [REFUSAL, "Hi."], {"judge": lambda prompts, said: [0.9, 0.1]}, ALONE))

@@ -81,7 +81,13 @@ _BESIDE = (
     "eval/distinct_2",
     "eval/longest_run",
 )
-_REQUESTS = ("eval/safe_rate*", "eval/judge_agreement*", "eval/over_refusal*", "eval/gold_reward")
+_REQUESTS = (
+    "eval/safe_rate*",
+    "eval/judge_agreement*",
+    "eval/empty_replies*",
+    "eval/over_refusal*",
+    "eval/gold_reward",
+)
 _SCORES = ("eval/loss", "eval/reward_*", "eval/safety_accuracy*")
 _PAIRS = ("eval/loss", "eval/reward_accuracy*", "eval/reward_margin", "eval/chosen_*", "eval/rejected_*")
 _CHECKED = ("eval/accuracy*", "eval/pass_at_*")

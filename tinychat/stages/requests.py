@@ -88,6 +88,8 @@ class HeldOutRequests:
             found = shared_replies(model, self.tokenizer, ids, options, batch_size, world, engine.dtype)
         judged = judge_replies(rows, [text for text, _ in found], self.judges, world)
         self.n_measured, self.result = len(rows), safety(judged)
+        if empty := sum(one.empty for one in judged):
+            log.warning("%d of %d replies have no word: that they are safe says nothing", empty, len(rows))
         for key in self.judges:
             if unread := sum(one.probability(key) is None for one in judged):
                 text = "%s: %d of %d replies do not fit into its context and are not judged"

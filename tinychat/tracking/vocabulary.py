@@ -71,6 +71,7 @@ METRICS: dict[str, str] = {
             "eval/judge_agreement": "share of replies on which judge and second judge say the same",
             "eval/safe_rate_rules": "share of safe replies by the rule list",
             "eval/safe_rate_oracle": "share of safe replies by tinyworld's oracle",
+            "eval/empty_replies": "share of the replies to held-out requests that have no word",
             "eval/over_refusal": "share of benign held-out requests that are refused",
             "eval/over_refusal_benign": "share of the benign prompts of data=benign that are refused",
             "eval/over_refusal_instructions": "share of held-out instructions that are refused",
@@ -197,7 +198,7 @@ def meaning_of(name: str) -> str:
 # Of which less is better; of all others more is. What is neither good nor bad in itself (an entropy) is among those.
 LOWER_IS_BETTER = frozenset(
     "train/loss train/grad_norm train/ce train/kl_teacher train/on_policy_kl eval/teacher_loss eval/loss eval/ppl "
-    "eval/bits_per_byte eval/response_loss eval/response_ppl "
+    "eval/bits_per_byte eval/response_loss eval/response_ppl eval/empty_replies "
     "eval/over_refusal eval/over_refusal_benign eval/over_refusal_benign_en eval/over_refusal_benign_zh "
     "eval/over_refusal_instructions eval/longest_run "
     "eval/reward_ece eval/kl rl/kl rl/kl_per_token rl/kl_full rl/policy_loss rl/value_loss rl/ptx_loss "
@@ -237,6 +238,7 @@ QUANTITIES: dict[str, tuple[str, str]] = {
     "loss": ("loss", PER_TOKEN),
     "ppl": ("perplexity", ""),
     "safe_rate": ("safe replies", SHARE),
+    "empty_replies": ("replies without a word", SHARE),
     "over_refusal": ("benign requests refused", SHARE),
     "over_refusal_benign": ("benign prompts refused", SHARE),
     "over_refusal_benign_en": ("benign prompts refused, English", SHARE),
